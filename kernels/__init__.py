@@ -1,0 +1,1 @@
+"""Pallas kernels, installed as ``perturbjax.kernels``; each comes with a jnp reference of the same signature."""

@@ -1,0 +1,17 @@
+"""Every dependence on one jax version or backend, with its reason. Nothing else in the package asks for versions or platforms."""
+
+import jax
+
+
+def compiler_options(platform: str) -> dict[str, bool | int | str] | None:
+    """Options for the programs that make noise.
+
+    On CPU: 512-bit vectors where the machine has them. XLA:CPU prefers 256 bits by default; the integer rounds of threefry then run at half
+    the speed (``scripts/bench_noise.py``). On machines without AVX-512 the option changes nothing.
+    """
+    return {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
+
+
+def default_platform() -> str:
+    """Platform of the default device: "cpu", "gpu" or "tpu". Initialises the backend, so call it inside functions only."""
+    return jax.default_backend()

@@ -1,0 +1,191 @@
+"""The noise specification: a perturbation is a pure function of (key, leaf path, flat index).
+
+Nothing here knows about batches, meshes, kernels or models, so every other way to make the same noise (a scan slice, an embedding
+row, a shard, a kernel tile) needs only an index map onto these functions. Golden values are pinned in ``tests/test_noise.py``;
+changing them is a breaking change.
+
+Keys
+    root key: ``jax.random.key(seed, impl="threefry2x32")``; candidate key: ``fold_in(root, index)``;
+    leaf key: ``fold_in(candidate_key, crc32(path))`` with the path joined by "/". Keys travel as raw ``uint32[2]`` data.
+
+Values (flat index n, C order)
+    gaussian: ``jax.random.normal(leaf_key, shape, float32).ravel()[n]``, bit for bit.
+    rademacher: one bit a weight. The leaf is viewed as (B, R, C) = (leading dims, second-to-last or 1, last); element (b, r, c) is +1 if
+    bit ``r % 32`` of word ``(b * ceil(R / 32) + r // 32) * C + c`` of ``jax.random.bits(leaf_key, ...)`` is set, else -1.
+    low rank r: E = A B^T / sqrt(r), A (..., R, r) and B (..., C, r) from the leaf key folded with 1 and 2; leaves of less than two dims
+    stay dense.
+
+Why own threefry rounds: XLA:CPU lowers ``jax.random.bits`` to rolled loops over whole arrays. The same rounds unrolled in jnp on iota
+counters fuse with whatever consumes the noise; ``scripts/bench_noise.py`` prints the ratio. With partitionable threefry (JAX's default)
+word n is ``x0 ^ x1`` of the block with counter (n >> 32, n & 0xffffffff), a function of n alone.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbjax._erf_inv import erf_inv
+
+KEY_IMPL = "threefry2x32"
+DISTRIBUTIONS = ("gaussian", "rademacher")
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_WORD_BITS = 32
+
+
+def root_key_data(seed: int | jax.Array) -> jax.Array:
+    """Raw key data, uint32[2], of an integer seed or of a threefry2x32 key.
+
+    Raises:
+        ValueError: for a key of another implementation; ``rbg`` keys, for one, give other draws under vmap than in a loop.
+    """
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        if str(jax.random.key_impl(seed)) != KEY_IMPL:
+            raise ValueError(
+                f"key implementation {jax.random.key_impl(seed)}: noise is defined for {KEY_IMPL} keys only; "
+                f"use jax.random.key(seed, impl='{KEY_IMPL}')"
+            )
+        return jax.random.key_data(seed)
+    return jax.random.key_data(jax.random.key(seed, impl=KEY_IMPL))
+
+
+def fold_in(key_data: jax.Array, data: int | jax.Array) -> jax.Array:
+    """``jax.random.fold_in`` on raw key data: uint32[2] -> uint32[2]."""
+    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), data))
+
+
+def leaf_hash(path: str) -> int:
+    """crc32 of a leaf's path: the number folded into the candidate key for this leaf."""
+    return zlib.crc32(path.encode())
+
+
+def threefry2x32(key_data: jax.Array, hi: jax.Array | int, lo: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The 20 rounds of Threefry-2x32 (Salmon et al., SC 2011), unrolled, on counters (hi, lo) of any common shape."""
+    k0, k1 = key_data[0], key_data[1]
+    keys = (k0, k1, k0 ^ k1 ^ jnp.uint32(0x1BD11BDA))
+    x0, x1 = jnp.asarray(hi, jnp.uint32) + keys[0], lo + keys[1]
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = (x1 << jnp.uint32(rotation)) | (x1 >> jnp.uint32(_WORD_BITS - rotation))
+            x1 = x0 ^ x1
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x0, x1
+
+
+def counters(shape: Sequence[int], offset: int = 0) -> tuple[jax.Array | int, jax.Array]:
+    """High and low words of the flat indices ``offset + 0 .. offset + size - 1``, C order, each uint32 of ``shape``.
+
+    The high word is the plain integer 0 where no index reaches 2**32. Stacked layers of a 70B model do (80 x 8192 x 28672).
+    """
+    shape = tuple(shape)
+    size = math.prod(shape)
+    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    if offset + size <= 2**_WORD_BITS:
+        lo = jnp.full(shape, offset, jnp.uint32)
+        for d, stride in enumerate(strides):
+            if shape[d] > 1:
+                lo = lo + jax.lax.broadcasted_iota(jnp.uint32, shape, d) * jnp.uint32(stride)
+        return 0, lo
+    hi = jnp.full(shape, offset >> _WORD_BITS, jnp.uint32)
+    lo = jnp.full(shape, offset & 0xFFFFFFFF, jnp.uint32)
+    for d, stride in enumerate(strides):
+        index = jax.lax.broadcasted_iota(jnp.uint32, shape, d)
+        add_hi, add_lo = _multiply_wide(index, stride)
+        lo = lo + add_lo
+        hi = hi + add_hi + (lo < add_lo).astype(jnp.uint32)
+    return hi, lo
+
+
+def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
+    """``x * factor`` modulo 2**64 as (high, low) uint32 words; ``factor`` is a Python integer below 2**64."""
+    f_lo, f_hi = jnp.uint32(factor & 0xFFFFFFFF), jnp.uint32(factor >> _WORD_BITS)
+    half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
+    x0, x1, f0, f1 = x & mask, x >> half, f_lo & mask, f_lo >> half
+    low = x0 * f0
+    mid = x1 * f0 + (low >> half)
+    mid2 = x0 * f1 + (mid & mask)
+    high = x1 * f1 + (mid >> half) + (mid2 >> half)
+    return high + x * f_hi, x * f_lo
+
+
+def bits(key_data: jax.Array, shape: Sequence[int], offset: int = 0) -> jax.Array:
+    """``jax.random.bits(key, ...)`` words number ``offset ...`` in ``shape``: uint32, bit for bit."""
+    x0, x1 = threefry2x32(key_data, *counters(shape, offset))
+    return x0 ^ x1
+
+
+def gaussian(key_data: jax.Array, shape: Sequence[int], offset: int = 0) -> jax.Array:
+    """``jax.random.normal(key, ..., float32)`` elements number ``offset ...`` in ``shape``, bit for bit."""
+    return _gaussian(key_data, tuple(shape), offset)
+
+
+@partial(jax.jit, static_argnums=(1, 2))  # compiled even when called eagerly: one operation at a time rounds differently from a fused loop
+def _gaussian(key_data: jax.Array, shape: tuple[int, ...], offset: int) -> jax.Array:
+    # The steps of jax.random.normal: 23 random bits -> [1, 2) -> (-1, 1) -> inverse error function.
+    words = bits(key_data, shape, offset)
+    unit = jax.lax.bitcast_convert_type((words >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - 1.0
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    return np.float32(np.sqrt(2)) * erf_inv(unit * (np.float32(1) - low) + low)
+
+
+def rademacher_words(key_data: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """The words of a rademacher leaf: uint32 of shape (B, ceil(R / 32), C), in the view of the module docstring."""
+    blocks, rows, columns = matrix_view(shape)
+    # jax.random.bits and not our own rounds: its rolled loop is a boundary that XLA does not fuse across. Fused, the 20 rounds would be
+    # repeated for each of the 32 rows that share a word; unfused they cost one 32nd of a pass.
+    return jax.random.bits(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), (blocks, -(-rows // _WORD_BITS), columns), jnp.uint32)
+
+
+def rademacher_sign_bits(words: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Expands words to one sign bit an element, in bit 31: 0 where the noise is +1, 0x80000000 where it is -1. uint32 of ``shape``."""
+    blocks, rows, columns = matrix_view(shape)
+    groups = words.shape[1]
+    shift = (jnp.uint32(_WORD_BITS - 1) - jnp.arange(min(rows, _WORD_BITS), dtype=jnp.uint32))[None, None, :, None]
+    expanded = (~words[:, :, None, :] << shift) & jnp.uint32(0x80000000)
+    if groups > 1:
+        expanded = expanded.reshape(blocks, groups * _WORD_BITS, columns)[:, :rows]
+    return expanded.reshape(tuple(shape))
+
+
+def rademacher(key_data: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Signs +1/-1 as float32 of ``shape``, one bit of threefry output each."""
+    one = jnp.uint32(0x3F800000)
+    return jax.lax.bitcast_convert_type(rademacher_sign_bits(rademacher_words(key_data, shape), shape) | one, jnp.float32)
+
+
+def dense(key_data: jax.Array, shape: Sequence[int], distribution: str) -> jax.Array:
+    """Full-rank noise of one leaf: float32 of ``shape``, mean 0, variance 1."""
+    if distribution == "gaussian":
+        return gaussian(key_data, shape)
+    if distribution == "rademacher":
+        return rademacher(key_data, shape)
+    raise ValueError(f"distribution {distribution!r}: must be one of {', '.join(DISTRIBUTIONS)}")
+
+
+def low_rank_factors(key_data: jax.Array, shape: Sequence[int], rank: int, distribution: str) -> tuple[jax.Array, jax.Array]:
+    """A (..., R, rank) and B (..., C, rank), float32, with E = A B^T / sqrt(rank) for a leaf of shape (..., R, C)."""
+    *leading, rows, columns = shape
+    a = dense(fold_in(key_data, 1), (*leading, rows, rank), distribution)
+    b = dense(fold_in(key_data, 2), (*leading, columns, rank), distribution)
+    return a, b
+
+
+def low_rank(key_data: jax.Array, shape: Sequence[int], rank: int, distribution: str) -> jax.Array:
+    """Rank-``rank`` noise of a leaf with two or more dims (EGGROLL, arXiv 2511.16652, eq. for E): float32 of ``shape``, mean 0, variance
+    1."""
+    a, b = low_rank_factors(key_data, shape, rank, distribution)
+    product = jnp.einsum("...ik,...jk->...ij", a, b, precision=jax.lax.Precision.HIGHEST)
+    return product / jnp.float32(math.sqrt(rank))
+
+
+def matrix_view(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(B, R, C) of a leaf: leading dims, second-to-last or 1, last or 1."""
+    columns = shape[-1] if len(shape) >= 1 else 1
+    rows = shape[-2] if len(shape) >= 2 else 1
+    return math.prod(shape[:-2]), rows, columns

@@ -1,0 +1,188 @@
+"""``perturb`` against the one-liner of the noise specification, over kinds x shapes x dtypes x scales."""
+
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perturbjax.perturb import Noise, Rule, coverage, fingerprint, leaf_paths, perturb, scales
+from perturbjax.population import Candidate, Population
+
+POPULATION = Population(seed=3, size=12, sigmas=(0.01, 0.02, 0.05))
+NOISES = [Noise(d, r, s) for d in ("gaussian", "rademacher") for r in (None, 2) for s in ("absolute", "rms", "modular")]
+
+
+def base(dtype):
+    keys = iter(jax.random.split(jax.random.key(1), 5))
+    leaf = lambda *shape: jax.random.normal(next(keys), shape).astype(dtype)  # noqa: E731
+    return {
+        "embed": {"embedding": leaf(40, 16)},
+        "layers": {"kernel": leaf(3, 16, 40), "scale": leaf(3, 16)},
+        "bias": leaf(33),
+        "temperature": leaf(),
+        "steps": jnp.arange(4),
+        "flag": jnp.array([True, False]),
+    }
+
+
+def signs(key, shape):
+    blocks, rows, columns = math.prod(shape[:-2]), (shape[-2] if len(shape) > 1 else 1), (shape[-1] if shape else 1)
+    words = jax.random.bits(key, (blocks, -(-rows // 32), columns))
+    r = jnp.arange(rows)
+    bits = (words[:, r // 32, :] >> (r % 32).astype(jnp.uint32)[None, :, None]) & jnp.uint32(1)
+    return (bits.astype(jnp.float32) * 2 - 1).reshape(shape)
+
+
+def oracle_noise(key, shape, noise):
+    draw = signs if noise.distribution == "rademacher" else jax.random.normal
+    if noise.rank is None or len(shape) < 2:
+        return draw(key, shape)
+    a = draw(jax.random.fold_in(key, 1), (*shape[:-1], noise.rank))
+    b = draw(jax.random.fold_in(key, 2), (*shape[:-2], shape[-1], noise.rank))
+    return a @ jnp.swapaxes(b, -1, -2) / math.sqrt(noise.rank)
+
+
+def oracle_scale(path, leaf, noise):
+    if noise.scale == "rms":
+        return np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64))))
+    if noise.scale == "modular" and leaf.ndim >= 2 and "embed" not in path:
+        i, o = leaf.shape[-2:]
+        return math.sqrt(o / i) / (math.sqrt(i) + math.sqrt(o) if noise.rank is None else math.sqrt(i * o / noise.rank))
+    return 1.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("noise", NOISES, ids=str)
+def test_perturb_equals_the_specification(noise, dtype):
+    params, index = base(dtype), 7
+    candidate_key = jax.random.fold_in(jax.random.key(3, impl="threefry2x32"), index)
+    moved = leaf_paths(jax.jit(lambda p, c: perturb(p, c, noise))(params, POPULATION[index]))
+    for path, leaf in leaf_paths(params).items():
+        assert moved[path].dtype == leaf.dtype and moved[path].shape == leaf.shape
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            np.testing.assert_array_equal(moved[path], leaf)
+            continue
+        e = oracle_noise(jax.random.fold_in(candidate_key, zlib.crc32(path.encode())), leaf.shape, noise)
+        step = np.float32(0.02) * np.float32(oracle_scale(path, leaf, noise))
+        expected = (leaf.astype(jnp.float32) + step * e).astype(dtype)
+        ulp = np.spacing(np.abs(np.asarray(leaf, np.float32)) + np.abs(np.asarray(step * e)))
+        if dtype == "bfloat16":  # rounded once to 8 bits: a last-bit difference before that may cross a rounding boundary, rarely
+            assert np.mean(np.asarray(moved[path]) != np.asarray(expected)) < 0.01
+            ulp = ulp * 2**16
+        # The RMS is a float32 sum here and a float64 one in the oracle; a low-rank product is summed in another order.
+        slack = 1e-6 * np.abs(np.asarray(step * e)) if noise.scale == "rms" or noise.rank else 0
+        assert (np.abs(np.asarray(moved[path], np.float32) - np.asarray(expected, np.float32)) <= 2 * ulp + slack).all(), path
+
+
+def test_sigma_zero_is_the_base_bit_for_bit():
+    for dtype in ("float32", "bfloat16"):
+        params = base(dtype)
+        for noise in NOISES:
+            for got, leaf in zip(jax.tree.leaves(perturb(params, Candidate.base(), noise)), jax.tree.leaves(params), strict=True):
+                np.testing.assert_array_equal(np.asarray(got), np.asarray(leaf))
+
+
+def test_antithetic_pair_is_symmetric_about_the_base():
+    population = Population(0, 4, (0.5, 0.25), antithetic=True)
+    params = {"w": jnp.zeros((8, 8)), "b": jnp.zeros(5)}
+    for distribution in ("gaussian", "rademacher"):
+        plus, minus, other = (perturb(params, population[i], Noise(distribution)) for i in (2, 3, 0))
+        assert (plus["w"] == -minus["w"]).all() and (plus["b"] == -minus["b"]).all()
+        assert not (jnp.sign(plus["w"]) == jnp.sign(other["w"])).all()
+        assert population[2].sigma == population[3].sigma == np.float32(0.25)
+
+
+def test_same_shape_leaves_get_independent_noise():
+    params = {name: jnp.zeros((200, 300)) for name in ("a", "b", "c")}
+    for noise in (Noise(), Noise("rademacher")):
+        moved = perturb(params, POPULATION[0], noise)
+        for x, y in (("a", "b"), ("a", "c"), ("b", "c")):
+            correlation = np.corrcoef(np.ravel(moved[x]), np.ravel(moved[y]))[0, 1]
+            assert abs(correlation) < 3 / math.sqrt(60000)
+
+
+@pytest.mark.parametrize("noise", [Noise(), Noise("rademacher")], ids=str)
+def test_mean_and_standard_deviation_are_as_specified(noise):
+    moved = perturb({"w": jnp.zeros((1000, 1000))}, POPULATION[2], noise)["w"]
+    sigma = 0.05
+    assert abs(float(moved.mean())) < 4 * sigma / 1000
+    assert abs(float(moved.std()) / sigma - 1) < 4 / math.sqrt(2e6)
+
+
+def test_noise_of_a_leaf_ignores_the_other_leaves_and_their_order():
+    params = base("float32")
+    alone = perturb({"layers": {"kernel": params["layers"]["kernel"]}}, POPULATION[4], Noise())
+    np.testing.assert_array_equal(alone["layers"]["kernel"], perturb(params, POPULATION[4], Noise())["layers"]["kernel"])
+
+
+def test_vmapped_candidates_equal_single_ones():
+    params = base("float32")
+    noise = Noise(rank=2)
+    together = jax.vmap(lambda c: perturb(params, c, noise))(POPULATION[3:6].candidates())
+    for i in range(3):
+        for got, one in zip(jax.tree.leaves(together), jax.tree.leaves(perturb(params, POPULATION[3 + i], noise)), strict=True):
+            np.testing.assert_allclose(np.asarray(got[i], np.float32), np.asarray(one, np.float32), rtol=1e-6, atol=1e-7)
+
+
+def test_modular_scale_gives_matrices_the_stated_spectral_norm():
+    for shape in ((300, 600), (600, 300)):
+        for noise in (Noise(scale="modular"), Noise("rademacher", scale="modular")):
+            step = perturb({"kernel": jnp.zeros(shape)}, Population(0, 1, (1.0,))[0], noise)["kernel"]
+            norm = np.linalg.norm(np.asarray(step), 2) * math.sqrt(shape[0] / shape[1])
+            assert 0.95 < norm < 1.05
+
+
+def test_rules_first_match_wins_and_coverage_reports():
+    params = base("float32")
+    rules = (Rule("scale$", exclude=True), Rule("^layers/", scale="rms"), Rule("nothing", exclude=True))
+    noise = Noise(rules=rules)
+    assert set(scales(params, noise)) == {"embed/embedding", "layers/kernel", "bias", "temperature"}
+    moved = perturb(params, POPULATION[1], noise)
+    assert (moved["layers"]["scale"] == params["layers"]["scale"]).all()
+    report = coverage(params, noise)
+    assert report.unused_rules == (rules[2],)
+    assert (report.moved, report.total) == (40 * 16 + 3 * 16 * 40 + 33 + 1, 40 * 16 + 3 * 16 * 40 + 48 + 33 + 1 + 4 + 2)
+
+
+def test_leaves_with_one_crc_are_refused():
+    # A known crc32 collision.
+    assert zlib.crc32(b"plumless") == zlib.crc32(b"buckeroo")
+    with pytest.raises(ValueError, match=r"plumless.*one crc32|buckeroo.*one crc32"):
+        perturb({"plumless": jnp.zeros(2), "buckeroo": jnp.zeros(2)}, POPULATION[0], Noise())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Noise("normal"), "distribution 'normal'"),
+        (lambda: Noise(scale="big"), "scale 'big'"),
+        (lambda: Noise(rank=0), "rank 0"),
+        (lambda: Rule("(", exclude=True), "regular expression"),
+        (lambda: Rule("a"), "either a scale or exclude"),
+        (lambda: Rule("a", scale="rms", exclude=True), "either a scale or exclude"),
+        (lambda: Rule("a", scale="x"), "scale 'x'"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_fingerprint_sees_paths_shapes_dtypes_and_bytes():
+    params = {"a": jnp.arange(6.0), "b": jnp.ones((2, 3))}
+    prints = {
+        fingerprint(p)
+        for p in (
+            params,
+            {"a": params["a"], "c": params["b"]},
+            {"a": params["a"].reshape(2, 3), "b": params["b"]},
+            {"a": params["a"].astype(jnp.bfloat16), "b": params["b"]},
+            {"a": params["a"].at[0].set(-0.0), "b": params["b"]},
+        )
+    }
+    assert len(prints) == 5
+    assert fingerprint(params) == fingerprint({"b": np.ones((2, 3), np.float32), "a": np.arange(6, dtype=np.float32)})
+    assert fingerprint(params).startswith("sha256:")
