@@ -1,0 +1,70 @@
+"""The shape of a decoder, independent of the file it came from."""
+
+from dataclasses import dataclass
+
+SUPPORTED_ARCHITECTURES = ("llama", "qwen2")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A pre-norm, rotary, grouped-query, SwiGLU decoder (Llama 2/3.x, SmolLM2, Qwen2, Qwen2.5).
+
+    Attributes:
+        architecture: one of ``SUPPORTED_ARCHITECTURES``; only loaders and export look at it.
+        vocab_size: V, rows of the embedding.
+        hidden_size: D.
+        intermediate_size: F.
+        num_layers: L.
+        num_heads: query heads H.
+        num_kv_heads: key/value heads; H is a multiple of it.
+        head_dim: size of one head.
+        rope_theta: rotary base.
+        rope_factors: per-frequency divisors of the rotary frequencies, ``head_dim // 2`` of them (Llama 3.x scaling), or None.
+        norm_eps: epsilon of every RMS norm.
+        tied_head: the head is the transposed embedding.
+        qkv_bias: query, key and value projections have biases (Qwen2).
+        max_positions: longest context the model was made for, in tokens.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    norm_eps: float
+    tied_head: bool
+    qkv_bias: bool = False
+    rope_factors: tuple[float, ...] | None = None
+    max_positions: int = 8192
+
+
+def param_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter; the layout that loaders fill and ``Decoder`` expects.
+
+    Kernels are (in, out); everything under ``layers`` is stacked along a leading L axis, because the decoder scans over layers.
+    Rotary embedding is the rotate-half form of Hugging Face.
+    """
+    d, f, n = config.hidden_size, config.intermediate_size, config.num_layers
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed/embedding": (config.vocab_size, d),
+        "layers/attention_norm/scale": (n, d),
+        "layers/attention/q/kernel": (n, d, q),
+        "layers/attention/k/kernel": (n, d, kv),
+        "layers/attention/v/kernel": (n, d, kv),
+        "layers/attention/o/kernel": (n, q, d),
+        "layers/mlp_norm/scale": (n, d),
+        "layers/mlp/gate/kernel": (n, d, f),
+        "layers/mlp/up/kernel": (n, d, f),
+        "layers/mlp/down/kernel": (n, f, d),
+        "norm/scale": (d,),
+    }
+    if config.qkv_bias:
+        shapes |= {f"layers/attention/{name}/bias": (n, size) for name, size in (("q", q), ("k", kv), ("v", kv))}
+    if not config.tied_head:
+        shapes["head/kernel"] = (d, config.vocab_size)
+    return shapes

@@ -1,0 +1,7 @@
+"""Scores candidates: one compiled chunk at a time on a mesh, teacher-forced or generative."""
+
+from perturbjax.scoring.chunk import ChunkProgram as ChunkProgram
+from perturbjax.scoring.chunk import score_population as score_population
+from perturbjax.scoring.engine import Engine as Engine
+from perturbjax.scoring.engine import Outputs as Outputs
+from perturbjax.scoring.engine import Prepared as Prepared

@@ -1,0 +1,142 @@
+"""One compiled program that evaluates a chunk of candidates, each perturbed inside it.
+
+The program's shapes are the chunk's capacity and the data's; how many of the candidates are real is an argument. So neither the population
+size nor a last, partly filled chunk compiles anything anew, and padding candidates cost nothing: the loop stops before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from perturbjax import _compat, sharding
+from perturbjax.perturb import Noise, perturb, scales
+from perturbjax.population import Candidate, Population
+
+
+class ChunkProgram:
+    """``fn(params, candidate, data)`` for up to ``capacity`` candidates at a time, with ``params`` perturbed by each candidate's noise.
+
+    Args:
+        fn: the function of one candidate; returns a pytree of arrays. Its ``params`` are already perturbed.
+        params: the base; put on the mesh once and never written.
+        noise: what perturbs; None leaves the base as it is (the plain model, for reference timings and sampling).
+        mesh: candidates are split over its "candidate" axis.
+        capacity: candidates of one call; rounded up to a multiple of devices times ``in_flight``.
+        in_flight: candidates vmapped together on each device; as many perturbed copies exist at a time.
+    """
+
+    def __init__(self, fn: Callable[..., Any], params: Any, noise: Noise | None, mesh: Mesh, capacity: int, in_flight: int = 1):
+        devices = mesh.shape[sharding.CANDIDATE]
+        step = devices * in_flight
+        self.capacity = -(-capacity // step) * step
+        self.mesh, self.in_flight, self.noise = mesh, in_flight, noise
+        self.traces = 0
+        self._fn = fn
+        self._params = sharding.put_replicated(params, mesh)
+        # Scales are taken from the whole base before it is spread, so that a leaf's RMS cannot depend on the mesh.
+        self._scales = sharding.put_replicated(scales(params, noise) if noise else {}, mesh)
+        over, same = sharding.OVER_CANDIDATES, sharding.REPLICATED
+        mapped = jax.shard_map(self._local, mesh=mesh, in_specs=(same, same, over, over, same), out_specs=over, check_vma=False)
+        platform = mesh.devices.flat[0].platform
+        self._program = jax.jit(mapped, compiler_options=_compat.compiler_options(platform))
+
+    def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any) -> Any:
+        if self.noise is not None:
+            with jax.named_scope("noise"):
+                params = perturb(params, candidate, self.noise, leaf_scales)
+        return self._fn(params, candidate, data)
+
+    def _local(self, params: Any, leaf_scales: dict[str, jax.Array], count: jax.Array, candidates: Candidate, data: Any) -> Any:
+        """One device's part: ``count[0]`` of its candidates are real."""
+        self.traces += 1
+        width = self.in_flight
+        blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), candidates)
+
+        def block(index: jax.Array) -> Any:
+            several = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), blocks)
+            if width == 1:
+                one = self._one(params, leaf_scales, jax.tree.map(lambda leaf: leaf[0], several), data)
+                return jax.tree.map(lambda leaf: leaf[None], one)
+            return jax.vmap(self._one, (None, None, 0, None))(params, leaf_scales, several, data)
+
+        shapes = jax.eval_shape(block, jax.ShapeDtypeStruct((), jnp.int32))
+        results = jax.tree.map(lambda s: jnp.zeros((blocks.index.shape[0], *s.shape), s.dtype), shapes)
+
+        def step(index, results):
+            return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, block(index))
+
+        results = jax.lax.fori_loop(0, -(-count[0] // width), step, results)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
+
+    def __call__(self, candidates: Candidate, data: Any) -> Any:
+        """Evaluates any number of candidates (leading axis n), chunk by chunk; numpy results with leading axis n, in order."""
+        total = candidates.index.shape[0]
+        pieces = (slice(i, i + self.capacity) for i in range(0, total, self.capacity))
+        parts = [self._chunk(Candidate(*(leaf[piece] for leaf in candidates)), data) for piece in pieces]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _chunk(self, candidates: Candidate, data: Any) -> Any:
+        devices = self.mesh.shape[sharding.CANDIDATE]
+        slots = np.arange(self.capacity).reshape(devices, -1)
+        shares = np.array_split(np.arange(candidates.index.shape[0]), devices)
+        place = np.concatenate([slots[d, : len(share)] for d, share in enumerate(shares)])
+
+        def spread(leaf):
+            out = np.zeros((self.capacity, *leaf.shape[1:]), leaf.dtype)
+            out[place] = np.asarray(leaf)
+            return out
+
+        padded = sharding.put_over_candidates(jax.tree.map(spread, candidates), self.mesh)
+        counts = sharding.put_over_candidates(np.array([len(share) for share in shares], np.int32), self.mesh)
+        results = self._program(self._params, self._scales, counts, padded, data)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[place], results)
+
+    def lower(self, data: Any) -> Any:
+        """The lowered program, for ``compile().memory_analysis()`` and the like."""
+        shape = (self.capacity,)
+        tails: list[tuple[tuple[int, ...], str]] = [((), "uint32"), ((), "float32"), ((), "float32"), ((2,), "uint32")]
+        candidates: Any = Candidate._make(jax.ShapeDtypeStruct((*shape, *tail), dtype) for tail, dtype in tails)
+        counts = jax.ShapeDtypeStruct((self.mesh.shape[sharding.CANDIDATE],), "int32")
+        return self._program.lower(self._params, self._scales, counts, candidates, data)
+
+
+def score_population(
+    fn: Callable[[Any, Any], jax.Array],
+    params: Any,
+    population: Population,
+    batch: Any,
+    noise: Noise | None = None,
+    mesh: Mesh | None = None,
+    chunk: int = 64,
+    in_flight: int = 1,
+) -> np.ndarray:
+    """Scores every candidate of a population of any JAX function's parameters.
+
+    Args:
+        fn: ``fn(params, batch)`` -> a score () or per-example scores (B,), higher is better (the literature also says fitness or reward).
+        params: the base, a pytree of arrays; never written.
+        population: N candidates.
+        batch: whatever ``fn`` takes; replicated.
+        noise: ``Noise()`` by default.
+        mesh: all devices along "candidate" by default.
+        chunk: candidates of one compiled call.
+        in_flight: perturbed copies of the params that exist at a time on each device.
+
+    Returns:
+        float array (N,) or (N, B).
+    """
+    program = ChunkProgram(
+        lambda theta, _, data: fn(theta, data),
+        params,
+        noise or Noise(),
+        mesh or sharding.make_mesh(),
+        min(chunk, len(population)),
+        in_flight,
+    )
+    return program(population.candidates(), sharding.put_replicated(batch, program.mesh))

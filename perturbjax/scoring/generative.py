@@ -1,0 +1,103 @@
+"""Generative scoring: the batch on the host, and the function of one candidate that decodes all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbjax.models.config import DecoderConfig
+from perturbjax.models.decoder import bind
+from perturbjax.models.generate import NO_TOKEN, Replies, generate
+from perturbjax.scoring.forced import run_prefix
+from perturbjax.scoring.packing import PREFIX_BUCKETS, bucket
+
+PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
+ROW_BUCKETS = (1, 4, 8, 16, 32, 64)
+"""Rows decoded together. More examples than the last take several slots, one after the other."""
+SLOT_CAPACITY = 8
+
+
+@dataclass(frozen=True)
+class GenerationBatch:
+    """What the compiled program reads: S slots (capacity), B rows, T prompt tokens.
+
+    Attributes:
+        prefix: (1, P) token ids, padded; prefix_length: how many are real.
+        tokens: (S, B, T) prompts after the prefix; lengths: (S, B); live: (S, B), False on padding rows; row_ids: (S, B) number of the
+        example.
+        count: slots in use.
+        temperature: of sampling; unused when decoding greedily.
+    """
+
+    prefix: np.ndarray
+    prefix_length: np.int32
+    tokens: np.ndarray
+    lengths: np.ndarray
+    live: np.ndarray
+    row_ids: np.ndarray
+    count: np.int32
+    temperature: np.float32
+
+    def arrays(self) -> dict[str, np.ndarray | np.int32 | np.float32]:
+        return dict(vars(self))
+
+
+def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> GenerationBatch:
+    """Pads prompts (without the shared prefix) into slots of one shape, in order."""
+    rows = bucket(min(len(prompts), ROW_BUCKETS[-1]), ROW_BUCKETS)
+    width = bucket(max(len(p) for p in prompts), PROMPT_BUCKETS)
+    count = -(-len(prompts) // rows)
+    capacity = SLOT_CAPACITY
+    while capacity < count:
+        capacity *= 2
+    tokens = np.zeros((capacity * rows, width), np.int32)
+    lengths = np.ones(capacity * rows, np.int32)
+    for i, prompt in enumerate(prompts):
+        tokens[i, : len(prompt)] = prompt
+        lengths[i] = len(prompt)
+    padded = np.zeros((1, bucket(max(len(prefix), 1), PREFIX_BUCKETS)), np.int32)
+    padded[0, : len(prefix)] = prefix
+    shape = (capacity, rows)
+    ids = np.arange(capacity * rows, dtype=np.int32)
+    return GenerationBatch(
+        padded,
+        np.int32(len(prefix)),
+        tokens.reshape(*shape, width),
+        lengths.reshape(shape),
+        (ids < len(prompts)).reshape(shape),
+        ids.reshape(shape),
+        np.int32(count),
+        np.float32(1),
+    )
+
+
+def generate_replies(config: DecoderConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool):
+    """The function of one candidate that ``ChunkProgram`` runs on a ``GenerationBatch``: ``Replies`` with leading (S, B).
+
+    With ``sample``, tokens are drawn with the candidate's key (of the plain model: noise and samples never share one).
+    """
+
+    def fn(params: Any, candidate: Any, data: dict[str, jax.Array]) -> Replies:
+        decoder = bind(config, params)
+        prefix = run_prefix(decoder, data["prefix"], data["prefix_length"])
+
+        def slot(index: jax.Array, results: Replies) -> Replies:
+            tokens, lengths, live, row_ids = (
+                jax.lax.dynamic_index_in_dim(data[name], index, keepdims=False) for name in ("tokens", "lengths", "live", "row_ids")
+            )
+            replies = generate(
+                decoder, tokens, lengths, live, max_new_tokens, stop_ids, prefix, data["prefix_length"],
+                candidate.key_data if sample else None, row_ids, data["temperature"],
+            )  # fmt: skip
+            return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, replies)
+
+        shape = data["lengths"].shape
+        empty = Replies(jnp.full((*shape, max_new_tokens), NO_TOKEN, jnp.int32), jnp.ones(shape, bool))
+        return jax.lax.fori_loop(0, data["count"], slot, empty)
+
+    return fn

@@ -1,0 +1,186 @@
+"""Host side of teacher-forced scoring: examples of any length packed into slots of one shape.
+
+Rows of ``row_tokens`` tokens hold several examples side by side; a token sees the shared prefix, its example's prompt and, after the
+prompt, its own choice only. So no token is spent on padding between lengths, each prompt is run once for all its choices, and neither the
+number of examples nor their lengths reach the compiled program (but for the row length, which comes in a few buckets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ROW_BUCKETS = (256, 512, 1024, 2048, 4096, 8192)
+SLOT_TOKENS = 512
+"""Tokens of one forward pass: enough rows for full-speed matmuls, few enough that the last slot wastes little."""
+PREFIX_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SLOT_CAPACITY = 64
+PROMPT = -1
+"""Branch number of an example's prompt."""
+
+
+@dataclass(frozen=True)
+class ScoringExample:
+    """Token ids of one example: the prompt after the shared prefix, and each choice's continuation."""
+
+    prompt: Sequence[int]
+    choices: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """What the compiled program reads. S slots (capacity), R rows, T tokens a row, Q queries a slot, C ids a query.
+
+    Attributes:
+        prefix: (1, P) token ids, padded; prefix_length: how many are real.
+        tokens, positions, example, branch: (S, R, T) int32; ``example`` is -1 on padding, ``branch`` is PROMPT or the number of the choice.
+        query: (S, Q) flat position (row * T + column) whose next-token logits are asked for.
+        ids: (S, Q, C) token ids asked for.
+        count: slots in use.
+    """
+
+    prefix: np.ndarray
+    prefix_length: np.int32
+    tokens: np.ndarray
+    positions: np.ndarray
+    example: np.ndarray
+    branch: np.ndarray
+    query: np.ndarray
+    ids: np.ndarray
+    count: np.int32
+
+    def arrays(self) -> dict[str, np.ndarray | np.int32]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A packed batch and the way back: ``owner[i] = (slot, query, example, choice)`` in order; ``single`` says that one query holds all
+    choices."""
+
+    batch: PackedBatch
+    owner: np.ndarray
+    single: bool
+    num_choices: tuple[int, ...]
+    tokens: int
+
+
+def bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds ``length``.
+
+    Raises:
+        ValueError: none does.
+    """
+    fitting = [b for b in buckets if b >= length]
+    if not fitting:
+        raise ValueError(f"{length} tokens: more than the longest supported, {buckets[-1]}")
+    return fitting[0]
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest prefix that all share, leaving each at least one token of its own."""
+    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(length, min(len(s) for s in sequences) - 1)
+
+
+def pack(prefix: Sequence[int], examples: Sequence[ScoringExample]) -> Packing:
+    """Packs examples that share ``prefix`` (whose tokens are not part of their prompts)."""
+    single = all(len(choice) == 1 for e in examples for choice in e.choices)
+    width = max(len(e.choices) for e in examples) if single else 1
+    queries_per_slot = 64 if single else 128
+    lengths = [len(e.prompt) + sum(len(c) - 1 for c in e.choices) for e in examples]
+    row_tokens = bucket(max(lengths), ROW_BUCKETS)
+    rows_per_slot = max(1, SLOT_TOKENS // row_tokens)
+    queries = [1 if single else sum(len(c) for c in e.choices) for e in examples]
+    slots = _fill(lengths, queries, row_tokens, rows_per_slot, queries_per_slot)
+    capacity = SLOT_CAPACITY
+    while capacity < len(slots):
+        capacity *= 2
+    shape = (capacity, rows_per_slot, row_tokens)
+    tokens, positions, branch = (np.zeros(shape, np.int32) for _ in range(3))
+    example = np.full(shape, -1, np.int32)
+    query = np.zeros((capacity, queries_per_slot), np.int32)
+    ids = np.zeros((capacity, queries_per_slot, width), np.int32)
+    owner = []
+    for s, slot in enumerate(slots):
+        asked = 0
+        for r, row in enumerate(slot):
+            column = 0
+            for e in row:
+                item = examples[e]
+                start, end = column, column + len(item.prompt)
+                tokens[s, r, start:end] = item.prompt
+                positions[s, r, start:end] = len(prefix) + np.arange(len(item.prompt))
+                branch[s, r, start:end] = PROMPT
+                last, column = end - 1, end
+                if single:
+                    query[s, asked] = r * row_tokens + last
+                    ids[s, asked, : len(item.choices)] = [c[0] for c in item.choices]
+                    owner.append((s, asked, e, 0))
+                    asked += 1
+                else:
+                    for c, choice in enumerate(item.choices):
+                        given = len(choice) - 1
+                        tokens[s, r, column : column + given] = choice[:-1]
+                        positions[s, r, column : column + given] = len(prefix) + len(item.prompt) + np.arange(given)
+                        branch[s, r, column : column + given] = c
+                        for j, target in enumerate(choice):
+                            query[s, asked] = r * row_tokens + (last if j == 0 else column + j - 1)
+                            ids[s, asked, 0] = target
+                            owner.append((s, asked, e, c))
+                            asked += 1
+                        column += given
+                example[s, r, start:column] = e
+    padded = np.zeros((1, bucket(max(len(prefix), 1), PREFIX_BUCKETS)), np.int32)
+    padded[0, : len(prefix)] = prefix
+    batch = PackedBatch(padded, np.int32(len(prefix)), tokens, positions, example, branch, query, ids, np.int32(len(slots)))
+    return Packing(
+        batch, np.asarray(owner, np.int32).reshape(-1, 4), single, tuple(len(e.choices) for e in examples), len(prefix) + sum(lengths)
+    )
+
+
+def _fill(lengths: Sequence[int], queries: Sequence[int], row_tokens: int, rows: int, max_queries: int) -> list[list[list[int]]]:
+    """First fit by decreasing length: slots of rows of example numbers, within each row's tokens and each slot's queries."""
+    slots: list[list[list[int]]] = []
+    room: list[list[int]] = []
+    asked: list[int] = []
+    for e in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if queries[e] > max_queries:
+            raise ValueError(f"{queries[e]} choice tokens in one example: more than the {max_queries} supported")
+        for s, r in ((s, r) for s in range(len(slots)) for r in range(rows)):
+            if room[s][r] >= lengths[e] and asked[s] + queries[e] <= max_queries:
+                break
+        else:
+            slots.append([[] for _ in range(rows)])
+            room.append([row_tokens] * rows)
+            asked.append(0)
+            s, r = len(slots) - 1, 0
+        slots[s][r].append(e)
+        room[s][r] -= lengths[e]
+        asked[s] += queries[e]
+    return slots
+
+
+def unpack(packing: Packing, values: np.ndarray) -> np.ndarray:
+    """Log-probability of each choice from the program's output (n, S, Q, C): float64 (n, examples, most choices), -inf where an example
+    has fewer.
+
+    Single-token choices come as logits and are normalised over the choices alone: the vocabulary's normaliser is common to them and
+    cancels.
+    """
+    count, most = len(packing.num_choices), max(packing.num_choices)
+    result = np.zeros((values.shape[0], count, most))
+    absent = np.arange(most)[None, :] >= np.asarray(packing.num_choices)[:, None]
+    slot, query, example, _ = packing.owner.T
+    if packing.single:
+        result[:, example, :] = values[:, slot, query, :]
+        result[:, absent] = -np.inf
+        peak = result.max(-1, keepdims=True)
+        return result - peak - np.log(np.exp(result - peak).sum(-1, keepdims=True))
+    for s, q, e, c in packing.owner:
+        result[:, e, c] += values[:, s, q, 0]
+    result[:, absent] = -np.inf
+    return result
