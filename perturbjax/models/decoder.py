@@ -97,7 +97,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
-        self.layers = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.fork(split=config.num_layers))
+        self.layers = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.split(config.num_layers))
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, rngs=rngs)
         if not config.tied_head:
             self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
@@ -191,7 +191,7 @@ def bind(config: DecoderConfig, params: Any) -> Decoder:
 def causal_mask(valid_BxT: jax.Array) -> jax.Array:
     """Each token sees the valid tokens up to itself: bool (B, T, T)."""
     t = valid_BxT.shape[1]
-    return valid_BxT[:, None, :] & jnp.tril(jnp.ones((t, t), bool))
+    return valid_BxT[:, None, :] & jnp.tril(jnp.ones((1, t, t), bool))
 
 
 def rotary(config: DecoderConfig, positions_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -200,7 +200,7 @@ def rotary(config: DecoderConfig, positions_BxT: jax.Array) -> tuple[jax.Array, 
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if config.rope_factors is not None:
         frequencies = frequencies / jnp.asarray(config.rope_factors, jnp.float32)
-    angles = positions_BxT[:, None, :, None].astype(jnp.float32) * frequencies
+    angles = positions_BxT[:, None, :, None].astype(jnp.float32) * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

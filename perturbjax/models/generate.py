@@ -63,8 +63,8 @@ def generate(
     """
     b, t = tokens_BxT.shape
     s = t + max_new_tokens
-    prompt_valid = jnp.arange(t) < lengths_B[:, None]
-    hidden, new = decoder(tokens_BxT, prefix_length + jnp.broadcast_to(jnp.arange(t), (b, t)), causal_mask(prompt_valid), prefix)
+    prompt_valid = jnp.arange(t)[None] < lengths_B[:, None]
+    hidden, new = decoder(tokens_BxT, prefix_length + jnp.broadcast_to(jnp.arange(t)[None], (b, t)), causal_mask(prompt_valid), prefix)
     cache = jax.tree.map(lambda c: jnp.pad(c, ((0, 0), (0, 0), (0, 0), (0, max_new_tokens), (0, 0))), new)
     last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     padded_valid = jnp.pad(prompt_valid, ((0, 0), (0, max_new_tokens)))
@@ -85,7 +85,7 @@ def generate(
         stopped = state.stopped | jnp.isin(token, stops)
         position = (prefix_length + lengths_B + state.step)[:, None]
         written = (jnp.arange(s) >= t) & (jnp.arange(s) <= t + state.step)
-        hidden, cache = decoder(token[:, None], position, (padded_valid | written)[:, None, :], prefix, state.cache, t + state.step)
+        hidden, cache = decoder(token[:, None], position, (padded_valid | written[None])[:, None, :], prefix, state.cache, t + state.step)
         return _State(state.step + 1, decoder.logits(hidden[:, 0]), cache, tokens, stopped, finite)
 
     start = _State(

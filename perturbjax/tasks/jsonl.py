@@ -1,0 +1,196 @@
+"""A user's own task: a ``.jsonl`` file of ``question`` and ``answer``, with optional ``choices`` and ``id``; other fields are ignored.
+
+With choices on every line it is a choice task. If all lines have the same choices (a classification) the default template scores the
+choices themselves, else (each question its own options) their letters; the other way is a template too. Without choices it is a generation
+task: **strict** takes what follows "Answer:", or a reply of one line; **lenient** takes the likeliest reading. If every answer of the file
+is a number, replies are read as numbers ("1,000" equals 1000.0), else as words, without regard to case, articles and outer punctuation.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from perturbjax.errors import InputError
+from perturbjax.tasks.base import Example, Prompt, Template
+from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
+from perturbjax.tasks.layout import Layout, compose, layout_of
+from perturbjax.tasks.quantity import find_numbers, first_line, normalise_number
+
+_CHOICE_LAYOUTS = {
+    "texts": Layout(body="{question}", cue="Answer:"),
+    "listed_texts": Layout(body="{question}\n\n{listed}", cue="The answer is"),
+    "plain_texts": Layout(body="Question: {question}", cue="Answer:", chat=False),
+    "letters": Layout(body="{question}\n\n{listed}", cue="The answer is", words=tuple(LETTERS)),
+    "plain_letters": Layout(body="Question: {question}\n{listed}", cue="Answer:", chat=False, words=tuple(LETTERS)),
+}
+_TEXTS_FIRST = (
+    Template("texts", "Answer the question.", "texts"),
+    Template("listed_texts", "Choose the right answer to the question.", "listed_texts"),
+    Template("plain_texts", "", "plain_texts"),
+    Template("letters", "Choose the right answer to the question and reply with its letter.", "letters"),
+    Template("plain_letters", "", "plain_letters"),
+)
+_LETTERS_FIRST = (*_TEXTS_FIRST[3:], *_TEXTS_FIRST[:3])
+
+_REPLY_LAYOUTS = {
+    "chat": Layout(body="{question}"),
+    "cued": Layout(body="{question}", cue="Answer:"),
+    "plain": Layout(body="Question: {question}", cue="Answer:", chat=False),
+}
+_REPLY_TEMPLATES = (
+    Template("answer_line", 'Answer the question. End with a line "Answer: ..." that holds the answer alone.', "chat"),
+    Template("steps", 'Think step by step, then give the answer on a last line that starts with "Answer:".', "chat"),
+    Template("direct", "Reply with the answer only, as short as possible.", "cued"),
+    Template("plain", "", "plain"),
+)
+_ANSWER = re.compile(r"\banswer\W{0,3}:", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer\b[^.\n]{0,40}?\bis:?", re.IGNORECASE)
+_NEXT_QUESTION = re.compile(r"\n[ \t]*Question:")
+_ARTICLE = re.compile(r"^(?:the|an?)\s+")
+_EMPHASIS = " \t\r*`\"'_"
+_PUNCTUATION = " \t\r.,;:!?*`\"'_()[]"
+
+
+def jsonl_task(path: str) -> "ChoiceTask | JsonlGeneration":
+    """The task of a file. Every defect of the file is an ``InputError`` that names its line."""
+    examples = read_jsonl(path)
+    name, source = Path(path).stem, f"{Path(path).name}, {len(examples)} rows"
+    if not examples[0].choices:
+        return JsonlGeneration(name, source, examples)
+    shared = len({frozenset(example.choices) for example in examples}) == 1
+    return ChoiceTask(name, source, lambda: examples, _TEXTS_FIRST if shared else _LETTERS_FIRST, _CHOICE_LAYOUTS)
+
+
+def read_jsonl(path: str) -> tuple[Example, ...]:
+    """The examples of a file, in order; empty lines are skipped. A row without an id is called after its line: "line-3"."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"--task {path}: the file cannot be read ({error}); give the path of a .jsonl file") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"--task {path}: line {line}: not UTF-8 text; save the file as UTF-8") from error
+    examples: list[Example] = []
+    lines: dict[str, int] = {}
+    # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            example = _example(line, number)
+            if example.id in lines:
+                raise _BadLine(f'the id "{example.id}" is that of line {lines[example.id]}; ids must be unique')
+            if examples and bool(example.choices) != bool(examples[0].choices):
+                found, first = "given" if example.choices else "missing", next(iter(lines.values()))
+                raise _BadLine(f'"choices" is {found}, unlike line {first}; give it on every line or on none')
+        except _BadLine as defect:
+            raise InputError(f"--task {path}: line {number}: {defect}") from None
+        lines[example.id] = number
+        examples.append(example)
+    if not examples:
+        raise InputError(f'--task {path}: no rows; give one object a line, like {{"question": "2 + 2 =", "answer": "4"}}')
+    return tuple(examples)
+
+
+class _BadLine(ValueError):
+    pass
+
+
+def _example(line: str, number: int) -> Example:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _BadLine(f"not valid JSON ({error}); each line must be one JSON object") from None
+    if not isinstance(row, dict):
+        raise _BadLine('not a JSON object; give {"question": ..., "answer": ...}')
+    for key in ("question", "answer"):
+        if key not in row:
+            raise _BadLine(f'"{key}" is missing; every line needs a question and an answer')
+    if not isinstance(row["question"], str):
+        raise _BadLine('"question" must be a string')
+    question, answer = _text(row["question"], "question"), _text(row["answer"], "answer")
+    name = _text(row["id"], "id") if row.get("id") is not None else f"line-{number}"
+    if row.get("choices") is None:
+        return Example(name, question, answer)
+    if not isinstance(row["choices"], list) or not 2 <= len(row["choices"]) <= len(LETTERS):
+        raise _BadLine(f'"choices" must be a list of 2 to {len(LETTERS)} strings')
+    choices = tuple(_text(choice, "choices") for choice in row["choices"])
+    if len(set(choices)) < len(choices):
+        raise _BadLine('"choices" holds the same choice twice')
+    if answer not in choices:
+        raise _BadLine(f'the answer "{answer}" is not one of its choices ({", ".join(choices)})')
+    return Example(name, question, answer, choices, option_fields(choices))
+
+
+def _text(value: Any, key: str) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, str) and not number:
+        raise _BadLine(f'"{key}" must hold strings or numbers' if key == "choices" else f'"{key}" must be a string or a number')
+    text = str(value).strip()
+    if not text:
+        raise _BadLine(f'"{key}" is empty')
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise _BadLine(f'"{key}" holds half of a surrogate pair, which is not a character')
+    return text
+
+
+class JsonlGeneration:
+    """Questions whose answers are generated.
+
+    Args:
+        name: of the task.
+        source: one line for the report.
+        examples: at least one.
+        max_new_tokens: generation budget.
+    """
+
+    kind: Literal["choice", "generation"] = "generation"
+    templates = _REPLY_TEMPLATES
+
+    def __init__(self, name: str, source: str, examples: Sequence[Example], max_new_tokens: int = 128) -> None:
+        self.name = name
+        self.source = source
+        self.max_new_tokens = max_new_tokens
+        self.numeric = all(normalise_number(example.answer) is not None for example in examples)
+        self._examples = tuple(examples)
+
+    def examples(self) -> Sequence[Example]:
+        return self._examples
+
+    def prompt(self, example: Example, template: Template) -> Prompt:
+        return Prompt(*compose(template.instruction, layout_of(template, _REPLY_LAYOUTS), {"question": example.question}))
+
+    def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
+        """Strict: the line after the last "Answer:", else a reply of one line; in a numeric task it must be one number.
+
+        Lenient: a number anywhere (the last one after "Answer:" if there is one, else of the whole reply); words after "the answer is",
+        else the first line. Nothing counts from a following "Question:" on, which is the model asking itself.
+        """
+        text = _NEXT_QUESTION.split(text, maxsplit=1)[0].strip()
+        labels = [match.end() for match in _ANSWER.finditer(text)]
+        labelled = text[labels[-1] :] if labels else ""
+        answer = first_line(labelled) if labels else ("" if "\n" in text else text)
+        answer = answer.strip(_EMPHASIS if self.numeric else _PUNCTUATION)
+        if answer and (not self.numeric or normalise_number(answer) is not None):
+            return answer
+        if strict:
+            return None
+        if self.numeric:
+            numbers = find_numbers(labelled) or find_numbers(text)
+            return numbers[-1] if numbers else None
+        stated = [first_line(text[match.end() :]) for match in _ANSWER_IS.finditer(text)]
+        return (stated[-1] if stated else first_line(text)).strip(_PUNCTUATION) or None
+
+    def score(self, answer: str | None, example: Example) -> float:
+        return float(answer is not None and self.vote_key(answer, example) == self.vote_key(example.answer, example))
+
+    def vote_key(self, answer: str, example: Example) -> str:
+        if self.numeric and (number := normalise_number(answer)) is not None:
+            return number
+        words = " ".join(answer.casefold().strip(_PUNCTUATION).split())
+        return _ARTICLE.sub("", words) or words

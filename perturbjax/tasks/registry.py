@@ -1,0 +1,105 @@
+"""From what ``--task`` says to a task."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from perturbjax.errors import InputError
+from perturbjax.tasks.arc_easy import arc_easy
+from perturbjax.tasks.arithmetic import Arithmetic
+from perturbjax.tasks.base import Task, Template
+from perturbjax.tasks.boolq import boolq
+from perturbjax.tasks.check import check_examples, check_task
+from perturbjax.tasks.countdown import Countdown
+from perturbjax.tasks.gsm8k import Gsm8k
+from perturbjax.tasks.jsonl import jsonl_task
+from perturbjax.tasks.mmlu import SUBJECTS, mmlu
+from perturbjax.tasks.rte import rte
+from perturbjax.tasks.sources import one_line
+from perturbjax.tasks.sst2 import sst2
+
+_TASKS: dict[str, Callable[[], Task]] = {
+    "sst2": sst2,
+    "boolq": boolq,
+    "rte": rte,
+    "arc_easy": arc_easy,
+    "gsm8k": Gsm8k,
+    "arithmetic": Arithmetic,
+    "countdown": Countdown,
+}
+
+TASK_NAMES: tuple[str, ...] = (*_TASKS, *(f"mmlu:{subject}" for subject in SUBJECTS))
+"""Every task that ``load_task`` knows by name."""
+
+
+def load_task(spec: str) -> Task:
+    """A task from a name (``TASK_NAMES``), a ``path.jsonl``, or a ``module:attribute``.
+
+    The attribute is a task, or a class or function without required arguments that gives one; it is checked against the protocol, its
+    examples too, and the working directory counts as a place of modules.
+
+    Raises:
+        InputError: one line with what is wrong and what would be right.
+    """
+    if spec in _TASKS:
+        return _TASKS[spec]()
+    if spec.endswith(".jsonl"):
+        return jsonl_task(spec)
+    family, colon, rest = spec.partition(":")
+    if family == "mmlu":
+        return mmlu(rest)
+    if colon:
+        task = check_task(_made(_attribute(family, rest, spec), spec), spec)
+        check_examples(task, spec)
+        return task
+    names = [*_TASKS, "mmlu:<subject>"]
+    near = get_close_matches(spec, names, n=3)
+    known = ", ".join([*near, *(name for name in names if name not in near)])
+    raise InputError(f"--task {spec!r}: unknown task; use one of {known}, a path.jsonl, or module:attribute")
+
+
+def template_by_name(task: Task, name: str) -> Template:
+    """A task's template; an unknown name is an ``InputError`` that lists the names."""
+    for template in task.templates:
+        if template.name == name:
+            return template
+    raise InputError(f"--template {name!r}: task {task.name} has no such template; use one of {', '.join(t.name for t in task.templates)}")
+
+
+def _attribute(module_name: str, path: str, spec: str) -> Any:
+    if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
+        raise InputError(f"--task {spec!r}: not a task name, a path.jsonl or module:attribute (as in my_package.my_module:my_task)")
+    # A console script does not have the working directory on the path, where a user's module most likely lies.
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may fail in any way
+        raise InputError(f"--task {spec}: importing {module_name} failed ({one_line(error)}); correct the module or its name") from error
+    finally:
+        sys.path.remove(here)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            near = get_close_matches(part, dir(found), n=3)
+            hint = f"; did you mean {', '.join(near)}?" if near else "; give the name of a task, class or function in it"
+            raise InputError(f"--task {spec}: {module_name} has no attribute {path}{hint}")
+        found = getattr(found, part)
+    return found
+
+
+def _made(found: Any, spec: str) -> Any:
+    # A class has its instances' attributes and so would pass for a task.
+    if not inspect.isclass(found) and (not callable(found) or isinstance(found, Task)):
+        return found
+    try:
+        return found()
+    except InputError:
+        raise
+    except Exception as error:  # the user's code may fail in any way
+        raise InputError(
+            f"--task {spec}: calling it without arguments failed ({one_line(error)}); give a task, or what makes one when called"
+        ) from error

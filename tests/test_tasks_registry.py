@@ -1,0 +1,160 @@
+"""What --task may say: names, files, and a user's own objects."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from perturbjax.errors import InputError
+from perturbjax.tasks import TASK_NAMES, load_task
+from perturbjax.tasks.mmlu import SUBJECTS
+
+MODULE = """
+from perturbjax.tasks import Example, Prompt, Template
+
+class Parity:
+    name, kind, max_new_tokens, source = "parity", "choice", 0, "made here"
+    templates = (Template("plain", "Even or odd?"),)
+    def examples(self):
+        return [Example(str(n), str(n), "odd" if n % 2 else "even", ("even", "odd")) for n in range(9)]
+    def prompt(self, example, template):
+        return Prompt((), f"{template.instruction} {example.question}:", (" even", " odd"))
+    def extract(self, text, example, strict=True):
+        return text.strip() or None
+    def score(self, answer, example):
+        return float(answer == example.answer)
+    def vote_key(self, answer, example):
+        return answer
+
+task = Parity()
+
+def make():
+    return Parity()
+
+class Holder:
+    inner = task
+
+def changed(**attributes):
+    made = Parity()
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+class Bare:
+    name = "bare"
+
+class Needs(Parity):
+    def __init__(self, path):
+        self.path = path
+
+def breaks():
+    raise RuntimeError("no disk\\nno data")
+
+number = 5
+wrong_kind = changed(kind="regression")
+no_templates = changed(templates=())
+twin_templates = changed(templates=(Template("a", "x"), Template("a", "y")))
+no_budget = changed(kind="generation")
+no_score = changed(score=None)
+no_rows = changed(examples=lambda: [])
+not_rows = changed(examples=lambda: iter([]))
+dict_rows = changed(examples=lambda: [{"question": "q"}])
+twins = changed(examples=lambda: [Example("a", "q", "even", ("even", "odd"))] * 2)
+one_choice = changed(examples=lambda: [Example("a", "q", "even", ("even",))])
+no_gold = changed(examples=lambda: [Example("a", "q", "both", ("even", "odd"))])
+int_answer = changed(examples=lambda: [Example("a", "q", 3, ("even", "odd"))])
+text_prompt = changed(prompt=lambda example, template: "Even?")
+empty_prompt = changed(prompt=lambda example, template: Prompt(()))
+short_choices = changed(prompt=lambda example, template: Prompt((), "Even?", (" yes",)))
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A user's module in the working directory, which is not on the path of a console script."""
+    (tmp_path / "my_tasks_under_test.py").write_text(MODULE)
+    (tmp_path / "broken_under_test.py").write_text("def f(:\n")
+    (tmp_path / "needy_under_test.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield "my_tasks_under_test"
+    for name in ("my_tasks_under_test", "broken_under_test", "needy_under_test"):
+        sys.modules.pop(name, None)
+
+
+def refused(spec: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_task(spec)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("--task ")
+    return message
+
+
+@pytest.mark.parametrize("attribute", ["task", "make", "Parity", "Holder.inner"])
+def test_a_users_task(module: str, attribute: str) -> None:
+    before = list(sys.path)
+    task = load_task(f"{module}:{attribute}")
+    assert task.name == "parity" and len(task.examples()) == 9
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("attribute", "complaint"),
+    [
+        ("Bare", "Bare is not a Task: kind is missing"),
+        ("Bare", "method vote_key() is missing"),
+        ("number", "int is not a Task: name is missing"),
+        ("wrong_kind", 'kind must be "choice" or "generation"'),
+        ("no_templates", "templates must be a non-empty tuple of Template with unique names"),
+        ("twin_templates", "templates must be a non-empty tuple of Template with unique names"),
+        ("no_budget", "max_new_tokens must be 1 or more for a generation task"),
+        ("no_score", "method score() is missing"),
+        ("no_rows", "examples() must return a non-empty sequence of Example"),
+        ("not_rows", "examples() must return a non-empty sequence of Example, not list_iterator"),
+        ("dict_rows", "example 0: dict where perturbjax.tasks.Example is required"),
+        ("twins", "example 1: the id 'a' occurs twice"),
+        ("one_choice", "example 0: a choice task needs at least two choices"),
+        ("no_gold", "example 0: the answer 'both' is not one of its choices"),
+        ("int_answer", "example 0: id, question, answer and choices must be strings"),
+        ("text_prompt", "template 'plain': prompt() returned str"),
+        ("empty_prompt", "template 'plain': the prompt is empty"),
+        ("short_choices", "template 'plain': the prompt has 1 choices for the 2 of the example"),
+        ("Needs", "calling it without arguments failed (TypeError:"),
+        ("breaks", "calling it without arguments failed (RuntimeError: no disk no data)"),
+        ("tusk", "has no attribute tusk; did you mean task?"),
+        ("Holder.outer", "has no attribute Holder.outer"),
+    ],
+)
+def test_a_users_task_that_breaks_the_contract(module: str, attribute: str, complaint: str) -> None:
+    message = refused(f"{module}:{attribute}")
+    assert message.startswith(f"--task {module}:{attribute}: ") and complaint in message
+
+
+def test_modules_that_cannot_be_imported(module: str) -> None:
+    assert "importing no_such_module_here failed (ModuleNotFoundError" in refused("no_such_module_here:task")
+    assert "importing broken_under_test failed (SyntaxError" in refused("broken_under_test:f")
+    assert "No module named 'a_package_that_is_not_there'" in refused("needy_under_test:task")
+    for spec in ("a b:c", ":task", "module:", "C:/tasks/mine", "os:path:join", "../up:task"):
+        assert "not a task name, a path.jsonl or module:attribute" in refused(spec)
+
+
+@pytest.mark.parametrize("spec", ["", "sst", "SST2", "gsm8", "imdb", "mine.json", "path/to/rows.csv"])
+def test_an_unknown_name_lists_the_names(spec: str) -> None:
+    message = refused(spec)
+    assert "unknown task" in message
+    for name in ("sst2", "boolq", "rte", "arc_easy", "mmlu:<subject>", "gsm8k", "arithmetic", "countdown"):
+        assert name in message
+
+
+def test_near_names_come_first() -> None:
+    assert "use one of gsm8k," in refused("gsm8")
+    assert "use one of arithmetic," in refused("aritmetic")
+    message = refused("mmlu:anatomi")
+    assert "unknown subject; use one of anatomy, " in message
+    assert all(subject in message for subject in SUBJECTS)
+    assert "abstract_algebra" in refused("mmlu") and "abstract_algebra" in refused("mmlu:")
+
+
+def test_every_name_loads() -> None:
+    for name in TASK_NAMES:
+        assert load_task(name).name == name
