@@ -1,0 +1,128 @@
+"""Parameters -> a Hugging Face directory that transformers and ``load_model`` read."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from perturbjax.errors import InputError
+from perturbjax.models.config import param_shapes
+from perturbjax.models.hf_config import decoder_config, same_factors
+from perturbjax.models.hf_loader import HF_NAMES, INDEX, SINGLE
+from perturbjax.models.model import Model
+from perturbjax.models.params import DTYPES, LAYERS, flatten
+
+SHARD_BYTES = 4 * 2**30
+"""Largest safetensors file written, unless one tensor alone is larger."""
+
+
+def export_safetensors(model: Model, params: Mapping[str, Any], out_dir: str | os.PathLike[str], *, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Writes ``params`` in place of the model's own as a Hugging Face model directory.
+
+    config.json, generation_config.json, safetensors (sharded with an index above ``shard_bytes``), tokenizer.json, and
+    tokenizer_config.json with the chat template. Values keep the dtype of ``params``, float32 or bfloat16, bit for bit. The directory
+    appears whole or not at all.
+
+    Args:
+        model: where the shape, the tokenizer and the configuration come from.
+        params: nested dicts of arrays (numpy or jax) laid out as ``param_shapes(model.config)``.
+        out_dir: a directory that does not exist yet, or is empty.
+        shard_bytes: largest file of weights, in bytes.
+
+    Returns:
+        The directory.
+
+    Raises:
+        InputError: the directory holds something, or config.json cannot express the model's rotary factors.
+        ValueError: params of another layout, or of a dtype that is neither float32 nor bfloat16.
+    """
+    out = Path(out_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out}: exists and is not an empty directory; give a new one")
+    described = decoder_config(model.hf_config, f"{model.name}: config.json")
+    if not same_factors(described.rope_factors, model.config.rope_factors):
+        reason = "its rotary factors are not those of a released Llama 3.x, and config.json has no other way to say them"
+        raise InputError(f"export of {model.name}: {reason}")
+    arrays = _checked(model, params)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be created: {error.strerror}") from error
+    try:
+        _write_weights(partial, arrays, shard_bytes)
+        dtype = str(next(iter(arrays.values())).dtype)
+        # transformers 5 reads "dtype", older ones "torch_dtype".
+        config = {key: value for key, value in model.hf_config.items() if key != "dtype"} | {"torch_dtype": dtype}
+        _write_json(partial / "config.json", config)
+        generation = {"eos_token_id": list(model.tokenizer.stop_ids), "pad_token_id": model.tokenizer.pad_id}
+        _write_json(partial / "generation_config.json", generation)
+        files = model.tokenizer.to_files()
+        (partial / "tokenizer.json").write_text(files["tokenizer.json"], encoding="utf-8")
+        _write_json(partial / "tokenizer_config.json", files["tokenizer_config.json"])
+        _make_readable(partial)
+        # Renaming over an empty directory is atomic, and fails if it has been filled meanwhile.
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def _checked(model: Model, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    shapes = {path: array.shape for path, array in arrays.items()}
+    expected = param_shapes(model.config)
+    if shapes != expected:
+        path = min(path for path in shapes.keys() | expected.keys() if shapes.get(path) != expected.get(path))
+        raise ValueError(f"params do not fit {model.name}: {path} is {shapes.get(path)}, expected {expected.get(path)}")
+    dtypes = {array.dtype for array in arrays.values()}
+    if len(dtypes) != 1 or not dtypes <= set(DTYPES.values()):
+        raise ValueError(f"params must all be one of {', '.join(DTYPES)}, got {', '.join(sorted(map(str, dtypes)))}")
+    return arrays
+
+
+def _hf_tensors(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face name and a view in its orientation: kernels (out, in), one tensor a layer."""
+    for path, array in arrays.items():
+        stacked = path.startswith(LAYERS)
+        for layer, tensor in enumerate(array if stacked else array[None]):
+            yield HF_NAMES[path].format(layer), tensor.T if path.endswith("kernel") else tensor
+
+
+def _write_weights(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> None:
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, tensor in _hf_tensors(arrays):
+        if size + tensor.nbytes > shard_bytes and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    names = [SINGLE] if len(shards) == 1 else [f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors" for index in range(len(shards))]
+    for file, shard in zip(names, shards, strict=True):
+        # The views become whole arrays one shard at a time. "pt" is what transformers asks of the metadata.
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in shard.items()}, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        total = sum(array.nbytes for array in arrays.values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _make_readable(folder: Path) -> None:
+    # Temporary directories and safetensors files are made for their owner alone; what is exported follows the user's umask.
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)

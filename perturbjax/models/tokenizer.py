@@ -1,0 +1,118 @@
+"""Text <-> token ids, and the prompt of a task as the model's own chat format: one class for every source of a tokenizer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from perturbjax.errors import InputError
+from perturbjax.models.chat_template import ChatTemplate
+from perturbjax.tasks.base import Message, Prompt
+
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
+"""Tokens that end a reply wherever they are special tokens of the vocabulary, whatever the model's metadata names as its one EOS."""
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The special tokens that a chat template sees under these names, as in transformers."""
+
+
+class Tokenizer:
+    """A model's tokenizer and chat format.
+
+    Attributes:
+        vocab_size: one more than the highest token id.
+        stop_ids: tokens that end a reply, lowest first: the model's EOS ids and those of ``TURN_ENDS`` that it knows as special tokens.
+        pad_id: the id to fill with; its positions are masked, so any valid id does. The model's own where it names one, else a stop id.
+        bos_id: the id put before plain text, or None if the model puts none there.
+        special_tokens: name -> text, a subset of ``SPECIAL_NAMES``.
+        chat_template: the template's source, or None.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        special_tokens: Mapping[str, str],
+        eos_ids: Iterable[int],
+        chat_template: str | None,
+        where: str,
+        tokenizer_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Wraps a ``tokenizers`` backend.
+
+        Args:
+            backend: the tokenizer; its post-processor says whether plain text gets a BOS.
+            special_tokens: name -> text of those that the model defines.
+            eos_ids: the ids that the model's metadata names as ends.
+            chat_template: jinja2 source, or None for the plain fallback of ``render_chat``.
+            where: names the model in errors.
+            tokenizer_config: the tokenizer_config.json it came with, for export.
+
+        Raises:
+            InputError: no stop token at all, an id outside the vocabulary, or a chat template that does not compile.
+        """
+        # A tokenizer.json may ask for truncation or padding, which would silently change prompts.
+        backend.no_truncation()
+        backend.no_padding()
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        special_ids = {token.content: index for index, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._backend = backend
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self.special_tokens = {name: special_tokens[name] for name in SPECIAL_NAMES if name in special_tokens}
+        unknown = [f"{name} {text!r}" for name, text in self.special_tokens.items() if text not in vocabulary]
+        if unknown:
+            raise InputError(f"{where}: the tokenizer's {', '.join(unknown)} is not in its vocabulary")
+        ends = set(eos_ids) | {vocabulary[text] for name, text in self.special_tokens.items() if name == "eos_token"}
+        ends |= {special_ids[text] for text in TURN_ENDS if text in special_ids}
+        self.stop_ids = tuple(sorted(ends))
+        if not self.stop_ids or not all(0 <= index < self.vocab_size for index in self.stop_ids):
+            raise InputError(f"{where}: end-of-text ids {list(self.stop_ids)}; at least one is required, all below {self.vocab_size}")
+        pad = self.special_tokens.get("pad_token")
+        self.pad_id = self.stop_ids[0] if pad is None else vocabulary[pad]
+        bos = self.special_tokens.get("bos_token")
+        with_specials = backend.encode("", add_special_tokens=True).ids
+        self.bos_id = vocabulary[bos] if bos is not None and with_specials[:1] == [vocabulary[bos]] else None
+        self._template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens, where)
+        self._tokenizer_config = dict(tokenizer_config or {})
+
+    @property
+    def chat_template(self) -> str | None:
+        return None if self._template is None else self._template.source
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; special tokens written in the text are recognised, nothing is added."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens dropped. Bytes that are no UTF-8 become U+FFFD."""
+        return self._backend.decode([int(index) for index in ids], skip_special_tokens=True)
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The conversation as the model was trained to read it, ending where its reply begins.
+
+        A model without a chat template (a base model) gets the contents alone, each followed by a newline, roles left out.
+
+        Raises:
+            InputError: malformed messages, or a template that fails on them.
+        """
+        if self._template is None:
+            return "".join(f"{message['content']}\n" for message in messages)
+        return self._template.render(messages)
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of the rendered chat followed by ``prompt.text``.
+
+        As in transformers, a chat template writes its own BOS, and text without one gets the BOS that the model's tokenizer adds.
+        """
+        rendered = self.render_chat(prompt.messages) if prompt.messages else ""
+        templated = bool(prompt.messages) and self._template is not None
+        bos = [] if templated or self.bos_id is None else [self.bos_id]
+        return bos + self.encode(rendered + prompt.text)
+
+    def to_files(self) -> dict[str, Any]:
+        """What ``from_pretrained`` of transformers reads: the contents of tokenizer.json (text) and tokenizer_config.json (dict)."""
+        config = {"clean_up_tokenization_spaces": False, "model_max_length": 10**30, "tokenizer_class": "PreTrainedTokenizerFast"}
+        config |= self._tokenizer_config | self.special_tokens
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        return {"tokenizer.json": self._backend.to_str(pretty=False), "tokenizer_config.json": config}
