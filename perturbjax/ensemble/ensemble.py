@@ -1,0 +1,180 @@
+"""The K models that vote: which candidates of which population around which base. Never their weights."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbjax.ensemble.document import EnsembleDocument, read_document, write_document
+from perturbjax.errors import InputError
+from perturbjax.perturb import Noise, Params, fingerprint, perturb, scales
+from perturbjax.population import Candidate, Population
+
+
+class Ensemble:
+    """Members of a population in rank order, best first.
+
+    Attributes:
+        population: where the members come from.
+        members: (K,) int64 candidate indices in the whole population.
+        noise: how their weights differ from the base's.
+        fingerprint: identity of the base; the weights themselves are not kept.
+        scores: (K,) float64 search scores, or None.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        indices: Sequence[int] | np.ndarray,
+        noise: Noise,
+        params: Params | str,
+        scores: Sequence[float] | np.ndarray | None = None,
+    ):
+        """
+        Args:
+            population: N candidates.
+            indices: (K,) positions in ``population``, best first, as ``top_k`` gives them.
+            noise: the noise of the search.
+            params: the base parameters, or their fingerprint if that is at hand.
+            scores: (K,) search scores of the members, in their order.
+
+        Raises:
+            InputError: no members, an index twice or outside the population, or scores that are not one finite number per member.
+        """
+        positions = np.asarray(indices)
+        if positions.ndim != 1 or not positions.size or not np.issubdtype(positions.dtype, np.integer):
+            raise InputError(
+                f"indices: a list of at least one candidate index is required, got shape {positions.shape} of {positions.dtype}"
+            )
+        if len(set(positions.tolist())) < positions.size:
+            raise InputError("indices: a candidate occurs twice; every member votes once")
+        if positions.min() < 0 or positions.max() >= len(population):
+            raise InputError(f"indices: {positions.min()} to {positions.max()} are outside the population's 0 to {len(population) - 1}")
+        self.population = population
+        self.members = population.indices[positions]
+        self.noise = noise
+        self.fingerprint = params if isinstance(params, str) else fingerprint(params)
+        self.scores = None if scores is None else np.asarray(scores, np.float64)
+        if self.scores is not None and self.scores.shape != positions.shape:
+            raise InputError(f"scores: shape {self.scores.shape} for {positions.size} members; give one score per member")
+        if self.scores is not None and not np.isfinite(self.scores).all():
+            raise InputError("scores: every score must be a finite number")
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def candidates(self) -> Candidate:
+        """The members, batched along a leading axis (K,), best first."""
+        return self.population.candidates(self.members)
+
+    def check_base(self, params: Params) -> None:
+        """Raise ``InputError`` unless ``params`` are the base that the members were found around. Hashes every byte of them."""
+        try:
+            found = fingerprint(params)
+        except jax.errors.TracerArrayConversionError:
+            raise InputError(
+                "params: inside jit their fingerprint cannot be checked; call check_base outside and pass check=False"
+            ) from None
+        if found != self.fingerprint:
+            raise InputError(
+                f"params: fingerprint {found}, the ensemble was found around {self.fingerprint}; load the base model of the search"
+            )
+
+    def apply(self, fn: Callable[[Params, Any], Any], params: Params, x: Any, *, check: bool = True) -> Any:
+        """``fn(theta_k, x)`` for every member k, one member in memory at a time.
+
+        Args:
+            fn: any JAX function of (parameters, inputs); hashable, and the same object in every call to be compiled once.
+            params: the base parameters.
+            x: inputs, a pytree of arrays.
+            check: compare the fingerprint of ``params`` first; it costs one pass over their bytes, so turn it off in an inner loop.
+
+        Returns:
+            Outputs of ``fn`` with a leading axis K, best member first.
+
+        Raises:
+            InputError: ``params`` are not the base of this ensemble; both fingerprints are named.
+        """
+        if check:
+            self.check_base(params)
+        return _apply(fn, self.noise, params, self.candidates, x)
+
+    def save(self, path: str | Path) -> None:
+        """Write ensemble.json, atomically; equal ensembles give equal bytes."""
+        write_document(
+            Path(path),
+            EnsembleDocument(
+                self.population,
+                tuple(self.members.tolist()),
+                self.noise,
+                self.fingerprint,
+                None if self.scores is None else tuple(self.scores.tolist()),
+            ),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ensemble":
+        """Read ensemble.json.
+
+        Raises:
+            InputError: the file is missing, not JSON, of another format or version, or says something that cannot be.
+        """
+        document = read_document(Path(path))
+        whole = document.population
+        positions = [(index - whole.start) // whole.step for index in document.members]
+        return cls(whole, positions, document.noise, document.fingerprint, document.scores)
+
+
+@functools.partial(jax.jit, static_argnames=("fn", "noise"))
+def _apply(fn: Callable[[Params, Any], Any], noise: Noise, params: Params, candidates: Candidate, x: Any) -> Any:
+    leaf_scales = scales(params, noise)  # once, not once per member
+    return jax.lax.map(lambda candidate: fn(perturb(params, candidate, noise, leaf_scales), x), candidates)
+
+
+def merge(params: Params, candidates: Candidate, noise: Noise, weights: Sequence[float] | np.ndarray | None = None) -> Params:
+    """One model out of several: the weighted mean of the members' perturbed weights.
+
+    merged = params + sum_k w_k (theta_k - params) / sum_k w_k, summed in float32 and rounded once to each leaf's dtype. Besides the base,
+    one float32 accumulator and one member are in memory. Weighting members by their reward is the idea of CoRP (arXiv 2605.31494), which
+    accepts a merge only if held-out data approve of it. There is no such gate here: nobody has measured a merged model until you do.
+
+    Args:
+        params: base parameters.
+        candidates: (K,) batched members.
+        noise: their noise.
+        weights: (K,) not negative, not all zero; None is the plain mean. The members' scores give the reward-weighted merge.
+
+    Raises:
+        InputError: weights of another length, negative, not finite, or all zero.
+    """
+    count = int(candidates.index.shape[0])
+    shares = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+    if shares.shape != (count,):
+        raise InputError(f"weights: shape {shares.shape} for {count} members; give one weight per member")
+    if not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum() > 0:
+        raise InputError(f"weights: {shares.tolist()} must be finite, not negative and not all zero")
+    return _merge(noise, params, candidates, (shares / math.fsum(shares)).astype(np.float32))
+
+
+@functools.partial(jax.jit, static_argnames=("noise",))
+def _merge(noise: Noise, params: Params, candidates: Candidate, shares: jax.Array) -> Params:
+    leaf_scales = scales(params, noise)
+    leaves, structure = jax.tree.flatten(params)
+    moves = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
+
+    def add(sums: list[jax.Array], member: tuple[Candidate, jax.Array]) -> tuple[list[jax.Array], None]:
+        candidate, share = member
+        theta = jax.tree.leaves(perturb(params, candidate, noise, leaf_scales))
+        steps = (share * (t.astype(jnp.float32) - p.astype(jnp.float32)) for t, p, m in zip(theta, leaves, moves, strict=True) if m)
+        return [total + step for total, step in zip(sums, steps, strict=True)], None
+
+    zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf, m in zip(leaves, moves, strict=True) if m]
+    sums = iter(jax.lax.scan(add, zeros, (candidates, shares))[0])
+    merged = [(p.astype(jnp.float32) + next(sums)).astype(p.dtype) if m else p for p, m in zip(leaves, moves, strict=True)]
+    return jax.tree.unflatten(structure, merged)

@@ -1,0 +1,69 @@
+"""Choices made from scores: which candidates, which sigma, which K; and how far ties decided them."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from perturbjax.population import Population
+from perturbjax.search.select import top_k
+
+Value = TypeVar("Value")
+
+ALL = "all"
+"""The pool of every candidate, whatever its sigma."""
+
+
+def k_curve(largest: int) -> tuple[int, ...]:
+    """1, 2, 5, 10, 20, 50, ... below ``largest``, then ``largest``.
+
+    >>> k_curve(12)
+    (1, 2, 5, 10, 12)
+    """
+    series = (step * 10**power for power in range(len(str(largest))) for step in (1, 2, 5))
+    return (*(k for k in series if k < largest), largest)
+
+
+def pools(population: Population, scores: np.ndarray, k: int) -> dict[str | float, np.ndarray]:
+    """The ``k`` best candidates among all, and among those of each sigma, by search score; best first, ties to the lower index.
+
+    Args:
+        population: N candidates.
+        scores: (N, D) search scores, or (N,) their means.
+        k: members per pool.
+
+    Returns:
+        ``"all"`` first, then each sigma in the population's order, each with (k,) candidate indices. A sigma with fewer than k candidates
+        cannot field k members and is left out.
+    """
+    members: dict[str | float, np.ndarray] = {ALL: top_k(scores, k)}
+    of = population.sigma_of(population.indices)
+    for sigma in population.sigmas:
+        mine = np.flatnonzero(of == np.float32(sigma))
+        if len(mine) >= k:
+            members[float(sigma)] = mine[top_k(scores[mine], k)]
+    return members
+
+
+def choose(options: Sequence[Value], accuracies: Sequence[float]) -> Value:
+    """The option with the highest accuracy; a tie goes to the earliest, so callers list the more general option first."""
+    return options[int(np.argmax(np.asarray(accuracies, np.float64)))]
+
+
+def tie_summary(scores: np.ndarray, members: np.ndarray, pool: np.ndarray) -> dict[str, float | int]:
+    """How many candidates share the score of the last member, and how many of those made it in.
+
+    Scores on D right/wrong examples take only D + 1 values, so the K-th place is often shared; which of the equals are taken is then an
+    accident of their index, and ``tied_candidates`` far above ``tied_inside_k`` says that the selection was partly arbitrary.
+
+    Args:
+        scores: (N,) mean search scores.
+        members: (K,) the chosen candidates, best first.
+        pool: indices of all the candidates they were chosen from.
+    """
+    last = scores[members[-1]]
+    return {
+        "score_at_k": float(last),
+        "tied_candidates": int((scores[pool] == last).sum()),
+        "tied_inside_k": int((scores[members] == last).sum()),
+    }

@@ -1,0 +1,198 @@
+"""The three plots of a run, as PNG files. Matplotlib's figure objects are used directly: no display, no global state.
+
+Colours are Okabe and Ito's ("Color Universal Design", 2008), which stay apart under the common forms of colour blindness; markers and
+labels beside the lines say the same once more.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from perturbjax.report.words import Results, percent
+from perturbjax.search.files import write_atomically
+
+INK, GREY, BLUE, VERMILLION, GREEN, PURPLE = "#222222", "#767676", "#0072B2", "#D55E00", "#009E73", "#A6528B"
+WIDTH = 6.4  # inches; with 11-point text still readable when a phone shows the figure 9 cm wide
+DPI = 200
+_MIN_BINS, _MAX_BINS = 12, 40
+
+
+def plot_scores(path: Path, results: Results, sigmas: np.ndarray, scores: np.ndarray) -> None:
+    """Score distribution of the population against the base: one histogram per sigma, on one scale.
+
+    Args:
+        path: PNG to write.
+        results: content of results.json.
+        sigmas: (N,) of each candidate.
+        scores: (N,) mean search scores.
+    """
+    values = [float(s["sigma"]) for s in results["population"]["per_sigma"]]
+    base, last = results["population"]["base_search_score"], results["ties"]["score_at_k"]
+    examples = results["splits"]["search"]
+    edges = _bins(np.append(scores, [base]), examples)
+    figure, axes = _figure(1.5 + 0.95 * len(values), rows=len(values))
+    tallest = max(np.histogram(_of(scores, sigmas, sigma), edges)[0].max() for sigma in values)
+    voting: list[Axes] = []  # the panels of the sigmas that voters may come from
+    for row, (axis, sigma) in enumerate(zip(axes, values, strict=True)):
+        mine = _of(scores, sigmas, sigma)
+        axis.hist(mine, edges.tolist(), color=BLUE, alpha=0.85, edgecolor="white", linewidth=0.6)
+        axis.axvline(base, color=INK, linewidth=1.8)
+        if results["selection"]["sigma"] in ("all", sigma):
+            axis.axvline(last, color=VERMILLION, linewidth=1.4, linestyle=(0, (4, 2)))
+            voting.append(axis)
+        axis.set_ylim(0, tallest * 1.12)
+        axis.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        axis.text(0.012, 0.86, f"sigma {sigma:g}", transform=axis.transAxes, va="top", color=INK, fontweight="bold")
+        axis.text(
+            0.012, 0.60, f"{mine.size} candidates\nmean {percent(mine.mean())}", transform=axis.transAxes, va="top", color=GREY, fontsize=9
+        )
+        if row < len(values) - 1:
+            axis.tick_params(labelbottom=False)
+    span = edges[-1] - edges[0]
+    axes[0].set_xlim(edges[0] - 0.22 * span, edges[-1] + 0.02 * span)
+    # Room on the left for words, but no ticks below 0 % or above 100 %, which no score can have.
+    axes[-1].xaxis.set_major_locator(FixedLocator([t for t in _round_ticks().tick_values(edges[0], edges[-1]) if 0 <= t <= 1]))
+    axes[-1].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes[-1].set_xlabel(f"search score: right answers of {examples}")
+    figure.supylabel("candidates", fontsize=11)
+    base_side = "right" if base <= last else "left"  # outwards, so that the two never overlap
+    _label_top(axes[0], base, f"base {percent(base)}", INK, base_side)
+    _label_top(voting[0], last, f"last voter {percent(last)}", VERMILLION, "left" if base_side == "right" else "right")
+    _save(figure, path)
+
+
+def plot_accuracy(path: Path, results: Results) -> None:
+    """Vote accuracy on the test split against K: RandOpt, its controls with as many votes, the base and the best prompt; 95 % intervals."""
+    figure, (axis,) = _figure(4.4)
+    ks = sorted(map(int, results["randopt"]))
+    curves = [
+        ("RandOpt", results["randopt"], BLUE, "o", 2.4),
+        ("self-consistency", results["self_consistency"]["curve"], VERMILLION, "s", 1.5),
+        ("random ensemble", results["random_k"]["curve"], GREEN, "^", 1.5),
+    ]
+    base, prompted = results["base"], results["best_prompt"]
+    axis.axhspan(*base["interval"], color=GREY, alpha=0.14, linewidth=0)
+    axis.axhline(base["accuracy"], color=INK, linewidth=1.5)
+    labels = [(base["accuracy"], "base", INK)]
+    if prompted["prompt"] != base["prompt"]:
+        axis.axhline(prompted["accuracy"], color=PURPLE, linewidth=1.5, linestyle=(0, (5, 2)))
+        labels.append((prompted["accuracy"], "best prompt", PURPLE))
+    for number, (name, entries, color, marker, width) in enumerate(curves):
+        x = np.asarray(ks) * 1.035 ** (number - 1)  # side by side, so that the bars do not hide each other
+        y = np.array([entries[str(k)]["accuracy"] for k in ks])
+        bounds = np.array([entries[str(k)]["interval"] for k in ks]).T
+        style = {"color": color, "marker": marker, "markersize": 5.5, "linewidth": width, "zorder": 5 - number}
+        axis.errorbar(x, y, np.abs(bounds - y), elinewidth=1, capsize=2.5, **style)
+        labels.append((y[-1], name, color))
+    chosen = results["selection"]["K"]
+    ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": BLUE, "zorder": 6}
+    axis.plot(chosen / 1.035, results["randopt"][str(chosen)]["accuracy"], "o", **ring)
+    axis.set_xscale("log")
+    axis.set_xlim(ks[0] / 1.15, ks[-1] * 1.15)
+    axis.xaxis.set_major_locator(FixedLocator(ks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_major_locator(_round_ticks())
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.set_xlabel("K, number of votes (ringed: chosen on the select split)")
+    axis.set_ylabel(f"right answers of {results['splits']['test']} test questions")
+    _label_right(axis, labels)
+    _save(figure, path)
+
+
+def plot_share(path: Path, results: Results) -> None:
+    """Share of candidates that score at least as well as the base on the search split, per sigma and in all, with 95 % intervals."""
+    population = results["population"]
+    rows = [(f"sigma {s['sigma']:g}", s, BLUE) for s in population["per_sigma"]] + [("all", population, INK)]
+    figure, (axis,) = _figure(1.3 + 0.5 * len(rows))
+    for y, (_, row, color) in enumerate(rows):
+        share, bounds = row["share_at_or_above_base"], row["share_interval"]
+        axis.plot(bounds, (y, y), color=color, linewidth=2.2, solid_capstyle="butt")
+        axis.plot(share, y, "o", color=color, markersize=8)
+        axis.annotate(percent(share), (share, y), (0, 8), textcoords="offset points", ha="center", color=color, fontsize=10)
+    axis.set_yticks(range(len(rows)), [f"{name}\n{row['n']} candidates" for name, row, _ in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.7)
+    axis.set_xlim(-0.03, 1.03)
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel(f"candidates at or above the base's {percent(population['base_search_score'])} on the search split")
+    _save(figure, path)
+
+
+def _figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(np.atleast_1d(figure.subplots(rows, 1, sharex=True)))
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=10, colors=INK)
+        axis.xaxis.label.set_size(11)
+        axis.yaxis.label.set_size(11)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # No software version or date inside: equal results give equal files.
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None}))
+
+
+def _round_ticks() -> MaxNLocator:
+    return MaxNLocator(7, steps=[1, 2, 5, 10], min_n_ticks=3)  # whole percents, where the range is wide enough for them
+
+
+def _of(scores: np.ndarray, sigmas: np.ndarray, sigma: float) -> np.ndarray:
+    return scores[sigmas.astype(np.float32) == np.float32(sigma)]
+
+
+def _bins(values: np.ndarray, examples: int) -> np.ndarray:
+    """Edges of bins that are whole steps of 1/examples, centred on the possible scores."""
+    low, high = np.floor(values.min() * examples + 1e-6), np.ceil(values.max() * examples - 1e-6)
+    spare = max(0, _MIN_BINS - int(high - low + 1))  # few distinct scores stay narrow bars
+    low, high = low - spare // 2, high + spare - spare // 2
+    step = int(np.ceil((high - low + 1) / _MAX_BINS))
+    return (np.arange(low - 0.5, high + 0.5 + step, step)) / examples
+
+
+def _label_top(axis: Axes, x: float, words: str, color: str, align: str) -> None:
+    offset = (-3 if align == "right" else 3, 3)
+    axis.annotate(
+        words, (x, 1.0), offset, xycoords=("data", "axes fraction"), textcoords="offset points", ha=align, color=color, fontsize=10
+    )
+
+
+def _label_right(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Names beside the right ends of the lines, pushed apart where they would overlap, each with a thin line to its end."""
+    low, high = axis.get_ylim()
+    ordered = sorted(labels)
+    ends = np.array([y for y, _, _ in ordered])
+    for height, end, (_, name, color) in zip(_spread(ends, 0.07 * (high - low)), ends, ordered, strict=True):
+        axis.annotate(
+            name,
+            (1.0, end),
+            (1.06, height),
+            xycoords=("axes fraction", "data"),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            color=color,
+            fontsize=11,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 0},
+        )
+
+
+def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Ascending heights moved apart to at least ``gap``; a crowded group stays centred on the mean of its members."""
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and np.mean(groups[-1]) - np.mean(groups[-2]) < gap * (len(groups[-1]) + len(groups[-2])) / 2:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return np.concatenate([np.mean(group) + gap * (np.arange(len(group)) - (len(group) - 1) / 2) for group in groups])
