@@ -88,7 +88,7 @@ class Engine:
         self.mesh = mesh or sharding.make_mesh()
         self.in_flight = in_flight
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
-        self._params = sharding.put_replicated(model.params, self.mesh)
+        self.params = sharding.put_replicated(model.params, self.mesh)
         self._requested = chunk
         self._programs: dict[tuple[str, bool, bool], ChunkProgram] = {}
         width = self.mesh.shape[sharding.CANDIDATE] * in_flight
@@ -215,5 +215,5 @@ class Engine:
             else:
                 fn = choice_values(self.model.config, single)
             noise = None if plain else self.noise
-            self._programs[name, plain, sample] = ChunkProgram(fn, self._params, noise, self.mesh, self._requested, self.in_flight)
+            self._programs[name, plain, sample] = ChunkProgram(fn, self.params, noise, self.mesh, self._requested, self.in_flight)
         return self._programs[name, plain, sample]
