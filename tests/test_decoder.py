@@ -18,7 +18,6 @@ MODELS = ["tiny_llama3", "tiny_qwen2"]
 RNG = np.random.default_rng(0)
 PREFIX = RNG.integers(5, 120, 9)
 PROMPTS = [RNG.integers(5, 120, n) for n in (4, 11, 1, 7)]
-TIGHT = dict(rtol=2e-4, atol=2e-5)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -63,14 +62,14 @@ def test_ragged_batch_with_a_shared_prefix_equals_single_sequences(decoder):
     logits = np.asarray(decoder.logits(hidden))
     for i, prompt in enumerate(PROMPTS):
         alone = logits_of(decoder, np.concatenate([PREFIX, prompt]))
-        np.testing.assert_allclose(logits[i, : len(prompt)], alone[len(PREFIX) :], **TIGHT)
+        np.testing.assert_allclose(logits[i, : len(prompt)], alone[len(PREFIX) :], rtol=2e-4, atol=2e-5)
 
 
 def test_chosen_logits_equal_the_full_ones(decoder):
     hidden = jnp.asarray(RNG.standard_normal((5, decoder.config.hidden_size)), jnp.float32)
     ids = jnp.asarray(RNG.integers(0, decoder.config.vocab_size, (5, 3)))
     full = np.take_along_axis(np.asarray(decoder.logits(hidden)), np.asarray(ids), axis=1)
-    np.testing.assert_allclose(np.asarray(decoder.logits_at(hidden, ids)), full, **TIGHT)
+    np.testing.assert_allclose(np.asarray(decoder.logits_at(hidden, ids)), full, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])
@@ -115,8 +114,9 @@ def test_sampling_follows_the_model_and_ignores_the_batch(decoder):
     # First tokens of many draws follow softmax(logits / temperature): a chi-squared test with p = 1e-6.
     many = 4000
     wide = jnp.broadcast_to(tokens[:1], (many, 16))
-    drawn = generate(decoder, wide, jnp.full(many, lengths[0]), jnp.ones(many, bool), 1, (), None, 0, key, jnp.arange(many), 0.7).tokens[:,
-    0] expected = np.asarray(jax.nn.softmax(logits_of(decoder, PROMPTS[0])[-1] / 0.7)) * many
+    replies = generate(decoder, wide, jnp.full(many, lengths[0]), jnp.ones(many, bool), 1, (), None, 0, key, jnp.arange(many), 0.7)
+    drawn = replies.tokens[:, 0]
+    expected = np.asarray(jax.nn.softmax(logits_of(decoder, PROMPTS[0])[-1] / 0.7)) * many
     counts = np.bincount(np.asarray(drawn), minlength=len(expected))
     rare = expected < 5
     observed, wanted = np.append(counts[~rare], counts[rare].sum()), np.append(expected[~rare], expected[rare].sum())
@@ -136,7 +136,7 @@ def _name(decoder):
 
 def test_mis_shaped_and_missing_parameters_are_named(decoder):
     params = load_model(str(FIXTURES / _name(decoder))).params
-    with pytest.raises(ValueError, match="norm/scale.*None"):
+    with pytest.raises(ValueError, match=r"norm/scale.*None"):
         bind(decoder.config, {k: v for k, v in params.items() if k != "norm"})
     with pytest.raises(ValueError, match=r"norm/scale: shape \(3,\)"):
         bind(decoder.config, params | {"norm": {"scale": np.ones(3, np.float32)}})

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.perturb import Noise, fingerprint, perturb
 from perturbjax.population import Candidate, Population
 from perturbjax.scoring import ChunkProgram, Engine, score_population
+from perturbjax.scoring.packing import common_prefix
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks.base import Example, Prompt, Template
 
@@ -33,7 +35,8 @@ class Toy:
     name, source, max_new_tokens, templates = "toy", "made up", 5, (TEMPLATE,)
 
     def __init__(self, kind, choices=("x", "y")):
-        self.kind, self.choices = kind, choices
+        self.kind: Any = kind
+        self.choices = choices
 
     def examples(self):
         return [Example(str(i), w * (i % 3 + 1), self.choices[i % 2], self.choices) for i, w in enumerate(WORDS)]
@@ -103,7 +106,7 @@ def test_choice_log_probabilities_equal_the_unpacked_ones(model, choices):
             assert outputs.answers[n][e] == choices[int(np.argmax(wanted))]
             assert outputs.scores[n, e] == outputs.lenient[n, e] == (outputs.answers[n][e] == example.answer)
     prompts = [encode(task.prompt(e, TEMPLATE).text) for e in task.examples()]
-    shared = len(os.path.commonprefix([tuple(p) for p in prompts]))
+    shared = common_prefix(prompts)
     given = 0 if single else sum(len(encode(f" {c}")) - 1 for c in choices) * len(prompts)
     total = shared + sum(len(p) - shared for p in prompts) + given
     assert outputs.tokens.tolist() == [total] * 3
@@ -153,7 +156,7 @@ def test_population_examples_and_lengths_compile_nothing_anew():
     for count, candidates in ((2, 1), (5, 4), (8, 7)):
         engine.run(POPULATION[:candidates].candidates(), engine.prepare(examples[:count], TEMPLATE))
     assert engine.traces == 1
-    long = Example("long", "river " * 120, "x", ("x", "y"))
+    long = Example("long", "river " * 180, "x", ("x", "y"))
     engine.run(POPULATION[:1].candidates(), engine.prepare([*examples, long], TEMPLATE))
     assert engine.traces == 2
     generation = Toy("generation")
@@ -178,7 +181,7 @@ def test_generated_texts_are_judged_strictly_and_leniently(model):
                 break
         ids.append(reply)
         assert outputs.answers[0][e] == model.tokenizer.decode(reply)[:3]
-    shared = len(os.path.commonprefix([tuple(encode(task.prompt(e, TEMPLATE).text)) for e in task.examples()]))
+    shared = common_prefix([encode(task.prompt(e, TEMPLATE).text) for e in task.examples()])
     prompts = shared + sum(len(encode(task.prompt(e, TEMPLATE).text)) - shared for e in task.examples())
     assert outputs.tokens[0] == prompts + sum(map(len, ids))
 
@@ -236,7 +239,7 @@ def test_reference_counts_the_same_tokens(model):
 def test_examples_beyond_the_context_are_named(model):
     task = Toy("choice")
     engine = Engine(model, task, Noise(), mesh_of_one())
-    with pytest.raises(InputError, match="example 'huge' needs .* tokens under template 'plain'; the model takes"):
+    with pytest.raises(InputError, match=r"example 'huge' needs .* tokens under template 'plain'; the model takes"):
         engine.prepare([Example("huge", "river " * (model.config.max_positions + 1), "x", ("x", "y"))], TEMPLATE)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from perturbjax.scoring.forced import packed_mask
-from perturbjax.scoring.packing import PROMPT, ScoringExample, common_prefix, pack, unpack
+from perturbjax.scoring.packing import ScoringExample, common_prefix, pack, unpack
 
 tokens = st.integers(1, 1000)
 examples = st.lists(

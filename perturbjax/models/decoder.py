@@ -149,8 +149,12 @@ class Decoder(nnx.Module):
             return (x, cache), None if cache is not None else KVCache(k, v)
 
         scanned = (stacked, jnp.arange(self.config.num_layers), prefix.cache if prefix is not None else None)
-        (x, updated), new = jax.lax.scan(layer, (x, cache), scanned)
-        return self.norm(x), new if updated is None else updated
+        if cache is None:
+            (x, _), cache = jax.lax.scan(layer, (x, None), scanned)
+        else:
+            (x, cache), _ = jax.lax.scan(layer, (x, cache), scanned)
+        assert cache is not None
+        return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of hidden states (..., D): float32 (..., V)."""
