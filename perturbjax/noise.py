@@ -74,7 +74,7 @@ def threefry2x32(key_data: jax.Array, hi: jax.Array | int, lo: jax.Array) -> tup
             x1 = (x1 << jnp.uint32(rotation)) | (x1 >> jnp.uint32(_WORD_BITS - rotation))
             x1 = x0 ^ x1
         x0 = x0 + keys[(group + 1) % 3]
-        x1 = x1 + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+        x1 = x1 + (keys[(group + 2) % 3] + jnp.uint32(group + 1))
     return x0, x1
 
 

@@ -6,13 +6,6 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture
-def strict_dtypes():
-    """Implicit promotion between array types raises; for tests of code that is ours from end to end."""
-    with jax.numpy_dtype_promotion("strict"):
-        yield
+jax.config.update("jax_numpy_dtype_promotion", "strict")

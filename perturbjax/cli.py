@@ -1,0 +1,98 @@
+"""The ``perturbjax`` command: parse a dataclass, call, print, exit.
+
+Exit codes: 0 done, 2 bad input (one line on stderr), 1 failure, 130 interrupted.
+"""
+
+import errno
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from perturbjax._version import __version__
+from perturbjax.commands.arguments import UsageError, parse
+from perturbjax.commands.bench import BenchConfig, run_bench
+from perturbjax.commands.console import Console
+from perturbjax.commands.evaluate import EvaluateConfig, run_evaluate
+from perturbjax.commands.export import ExportConfig, run_export
+from perturbjax.commands.predict import PredictConfig, run_predict
+from perturbjax.commands.search import run_search
+from perturbjax.errors import InputError
+from perturbjax.search.config import SearchConfig
+
+PROG = "perturbjax"
+
+DESCRIPTION = """\
+RandOpt for JAX: sample seeded perturbations of a model's weights, score them, keep the best and let them vote.
+
+- a first run: perturbjax search
+- on your own data: perturbjax search --task questions.jsonl --population 200 --top-k 10
+- after a kill: the same command with --resume
+
+RUN, for the other commands, is the run directory that search prints. Each command explains itself: perturbjax search --help"""
+
+COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
+    "search": (SearchConfig, run_search),
+    "evaluate": (EvaluateConfig, run_evaluate),
+    "predict": (PredictConfig, run_predict),
+    "export": (ExportConfig, run_export),
+    "bench": (BenchConfig, run_bench),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console()
+    if arguments == ["--version"]:
+        console.line(f"{PROG} {__version__}")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format=f"{PROG}: %(levelname)s: %(message)s")
+    try:
+        config = parse({name: kind for name, (kind, _) in COMMANDS.items()}, arguments, PROG, DESCRIPTION)
+        call = next(call for kind, call in COMMANDS.values() if type(config) is kind)
+        call(config, console)
+    except (UsageError, InputError) as error:
+        console.note(f"{PROG}: error: {' '.join(str(error).split())}")
+        return 2
+    except KeyboardInterrupt as error:
+        _explain("interrupted", error, console)
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except Exception as error:
+        if not _is_environment(error):
+            # Not the user's doing: whoever mends it needs the whole of it.
+            console.note("".join(traceback.format_exception(error)).rstrip())
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        if isinstance(error, ModuleNotFoundError):
+            reason += "; pip install 'perturbjax[demo]' has everything that the commands use"
+        _explain(f"failed: {type(error).__name__}: {reason}", error, console)
+        return 1
+    return 0
+
+
+def _explain(what: str, error: BaseException, console: Console) -> None:
+    # Our notes are one line each; those of jax, about its tracebacks, are paragraphs.
+    notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
+    console.note("; ".join([f"{PROG}: {what}", *notes]))
+
+
+def _is_environment(error: BaseException) -> bool:
+    """A full disk, a file that went away, a package that is not installed: nothing that a traceback explains better."""
+    if isinstance(error, OSError):
+        return error.errno is None or error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EIO,
+            errno.ENOENT,
+        )
+    return isinstance(error, ModuleNotFoundError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

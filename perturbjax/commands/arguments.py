@@ -1,0 +1,118 @@
+"""How arguments are read: comma lists, plain optional values, and one line where tyro would draw a box."""
+
+import contextlib
+import inspect
+import io
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+_OPTIONAL: dict[type, str] = {int: "INT", str: "TEXT", Path: "PATH"}
+
+
+class UsageError(Exception):
+    """Arguments that cannot be read; the message is one line."""
+
+
+def parse(commands: Mapping[str, type], argv: Sequence[str], prog: str, description: str) -> Any:
+    """Read ``argv`` into one of the dataclasses.
+
+    Args:
+        commands: subcommand name -> frozen dataclass; its docstring is the help text.
+        argv: arguments without the program's name.
+        prog: name of the program.
+        description: shown by ``--help``, beside the first line of each dataclass's docstring.
+
+    Raises:
+        UsageError: unknown or missing arguments, or values of another type.
+        SystemExit: after ``--help``.
+    """
+    members = [
+        typing.Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, description=_description(kind, name in argv))]
+        for name, kind in commands.items()
+    ]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                typing.Union[tuple(members)],  # type: ignore[arg-type]  # noqa: UP007 (made at run time)
+                args=list(argv),
+                prog=prog,
+                description=description,
+                registry=_registry(),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        command = next((word for word in argv if word in commands), "")
+        raise UsageError(f"{_one_line(said.getvalue())}; see {f'{prog} {command}'.strip()} --help") from None
+
+
+def _description(kind: type, whole: bool) -> str:
+    """The docstring for the command's own help, its first line for the list of commands."""
+    text = inspect.getdoc(kind) or ""
+    return text if whole else text.splitlines()[0]
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def floats(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type != tuple[float, ...]:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="FLOAT,FLOAT,...",
+            instance_from_str=lambda words: tuple(float(word) for word in words[0].split(",")),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [",".join(map(repr, value))],
+        )
+
+    @registry.primitive_rule
+    def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
+        options = typing.get_args(info.type)
+        if typing.get_origin(info.type) not in (typing.Union, types.UnionType) or len(options) != 2 or type(None) not in options:
+            return None
+        inner = next(option for option in options if option is not type(None))
+        if inner not in _OPTIONAL:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=_OPTIONAL[inner],
+            instance_from_str=lambda words: inner(words[0]),
+            is_instance=lambda value: value is None or isinstance(value, inner),
+            str_from_instance=lambda value: ["none" if value is None else str(value)],
+        )
+
+    return registry
+
+
+def _one_line(box: str) -> str:
+    """The message inside tyro's box, without title, frame and what follows the first rule below the message.
+
+    Where stdout is not UTF-8 the box has no sides, and its title is a line with a rule under it.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    inside = [re.sub(r"^│|│$", "", line) for line in plain.splitlines() if line.strip() and line[0] not in "╭╰"]
+    rules = [number for number, line in enumerate(inside) if set(line.strip()) <= set("─-")]
+    first = 2 if rules[:1] == [1] and "╭" not in plain else 0
+    message = inside[first : next((number for number in rules if number >= first), len(inside))]
+    if message and message[0].strip().startswith("Missing from"):
+        # Below it one line per argument, each followed by its help, which is indented further.
+        indent = len(message[0]) - len(message[0].lstrip()) + 4
+        missing = [line.strip() for line in message[1:] if len(line) - len(line.lstrip()) == indent]
+        return f"required: {', '.join(missing)}"
+    text = " ".join(line.strip() for line in message).strip().rstrip(".")
+    value = re.search(r"Error parsing (\S+): (?:invalid literal for int\(\) with base 10: |could not convert string to float: )(.*)", text)
+    if value:
+        kind = "an integer" if "invalid literal" in text else "a number"
+        return f"{value[1]} {value[2]}: {kind} is required"
+    return text or " ".join(box.split()) or "the arguments cannot be read"

@@ -1,0 +1,97 @@
+"""What the command line shows: lines on stdout, progress and warnings on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+_PLAIN_INTERVAL_S = 15.0  # between two plain progress lines, so that a log of a long run stays readable
+
+
+class Console:
+    """The one place that prints."""
+
+    def __init__(self) -> None:
+        self._stage: Progress | None = None
+
+    def line(self, text: str = "") -> None:
+        """One line for the person who asked, on stdout."""
+        print(text, flush=True)
+
+    def note(self, text: str) -> None:
+        """One line about the work itself, on stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Progress":
+        """A bar when stderr is a terminal, plain lines otherwise; use as a context manager."""
+        return Progress(self, label, total, done, unit, bar=sys.stderr.isatty())
+
+    def on_stage(self, name: str, done: int, total: int) -> None:
+        """A callback for work that reports (stage, done, total): a new progress when done is 0, closed when done reaches total."""
+        if self._stage is None or done == 0:
+            self.close_stage()
+            self._stage = self.progress(name, total, unit="step")
+        self._stage.update(done)
+        if done >= total:
+            self.close_stage()
+
+    def close_stage(self) -> None:
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
+
+    @contextmanager
+    def stages(self) -> Iterator[Any]:
+        """``on_stage`` for the time of a block, with no half-drawn bar left behind if the block fails."""
+        try:
+            yield self.on_stage
+        finally:
+            self.close_stage()
+
+
+class Progress:
+    """Progress of one stage; ``update`` takes the total done so far and figures to show beside it."""
+
+    def __init__(self, console: Console, label: str, total: int, done: int, unit: str, bar: bool):
+        self._console, self._label, self._total, self._unit = console, label, total, unit
+        self._started, self._from, self._done = time.monotonic(), done, done
+        self._last = self._started
+        self._bar = None
+        if bar:
+            from tqdm import tqdm
+
+            self._bar = tqdm(desc=label, total=total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
+
+    def update(self, done: int, **figures: str) -> None:
+        step, self._done = done - self._done, done
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(step)
+        elif (now := time.monotonic()) - self._last >= _PLAIN_INTERVAL_S or done >= self._total:
+            self._last = now
+            elapsed = now - self._started
+            rate = (done - self._from) / elapsed if elapsed > 0 else 0.0
+            parts = [f"{done}/{self._total}"]
+            if rate > 0 and done < self._total:
+                parts.append(f"{rate:.2f} {self._unit}s/s, {_duration((self._total - done) / rate)} left")
+            elif done >= self._total:
+                parts.append(f"in {_duration(elapsed)}")
+            parts += [f"{name} {value}" for name, value in figures.items()]
+            self._console.note(f"{self._label}: {', '.join(parts)}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

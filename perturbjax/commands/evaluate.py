@@ -1,0 +1,114 @@
+"""``perturbjax evaluate``: a saved ensemble and its base on questions that the run has not used."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from perturbjax.commands.console import Console
+from perturbjax.commands.setup import Parts, load_task_with_budget, make_engine, reopen_ensemble
+from perturbjax.errors import InputError
+from perturbjax.search.config import positive_integer
+from perturbjax.search.files import write_json
+from perturbjax.search.identity import digest, task_fingerprint
+from perturbjax.tasks.base import Example, Task
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure the ensemble of a run, and its base, on questions that the run has not used; writes RUN/evaluation-NAME.json.
+
+    - rows left over: perturbjax evaluate RUN --examples 200
+    - your own rows: perturbjax evaluate RUN --task more.jsonl
+    - another task: perturbjax evaluate RUN --task boolq --examples 200
+
+    Questions that chose the members or their number would flatter them: rows of the search and select splits are refused."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory of a finished search."""
+    task: str | None = None
+    """Task to measure on, as for search; when left out, the run's own, on rows that none of its splits used."""
+    examples: int | None = None
+    """How many rows; all there are when left out."""
+    name: str | None = None
+    """NAME in the name of the file written; the task's when left out."""
+
+
+def run_evaluate(config: EvaluateConfig, console: Console) -> None:
+    """Measure, write, show."""
+    if config.examples is not None:
+        positive_integer("--examples", config.examples)
+    if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
+        raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
+    from perturbjax.evaluate import compare_to_base
+
+    parts, ensemble = reopen_ensemble(config.run, console)
+    own = config.task is None or config.task == parts.config.task
+    task = parts.task if config.task is None or own else load_task_with_budget(config.task, None)
+    rows = unused_rows(parts) if own else foreign_rows(parts, task)
+    if config.examples is not None and config.examples > len(rows):
+        raise InputError(f"--examples {config.examples}: task {task.name} has {len(rows)} rows that the run has not used; ask for fewer")
+    rows = rows[: config.examples]
+    if not rows:
+        raise InputError(f"--task {task.name}: no rows that the run has not used; give --task with other questions")
+    template = parts.template if own else task.templates[0]
+    engine = make_engine(parts, task)
+    with console.stages() as on_stage:
+        compared = compare_to_base(engine, task, ensemble, engine.prepare(rows, template), parts.config.seed, on_stage)
+    path = config.run / f"evaluation-{config.name or re.sub(r'[^A-Za-z0-9_.-]', '_', task.name)}.json"
+    record = {
+        "task": {"name": task.name, "source": task.source, "fingerprint": task_fingerprint(task, rows)},
+        "template": template.name,
+        "examples": len(rows),
+        "members": [int(index) for index in ensemble.members],
+        "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
+    }
+    write_json(path, record | compared)
+    console.line(f"{len(rows)} questions of {task.name} that the run has not used, prompt {template.name}")
+    console.line(_row("base model", compared["base"]))
+    for k, entry in compared["randopt"].items():
+        console.line(_row(f"RandOpt @{k}", entry))
+    console.line(f"written to {path}")
+
+
+def unused_rows(parts: Parts) -> list[Example]:
+    """Rows of the run's own task that are in none of its splits, repeated ones once, in an order that depends on seed and ids alone."""
+    splits = parts.splits
+    seen = {_content(example) for example in (*splits.search, *splits.select, *splits.test)}
+    rows = []
+    for example in sorted(parts.task.examples(), key=lambda e: digest([parts.config.seed, e.id])):
+        if _content(example) not in seen:
+            seen.add(_content(example))
+            rows.append(example)
+    return rows
+
+
+def foreign_rows(parts: Parts, task: Task) -> Sequence[Example]:
+    """Rows of another task.
+
+    Raises:
+        InputError: one of them is in the run's search or select split.
+    """
+    used = {_content(e): name for name in ("search", "select") for e in getattr(parts.splits, name)}
+    rows = task.examples()
+    for example in rows:
+        if _content(example) in used:
+            split = used[_content(example)]
+            raise InputError(f"--task {task.name}: row {example.id} is in the run's {split} split, which chose the members; remove it")
+    return rows
+
+
+def _content(example: Example) -> tuple[str, tuple[str, ...]]:
+    return example.question.strip(), example.choices
+
+
+def _row(label: str, entry: dict[str, Any]) -> str:
+    low, high = entry["interval"]
+    text = f"{label:<14} {100 * entry['accuracy']:5.1f} % right  [{100 * low:.1f} to {100 * high:.1f}]"
+    if "difference" in entry:
+        low, high = entry["difference_interval"]
+        text += f"  {100 * entry['difference']:+.1f} points to the base  [{100 * low:+.1f} to {100 * high:+.1f}]"
+    return text

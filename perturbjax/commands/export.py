@@ -1,0 +1,56 @@
+"""``perturbjax export``: one model of a run as a Hugging Face directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from perturbjax.commands.console import Console
+from perturbjax.commands.setup import reopen_ensemble
+from perturbjax.errors import InputError
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write one model of a run as a Hugging Face safetensors directory that transformers loads.
+
+    - one member: perturbjax export RUN --rank 1 --out best
+    - their average: perturbjax export RUN --merge --out merged
+    - the base: perturbjax export RUN --base --out base
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory of a finished search."""
+    out: Path
+    """Directory to write; must not exist, or be empty."""
+    rank: int | None = None
+    """The member of this rank, 1 being the best."""
+    merge: bool = False
+    """The average of all members' weights, computed in float32 and rounded once."""
+    base: bool = False
+    """The unperturbed base, as the run used it."""
+
+
+def run_export(config: ExportConfig, console: Console) -> None:
+    """Rebuild the asked model from ensemble.json and write it."""
+    if [config.rank is not None, config.merge, config.base].count(True) != 1:
+        raise InputError("export: exactly one of --rank, --merge and --base is required")
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise InputError(f"--out {config.out}: exists and is not an empty directory; give a new one")
+    from perturbjax.ensemble import merge
+    from perturbjax.models.export import export_safetensors
+    from perturbjax.perturb import perturb
+
+    parts, ensemble = reopen_ensemble(config.run, console)
+    params, what = parts.model.params, "the base"
+    if config.rank is not None:
+        if not 1 <= config.rank <= len(ensemble):
+            raise InputError(f"--rank {config.rank}: the ensemble of {config.run} has ranks 1 to {len(ensemble)}")
+        index = int(ensemble.members[config.rank - 1])
+        params = perturb(params, ensemble.population[index], ensemble.noise)
+        what = f"the member of rank {config.rank} (candidate {index}, sigma {ensemble.population.sigma_of([index])[0]:g})"
+    elif config.merge:
+        params, what = merge(params, ensemble.candidates, ensemble.noise), f"the average of the {len(ensemble)} members"
+    export_safetensors(parts.model, params, config.out)
+    console.line(f"wrote {what} to {config.out}")

@@ -1,0 +1,118 @@
+"""``perturbjax predict``: questions in, voted answers out."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from perturbjax.commands.console import Console
+from perturbjax.commands.setup import Parts, make_engine, reopen_ensemble
+from perturbjax.errors import InputError
+from perturbjax.search.files import write_atomically
+from perturbjax.tasks.base import Example
+from perturbjax.tasks.choice import option_fields
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Let the ensemble of a run answer questions: its members vote, and the vote's share says how much they agree.
+
+    perturbjax predict RUN --questions questions.jsonl --out answers.jsonl
+
+    Each line of the questions is an object with "question", and with "choices" where the run's task gives every question its own. Each line
+    of the answers repeats the question with "answer" (null if no member gave one), "share" (of all members) and "votes"."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory of a finished search."""
+    questions: Path
+    """File of questions, one JSON object a line."""
+    out: Path
+    """File of answers to write; replaced if it exists."""
+
+
+def run_predict(config: PredictConfig, console: Console) -> None:
+    """Read, vote, write."""
+    if config.out.is_dir() or not config.out.absolute().parent.is_dir():
+        raise InputError(f"--out {config.out}: a file in an existing directory is required")
+    if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
+        raise InputError(f"--out {config.out}: is the file of the questions; give another one")
+    rows = read_questions(config.questions)
+    from perturbjax.evaluate import evaluate_ensemble
+
+    parts, ensemble = reopen_ensemble(config.run, console)
+    examples = to_examples(parts, rows, config.questions)
+    engine = make_engine(parts)
+    with console.stages() as on_stage:
+        outcome = evaluate_ensemble(engine, parts.task, ensemble, engine.prepare(examples, parts.template), on_stage)
+    answers = (
+        {"question": p.example.question, "answer": p.answer, "share": p.share, "votes": p.votes, "members": len(ensemble)}
+        for p in outcome.predictions
+    )
+    write_lines(config.out, answers)
+    console.line(f"{len(examples)} answers by {len(ensemble)} members written to {config.out}")
+
+
+def read_questions(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, row) of every line that is not empty.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not an object with a "question"; the line is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--questions {path}: cannot be read as UTF-8 text ({error}); give the path of a .jsonl file") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"--questions {path}: line {number} is not JSON ({error}); one object a line is required") from error
+        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+            raise InputError(f'--questions {path}: line {number} needs a "question", a text that is not empty')
+        choices = row.get("choices")
+        if choices is not None and not (isinstance(choices, list) and len(choices) > 1 and all(isinstance(c, str) and c for c in choices)):
+            raise InputError(f'--questions {path}: line {number}: "choices" must be a list of at least two texts')
+        rows.append((number, row))
+    if not rows:
+        raise InputError(f'--questions {path}: no questions; each line is an object like {{"question": "..."}}')
+    return rows
+
+
+def to_examples(parts: Parts, rows: list[tuple[int, dict[str, Any]]], path: Path) -> list[Example]:
+    """Examples of the run's task, without gold answers. Other fields of a row are handed to the prompt (a passage, say).
+
+    Raises:
+        InputError: a row lacks choices that the task does not share between questions, or a field that its prompt shows.
+    """
+    known = parts.splits.search[0]
+    shared = known.choices if len({example.choices for example in parts.splits.search}) == 1 else ()
+    examples = []
+    for number, row in rows:
+        choices = tuple(row.get("choices") or ())
+        fields = {name: value for name, value in row.items() if name not in ("id", "question", "answer", "choices")}
+        if parts.task.kind == "choice" and not choices:
+            if not shared:
+                raise InputError(f'--questions {path}: line {number} needs "choices": every question of task {parts.task.name} has its own')
+            choices = shared
+            fields = {name: value for name, value in known.fields.items() if name in ("options", "listed")} | fields
+        elif choices:
+            fields = option_fields(choices) | fields
+        example = Example(f"line-{number}", row["question"].strip(), "", choices, fields)
+        try:
+            parts.task.prompt(example, parts.template)
+        except KeyError as error:
+            shown = f"the field {error}, which task {parts.task.name} shows in its prompt"
+            raise InputError(f"--questions {path}: line {number} needs {shown}") from error
+        examples.append(example)
+    return examples
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines, atomically."""
+    write_atomically(path, lambda file: file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))

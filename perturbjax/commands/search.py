@@ -1,0 +1,150 @@
+"""``perturbjax search``: the whole RandOpt run, from settings to report, resumable at every point."""
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perturbjax.commands.console import Console
+from perturbjax.commands.setup import Parts, describe_run, load_parts, make_engine, require
+from perturbjax.errors import InputError
+from perturbjax.search.artifacts import write_candidates
+from perturbjax.search.config import SearchConfig
+from perturbjax.search.files import read_json, write_json
+from perturbjax.search.loop import ChunkReport, search
+from perturbjax.search.metrics import MetricsLog
+from perturbjax.search.rundir import RunDirectory, default_path
+from perturbjax.search.state import RunState, ScoreTable
+
+if TYPE_CHECKING:
+    from perturbjax.evaluate import Evaluation
+    from perturbjax.scoring import Engine, Prepared
+
+
+def run_search(config: SearchConfig, console: Console) -> None:
+    """Search, evaluate, report. Everything is validated before the run directory is made; every stage that is done is not done again.
+
+    Raises:
+        InputError: the settings, or what they name, cannot be used; no directory was made or changed.
+        Exception: anything else, with a note that says what is safe and how to go on.
+    """
+    started = time.perf_counter()
+    config.validate()
+    require("jinja2", "matplotlib")
+    if config.out is not None:
+        RunDirectory(config.out).check_usable(config.resume)
+    parts = load_parts(config, console)
+    directory = RunDirectory(config.out or default_path(parts.task.name, parts.model.name, parts.identity))
+    if directory.check_usable(config.resume):
+        directory.check_identity(parts.identity)
+        console.note(f"continuing the run in {directory.path}")
+    engine = make_engine(parts)
+    prepared = prepare_all(parts, engine)
+    if not directory.config.exists():
+        directory.create(parts.identity, describe_run(parts))
+    with directory.locked():
+        try:
+            finished = directory.results.exists() and directory.ensemble.exists()
+            # Before the search, because it compiles the program: what the chunks are timed at is scoring alone.
+            base_scores = None if finished else score_base(engine, prepared, console)
+            table = score_population(parts, engine, prepared, directory, console)
+            write_candidates(directory.candidates, parts.population.sigma_of(np.arange(config.population)), table.scores)
+            if base_scores is not None:
+                evaluation = evaluate_population(parts, engine, base_scores, table, console)
+                save_ensemble(parts, evaluation, directory)
+                model = {"name": parts.model.name, "source": parts.model.source}
+                seconds = evaluation.results["seconds"] | {"process": time.perf_counter() - started}
+                # Last, so that a run with results.json is a run with everything before it.
+                write_json(directory.results, evaluation.results | {"model": model, "seconds": seconds})
+            finish(directory, console)
+        except InputError:
+            raise
+        except BaseException as error:
+            again = f"perturbjax search ... --out {directory.path} --resume"
+            error.add_note(f"what {directory.path} had committed is intact; continue with: {again}")
+            raise
+
+
+def prepare_all(parts: Parts, engine: "Engine") -> "Prepared":
+    """The search split as the engine wants it, and the certainty that no prompt of any split and template is too long for the model."""
+    examples = (*parts.splits.select, *parts.splits.test)
+    for template in parts.task.templates:
+        engine.prepare(examples, template)
+    return engine.prepare(parts.splits.search, parts.template)
+
+
+def score_base(engine: "Engine", prepared: "Prepared", console: Console) -> np.ndarray:
+    """(D,) scores of the unperturbed base on the search split."""
+    from perturbjax.evaluate.engine import run_base
+
+    with console.progress("compiling, base", 1, unit="model") as progress:
+        scores = run_base(engine, prepared).scores[0]
+        progress.update(1, score=f"{scores.mean():.3f}")
+    return scores
+
+
+def score_population(parts: Parts, engine: "Engine", prepared: "Prepared", directory: RunDirectory, console: Console) -> ScoreTable:
+    """Bring the score matrix to completion, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
+    size, examples = len(parts.population), len(parts.splits.search)
+    with RunState.open(directory.state, size, examples, parts.identity) as state:
+        for warning in state.warnings:
+            console.note(f"perturbjax: warning: {warning}")
+        done = int(state.table.done.sum())
+        if not done and directory.candidates.exists():
+            raise InputError(
+                f"{directory.state}: the saved state is missing, candidates.parquet is not; restore it, or delete {directory.path}"
+            )
+        if done < size:
+            with console.progress("search", size, done) as progress:
+
+                def on_chunk(report: ChunkReport) -> None:
+                    figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
+                    progress.update(report.done, **figures)
+
+                search(engine, parts.population, prepared, state, MetricsLog(directory.metrics), on_chunk)
+        if state.table.nonfinite:
+            console.note(f"perturbjax: warning: {state.table.nonfinite} candidates gave NaN or infinite logits and score 0; lower --sigmas")
+        return state.table
+
+
+def evaluate_population(parts: Parts, engine: "Engine", base_scores: np.ndarray, table: ScoreTable, console: Console) -> "Evaluation":
+    """Choose on the select split and measure on the test split, beside the controls."""
+    from perturbjax.evaluate import SearchRecord, evaluate_run
+
+    record = SearchRecord(
+        scores=table.scores,
+        base_scores=base_scores,
+        tokens=int(table.tokens.sum()),
+        seconds=table.seconds,
+        nonfinite=table.nonfinite,
+    )
+    with console.stages() as on_stage:
+        return evaluate_run(
+            engine,
+            parts.task,
+            parts.splits,
+            parts.population,
+            record,
+            top_k=parts.config.top_k,
+            template=parts.template,
+            seed=parts.config.seed,
+            on_stage=on_stage,
+        )
+
+
+def save_ensemble(parts: Parts, evaluation: "Evaluation", directory: RunDirectory) -> None:
+    """Write ensemble.json: the members that the select split chose."""
+    from perturbjax.ensemble import Ensemble
+
+    Ensemble(parts.population, evaluation.members, parts.noise, parts.model.params, scores=evaluation.scores).save(directory.ensemble)
+
+
+def finish(directory: RunDirectory, console: Console) -> None:
+    """Write the report, show the table, say where things are."""
+    from perturbjax.report import results_table, write_report
+
+    report = write_report(directory.path)
+    console.line(results_table(read_json(directory.results)))
+    console.line()
+    console.line(f"run directory  {directory.path}")
+    console.line(f"report         {report}")

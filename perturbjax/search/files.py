@@ -1,0 +1,52 @@
+"""Whole files or none: everything a run directory holds is written beside its place and moved there."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from perturbjax.errors import InputError
+
+TEMPORARY_SUFFIX = ".tmp"
+"""Names that end so are leftovers of a killed write: never read, overwritten by the next write of the same file."""
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Call ``write`` on a temporary file beside ``path``, flush it to the disk, and rename it to ``path``.
+
+    A reader, and a process started after a kill, sees the old content or the new, never a part. On failure the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or is not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged, not JSON ({error}); restore the file, or start anew in another --out") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged, a JSON object is required; restore the file, or start anew in another --out")
+    return content

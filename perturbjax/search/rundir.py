@@ -1,0 +1,130 @@
+"""The run directory: what lies where, when it may be written, and who holds it."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perturbjax.errors import InputError
+from perturbjax.search.files import TEMPORARY_SUFFIX, read_json, write_json
+from perturbjax.search.identity import Identity, differences, identity_digest
+
+FORMAT = 1
+"""Of the run directory; raised by any change that an older version would misread."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run. Creating this object touches nothing.
+
+    A directory holds a run from the moment its ``config.json`` is in place, which is the first thing written.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def candidates(self) -> Path:
+        return self.path / "candidates.parquet"
+
+    @property
+    def ensemble(self) -> Path:
+        return self.path / "ensemble.json"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def check_usable(self, resume: bool) -> bool:
+        """Whether a search may write here, before anything else is known of it; changes nothing.
+
+        Returns:
+            True if the directory holds a run (only with ``resume``), False if it is empty or does not exist.
+
+        Raises:
+            InputError: it holds another run and ``resume`` is off, or files that are no run, or cannot be written.
+        """
+        if not self.path.exists():
+            parent = next(parent for parent in self.path.absolute().parents if parent.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise InputError(f"--out {self.path}: {parent} is not a directory that can be written; give another --out")
+            return False
+        if not self.path.is_dir() or not os.access(self.path, os.W_OK | os.X_OK):
+            raise InputError(f"--out {self.path}: not a directory that can be written; give another --out")
+        if self.config.exists():
+            if not resume:
+                raise InputError(f"--out {self.path}: already holds a run; continue it with --resume, or give another --out")
+            return True
+        others = [entry.name for entry in self.path.iterdir() if not entry.name.endswith(TEMPORARY_SUFFIX)]
+        if others:
+            what = f"{sorted(others)[0]} is there, config.json is not"
+            raise InputError(f"--out {self.path}: not empty and not a run ({what}); give another --out")
+        return False
+
+    def check_identity(self, identity: Identity) -> None:
+        """Raise ``InputError``, naming every difference, unless the run here has this identity."""
+        found = differences(identity, self.read_config()["identity"])
+        if found:
+            raise InputError(f"--resume: {'; '.join(found)} (in {self.path}); use the run's own settings, or give another --out")
+
+    def create(self, identity: Identity, record: dict[str, Any]) -> None:
+        """Make the directory and its ``config.json``: ``record`` plus the format and the identity."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, **record, "identity": dict(identity), "identity_digest": identity_digest(identity)}
+        write_json(self.config, content)
+
+    def read_config(self) -> dict[str, Any]:
+        """``config.json`` of an existing run.
+
+        Raises:
+            InputError: there is no run, or its config.json is damaged or of another format.
+        """
+        if not self.config.is_file():
+            raise InputError(f"{self.path}: no run directory (no config.json); give the directory that `perturbjax search` printed")
+        content = read_json(self.config)
+        if content.get("format") != FORMAT:
+            raise InputError(f"{self.config}: format {content.get('format')!r}, this version reads {FORMAT}; use the version that wrote it")
+        if not isinstance(content.get("identity"), dict) or content.get("identity_digest") != identity_digest(content["identity"]):
+            raise InputError(f"{self.config}: damaged, the identity of the run does not match its digest; start anew in another --out")
+        return content
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run while writing to it; the lock ends with the process, however that ends.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        with open(self.config, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"--out {self.path}: another process is writing this run; wait for it, or give another --out") from error
+            except OSError:
+                # A file system without locks: two writers cannot be told apart there, which is no reason to refuse the first.
+                pass
+            yield
+
+
+def default_path(task_name: str, model_name: str, identity: Identity) -> Path:
+    """``runs/<task>-<model>-<8 hex digits of the identity>``, so that other settings never meet in one directory."""
+    label = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{task_name}-{Path(model_name).name}")
+    return Path("runs") / f"{label}-{identity_digest(identity).removeprefix('sha256:')[:8]}"

