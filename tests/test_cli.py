@@ -28,7 +28,7 @@ def refuses(arguments: list[str], capsys) -> str:
     code, out, err = call(arguments, capsys)
     *before, message = err.splitlines()
     assert code == 2 and out == "", err
-    assert all(line.startswith(("model ", "task ", "continuing ")) for line in before), err
+    assert all(line.startswith(("model ", "task ", "noise ", "continuing ")) for line in before), err
     assert message.startswith("perturbjax: error: ")
     return message.removeprefix("perturbjax: error: ")
 
@@ -122,6 +122,13 @@ def test_a_search_writes_every_file_and_prints_a_table(finished, capsys):
     assert [line["done"] for line in lines] == [2, 4, 6]
     ensemble = Ensemble.load(finished / "run" / "ensemble.json")
     assert ensemble.members.tolist() == results["selection"]["members"][: results["selection"]["K"]]
+
+
+def test_members_rebuilt_from_ensemble_json_in_fresh_processes_score_the_same(finished):
+    script = Path(__file__).parent.parent / "scripts" / "check_rebuild.py"
+    done = subprocess.run([sys.executable, script, finished / "run", "--members", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("equal to the run's") == 4
 
 
 def test_a_second_call_is_refused_without_resume_and_shows_the_run_with_it(finished, tmp_path, capsys):
@@ -264,6 +271,7 @@ def test_bench_writes_a_row_per_noise_with_what_it_was_taken_on(tmp_path, capsys
     bench = json.loads((tmp_path / "bench" / "bench.json").read_text())
     assert [row["noise"] for row in bench["rows"]] == ["gaussian", "rademacher", "gaussian rank 1"]
     for row in bench["rows"]:
+        assert row["temp_bytes"] > 0
         assert row["efficiency"] == pytest.approx(row["tokens_per_s"] / row["reference_tokens_per_s"])
         assert row["tokens_per_s"] == pytest.approx(row["candidates_per_s"] * row["tokens_per_candidate"])
     assert bench["header"]["versions"]["jax"] and bench["header"]["device_kinds"] and bench["header"]["shapes"]["layers"]

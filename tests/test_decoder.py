@@ -140,3 +140,18 @@ def test_mis_shaped_and_missing_parameters_are_named(decoder):
         bind(decoder.config, {k: v for k, v in params.items() if k != "norm"})
     with pytest.raises(ValueError, match=r"norm/scale: shape \(3,\)"):
         bind(decoder.config, params | {"norm": {"scale": np.ones(3, np.float32)}})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_weights_give_bfloat16_activations_and_float32_logits(name):
+    tokens = jnp.asarray(PREFIX)[None]
+    logits = {}
+    for dtype in ("float32", "bfloat16"):
+        model = load_model(str(FIXTURES / name), dtype)
+        decoder = bind(model.config, jax.tree.map(jnp.asarray, model.params))
+        with jax.numpy_dtype_promotion("standard"):  # flax's RMSNorm multiplies float32 with a bfloat16 scale
+            hidden, cache = decoder(tokens, jnp.arange(len(PREFIX))[None], causal_mask(jnp.ones(tokens.shape, bool)))
+        assert {hidden.dtype, cache.keys.dtype, cache.values.dtype} == {jnp.dtype(dtype)}
+        logits[dtype] = np.asarray(decoder.logits(hidden))
+        assert logits[dtype].dtype == np.float32
+    assert np.abs(logits["bfloat16"] - logits["float32"]).max() < 0.05 * np.abs(logits["float32"]).max()

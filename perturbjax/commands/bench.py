@@ -91,6 +91,7 @@ NOISES: dict[str, Noise] = {
 @dataclass
 class _Timing:
     compile_s: float = 0.0
+    temp_bytes: int = 0
     tokens: int = 0
     seconds: list[float] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
@@ -112,11 +113,13 @@ def run_bench(config: BenchConfig, console: Console) -> None:
     header = _header(config, model, task, dtype)
     devices = ", ".join(header["device_kinds"])
     console.line(f"{model.name}, {task.name} ({task.kind}), {config.examples} examples, {config.population} candidates, {devices}")
-    console.line(f"{'noise':<16} {'strategy':<9} {'cand./s':>8} {'tokens/s':>9} {'plain':>9} {'efficiency':>10} {'compile s':>9}")
+    console.line(
+        f"{'noise':<16} {'strategy':<9} {'cand./s':>8} {'tokens/s':>9} {'plain':>9} {'efficiency':>10} {'compile s':>9} {'temp MiB':>9}"
+    )
     for row in rows:
         console.line(
             f"{row['noise']:<16} {row['strategy']:<9} {row['candidates_per_s']:>8.3g} {row['tokens_per_s']:>9.0f} "
-            f"{row['reference_tokens_per_s']:>9.0f} {row['efficiency']:>10.2f} {row['compile_s']:>9.1f}"
+            f"{row['reference_tokens_per_s']:>9.0f} {row['efficiency']:>10.2f} {row['compile_s']:>9.1f} {row['temp_bytes'] / 2**20:>9.0f}"
         )
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +151,8 @@ def measure(config: BenchConfig, model: "Model", task: "Task", console: Console)
     for timing in timings.values():
         # The first round compiled and ran; what it took beyond a usual round is the compilation.
         timing.compile_s = max(0.0, timing.compile_s - statistics.median(timing.seconds))
+    for name, timing in timings.items():
+        timing.temp_bytes = engines[name].temp_bytes(prepared[name])
     return timings
 
 
@@ -173,6 +178,7 @@ def _row(config: BenchConfig, task: "Task", name: str, timing: _Timing) -> dict[
         "reference_tokens_per_s": reference,
         "efficiency": tokens_per_s / reference,
         "compile_s": timing.compile_s,
+        "temp_bytes": timing.temp_bytes,
         "rounds": len(timing.seconds),
     }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
-from perturbjax.perturb import Noise, fingerprint
+from perturbjax.perturb import Noise, coverage, fingerprint
 from perturbjax.population import Population
 from perturbjax.search.config import SearchConfig
 from perturbjax.search.identity import make_identity
@@ -73,6 +73,8 @@ def load_parts(config: SearchConfig, console: Console) -> Parts:
     model = load_model(config.model, dtype)
     console.note(f"model {model.name}: {model.source}")
     console.note(f"task {task.name}: {task.source}")
+    moved = coverage(model.params, noise)
+    console.note(f"noise {noise.distribution}: moves {moved.share:.1%} of {moved.total:,} parameters")
     digest = fingerprint(model.params)
     identity = make_identity(
         config,

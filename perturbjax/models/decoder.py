@@ -34,12 +34,12 @@ class Prefix(NamedTuple):
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
         heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q = nnx.Linear(config.hidden_size, heads, use_bias=config.qkv_bias, rngs=rngs)
-        self.k = nnx.Linear(config.hidden_size, kv, use_bias=config.qkv_bias, rngs=rngs)
-        self.v = nnx.Linear(config.hidden_size, kv, use_bias=config.qkv_bias, rngs=rngs)
-        self.o = nnx.Linear(heads, config.hidden_size, use_bias=False, rngs=rngs)
+        self.q = nnx.Linear(config.hidden_size, heads, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.k = nnx.Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.v = nnx.Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.o = nnx.Linear(heads, config.hidden_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.head_dim = config.head_dim
 
     def project(self, x_BxTxD: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -72,35 +72,35 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
         d, f = config.hidden_size, config.intermediate_size
-        self.gate = nnx.Linear(d, f, use_bias=False, rngs=rngs)
-        self.up = nnx.Linear(d, f, use_bias=False, rngs=rngs)
-        self.down = nnx.Linear(f, d, use_bias=False, rngs=rngs)
+        self.gate = nnx.Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.up = nnx.Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(f, d, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, rngs=rngs)
-        self.attention = Attention(config, rngs)
-        self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, rngs=rngs)
-        self.mlp = MLP(config, rngs)
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
+        self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, rngs, dtype)
+        self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, rngs, dtype)
 
 
 class Decoder(nnx.Module):
     """Tokens to hidden states, and hidden states to logits. Built abstractly by ``bind``; its own initialisation is for tiny test
     models."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
         self.config = config
-        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
-        self.layers = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.split(config.num_layers))
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, rngs=rngs)
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.layers = nnx.vmap(lambda rngs: Block(config, rngs, dtype))(rngs.split(config.num_layers))
+        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
         if not config.tied_head:
-            self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
+            self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -187,7 +187,9 @@ def bind(config: DecoderConfig, params: Any) -> Decoder:
     for path in sorted(expected.keys() | got.keys()):
         if expected.get(path) != got.get(path):
             raise ValueError(f"parameter {path}: shape {got.get(path)} where the model needs {expected.get(path)}")
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+    # Activations have the type of the weights; norms, rotary angles, attention weights and logits are float32 inside.
+    dtype = params["embed"]["embedding"].dtype
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype)))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
 

@@ -164,18 +164,23 @@ class Engine:
             rates.append(outputs.tokens.sum() / outputs.seconds)
         return float(np.median(rates))
 
+    def temp_bytes(self, prepared: Prepared) -> int:
+        """Bytes of temporaries that scoring allocates on one device: perturbed copies in flight, caches and activations, not the base itself."""
+        program = self._program(prepared.layout, plain=False, sample=False)
+        return program.lower(_arrays(prepared.layout)).compile().memory_analysis().temp_size_in_bytes
+
     def _evaluate(self, candidates: Candidate, prepared: Prepared, plain: bool, sample: bool = False) -> Outputs:
         started = time.perf_counter()
         layout = prepared.layout
         program = self._program(layout, plain, sample)
         count = candidates.index.shape[0]
         if isinstance(layout, Packing):
-            log_probs = unpack(layout, program(candidates, layout.batch.arrays()))
+            log_probs = unpack(layout, program(candidates, _arrays(layout)))
             finite = np.logical_not(np.isnan(log_probs).any(axis=(1, 2)))
             answers = [[e.choices[c] for e, c in zip(prepared.examples, row, strict=True)] for row in np.argmax(log_probs, axis=-1)]
             tokens = np.full(count, prepared.prompt_tokens, np.int64)
             return self._judge(answers, prepared, finite, tokens, started, log_probs)
-        replies = program(candidates, layout.arrays())
+        replies = program(candidates, _arrays(layout))
         shape = (count, -1)
         generated = replies.tokens.reshape(*shape, replies.tokens.shape[-1])[:, : len(prepared.examples)]
         finite = replies.finite.reshape(shape).all(axis=1)
@@ -217,3 +222,8 @@ class Engine:
             noise = None if plain else self.noise
             self._programs[name, plain, sample] = ChunkProgram(fn, self.params, noise, self.mesh, self._requested, self.in_flight)
         return self._programs[name, plain, sample]
+
+
+def _arrays(layout: Packing | GenerationBatch) -> dict[str, Any]:
+    """What the compiled program takes as data."""
+    return layout.batch.arrays() if isinstance(layout, Packing) else layout.arrays()
