@@ -49,7 +49,8 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.rounds):
         for name, run in variants.items():
-            # Some milliseconds untimed: the first wide-vector loops after narrow ones run slower and would pay for their place in the round.
+            # Some milliseconds untimed: the first wide-vector loops after narrow ones run slower and would pay for their place in the
+            # round.
             for _ in range(5):
                 p = run(p, key).block_until_ready()
             started = time.perf_counter()

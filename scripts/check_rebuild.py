@@ -3,8 +3,9 @@
 
     .venv/bin/python scripts/check_rebuild.py RUN [--members 8]
 
-Each row of the table is a process of its own: chunks of 1, 3 and 8 candidates on one device, and 8 on eight (forced host) devices. The scores
-must equal the run's committed score matrix bit for bit, and the extracted answers must be the same in all of them. Exit code 1 if not.
+Each row of the table is a process of its own: chunks of 1, 3 and 8 candidates on one device, and 8 on eight (forced host) devices. The
+scores must equal the run's committed score matrix bit for bit, and the extracted answers must be the same in all of them. Exit code 1 if
+not.
 """
 
 import argparse

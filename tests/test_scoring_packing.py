@@ -24,12 +24,17 @@ examples = st.lists(
 @given(examples, st.lists(tokens, max_size=50))
 @settings(max_examples=40, deadline=None)
 def test_packed_rows_hold_every_example_once_and_queries_see_its_tokens(items, prefix):
-    packing = pack(prefix, items)
+    packings = pack(prefix, items)
+    assert sorted(n for packing in packings for n in packing.examples) == list(range(len(items)))
+    for packing in packings:
+        check(packing, [items[n] for n in packing.examples], prefix)
+
+
+def check(packing, items, prefix):
     batch = packing.batch
     used = batch.example >= 0
     assert used.sum() + len(prefix) == packing.tokens and not used[batch.count :].any()
     assert batch.prefix[0, : batch.prefix_length].tolist() == list(prefix)
-    assert packing.single == all(len(c) == 1 for item in items for c in item.choices)
     slots, _, width = batch.tokens.shape
     asked: dict[tuple[int, int], list[int]] = {}
     for s, q, e, c in packing.owner:
@@ -52,11 +57,12 @@ def test_packed_rows_hold_every_example_once_and_queries_see_its_tokens(items, p
 
 
 def test_shapes_depend_on_length_buckets_only():
-    shape = lambda items: {k: np.shape(v) for k, v in pack([1, 2], items).batch.arrays().items()}  # noqa: E731
+    shape = lambda items: [{k: np.shape(v) for k, v in packing.batch.arrays().items()} for packing in pack([1, 2], items)]  # noqa: E731
     few = [ScoringExample((3,) * 5, ((7,), (8,)))] * 2
     many = [ScoringExample((3,) * n, ((7,), (8,))) for n in range(1, 200)]
     assert shape(few) == shape(many)
-    assert shape([ScoringExample((3,) * 300, ((7,), (8,)))]) != shape(few)
+    long = ScoringExample((3,) * 300, ((7,), (8,)))
+    assert shape([*few, long, *few])[0] == shape(few)[0] != shape([long])[0] == shape([*few, long])[1]
 
 
 def test_common_prefix_leaves_each_sequence_a_token():
@@ -67,13 +73,13 @@ def test_common_prefix_leaves_each_sequence_a_token():
 
 
 def test_unpack_normalises_over_the_choices_of_each_example():
-    packing = pack([], [ScoringExample((1, 2), ((3,), (4,))), ScoringExample((5,), ((3,), (4,), (6,)))])
+    (packing,) = pack([], [ScoringExample((1, 2), ((3,), (4,))), ScoringExample((5,), ((3,), (4,), (6,)))])
     values = np.random.default_rng(0).standard_normal((2, *packing.batch.ids.shape)).astype(np.float32)
-    log_probs = unpack(packing, values)
+    log_probs = unpack([packing], [values])
     assert log_probs.shape == (2, 2, 3) and (log_probs[:, 0, 2] == -np.inf).all()
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1)
     slot, query = next((s, q) for s, q, e, _ in packing.owner if e == 1)
-    np.testing.assert_allclose(np.diff(log_probs[:, 1], axis=-1), np.diff(values[:, slot, query], axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(np.diff(log_probs[:, 1], axis=-1), np.diff(values[:, slot, query, :3], axis=-1), rtol=1e-5)
 
 
 def test_what_cannot_be_packed_is_refused():

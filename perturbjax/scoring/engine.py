@@ -30,12 +30,13 @@ from perturbjax.tasks.base import Example, Task, Template
 class Prepared:
     """Examples tokenised under one template and laid out for the compiled program.
 
-    ``layout`` is a Packing (choice tasks) or a GenerationBatch; ``prompt_tokens`` counts prefix and prompts, as run for one candidate.
+    ``layout`` is a tuple of packings (choice tasks) or a GenerationBatch; ``prompt_tokens`` counts prefix and prompts, as run for one
+    candidate.
     """
 
     examples: tuple[Example, ...]
     template: Template
-    layout: Packing | GenerationBatch
+    layout: tuple[Packing, ...] | GenerationBatch
     prompt_tokens: int
 
 
@@ -120,8 +121,8 @@ class Engine:
         length = common_prefix(ids)
         prefix, rest = ids[0][:length], [prompt[length:] for prompt in ids]
         if self.task.kind == "choice":
-            packing = pack(prefix, [ScoringExample(p, c) for p, c in zip(rest, choices, strict=True)])
-            return Prepared(tuple(examples), template, packing, packing.tokens)
+            packings = pack(prefix, [ScoringExample(p, c) for p, c in zip(rest, choices, strict=True)])
+            return Prepared(tuple(examples), template, packings, sum(packing.tokens for packing in packings))
         return Prepared(tuple(examples), template, batch_prompts(prefix, rest), length + sum(len(p) for p in rest))
 
     def run(self, candidates: Candidate, prepared: Prepared) -> Outputs:
@@ -165,22 +166,23 @@ class Engine:
         return float(np.median(rates))
 
     def temp_bytes(self, prepared: Prepared) -> int:
-        """Bytes of temporaries that scoring allocates on one device: perturbed copies in flight, caches and activations, not the base itself."""
-        program = self._program(prepared.layout, plain=False, sample=False)
-        return program.lower(_arrays(prepared.layout)).compile().memory_analysis().temp_size_in_bytes
+        """Bytes of temporaries that scoring allocates on one device: perturbed copies in flight, caches and activations, not the base
+        itself."""
+        parts = [prepared.layout] if isinstance(prepared.layout, GenerationBatch) else prepared.layout
+        programs = [self._program(part, plain=False, sample=False).lower(_arrays(part)) for part in parts]
+        return max(program.compile().memory_analysis().temp_size_in_bytes for program in programs)
 
     def _evaluate(self, candidates: Candidate, prepared: Prepared, plain: bool, sample: bool = False) -> Outputs:
         started = time.perf_counter()
         layout = prepared.layout
-        program = self._program(layout, plain, sample)
         count = candidates.index.shape[0]
-        if isinstance(layout, Packing):
-            log_probs = unpack(layout, program(candidates, _arrays(layout)))
+        if not isinstance(layout, GenerationBatch):
+            log_probs = unpack(layout, [self._program(part, plain, sample)(candidates, _arrays(part)) for part in layout])
             finite = np.logical_not(np.isnan(log_probs).any(axis=(1, 2)))
             answers = [[e.choices[c] for e, c in zip(prepared.examples, row, strict=True)] for row in np.argmax(log_probs, axis=-1)]
             tokens = np.full(count, prepared.prompt_tokens, np.int64)
             return self._judge(answers, prepared, finite, tokens, started, log_probs)
-        replies = program(candidates, _arrays(layout))
+        replies = self._program(layout, plain, sample)(candidates, _arrays(layout))
         shape = (count, -1)
         generated = replies.tokens.reshape(*shape, replies.tokens.shape[-1])[:, : len(prepared.examples)]
         finite = replies.finite.reshape(shape).all(axis=1)

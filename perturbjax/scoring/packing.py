@@ -17,6 +17,7 @@ SLOT_TOKENS = 512
 """Tokens of one forward pass: enough rows for full-speed matmuls, few enough that the last slot wastes little."""
 PREFIX_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SLOT_CAPACITY = 64
+CHOICE_BUCKETS = (2, 4, 8, 16, 32, 64)
 PROMPT = -1
 """Branch number of an example's prompt."""
 
@@ -57,10 +58,19 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Packing:
-    """A packed batch and the way back: ``owner[i] = (slot, query, example, choice)`` in order; ``single`` says that one query holds all
-    choices."""
+    """A packed batch and the way back.
+
+    Attributes:
+        batch: for the compiled program.
+        examples: (E,) numbers, among all examples, of those packed here: those of one length bucket.
+        owner: rows (slot, query, example, choice) in order, ``example`` counting within this packing.
+        single: one query holds all choices of an example.
+        num_choices: per example.
+        tokens: put through the model for one candidate, the prefix included.
+    """
 
     batch: PackedBatch
+    examples: np.ndarray
     owner: np.ndarray
     single: bool
     num_choices: tuple[int, ...]
@@ -86,13 +96,32 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return min(length, min(len(s) for s in sequences) - 1)
 
 
-def pack(prefix: Sequence[int], examples: Sequence[ScoringExample]) -> Packing:
-    """Packs examples that share ``prefix`` (whose tokens are not part of their prompts)."""
+def pack(prefix: Sequence[int], examples: Sequence[ScoringExample]) -> tuple[Packing, ...]:
+    """Packs examples that share ``prefix`` (whose tokens are not part of their prompts), one packing a length bucket in use.
+
+    Attention costs the square of the row length, so a few long examples get long rows of their own instead of stretching everyone's.
+    """
     single = all(len(choice) == 1 for e in examples for choice in e.choices)
-    width = max(len(e.choices) for e in examples) if single else 1
-    queries_per_slot = 64 if single else 128
+    width = bucket(max(len(e.choices) for e in examples), CHOICE_BUCKETS) if single else 1
     lengths = [len(e.prompt) + sum(len(c) - 1 for c in e.choices) for e in examples]
-    row_tokens = bucket(max(lengths), ROW_BUCKETS)
+    rows = np.array([bucket(length, ROW_BUCKETS) for length in lengths])
+    return tuple(
+        _pack_rows(prefix, [examples[i] for i in members], members, [lengths[i] for i in members], single, width, int(row_tokens))
+        for row_tokens in np.unique(rows)
+        for members in [np.flatnonzero(rows == row_tokens)]
+    )
+
+
+def _pack_rows(
+    prefix: Sequence[int],
+    examples: Sequence[ScoringExample],
+    members: np.ndarray,
+    lengths: Sequence[int],
+    single: bool,
+    width: int,
+    row_tokens: int,
+) -> Packing:
+    queries_per_slot = 64 if single else 128
     rows_per_slot = max(1, SLOT_TOKENS // row_tokens)
     queries = [1 if single else sum(len(c) for c in e.choices) for e in examples]
     slots = _fill(lengths, queries, row_tokens, rows_per_slot, queries_per_slot)
@@ -137,9 +166,8 @@ def pack(prefix: Sequence[int], examples: Sequence[ScoringExample]) -> Packing:
     padded = np.zeros((1, bucket(max(len(prefix), 1), PREFIX_BUCKETS)), np.int32)
     padded[0, : len(prefix)] = prefix
     batch = PackedBatch(padded, np.int32(len(prefix)), tokens, positions, example, branch, query, ids, np.int32(len(slots)))
-    return Packing(
-        batch, np.asarray(owner, np.int32).reshape(-1, 4), single, tuple(len(e.choices) for e in examples), len(prefix) + sum(lengths)
-    )
+    num_choices = tuple(len(e.choices) for e in examples)
+    return Packing(batch, members, np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, len(prefix) + sum(lengths))
 
 
 def _fill(lengths: Sequence[int], queries: Sequence[int], row_tokens: int, rows: int, max_queries: int) -> list[list[list[int]]]:
@@ -164,23 +192,25 @@ def _fill(lengths: Sequence[int], queries: Sequence[int], row_tokens: int, rows:
     return slots
 
 
-def unpack(packing: Packing, values: np.ndarray) -> np.ndarray:
-    """Log-probability of each choice from the program's output (n, S, Q, C): float64 (n, examples, most choices), -inf where an example
-    has fewer.
+def unpack(packings: Sequence[Packing], values: Sequence[np.ndarray]) -> np.ndarray:
+    """Log-probability of each choice from the program's outputs, one (n, S, Q, C) a packing: float64 (n, examples, most choices), -inf
+    where an example has fewer.
 
     Single-token choices come as logits and are normalised over the choices alone: the vocabulary's normaliser is common to them and
     cancels.
     """
-    count, most = len(packing.num_choices), max(packing.num_choices)
-    result = np.zeros((values.shape[0], count, most))
-    absent = np.arange(most)[None, :] >= np.asarray(packing.num_choices)[:, None]
-    slot, query, example, _ = packing.owner.T
-    if packing.single:
-        result[:, example, :] = values[:, slot, query, :]
-        result[:, absent] = -np.inf
-        peak = result.max(-1, keepdims=True)
-        return result - peak - np.log(np.exp(result - peak).sum(-1, keepdims=True))
-    for s, q, e, c in packing.owner:
-        result[:, e, c] += values[:, s, q, 0]
-    result[:, absent] = -np.inf
+    count = sum(len(packing.examples) for packing in packings)
+    most = max(max(packing.num_choices) for packing in packings)
+    result = np.full((values[0].shape[0], count, most), -np.inf)
+    for packing, outputs in zip(packings, values, strict=True):
+        for number, choices in zip(packing.examples, packing.num_choices, strict=True):
+            result[:, number, :choices] = 0
+        for slot, query, example, choice in packing.owner:
+            number = packing.examples[example]
+            if packing.single:
+                asked = packing.num_choices[example]
+                logits = outputs[:, slot, query, :asked].astype(np.float64)
+                result[:, number, :asked] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+            else:
+                result[:, number, choice] += outputs[:, slot, query, 0]
     return result
