@@ -104,18 +104,18 @@ def pack(prefix: Sequence[int], examples: Sequence[ScoringExample]) -> tuple[Pac
     single = all(len(choice) == 1 for e in examples for choice in e.choices)
     width = bucket(max(len(e.choices) for e in examples), CHOICE_BUCKETS) if single else 1
     lengths = [len(e.prompt) + sum(len(c) - 1 for c in e.choices) for e in examples]
-    rows = np.array([bucket(length, ROW_BUCKETS) for length in lengths])
+    rows = [bucket(length, ROW_BUCKETS) for length in lengths]
     return tuple(
-        _pack_rows(prefix, [examples[i] for i in members], members, [lengths[i] for i in members], single, width, int(row_tokens))
-        for row_tokens in np.unique(rows)
-        for members in [np.flatnonzero(rows == row_tokens)]
+        _pack_rows(prefix, [examples[i] for i in members], members, [lengths[i] for i in members], single, width, row_tokens)
+        for row_tokens in sorted(set(rows))
+        for members in [[i for i, row in enumerate(rows) if row == row_tokens]]
     )
 
 
 def _pack_rows(
     prefix: Sequence[int],
     examples: Sequence[ScoringExample],
-    members: np.ndarray,
+    members: Sequence[int],
     lengths: Sequence[int],
     single: bool,
     width: int,
@@ -167,7 +167,7 @@ def _pack_rows(
     padded[0, : len(prefix)] = prefix
     batch = PackedBatch(padded, np.int32(len(prefix)), tokens, positions, example, branch, query, ids, np.int32(len(slots)))
     num_choices = tuple(len(e.choices) for e in examples)
-    return Packing(batch, members, np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, len(prefix) + sum(lengths))
+    return Packing(batch, np.asarray(members), np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, len(prefix) + sum(lengths))
 
 
 def _fill(lengths: Sequence[int], queries: Sequence[int], row_tokens: int, rows: int, max_queries: int) -> list[list[list[int]]]:
