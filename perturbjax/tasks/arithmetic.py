@@ -5,12 +5,9 @@ only the four operations, so that a test recomputes every gold answer exactly. I
 generated.
 """
 
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Literal
-
-from perturbjax.tasks.base import Example, Prompt, Template
-from perturbjax.tasks.layout import Layout, compose, layout_of
+from perturbjax.tasks.base import Example, Template
+from perturbjax.tasks.generation import GenerationTask
+from perturbjax.tasks.layout import Layout
 from perturbjax.tasks.quantity import find_numbers, first_line, normalise_number
 from perturbjax.tasks.sources import Source
 
@@ -48,31 +45,24 @@ _TEMPLATES = (
 )
 
 
-class Arithmetic:
+class Arithmetic(GenerationTask):
     """The 3,000 questions of basic_arithmetic; ``fields["level"]`` is easy, medium or hard."""
 
     name = "arithmetic"
-    kind: Literal["choice", "generation"] = "generation"
     templates = _TEMPLATES
+    layouts = _LAYOUTS
     max_new_tokens = 16
 
     def __init__(self) -> None:
         self.source = str(_SOURCE)
 
-    @cached_property
-    def _examples(self) -> tuple[Example, ...]:
+    def load(self) -> tuple[Example, ...]:
         examples = []
         for row in _SOURCE.rows():
             question = row["question"].removeprefix("Calculate").removesuffix("=").strip()
             answer = row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
             examples.append(Example(row["id"], question, answer, fields={"level": row["type_tag"]}))
         return tuple(examples)
-
-    def examples(self) -> Sequence[Example]:
-        return self._examples
-
-    def prompt(self, example: Example, template: Template) -> Prompt:
-        return Prompt(*compose(template.instruction, layout_of(template, _LAYOUTS), {"question": example.question}))
 
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
         """Strict: the first line is a number and nothing else. Lenient: the last number of the first line that has one."""
@@ -82,9 +72,3 @@ class Arithmetic:
         if strict:
             return None
         return next((numbers[-1] for line in text.split("\n") if (numbers := find_numbers(line))), None)
-
-    def score(self, answer: str | None, example: Example) -> float:
-        return float(answer is not None and normalise_number(answer) == example.answer)
-
-    def vote_key(self, answer: str, example: Example) -> str:
-        return normalise_number(answer) or answer

@@ -7,14 +7,12 @@ tries.
 """
 
 import re
-from collections.abc import Sequence
-from functools import cached_property
 from random import Random
-from typing import Literal
 
 from perturbjax.errors import InputError
-from perturbjax.tasks.base import Example, Prompt, Template
-from perturbjax.tasks.layout import Layout, compose, layout_of
+from perturbjax.tasks.base import Example, Template
+from perturbjax.tasks.generation import GenerationTask
+from perturbjax.tasks.layout import Layout
 from perturbjax.tasks.quantity import first_line
 from perturbjax.tasks.safe_eval import evaluate
 
@@ -49,7 +47,7 @@ _RUN = re.compile(r"[0-9+\-*/() ]+")
 _SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/", "\u2212": "-", "\u22c5": "*"})
 
 
-class Countdown:
+class Countdown(GenerationTask):
     """Puzzles with three or four numbers from 1 to 99 and a target from 10 to 100, all solvable.
 
     Args:
@@ -58,8 +56,8 @@ class Countdown:
     """
 
     name = "countdown"
-    kind: Literal["choice", "generation"] = "generation"
     templates = _TEMPLATES
+    layouts = _LAYOUTS
     max_new_tokens = 64
 
     def __init__(self, count: int = 2000, seed: int = 0) -> None:
@@ -69,8 +67,7 @@ class Countdown:
         self.seed = seed
         self.source = f"Countdown puzzles generated from seed {seed}"
 
-    @cached_property
-    def _examples(self) -> tuple[Example, ...]:
+    def load(self) -> tuple[Example, ...]:
         # random.Random.random() is the one method whose sequence Python promises not to change, hence _draw.
         rng = Random(self.seed)
         puzzles: dict[str, Example] = {}
@@ -79,12 +76,6 @@ class Countdown:
             if puzzle is not None:
                 puzzles.setdefault(puzzle.id, puzzle)
         return tuple(puzzles.values())
-
-    def examples(self) -> Sequence[Example]:
-        return self._examples
-
-    def prompt(self, example: Example, template: Template) -> Prompt:
-        return Prompt(*compose(template.instruction, layout_of(template, _LAYOUTS), {"question": example.question}))
 
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
         """An expression that uses each number once.

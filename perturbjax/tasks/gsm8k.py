@@ -5,12 +5,10 @@ number of the reply. Both are reported, because a search can gain strict points 
 """
 
 import re
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Literal
 
-from perturbjax.tasks.base import Example, Prompt, Template
-from perturbjax.tasks.layout import Layout, compose, layout_of
+from perturbjax.tasks.base import Example, Template
+from perturbjax.tasks.generation import GenerationTask
+from perturbjax.tasks.layout import Layout
 from perturbjax.tasks.quantity import find_numbers, normalise_number
 from perturbjax.tasks.sources import Source
 
@@ -51,26 +49,19 @@ def _gold(worked: str) -> str:
     return normalise_number(worked.split("####")[-1]) or ""
 
 
-class Gsm8k:
+class Gsm8k(GenerationTask):
     """The 1,319 test problems."""
 
     name = "gsm8k"
-    kind: Literal["choice", "generation"] = "generation"
     templates = _TEMPLATES
+    layouts = _LAYOUTS
     max_new_tokens = 256
 
     def __init__(self) -> None:
         self.source = str(_SOURCE)
 
-    @cached_property
-    def _examples(self) -> tuple[Example, ...]:
+    def load(self) -> tuple[Example, ...]:
         return tuple(Example(f"test-{index}", row["question"].strip(), _gold(row["answer"])) for index, row in enumerate(_SOURCE.rows()))
-
-    def examples(self) -> Sequence[Example]:
-        return self._examples
-
-    def prompt(self, example: Example, template: Template) -> Prompt:
-        return Prompt(*compose(template.instruction, layout_of(template, _LAYOUTS), {"question": example.question}))
 
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
         """The number after the first "####" that has one; lenient: else the last number of the reply.
@@ -84,9 +75,3 @@ class Gsm8k:
                 return numbers[0] if len(numbers) == 1 else (None if strict else numbers[-1])
         numbers = [] if strict else find_numbers(text)
         return numbers[-1] if numbers else None
-
-    def score(self, answer: str | None, example: Example) -> float:
-        return float(answer is not None and normalise_number(answer) == example.answer)
-
-    def vote_key(self, answer: str, example: Example) -> str:
-        return normalise_number(answer) or answer

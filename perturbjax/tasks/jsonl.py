@@ -11,12 +11,13 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from perturbjax.errors import InputError
-from perturbjax.tasks.base import Example, Prompt, Template
+from perturbjax.tasks.base import Example, Template
 from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
-from perturbjax.tasks.layout import Layout, compose, layout_of
+from perturbjax.tasks.generation import GenerationTask
+from perturbjax.tasks.layout import Layout
 from perturbjax.tasks.quantity import find_numbers, first_line, normalise_number
 
 _CHOICE_LAYOUTS = {
@@ -139,7 +140,7 @@ def _text(value: Any, key: str) -> str:
     return text
 
 
-class JsonlGeneration:
+class JsonlGeneration(GenerationTask):
     """Questions whose answers are generated.
 
     Args:
@@ -149,21 +150,18 @@ class JsonlGeneration:
         max_new_tokens: generation budget.
     """
 
-    kind: Literal["choice", "generation"] = "generation"
     templates = _REPLY_TEMPLATES
+    layouts = _REPLY_LAYOUTS
 
     def __init__(self, name: str, source: str, examples: Sequence[Example], max_new_tokens: int = 128) -> None:
         self.name = name
         self.source = source
         self.max_new_tokens = max_new_tokens
         self.numeric = all(normalise_number(example.answer) is not None for example in examples)
-        self._examples = tuple(examples)
+        self._rows = tuple(examples)
 
-    def examples(self) -> Sequence[Example]:
-        return self._examples
-
-    def prompt(self, example: Example, template: Template) -> Prompt:
-        return Prompt(*compose(template.instruction, layout_of(template, _REPLY_LAYOUTS), {"question": example.question}))
+    def load(self) -> tuple[Example, ...]:
+        return self._rows
 
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
         """Strict: the line after the last "Answer:", else a reply of one line; in a numeric task it must be one number.
