@@ -16,7 +16,7 @@ import pytest
 from perturbjax.errors import InputError
 from perturbjax.models import load_model
 from perturbjax.models.decoder import bind, causal_mask
-from perturbjax.perturb import Noise, fingerprint, perturb
+from perturbjax.perturb import Noise, Rule, fingerprint, perturb
 from perturbjax.population import Candidate, Population
 from perturbjax.scoring import ChunkProgram, Engine, score_population
 from perturbjax.scoring.packing import common_prefix
@@ -255,6 +255,13 @@ def test_score_population_equals_a_loop_over_dense_candidates(noise):
     loop = np.stack([fn(perturb(params, POPULATION[i], noise), batch) for i in range(len(POPULATION))])
     np.testing.assert_allclose(scores, loop, rtol=1e-5, atol=1e-5)
     assert score_population(lambda p, x: fn(p, x).mean(), params, POPULATION, batch, noise).shape == (10,)
+
+
+def test_rules_that_match_nothing_are_reported(caplog):
+    params = {"w": jnp.ones((2, 2))}
+    noise = Noise(rules=(Rule("^w$", scale="rms"), Rule("bias", exclude=True)))
+    score_population(lambda p, x: p["w"].sum() * x, params, POPULATION[:2], jnp.float32(1), noise, mesh_of_one())
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["noise rule 'bias' matches no parameter"]
 
 
 def test_memory_does_not_grow_with_the_population():

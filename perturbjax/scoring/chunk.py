@@ -6,6 +6,7 @@ size nor a last, partly filled chunk compiles anything anew, and padding candida
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import _compat, sharding
-from perturbjax.perturb import Noise, perturb, scales
+from perturbjax.perturb import Noise, coverage, perturb, scales
 from perturbjax.population import Candidate, Population
+
+_log = logging.getLogger(__name__)
 
 
 class ChunkProgram:
@@ -37,6 +40,8 @@ class ChunkProgram:
         self.capacity = -(-capacity // step) * step
         self.mesh, self.in_flight, self.noise = mesh, in_flight, noise
         self.traces = 0
+        for rule in coverage(params, noise).unused_rules if noise else ():
+            _log.warning("noise rule %r matches no parameter", rule.pattern)
         self._fn = fn
         self._params = sharding.put_replicated(params, mesh)
         # Scales are taken from the whole base before it is spread, so that a leaf's RMS cannot depend on the mesh.
