@@ -11,6 +11,8 @@ from cli_tiny import MODEL, search_arguments, write_questions
 
 import perturbjax
 from perturbjax.cli import main
+from perturbjax.commands.console import Console
+from perturbjax.commands.setup import reopen
 from perturbjax.ensemble import Ensemble
 
 FILES = {"candidates.parquet", "config.json", "ensemble.json", "metrics.jsonl", "plots", "report.html", "results.json", "state"}
@@ -155,6 +157,24 @@ def test_resuming_with_other_settings_is_refused_and_changes_nothing(finished, c
     arguments = search_arguments(finished / "even.jsonl", finished / "run", resume=True, **changes)
     assert message in refuses(arguments, capsys)
     assert {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*")} == before
+
+
+def test_a_run_reopened_later_shows_the_prompts_of_its_first_day(tmp_path):
+    model = tmp_path / "dated"
+    shutil.copytree(MODEL, model)
+    template = model / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }} " + template.read_text())
+    arguments = search_arguments(write_questions(tmp_path / "even.jsonl"), tmp_path / "run", model=model)
+    assert main(arguments) == 0
+    clock = json.loads((tmp_path / "run" / "config.json").read_text())["prompt_clock"]
+    parts = reopen(tmp_path / "run", Console())
+    assert parts.model.tokenizer.clock == clock
+    assert parts.model.tokenizer.render_chat([{"role": "user", "content": "x"}]).startswith(clock.replace("T", " "))
+    (tmp_path / "run" / "results.json").unlink()
+    members = (tmp_path / "run" / "ensemble.json").read_bytes()
+    assert main([*arguments, "--resume"]) == 0
+    assert (tmp_path / "run" / "ensemble.json").read_bytes() == members
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["prompt_clock"] == clock
 
 
 def test_resuming_with_another_task_is_refused(finished, tmp_path, capsys):

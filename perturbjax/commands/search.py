@@ -1,12 +1,13 @@
 """``perturbjax search``: the whole RandOpt run, from settings to report, resumable at every point."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from perturbjax.commands.console import Console
-from perturbjax.commands.setup import Parts, describe_run, load_parts, make_engine, require
+from perturbjax.commands.setup import Parts, continue_run, describe_run, load_parts, make_engine, require
 from perturbjax.errors import InputError
 from perturbjax.search.artifacts import write_candidates
 from perturbjax.search.config import SearchConfig
@@ -36,7 +37,7 @@ def run_search(config: SearchConfig, console: Console) -> None:
     parts = load_parts(config, console)
     directory = RunDirectory(config.out or default_path(parts.task.name, parts.model.name, parts.identity))
     if directory.check_usable(config.resume):
-        directory.check_identity(parts.identity)
+        continue_run(directory, parts)
         console.note(f"continuing the run in {directory.path}")
     engine = make_engine(parts)
     prepared = prepare_all(parts, engine)
@@ -146,5 +147,5 @@ def finish(directory: RunDirectory, console: Console) -> None:
     report = write_report(directory.path)
     console.line(results_table(read_json(directory.results)))
     console.line()
-    console.line(f"run directory  {directory.path}")
-    console.line(f"report         {report}")
+    console.line(f"run directory  {directory.path.absolute()}")
+    console.line(f"report         {Path(report).absolute()}")

@@ -139,6 +139,7 @@ def describe_run(parts: Parts) -> dict[str, Any]:
         "config": settings | {"template": parts.template.name, "dtype": parts.dtype, "max_new_tokens": parts.config.max_new_tokens},
         "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
         "task": {"name": parts.task.name, "source": parts.task.source, "fingerprint": parts.identity["task_fingerprint"]},
+        "prompt_clock": parts.model.tokenizer.clock,
         "versions": versions(),
         "devices": {
             "backend": jax.default_backend(),
@@ -168,8 +169,18 @@ def reopen(run: Path, console: Console) -> Parts:
     except (TypeError, KeyError) as error:
         raise InputError(f"{directory.config}: damaged ({error}); restore the file, or run the search anew") from error
     parts = load_parts(config, console)
-    directory.check_identity(parts.identity)
+    continue_run(directory, parts)
     return parts
+
+
+def continue_run(directory: RunDirectory, parts: Parts) -> None:
+    """Check that ``parts`` are those of the run, and let its prompts show the date that they showed when it began.
+
+    Raises:
+        InputError: another run, the differences named.
+    """
+    directory.check_identity(parts.identity)
+    parts.model.tokenizer.clock = directory.read_config()["prompt_clock"]
 
 
 def reopen_ensemble(run: Path, console: Console) -> "tuple[Parts, Ensemble]":

@@ -24,8 +24,12 @@ class ChatTemplate:
 
     Rendering equals ``apply_chat_template(tokenize=False, add_generation_prompt=True)`` of transformers: ``trim_blocks``,
     ``lstrip_blocks``, loop controls, ``{% generation %}`` blocks, ``raise_exception``, ``strftime_now``, a ``tojson`` that does not
-    escape HTML, ``tools`` and ``documents`` None. ``strftime_now`` gives the moment of construction, so that the prompts of one run
-    do not change at midnight.
+    escape HTML, ``tools`` and ``documents`` None. ``strftime_now`` shows ``clock``, at first the moment of construction, so that
+    the prompts of one run do not change at midnight.
+
+    Attributes:
+        source: the template.
+        clock: the moment that the template takes for now.
     """
 
     def __init__(self, source: str, variables: Mapping[str, str], where: str) -> None:
@@ -34,8 +38,8 @@ class ChatTemplate:
         self._variables = dict(variables)
         self._where = where
         self._environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
-        now = datetime.now()
-        self._environment.globals["strftime_now"] = now.strftime
+        self.clock = datetime.now()
+        self._environment.globals["strftime_now"] = lambda form: self.clock.strftime(form)
         try:
             self._template = self._environment.from_string(source)
         except (jinja2.TemplateError, RecursionError, SyntaxError) as error:

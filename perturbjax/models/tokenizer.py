@@ -1,6 +1,7 @@
 """Text <-> token ids, and the prompt of a task as the model's own chat format: one class for every source of a tokenizer."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import tokenizers
@@ -74,6 +75,17 @@ class Tokenizer:
         self.bos_id = vocabulary[bos] if bos is not None and with_specials[:1] == [vocabulary[bos]] else None
         self._template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens, where)
         self._tokenizer_config = dict(tokenizer_config or {})
+
+    @property
+    def clock(self) -> str | None:
+        """The moment that the chat template takes for now, ISO 8601; None without a template. Llama 3.x writes the date into every prompt,
+        so a run sets it to that of its beginning when it is resumed on another day."""
+        return None if self._template is None else self._template.clock.isoformat()
+
+    @clock.setter
+    def clock(self, moment: str | None) -> None:
+        if self._template is not None and moment is not None:
+            self._template.clock = datetime.fromisoformat(moment)
 
     @property
     def chat_template(self) -> str | None:
