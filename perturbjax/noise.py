@@ -63,11 +63,12 @@ def leaf_hash(path: str) -> int:
     return zlib.crc32(path.encode())
 
 
-def threefry2x32(key_data: jax.Array, hi: jax.Array | int, lo: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The 20 rounds of Threefry-2x32 (Salmon et al., SC 2011), unrolled, on counters (hi, lo) of any common shape."""
+def threefry2x32(key_data: jax.Array, shape: Sequence[int], offset: int = 0) -> tuple[jax.Array, jax.Array]:
+    """The 20 rounds of Threefry-2x32 (Salmon et al., SC 2011), unrolled, on the counters ``offset ...`` in ``shape``: two uint32 arrays."""
     k0, k1 = key_data[0], key_data[1]
     keys = (k0, k1, k0 ^ k1 ^ jnp.uint32(0x1BD11BDA))
-    x0, x1 = jnp.asarray(hi, jnp.uint32) + keys[0], lo + keys[1]
+    hi, x1 = counters(shape, offset, start=k1)
+    x0 = jnp.asarray(hi, jnp.uint32) + k0
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
             x0 = x0 + x1
@@ -78,28 +79,28 @@ def threefry2x32(key_data: jax.Array, hi: jax.Array | int, lo: jax.Array) -> tup
     return x0, x1
 
 
-def counters(shape: Sequence[int], offset: int = 0) -> tuple[jax.Array | int, jax.Array]:
+def counters(shape: Sequence[int], offset: int = 0, start: jax.Array | int = 0) -> tuple[jax.Array | int, jax.Array]:
     """High and low words of the flat indices ``offset + 0 .. offset + size - 1``, C order, each uint32 of ``shape``.
 
     The high word is the plain integer 0 where no index reaches 2**32. Stacked layers of a 70B model do (80 x 8192 x 28672).
+    ``start`` is added to the low word, without carry. Threefry adds the key there; added first, it makes the sum depend on the candidate.
+    Counters alone are loop invariants, which XLA hoists out of the loop over candidates and keeps, as big as the weights.
     """
     shape = tuple(shape)
-    size = math.prod(shape)
-    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-    if offset + size <= 2**_WORD_BITS:
-        lo = jnp.full(shape, offset, jnp.uint32)
-        for d, stride in enumerate(strides):
-            if shape[d] > 1:
-                lo = lo + jax.lax.broadcasted_iota(jnp.uint32, shape, d) * jnp.uint32(stride)
-        return 0, lo
-    hi = jnp.full(shape, offset >> _WORD_BITS, jnp.uint32)
-    lo = jnp.full(shape, offset & 0xFFFFFFFF, jnp.uint32)
-    for d, stride in enumerate(strides):
-        index = jax.lax.broadcasted_iota(jnp.uint32, shape, d)
-        add_hi, add_lo = _multiply_wide(index, stride)
-        lo = lo + add_lo
-        hi = hi + add_hi + (lo < add_lo).astype(jnp.uint32)
-    return hi, lo
+    wide = offset + math.prod(shape) > 2**_WORD_BITS
+    hi: jax.Array | int = jnp.full(shape, offset >> _WORD_BITS, jnp.uint32) if wide else 0
+    start = jnp.asarray(start, jnp.uint32)
+    lo = jnp.full(shape, np.uint32(offset & 0xFFFFFFFF) + (np.uint32(0) if wide else start), jnp.uint32)
+    for d, count in enumerate(shape):
+        index = jnp.arange(count, dtype=jnp.uint32)
+        stride = math.prod(shape[d + 1 :])
+        if wide:
+            add_hi, add_lo = (jax.lax.broadcast_in_dim(part, shape, (d,)) for part in _multiply_wide(index, stride))
+            lo = lo + add_lo
+            hi = hi + add_hi + (lo < add_lo).astype(jnp.uint32)
+        else:
+            lo = lo + jax.lax.broadcast_in_dim(index * np.uint32(stride), shape, (d,))
+    return hi, lo + start if wide else lo
 
 
 def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
@@ -116,7 +117,7 @@ def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
 
 def bits(key_data: jax.Array, shape: Sequence[int], offset: int = 0) -> jax.Array:
     """``jax.random.bits(key, ...)`` words number ``offset ...`` in ``shape``: uint32, bit for bit."""
-    x0, x1 = threefry2x32(key_data, *counters(shape, offset))
+    x0, x1 = threefry2x32(key_data, shape, offset)
     return x0 ^ x1
 
 

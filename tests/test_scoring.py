@@ -264,11 +264,12 @@ def test_rules_that_match_nothing_are_reported(caplog):
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["noise rule 'bias' matches no parameter"]
 
 
-def test_memory_does_not_grow_with_the_population():
+@pytest.mark.parametrize("noise", [Noise(), Noise("rademacher")], ids=str)
+def test_memory_is_one_perturbed_copy_and_does_not_grow_with_the_population(noise):
     params = {"w": jnp.zeros((512, 512))}
     temporaries = set()
     for capacity in (4, 4096):
-        program = ChunkProgram(lambda p, _, x: (x @ p["w"]).sum(), params, Noise("rademacher"), mesh_of_one(), capacity)
+        program = ChunkProgram(lambda p, _, x: (x @ p["w"]).sum(), params, noise, mesh_of_one(), capacity)
         temporaries.add(program.lower(jnp.zeros((8, 512))).compile().memory_analysis().temp_size_in_bytes)
     # One perturbed copy (1 MiB), its words and the activations; the loop's own buffers are a few bytes a candidate.
     assert max(temporaries) < 1.3 * 2**20 and max(temporaries) - min(temporaries) < 2**17
