@@ -51,24 +51,28 @@ class ChunkProgram:
         platform = mesh.devices.flat[0].platform
         self._program = jax.jit(mapped, compiler_options=_compat.compiler_options(platform))
 
-    def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any) -> Any:
+    def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any, real: jax.Array) -> Any:
         if self.noise is not None:
             with jax.named_scope("noise"):
                 params = perturb(params, candidate, self.noise, leaf_scales)
-        return self._fn(params, candidate, data)
+        # A branch that is always taken, which XLA cannot know, keeps the function in a computation of its own. Side by side, XLA:CPU
+        # pulls the noise into a library call for a following matmul and makes a dozen passes over arrays of the weights' size of it.
+        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(self._fn, params, candidate, data))
+        return jax.lax.cond(real, self._fn, lambda *_: empty, params, candidate, data)
 
     def _local(self, params: Any, leaf_scales: dict[str, jax.Array], count: jax.Array, candidates: Candidate, data: Any) -> Any:
         """One device's part: ``count[0]`` of its candidates are real."""
         self.traces += 1
         width = self.in_flight
+        real = count[0] > 0
         blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), candidates)
 
         def block(index: jax.Array) -> Any:
             several = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), blocks)
             if width == 1:
-                one = self._one(params, leaf_scales, jax.tree.map(lambda leaf: leaf[0], several), data)
+                one = self._one(params, leaf_scales, jax.tree.map(lambda leaf: leaf[0], several), data, real)
                 return jax.tree.map(lambda leaf: leaf[None], one)
-            return jax.vmap(self._one, (None, None, 0, None))(params, leaf_scales, several, data)
+            return jax.vmap(self._one, (None, None, 0, None, None))(params, leaf_scales, several, data, real)
 
         shapes = jax.eval_shape(block, jax.ShapeDtypeStruct((), jnp.int32))
         results = jax.tree.map(lambda s: jnp.zeros((blocks.index.shape[0], *s.shape), s.dtype), shapes)
