@@ -15,26 +15,10 @@ from perturbjax.report import words
 from perturbjax.report.headline import headline, judge
 from perturbjax.report.words import Results, chosen_entry, rows
 from perturbjax.search.files import read_json, write_atomically
+from perturbjax.search.identity import SETTINGS
 
 PLOTS = ("score_distribution", "accuracy_by_k", "share_at_or_above_base")
-_SETTINGS = (
-    "model",
-    "task",
-    "population",
-    "top_k",
-    "sigmas",
-    "noise",
-    "rank",
-    "scale",
-    "antithetic",
-    "search_examples",
-    "select_examples",
-    "test_examples",
-    "seed",
-    "template",
-    "max_new_tokens",
-    "dtype",
-)
+_SETTINGS = ("model", "task", *SETTINGS, "template", "max_new_tokens", "dtype")
 """The settings that the result depends on."""
 
 

@@ -14,7 +14,7 @@ Identity = Mapping[str, Any]
 _NAMES = ("model", "task")
 """For people, as given on the command line. Fingerprints decide: a file may move."""
 
-_SETTINGS = (
+SETTINGS = (
     "population",
     "top_k",
     "sigmas",
@@ -49,7 +49,7 @@ def make_identity(
         template: the resolved template name.
         splits: split name -> its examples.
     """
-    settings = {name: getattr(config, name) for name in _SETTINGS} | {"sigmas": [float(sigma) for sigma in config.sigmas]}
+    settings = {name: getattr(config, name) for name in SETTINGS} | {"sigmas": [float(sigma) for sigma in config.sigmas]}
     parts = {name: list(examples) for name, examples in splits.items()}
     return {
         "model": config.model,
@@ -116,7 +116,7 @@ def differences(mine: Identity, theirs: Identity) -> list[str]:
 
 
 def _order(name: str) -> int:
-    return _SETTINGS.index(name) if name in _SETTINGS else len(_SETTINGS)
+    return SETTINGS.index(name) if name in SETTINGS else len(SETTINGS)
 
 
 def _show(value: Any) -> str:
