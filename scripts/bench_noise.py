@@ -1,9 +1,10 @@
 """How fast noise is made on this CPU, as ratios to jax.random.normal in the same process.
 
-    python scripts/bench_noise.py [--elements 4194304] [--rounds 15]
+    python scripts/bench_noise.py [--elements 4194304] [--rounds 15] [--warm 5]
 
 Each round runs every variant once, in turn, so that a change of the machine's speed meets all of them; printed are medians. "+ p" rows add
-sigma times the noise to a parameter, which is what a perturbed copy costs.
+sigma times the noise to a parameter, which is what a perturbed copy costs. Our rows are compiled with ``_compat.compiler_options``;
+"wide" and "narrow" give jax.random.normal those too and take them from ours.
 """
 
 import argparse
@@ -22,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--elements", type=int, default=4 * 2**20)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--warm", type=int, default=5, help="untimed runs before each timed one")
     options = parser.parse_args()
     shape = (options.elements // 2048, 2048)
     key = noise.root_key_data(0)
@@ -38,6 +40,8 @@ def main() -> None:
 
     variants = {
         "jax.random.normal": timed(lambda p, key: jax.random.normal(wrap(key), shape)),
+        "normal, wide": timed(lambda p, key: jax.random.normal(wrap(key), shape), fast),
+        "gaussian, narrow": timed(lambda p, key: noise.gaussian(key, shape)),
         "gaussian": timed(lambda p, key: noise.gaussian(key, shape), fast),
         "gaussian + p": timed(lambda p, key: perturb_leaf(p, key, step, Noise("gaussian")), fast),
         "rademacher": timed(lambda p, key: noise.rademacher(key, shape), fast),
@@ -49,15 +53,17 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.rounds):
         for name, run in variants.items():
-            # Some milliseconds untimed: the first wide-vector loops after narrow ones run slower and would pay for their place in the
-            # round.
-            for _ in range(5):
+            # What follows another variant pays for its place in the round, most of all after jax.random.normal: --warm 0 shows how much.
+            for _ in range(options.warm):
                 p = run(p, key).block_until_ready()
             started = time.perf_counter()
             p = run(p, key).block_until_ready()
             times[name].append(time.perf_counter() - started)
     device = jax.devices()[0].device_kind
-    print(f"{device}, jax {jax.__version__}, float32 {shape}, median of {options.rounds} interleaved rounds")
+    print(
+        taken = f"median of {options.rounds} interleaved rounds, {options.warm} untimed runs before each"
+        print(f"{device}, jax {jax.__version__}, float32 {shape}, {taken}")
+    )
     reference = times["jax.random.normal"]
     for name, seconds in times.items():
         ratio = statistics.median(r / s for r, s in zip(reference, seconds, strict=True))
