@@ -60,10 +60,8 @@ def main() -> None:
             p = run(p, key).block_until_ready()
             times[name].append(time.perf_counter() - started)
     device = jax.devices()[0].device_kind
-    print(
-        taken = f"median of {options.rounds} interleaved rounds, {options.warm} untimed runs before each"
-        print(f"{device}, jax {jax.__version__}, float32 {shape}, {taken}")
-    )
+    taken = f"median of {options.rounds} interleaved rounds, {options.warm} untimed runs before each"
+    print(f"{device}, jax {jax.__version__}, float32 {shape}, {taken}")
     reference = times["jax.random.normal"]
     for name, seconds in times.items():
         ratio = statistics.median(r / s for r, s in zip(reference, seconds, strict=True))
