@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from perturbjax._version import __version__ as __version__
 from perturbjax.errors import InputError as InputError
+from perturbjax.lazy import lazily as lazily
+from perturbjax.lazy import lazy as lazy
 from perturbjax.perturb import Noise as Noise
 from perturbjax.perturb import Rule as Rule
 from perturbjax.perturb import fingerprint as fingerprint
@@ -50,6 +52,8 @@ __all__ = [
     "Rule",
     "__version__",
     "fingerprint",
+    "lazily",
+    "lazy",
     "perturb",
     "score_population",
     "top_k",

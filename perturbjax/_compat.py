@@ -12,6 +12,16 @@ def compiler_options(platform: str) -> dict[str, bool | int | str] | None:
     return {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
 
 
+def varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """``x``, varying over every manual mesh axis that ``like`` varies over.
+
+    Inside ``shard_map`` jnp operations agree on this by themselves; a primitive that is bound directly does not. What an array varies over
+    is read from its type, by a name that jax has changed before.
+    """
+    axes = jax.typeof(like).mat.varying - jax.typeof(x).mat.varying
+    return jax.lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x
+
+
 def default_platform() -> str:
     """Platform of the default device: "cpu", "gpu" or "tpu". Initialises the backend, so call it inside functions only."""
     return jax.default_backend()

@@ -23,12 +23,15 @@ word n is ``x0 ^ x1`` of the block with counter (n >> 32, n & 0xffffffff), a fun
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core.primitives import threefry2x32_p
 
+from perturbjax import _compat
 from perturbjax._erf_inv import erf_inv
 
 KEY_IMPL = "threefry2x32"
@@ -63,11 +66,32 @@ def leaf_hash(path: str) -> int:
     return zlib.crc32(path.encode())
 
 
-def threefry2x32(key_data: jax.Array, shape: Sequence[int], offset: int = 0) -> tuple[jax.Array, jax.Array]:
-    """The 20 rounds of Threefry-2x32 (Salmon et al., SC 2011), unrolled, on the counters ``offset ...`` in ``shape``: two uint32 arrays."""
+@partial(jax.tree_util.register_dataclass, data_fields=("start",), meta_fields=("size",))
+@dataclass(frozen=True)
+class Window:
+    """``size`` consecutive coordinates along one dim of a leaf, from ``start``, which may be traced."""
+
+    start: int | jax.Array
+    size: int
+
+
+Coordinates = Sequence["Window | jax.Array | None"]
+"""Which block of a leaf, dim by dim: None for all of it, a window, or the coordinates themselves (1-D, in any order). The block is their
+outer product: ``leaf[np.ix_(...)]``."""
+
+
+def block_shape(shape: Sequence[int], coordinates: Coordinates | None) -> tuple[int, ...]:
+    """Shape of a block of a leaf of ``shape``; None is the whole leaf."""
+    if coordinates is None:
+        return tuple(shape)
+    return tuple(n if c is None else c.size if isinstance(c, Window) else c.shape[0] for n, c in zip(shape, coordinates, strict=True))
+
+
+def threefry2x32(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> tuple[jax.Array, jax.Array]:
+    """The 20 rounds of Threefry-2x32 (Salmon et al., SC 2011), unrolled, on the flat indices of a block: two uint32 arrays of its shape."""
     k0, k1 = key_data[0], key_data[1]
     keys = (k0, k1, k0 ^ k1 ^ jnp.uint32(0x1BD11BDA))
-    hi, x1 = counters(shape, offset, start=k1)
+    hi, x1 = counters(shape, coordinates, start=k1)
     x0 = jnp.asarray(hi, jnp.uint32) + k0
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
@@ -79,27 +103,33 @@ def threefry2x32(key_data: jax.Array, shape: Sequence[int], offset: int = 0) -> 
     return x0, x1
 
 
-def counters(shape: Sequence[int], offset: int = 0, start: jax.Array | int = 0) -> tuple[jax.Array | int, jax.Array]:
-    """High and low words of the flat indices ``offset + 0 .. offset + size - 1``, C order, each uint32 of ``shape``.
+def counters(shape: Sequence[int], coordinates: Coordinates | None = None, start: jax.Array | int = 0) -> tuple[jax.Array | int, jax.Array]:
+    """High and low words of the flat indices, in a leaf of ``shape`` in C order, of a block's elements: each uint32 of the block's shape.
 
-    The high word is the plain integer 0 where no index reaches 2**32. Stacked layers of a 70B model do (80 x 8192 x 28672).
+    The high word is the plain integer 0 where no index of the leaf reaches 2**32. Stacked layers of a 70B model do (80 x 8192 x 28672).
     ``start`` is added to the low word, without carry. Threefry adds the key there; added first, it makes the sum depend on the candidate.
     Counters alone are loop invariants, which XLA hoists out of the loop over candidates and keeps, as big as the weights.
     """
-    shape = tuple(shape)
-    wide = offset + math.prod(shape) > 2**_WORD_BITS
-    hi: jax.Array | int = jnp.full(shape, offset >> _WORD_BITS, jnp.uint32) if wide else 0
+    block = block_shape(shape, coordinates)
+    wide = math.prod(shape) > 2**_WORD_BITS
     start = jnp.asarray(start, jnp.uint32)
-    lo = jnp.full(shape, np.uint32(offset & 0xFFFFFFFF) + (np.uint32(0) if wide else start), jnp.uint32)
-    for d, count in enumerate(shape):
-        index = jnp.arange(count, dtype=jnp.uint32)
+    hi: jax.Array | int = jnp.zeros(block, jnp.uint32) if wide else 0
+    lo = jnp.zeros(block, jnp.uint32) if wide else jnp.full(block, start)
+    for d, n in enumerate(block):
+        chosen = None if coordinates is None else coordinates[d]
         stride = math.prod(shape[d + 1 :])
+        if chosen is None or isinstance(chosen, Window):
+            index = jnp.arange(n, dtype=jnp.uint32)
+            if chosen is not None:
+                index = index + jnp.asarray(chosen.start).astype(jnp.uint32)
+        else:
+            index = chosen.astype(jnp.uint32)
         if wide:
-            add_hi, add_lo = (jax.lax.broadcast_in_dim(part, shape, (d,)) for part in _multiply_wide(index, stride))
+            add_hi, add_lo = (jax.lax.broadcast_in_dim(part, block, (d,)) for part in _multiply_wide(index, stride))
             lo = lo + add_lo
             hi = hi + add_hi + (lo < add_lo).astype(jnp.uint32)
         else:
-            lo = lo + jax.lax.broadcast_in_dim(index * np.uint32(stride), shape, (d,))
+            lo = lo + jax.lax.broadcast_in_dim(index * np.uint32(stride), block, (d,))
     return hi, lo + start if wide else lo
 
 
@@ -115,74 +145,115 @@ def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
     return high + x * f_hi, x * f_lo
 
 
-def bits(key_data: jax.Array, shape: Sequence[int], offset: int = 0) -> jax.Array:
-    """``jax.random.bits(key, ...)`` words number ``offset ...`` in ``shape``: uint32, bit for bit."""
-    x0, x1 = threefry2x32(key_data, shape, offset)
+def bits(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:
+    """``jax.random.bits(key, shape)``, or a block of it: uint32, bit for bit."""
+    x0, x1 = threefry2x32(key_data, shape, coordinates)
     return x0 ^ x1
 
 
-def gaussian(key_data: jax.Array, shape: Sequence[int], offset: int = 0) -> jax.Array:
-    """``jax.random.normal(key, ..., float32)`` elements number ``offset ...`` in ``shape``, bit for bit."""
-    return _gaussian(key_data, tuple(shape), offset)
+def gaussian(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:
+    """``jax.random.normal(key, shape, float32)``, or a block of it, bit for bit."""
+    return _gaussian(key_data, tuple(shape), coordinates)
 
 
-@partial(jax.jit, static_argnums=(1, 2))  # compiled even when called eagerly: one operation at a time rounds differently from a fused loop
-def _gaussian(key_data: jax.Array, shape: tuple[int, ...], offset: int) -> jax.Array:
+@partial(jax.jit, static_argnums=1)  # compiled even when called eagerly: one operation at a time rounds differently from a fused loop
+def _gaussian(key_data: jax.Array, shape: tuple[int, ...], coordinates: Coordinates | None) -> jax.Array:
     # The steps of jax.random.normal: 23 random bits -> [1, 2) -> (-1, 1) -> inverse error function.
-    words = bits(key_data, shape, offset)
+    words = bits(key_data, shape, coordinates)
     unit = jax.lax.bitcast_convert_type((words >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - 1.0
     low = np.nextafter(np.float32(-1), np.float32(0))
     return np.float32(np.sqrt(2)) * erf_inv(unit * (np.float32(1) - low) + low)
 
 
-def rademacher_words(key_data: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """The words of a rademacher leaf: uint32 of shape (B, ceil(R / 32), C), in the view of the module docstring."""
-    blocks, rows, columns = matrix_view(shape)
-    # jax.random.bits and not our own rounds: its rolled loop is a boundary that XLA does not fuse across. Fused, the 20 rounds would be
-    # repeated for each of the 32 rows that share a word; unfused they cost one 32nd of a pass.
-    return jax.random.bits(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), (blocks, -(-rows // _WORD_BITS), columns), jnp.uint32)
+def rademacher_sign_bits(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:
+    """Rademacher noise, or a block of it, as one sign bit an element in bit 31: 0 where it is +1, 0x80000000 where it is -1. uint32."""
+    return _rademacher_sign_bits(key_data, tuple(shape), coordinates)
 
 
-def rademacher_sign_bits(words: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Expands words to one sign bit an element, in bit 31: 0 where the noise is +1, 0x80000000 where it is -1. uint32 of ``shape``."""
-    blocks, rows, columns = matrix_view(shape)
-    groups = words.shape[1]
-    shift = (jnp.uint32(_WORD_BITS - 1) - jnp.arange(min(rows, _WORD_BITS), dtype=jnp.uint32))[None, None, :, None]
-    expanded = (~words[:, :, None, :] << shift) & jnp.uint32(0x80000000)
-    if groups > 1:
-        expanded = expanded.reshape(blocks, groups * _WORD_BITS, columns)[:, :rows]
-    return expanded.reshape(tuple(shape))
+@partial(jax.jit, static_argnums=1)
+def _rademacher_sign_bits(key_data: jax.Array, shape: tuple[int, ...], coordinates: Coordinates | None) -> jax.Array:
+    block = block_shape(shape, coordinates)
+    _, rows, columns = matrix_view(shape)
+    word_shape = (*shape[:-2], -(-rows // _WORD_BITS), columns)
+    *leading, column = coordinates or (None,)
+    chosen = leading.pop() if leading else None
+    bit = jnp.arange(min(rows, _WORD_BITS), dtype=jnp.uint32)
+    if chosen is None:
+        words = _words(key_data, word_shape, None if coordinates is None else (*leading, None, column))
+        return _expand(words, bit)[:, :rows].reshape(block)
+    if isinstance(chosen, Window):
+        # A window may begin inside a word: one more group, and what lies before the window is cut off again.
+        first = jnp.asarray(chosen.start).astype(jnp.uint32)
+        groups = Window(first // _WORD_BITS, -(-chosen.size // _WORD_BITS) + 1)
+        signs = _expand(_words(key_data, word_shape, (*leading, groups, column)), jnp.arange(_WORD_BITS, dtype=jnp.uint32))
+        return jax.lax.dynamic_slice_in_dim(signs, (first % _WORD_BITS).astype(jnp.int32), chosen.size, axis=1).reshape(block)
+    listed = chosen.astype(jnp.uint32)
+    words = _words(key_data, word_shape, (*leading, listed // _WORD_BITS, column))
+    return _sign_bit(words, (listed % _WORD_BITS)[:, None]).reshape(block)
 
 
-def rademacher(key_data: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Signs +1/-1 as float32 of ``shape``, one bit of threefry output each."""
+def _expand(words: jax.Array, bit: jax.Array) -> jax.Array:
+    """Words (..., G, C) -> sign bits (B, G * len(bit), C): the given bits of each word, one row each."""
+    words = words.reshape(-1, *words.shape[-2:])
+    return _sign_bit(words[:, :, None, :], bit[:, None]).reshape(words.shape[0], -1, words.shape[-1])
+
+
+def _sign_bit(words: jax.Array, bit: jax.Array) -> jax.Array:
+    """Bit number ``bit`` of each word, inverted and moved to bit 31."""
+    shift = jnp.uint32(_WORD_BITS - 1) - bit
+    return (~words << jax.lax.expand_dims(shift, range(words.ndim - bit.ndim))) & jnp.uint32(0x80000000)
+
+
+def _words(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None) -> jax.Array:
+    """The words of a rademacher leaf, or a block of them."""
+    # jax's own primitive and not the rounds above: its rolled loop is a boundary that XLA does not fuse across. Fused, the 20 rounds would
+    # be repeated for each of the 32 rows that share a word; unfused they cost one 32nd of a pass.
+    hi, lo = counters(shape, coordinates)
+    lo = _compat.varying_like(lo, key_data)
+    key_data = _compat.varying_like(key_data, lo)
+    hi = _compat.varying_like(jnp.broadcast_to(jnp.asarray(hi, jnp.uint32), lo.shape), lo)
+    x0, x1 = threefry2x32_p.bind(key_data[0], key_data[1], hi, lo)
+    return x0 ^ x1
+
+
+def rademacher(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:
+    """Signs +1/-1 as float32, or a block of them, one bit of threefry output each."""
     one = jnp.uint32(0x3F800000)
-    return jax.lax.bitcast_convert_type(rademacher_sign_bits(rademacher_words(key_data, shape), shape) | one, jnp.float32)
+    return jax.lax.bitcast_convert_type(rademacher_sign_bits(key_data, shape, coordinates) | one, jnp.float32)
 
 
-def dense(key_data: jax.Array, shape: Sequence[int], distribution: str) -> jax.Array:
-    """Full-rank noise of one leaf: float32 of ``shape``, mean 0, variance 1."""
+def dense(key_data: jax.Array, shape: Sequence[int], distribution: str, coordinates: Coordinates | None = None) -> jax.Array:
+    """Full-rank noise of one leaf, or a block of it: float32, mean 0, variance 1."""
     if distribution == "gaussian":
-        return gaussian(key_data, shape)
+        return gaussian(key_data, shape, coordinates)
     if distribution == "rademacher":
-        return rademacher(key_data, shape)
+        return rademacher(key_data, shape, coordinates)
     raise ValueError(f"distribution {distribution!r}: must be one of {', '.join(DISTRIBUTIONS)}")
 
 
-def low_rank_factors(key_data: jax.Array, shape: Sequence[int], rank: int, distribution: str) -> tuple[jax.Array, jax.Array]:
-    """A (..., R, rank) and B (..., C, rank), float32, with E = A B^T / sqrt(rank) for a leaf of shape (..., R, C)."""
+def low_rank_factors(
+    key_data: jax.Array, shape: Sequence[int], rank: int, distribution: str, coordinates: Coordinates | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """A (..., R, rank) and B (..., C, rank), float32, with E = A B^T / sqrt(rank) for a leaf, or a block of it, of shape (..., R, C)."""
     *leading, rows, columns = shape
-    a = dense(fold_in(key_data, 1), (*leading, rows, rank), distribution)
-    b = dense(fold_in(key_data, 2), (*leading, columns, rank), distribution)
+    *outer, row, column = (None,) * len(shape) if coordinates is None else coordinates
+    a = dense(fold_in(key_data, 1), (*leading, rows, rank), distribution, (*outer, row, None))
+    b = dense(fold_in(key_data, 2), (*leading, columns, rank), distribution, (*outer, column, None))
     return a, b
 
 
-def low_rank(key_data: jax.Array, shape: Sequence[int], rank: int, distribution: str) -> jax.Array:
-    """Rank-``rank`` noise of a leaf with two or more dims (EGGROLL, arXiv 2511.16652, eq. for E): float32 of ``shape``, mean 0, variance
-    1."""
-    a, b = low_rank_factors(key_data, shape, rank, distribution)
+def low_rank(key_data: jax.Array, shape: Sequence[int], rank: int, distribution: str, coordinates: Coordinates | None = None) -> jax.Array:
+    """Rank-``rank`` noise of a leaf with two or more dims, or a block of it (EGGROLL, arXiv 2511.16652, eq. for E): float32, mean 0,
+    variance 1."""
+    return low_rank_product(*low_rank_factors(key_data, shape, rank, distribution, coordinates))
+
+
+def low_rank_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A B^T / sqrt(r) of factors (..., R, r) and (..., C, r): (..., R, C)."""
+    if a.shape[-1] == 1:
+        return a * b.reshape(*b.shape[:-2], 1, b.shape[-2])  # an outer product fuses with what consumes it; a dot would be stored first
     product = jnp.einsum("...ik,...jk->...ij", a, b, precision=jax.lax.Precision.HIGHEST)
-    return product / jnp.float32(math.sqrt(rank))
+    return product / jnp.float32(math.sqrt(a.shape[-1]))
 
 
 def matrix_view(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -152,16 +152,23 @@ def perturb(params: Params, candidate: Candidate, noise: Noise, leaf_scales: Map
 def perturb_leaf(leaf: jax.Array, key_data: jax.Array, step: jax.Array, noise: Noise) -> jax.Array:
     """One leaf plus ``step`` times its noise; ``key_data`` is the leaf's key, ``step`` = sigma * sign * scale, float32."""
     leaf = jnp.asarray(leaf)
-    wide = leaf.astype(jnp.float32)
-    if noise.rank is not None and leaf.ndim >= 2:
-        moved = wide + step * spec.low_rank(key_data, leaf.shape, noise.rank, noise.distribution)
+    return perturb_block(leaf, key_data, step, noise, leaf.shape, None)
+
+
+def perturb_block(
+    block: jax.Array, key_data: jax.Array, step: jax.Array, noise: Noise, shape: tuple[int, ...], coordinates: spec.Coordinates | None
+) -> jax.Array:
+    """The part ``leaf[np.ix_(*coordinates)]`` of a perturbed leaf of ``shape``, made from that part of the base alone."""
+    wide = block.astype(jnp.float32)
+    if noise.rank is not None and len(shape) >= 2:
+        moved = wide + step * spec.low_rank(key_data, shape, noise.rank, noise.distribution, coordinates)
     elif noise.distribution == "rademacher":
         # step * (+1 or -1) is exact, so flipping the sign bit of step gives the same sum as the product and saves a multiplication.
-        signs = spec.rademacher_sign_bits(spec.rademacher_words(key_data, leaf.shape), leaf.shape)
+        signs = spec.rademacher_sign_bits(key_data, shape, coordinates)
         moved = wide + jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(step, jnp.uint32) ^ signs, jnp.float32)
     else:
-        moved = wide + step * spec.gaussian(key_data, leaf.shape)
-    return moved.astype(leaf.dtype)
+        moved = wide + step * spec.gaussian(key_data, shape, coordinates)
+    return moved.astype(block.dtype)
 
 
 @dataclass(frozen=True)

@@ -72,34 +72,63 @@ def test_low_rank_is_the_product_of_its_factors(distribution, shape, rank):
     assert np.linalg.matrix_rank(got.reshape(-1, rows, columns)[0]) == min(rank, rows, columns)
 
 
-@given(start=st.integers(0, 2**34), shape=st.lists(st.integers(1, 5), min_size=0, max_size=3).map(tuple))
+def coordinates_and_index(draw, shape):
+    """A block of a leaf, and the numpy index that takes the same block."""
+    chosen, index = [], []
+    for n in shape:
+        kind = draw(st.sampled_from(("all", "window", "list")))
+        if kind == "window":
+            size = draw(st.integers(1, min(n, 6)))
+            start = draw(st.integers(0, n - size))
+            chosen.append(noise.Window(jnp.int32(start) if draw(st.booleans()) else start, size))
+            index.append(range(start, start + size))
+        elif kind == "list" or n > 200:
+            ids = draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4))
+            chosen.append(jnp.array(ids, jnp.int32))
+            index.append(ids)
+        else:
+            chosen.append(None)
+            index.append(range(n))
+    return tuple(chosen), index
+
+
+@given(data=st.data(), shape=st.sampled_from([(7,), (33,), (5, 3), (70, 6), (3, 40, 5), (2, 2, 65, 4)]), kind=st.sampled_from(
+    [("gaussian", None), ("rademacher", None), ("gaussian", 1), ("rademacher", 2)]))  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_counters_are_the_flat_index_beyond_32_bits(start, shape):
-    hi, lo = noise.counters(shape, start)
-    flat = start + np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
-    np.testing.assert_array_equal(np.broadcast_to(np.asarray(hi, np.uint64), shape) << np.uint64(32) | np.asarray(lo, np.uint64), flat)
+def test_any_block_equals_that_block_of_the_whole(data, shape, kind):
+    distribution, rank = kind
+    coordinates, index = coordinates_and_index(data.draw, shape)
+    if rank is None or len(shape) < 2:
+        whole, part = noise.dense(KEY, shape, distribution), noise.dense(KEY, shape, distribution, coordinates)
+        np.testing.assert_array_equal(part, np.asarray(whole)[np.ix_(*index)])
+    else:
+        whole, part = noise.low_rank(KEY, shape, rank, distribution), noise.low_rank(KEY, shape, rank, distribution, coordinates)
+        np.testing.assert_allclose(part, np.asarray(whole)[np.ix_(*index)], rtol=1e-6, atol=1e-6)
+
+
+@given(data=st.data(), shape=st.sampled_from([(80, 8192, 28672), (2**20, 2**13), (2**33,), (3, 5)]))
+@settings(max_examples=60, deadline=None)
+def test_counters_are_the_flat_index_beyond_32_bits(data, shape):
+    coordinates, index = coordinates_and_index(data.draw, [min(n, 2**31 - 1) for n in shape])
+    hi, lo = noise.counters(shape, coordinates)
+    flat = sum(part.astype(np.uint64) * np.uint64(math.prod(shape[d + 1 :])) for d, part in enumerate(np.ix_(*map(np.array, index))))
+    block = noise.block_shape(shape, coordinates)
+    np.testing.assert_array_equal(np.broadcast_to(np.asarray(hi, np.uint64), block) << np.uint64(32) | np.asarray(lo, np.uint64), flat)
 
 
 def test_leaves_beyond_2_to_the_32_use_the_high_counter_word():
-    # Stacked layers of a 70B model: (80, 8192, 28672) is 1.9e10 elements. Indices only, nothing is allocated.
+    # Stacked layers of a 70B model: 1.9e10 elements, of which one row around the boundary is made.
     shape = (80, 8192, 28672)
-    strides = (8192 * 28672, 28672, 1)
-    for index in ((0, 0, 1), (18, 2340, 4096), (79, 8191, 28671)):
-        flat = sum(i * s for i, s in zip(index, strides, strict=True))
-        parts = [noise._multiply_wide(jnp.uint32(i), s) for i, s in zip(index, strides, strict=True)]
-        assert sum((int(h) << 32) + int(w) for h, w in parts) == flat
-        hi, lo = noise.counters((1,), flat)
-        assert (int(np.asarray(hi).reshape(-1)[0]) << 32) + int(lo[0]) == flat
-    assert math.prod(shape) > 2**32
-    # A block that straddles the boundary equals the two blocks on its sides.
-    both = noise.bits(KEY, (8,), 2**32 - 4)
-    np.testing.assert_array_equal(both, jnp.concatenate([noise.bits(KEY, (4,), 2**32 - 4), noise.bits(KEY, (4,), 2**32)]))
-    assert not np.array_equal(noise.bits(KEY, (4,), 2**32), noise.bits(KEY, (4,), 0))
-
-
-def test_offset_blocks_equal_the_whole():
-    whole = noise.gaussian(KEY, (4, 6, 5))
-    np.testing.assert_array_equal(noise.gaussian(KEY, (6, 5), 2 * 30), whole[2])
+    layer, rest = divmod(2**32, 8192 * 28672)
+    row, column = divmod(rest, 28672)
+    block = (noise.Window(layer, 1), noise.Window(row, 1), noise.Window(column - 4, 8))
+    hi, _ = noise.counters(shape, block)
+    np.testing.assert_array_equal(np.asarray(hi).ravel(), [0] * 4 + [1] * 4)
+    both = noise.bits(KEY, shape, block)
+    low = jax.random.bits(jax_key(KEY), (4,))
+    assert not np.array_equal(both.ravel()[4:], low), "counter 2**32 must not repeat counter 0"
+    expected = jax.extend.random.threefry2x32_p.bind(*KEY, jnp.repeat(jnp.uint32([0, 1]), 4), jnp.arange(-4, 4).astype(jnp.uint32))
+    np.testing.assert_array_equal(both.ravel(), expected[0] ^ expected[1])
 
 
 def test_vmapped_equals_looped():

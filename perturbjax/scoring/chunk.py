@@ -16,8 +16,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import _compat, sharding
+from perturbjax.lazy import lazily, lazy
 from perturbjax.perturb import Noise, coverage, perturb, scales
 from perturbjax.population import Candidate, Population
+
+STRATEGIES = ("lazy", "copy", "low_rank")
+"""How the noise of a candidate meets the base weights.
+
+lazy: made at the point of use, in every pass over the weights; one layer's noise exists at a time for each candidate in flight.
+copy: one perturbed copy of the weights per candidate in flight, made inside the compiled program; the noise is paid once.
+low_rank: noise as its two factors beside a product with the base weights that all candidates in flight share.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -31,14 +40,24 @@ class ChunkProgram:
         noise: what perturbs; None leaves the base as it is (the plain model, for reference timings and sampling).
         mesh: candidates are split over its "candidate" axis.
         capacity: candidates of one call; rounded up to a multiple of devices times ``in_flight``.
-        in_flight: candidates vmapped together on each device; as many perturbed copies exist at a time.
+        in_flight: candidates vmapped together on each device.
+        strategy: how the noise meets the weights, one of ``STRATEGIES``.
     """
 
-    def __init__(self, fn: Callable[..., Any], params: Any, noise: Noise | None, mesh: Mesh, capacity: int, in_flight: int = 1):
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Any,
+        noise: Noise | None,
+        mesh: Mesh,
+        capacity: int,
+        in_flight: int = 1,
+        strategy: str = "copy",
+    ):
         devices = mesh.shape[sharding.CANDIDATE]
         step = devices * in_flight
         self.capacity = -(-capacity // step) * step
-        self.mesh, self.in_flight, self.noise = mesh, in_flight, noise
+        self.mesh, self.in_flight, self.noise, self.strategy = mesh, in_flight, noise, strategy
         self.traces = 0
         for rule in coverage(params, noise).unused_rules if noise else ():
             _log.warning("noise rule %r matches no parameter", rule.pattern)
@@ -52,13 +71,17 @@ class ChunkProgram:
         self._program = jax.jit(mapped, compiler_options=_compat.compiler_options(platform))
 
     def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any, real: jax.Array) -> Any:
-        if self.noise is not None:
+        fn, theta = self._fn, params
+        if self.noise is not None and self.strategy == "copy":
             with jax.named_scope("noise"):
-                params = perturb(params, candidate, self.noise, leaf_scales)
-        # A branch that is always taken, which XLA cannot know, keeps the function in a computation of its own. Side by side, XLA:CPU
-        # pulls the noise into a library call for a following matmul and makes a dozen passes over arrays of the weights' size of it.
-        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(self._fn, params, candidate, data))
-        return jax.lax.cond(real, self._fn, lambda *_: empty, params, candidate, data)
+                theta = perturb(params, candidate, self.noise, leaf_scales)
+        elif self.noise is not None:
+            fn, theta = lazily(fn), lazy(params, candidate, self.noise, leaf_scales, factored=self.strategy == "low_rank")
+        # A branch that is always taken, which XLA cannot know, keeps the function in a computation of its own, apart from the noise made so
+        # far. Side by side, XLA:CPU pulls noise into its consumers and repeats it there, or into a library call for a following matmul and
+        # makes a dozen passes over arrays of the weights' size of it.
+        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, theta, candidate, data))
+        return jax.lax.cond(real, fn, lambda *_: empty, theta, candidate, data)
 
     def _local(self, params: Any, leaf_scales: dict[str, jax.Array], count: jax.Array, candidates: Candidate, data: Any) -> Any:
         """One device's part: ``count[0]`` of its candidates are real."""

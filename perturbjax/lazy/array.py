@@ -1,0 +1,219 @@
+"""``LazyArray``: a parameter whose noise has not been made yet.
+
+It holds a block of the base, the key and the step of the noise, and where in the leaf the block lies. Taking part of it moves the block;
+reshaping it is remembered and replayed after the noise is made. So one rule (``materialise``) makes every view of every part of a leaf.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbjax import noise as spec
+from perturbjax.lazy.views import View
+from perturbjax.noise import Coordinates, Window
+from perturbjax.perturb import Noise, Params, leaf_paths, perturb_block, perturb_leaf, scales
+from perturbjax.population import Candidate
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What is static about a perturbed parameter: its path, its whole shape and the kind of noise."""
+
+    path: str
+    shape: tuple[int, ...]
+    noise: Noise
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("base", "key_data", "step", "coordinates", "factors"), meta_fields=("leaf", "views")
+)
+@dataclass(frozen=True)
+class LazyArray:
+    """A view of a block of a perturbed leaf; a pytree, so that jit, vmap and scan take it as an argument.
+
+    Attributes:
+        base: the block of the unperturbed leaf, its dims in the leaf's order.
+        key_data: the leaf's key, uint32[2].
+        step: sigma * sign * scale, float32 scalar.
+        coordinates: which block of the leaf ``base`` is; None for all of it.
+        factors: the block's low-rank noise as A (..., R, r) and B (..., C, r), where it was made beforehand; else None.
+        leaf: path, whole shape and noise.
+        views: reshapes, transposes, casts and the like, in order, between the perturbed block and the value this stands for.
+    """
+
+    base: jax.Array
+    key_data: jax.Array
+    step: jax.Array
+    coordinates: Coordinates | None
+    factors: tuple[jax.Array, jax.Array] | None
+    leaf: Leaf
+    views: tuple[View, ...] = ()
+
+    @property
+    def aval(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the value this stands for."""
+        return jax.eval_shape(self._viewed, jax.ShapeDtypeStruct(self.base.shape, self.base.dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.aval.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.aval.dtype)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether at most one dim of the block is longer than 1: perturbing it whole costs no more than using it."""
+        return sum(n > 1 for n in self.base.shape) <= 1
+
+    def _viewed(self, block: jax.Array) -> jax.Array:
+        for view in self.views:
+            block = view(block)
+        return block
+
+    def unperturbed(self) -> jax.Array:
+        """The same view of the base."""
+        return self._viewed(self.base)
+
+    def unconstrained(self) -> LazyArray:
+        """The same values without the sharding constraints on them."""
+        return replace(self, views=tuple(view for view in self.views if view.primitive.name != "sharding_constraint"))
+
+    def viewed(self, view: View) -> LazyArray:
+        """This, with one more view on top."""
+        return replace(self, views=(*self.views, view))
+
+    def materialise(self) -> jax.Array:
+        """Makes the noise and returns the perturbed values: ``view(round(block + step * E))``, rounded once, before any cast."""
+        with jax.named_scope("noise"):
+            if self.factors is None:
+                block = perturb_block(self.base, self.key_data, self.step, self.leaf.noise, self.leaf.shape, self.coordinates)
+            else:
+                block = (self.base.astype(jnp.float32) + self.step * spec.low_rank_product(*self.factors)).astype(self.base.dtype)
+        return self._viewed(block)
+
+    def _views_and_operand_shapes(self) -> list[tuple[View, tuple[int, ...]]]:
+        """Each view with the shape of its operand, last view first."""
+        shape, pairs = self.base.shape, []
+        for view in self.views:
+            pairs.insert(0, (view, shape))
+            shape = view.shape_of(shape, self.base.dtype)
+        return pairs
+
+    def source_dims(self) -> tuple[int, ...] | None:
+        """For each dim of the view the dim of the leaf that it is; None if some dim is none of them."""
+        dims: list[int] = []
+        for dim in range(len(self.shape)):
+            for view, shape in self._views_and_operand_shapes():
+                if (found := view.source(dim, shape)) is None:
+                    return None
+                dim = found
+            dims.append(dim)
+        return tuple(dims)
+
+    def restrict(self, dim: int, part: Window | jax.Array) -> LazyArray | None:
+        """The window or the listed positions ``part`` of view dim ``dim``, in its place; None where the views do not keep that dim.
+
+        Positions must lie inside the dim.
+        """
+        size = part.size if isinstance(part, Window) else part.shape[0]
+        views: list[View] = []
+        for view, shape in self._views_and_operand_shapes():
+            if (found := view.source(dim, shape)) is None:
+                return None
+            views.insert(0, view.resized(dim, size, shape))
+            dim = found
+        whole = self.coordinates or (None,) * self.base.ndim
+        coordinates = (*whole[:dim], _compose(whole[dim], part), *whole[dim + 1 :])
+        factors = None if self.factors is None else _take_of_factors(self.factors, dim, part)
+        return replace(self, base=_take(self.base, dim, part), coordinates=coordinates, factors=factors, views=tuple(views))
+
+
+def _take(x: jax.Array, dim: int, part: Window | jax.Array) -> jax.Array:
+    if isinstance(part, Window):
+        return jax.lax.dynamic_slice_in_dim(x, part.start, part.size, dim)
+    return jnp.take(x, part, axis=dim, mode="clip")
+
+
+def _take_of_factors(factors: tuple[jax.Array, jax.Array], dim: int, part: Window | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The factors of that part of the block: rows belong to the first, columns to the second, leading dims to both."""
+    a, b = factors
+    rows = a.ndim - 2
+    a = _take(a, dim, part) if dim <= rows else a
+    b = _take(b, min(dim, rows), part) if dim != rows else b
+    return a, b
+
+
+def _compose(outer: Window | jax.Array | None, inner: Window | jax.Array) -> Window | jax.Array:
+    """Coordinates in the leaf of positions ``inner`` of a block whose coordinates are ``outer``."""
+    if outer is None:
+        return inner
+    if isinstance(outer, Window):
+        start = jnp.asarray(outer.start).astype(jnp.int32)
+        if isinstance(inner, Window):
+            return Window(start + jnp.asarray(inner.start).astype(jnp.int32), inner.size)
+        return start + inner.astype(jnp.int32)
+    if isinstance(inner, Window):
+        return jax.lax.dynamic_slice_in_dim(outer, inner.start, inner.size, 0)
+    return outer[inner]
+
+
+SMALL = 1024
+"""A leaf with less than this fraction of the moving elements is perturbed at once. Vectors of norms and biases are: made where they are
+used, inside a loop over layers, XLA would repeat their noise for every row of the activations that they multiply."""
+
+
+def lazy(
+    params: Params, candidate: Candidate, noise: Noise, leaf_scales: Mapping[str, jax.Array] | None = None, *, factored: bool = False
+) -> Params:
+    """The candidate's parameters with their noise yet to be made: what ``lazily(fn)`` takes in place of ``perturb(...)``.
+
+    Args:
+        params: the base, a pytree of arrays; never written.
+        candidate: one candidate (vmap for several).
+        noise: static.
+        leaf_scales: ``scales(params, noise)`` if it is at hand.
+        factored: with low-rank noise, make the factors of every matrix now, and let dots use them: x (W + s A B^T) becomes
+            x W + s (x A) B^T, so that candidates under vmap share one product with W (EGGROLL, arXiv 2511.16652). The perturbed weight is
+            then never rounded to its dtype. Without low-rank noise this changes nothing.
+
+    Returns:
+        The same tree: a ``LazyArray`` for every leaf that moves, the perturbed leaf where it is less than 1/1024 of what moves, and the
+        leaf itself where it does not move (integers, excluded by a rule).
+
+    >>> import perturbjax as pj
+    >>> theta = lazy({"w": jnp.ones((2, 3)), "steps": jnp.int32(4)}, pj.Population(seed=0, size=4)[1], pj.Noise())
+    >>> theta["w"].shape, theta["steps"]
+    ((2, 3), Array(4, dtype=int32))
+    """
+    leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
+    step = candidate.sigma * candidate.sign
+    leaves = leaf_paths(params)
+    moving = sum(math.prod(jnp.shape(leaves[path])) for path in leaf_scales)
+    paths = iter(leaves)
+
+    def one(leaf: Any) -> Any:
+        path = next(paths)
+        if path not in leaf_scales:
+            return leaf
+        base, leaf_step = jnp.asarray(leaf), step * leaf_scales[path]
+        key = spec.fold_in(candidate.key_data, spec.leaf_hash(path))
+        if base.size * SMALL < moving:
+            with jax.named_scope("noise"):
+                return perturb_leaf(base, key, leaf_step, noise)
+        factors = None
+        if factored and noise.rank is not None and base.ndim >= 2:
+            with jax.named_scope("noise"):
+                factors = spec.low_rank_factors(key, base.shape, noise.rank, noise.distribution)
+        return LazyArray(base, key, leaf_step, None, factors, Leaf(path, base.shape, noise))
+
+    return jax.tree.map(one, params)

@@ -1,0 +1,117 @@
+"""Where lazy parameters are used: parts of them (slices, rows) and the operations that multiply by them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+from jax.lax import GatherScatterMode
+
+from perturbjax.lazy.array import LazyArray
+from perturbjax.lazy.dot import perturbed_dot_general
+from perturbjax.noise import Window
+
+if TYPE_CHECKING:
+    from perturbjax.lazy.interpreter import Interpreter
+
+Rule = Callable[..., "list[Any] | None"]
+"""(interpreter, equation, values) -> outputs, or None where the rule does not apply and the value must be made whole."""
+
+
+def _dot_general(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    for value in values:
+        if isinstance(value, LazyArray):
+            run.report.record(value, "dot_general")
+    return [perturbed_dot_general(*values, **eqn.params)]
+
+
+def _conv(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    lhs, rhs = (run.whole(value, "conv_general_dilated") for value in values)
+    return [eqn.primitive.bind(lhs, rhs, **eqn.params)]
+
+
+def _slice(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
+    (value,) = values
+    starts, limits, strides = (eqn.params[name] for name in ("start_indices", "limit_indices", "strides"))
+    part = value
+    for dim, (start, limit, size) in enumerate(zip(starts, limits, value.shape, strict=True)):
+        stride = 1 if strides is None else strides[dim]
+        if (start, limit, stride) == (0, size, 1):
+            continue
+        positions = Window(start, limit - start) if stride == 1 else jnp.arange(start, limit, stride, dtype=jnp.int32)
+        if (part := part.restrict(dim, positions)) is None:
+            return None
+    return [part]
+
+
+def _dynamic_slice(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
+    part, *starts = values
+    if not isinstance(part, LazyArray) or any(isinstance(start, LazyArray) for start in starts):
+        return None
+    for dim, (start, size, whole) in enumerate(zip(starts, eqn.params["slice_sizes"], part.shape, strict=True)):
+        if size == whole:
+            continue
+        inside = jnp.clip(jnp.asarray(start).astype(jnp.int32), 0, whole - size)
+        if (part := part.restrict(dim, Window(inside, size))) is None:
+            return None
+    return [part]
+
+
+def _gather(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
+    """Whole slices along one dim, picked by index (``table[ids]``, ``jnp.take``): noise for the picked slices only."""
+    table, indices = values
+    dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    if not isinstance(table, LazyArray) or isinstance(indices, LazyArray) or len(dims.start_index_map) != 1:
+        return None
+    (dim,) = dims.start_index_map
+    full = all(size == (1 if d == dim else n) for d, (size, n) in enumerate(zip(sizes, table.shape, strict=True)))
+    if dims.operand_batching_dims or dims.collapsed_slice_dims != (dim,) or not full or not jnp.issubdtype(table.dtype, jnp.inexact):
+        return None
+    ids = indices[..., 0]
+    if ids.dtype.itemsize < 4:  # the bounds below may lie outside a narrow type
+        ids = ids.astype(jnp.int32)
+    count = table.shape[dim]
+    clipped = jnp.clip(ids, 0, count - 1).astype(jnp.int32)
+    part = table.restrict(dim, clipped.reshape(-1))
+    if part is None:
+        return None
+    run.report.record(part, "gather")
+    rest = tuple(n for d, n in enumerate(table.shape) if d != dim)
+    rows = jnp.moveaxis(part.materialise(), dim, 0).reshape(ids.shape + rest)
+    if eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP:
+        fill = eqn.params["fill_value"]
+        inside = jax.lax.expand_dims((ids >= 0) & (ids < count), range(ids.ndim, rows.ndim))
+        rows = jnp.where(inside, rows, jnp.asarray(math.nan if fill is None else fill, rows.dtype))
+    # Offset dims hold the slice, in order; the others the shape of the indices.
+    batch = [d for d in range(rows.ndim) if d not in dims.offset_dims]
+    return [jnp.moveaxis(rows, range(rows.ndim), [*batch, *dims.offset_dims])]
+
+
+def _vary(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    """Inside ``shard_map``: the block itself varies from now on, so a part of it that is picked by varying indices does too."""
+    (value,) = values
+    return [replace(value, base=eqn.primitive.bind(value.base, **eqn.params))]
+
+
+def _split(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
+    (value,) = values
+    sizes, axis = eqn.params["sizes"], eqn.params["axis"]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    parts = [value.restrict(axis, Window(start, size)) for start, size in zip(starts, sizes, strict=True)]
+    return None if any(part is None for part in parts) else parts
+
+
+CONSUMERS: dict[str, Rule] = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    "slice": _slice,
+    "split": _split,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+    "pvary": _vary,
+}

@@ -1,0 +1,134 @@
+"""Control flow and shard_map around lazy parameters: the loop is emitted again with public jax functions, lazy values pass inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+from jax.extend.core import primitives as p
+from jax.sharding import PartitionSpec
+
+from perturbjax.lazy.array import LazyArray
+from perturbjax.lazy.views import View
+from perturbjax.noise import Window
+
+if TYPE_CHECKING:
+    from perturbjax.lazy.interpreter import Interpreter
+
+
+def _scan(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    """Lazy constants stay lazy; a lazy scanned input becomes, in each step, the slice of the base and its place in the leaf."""
+    consts_end = eqn.params["num_consts"]
+    carry_end = consts_end + eqn.params["num_carry"]
+    consts, init, xs = values[:consts_end], values[consts_end:carry_end], values[carry_end:]
+    init = [run.whole(value, "scan", "an initial carry changes from step to step") for value in init]
+    length = eqn.params["length"]
+
+    def sliceable(x: LazyArray) -> bool:
+        return length > 0 and x.restrict(0, Window(0, 1)) is not None
+
+    xs = [run.whole(x, "scan", "its views hide the scanned dim") if isinstance(x, LazyArray) and not sliceable(x) else x for x in xs]
+    plain = [x for x in xs if not isinstance(x, LazyArray)]
+
+    def body(carry: list[Any], scanned: tuple[jax.Array, list[Any]]) -> tuple[list[Any], list[Any]]:
+        index, slices = scanned[0], iter(scanned[1])
+        inner = [_step_slice(x, index) if isinstance(x, LazyArray) else next(slices) for x in xs]
+        outputs = run.run_closed(eqn.params["jaxpr"], [*consts, *carry, *inner])
+        outputs = [run.whole(output, "scan", "an output of the loop") for output in outputs]
+        return outputs[: len(init)], outputs[len(init) :]
+
+    carry, ys = jax.lax.scan(
+        body, init, (jnp.arange(length, dtype=jnp.int32), plain), length=length, reverse=eqn.params["reverse"], unroll=eqn.params["unroll"]
+    )
+    return [*carry, *ys]
+
+
+def _step_slice(value: LazyArray, index: jax.Array) -> LazyArray:
+    part = value.restrict(0, Window(index, 1))
+    assert part is not None
+    return part.viewed(View.of(p.squeeze_p, {"dimensions": (0,)}))
+
+
+def _while(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    """Lazy constants stay lazy, so their noise is made in every step; carries are made whole."""
+    cond_end = eqn.params["cond_nconsts"]
+    body_end = cond_end + eqn.params["body_nconsts"]
+    cond_consts, body_consts = values[:cond_end], values[cond_end:body_end]
+    init = tuple(run.whole(value, "while", "an initial carry changes from step to step") for value in values[body_end:])
+
+    def cond(carry: tuple[Any, ...]) -> Any:
+        (go_on,) = run.run_closed(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
+        return run.whole(go_on, "while", "a loop condition")
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        outputs = run.run_closed(eqn.params["body_jaxpr"], [*body_consts, *carry])
+        return tuple(run.whole(output, "while", "an output of the loop") for output in outputs)
+
+    return list(jax.lax.while_loop(cond, body, init))
+
+
+def _cond(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    """Lazy operands stay lazy inside the branches, so noise is made in the branch that is taken."""
+    index, operands = values[0], values[1:]
+
+    def branch(closed: Any) -> Callable[..., list[Any]]:
+        def call() -> list[Any]:
+            return [run.whole(output, "cond", "an output of a branch") for output in run.run_closed(closed, operands)]
+
+        return call
+
+    index = run.whole(index, "cond", "the index of the branch")
+    return list(jax.lax.switch(index, [branch(closed) for closed in eqn.params["branches"]]))
+
+
+def _shard_map(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    """A shard of a lazy parameter is a block of it that starts at this device's place on the mesh axis."""
+    params, specs = eqn.params, eqn.params["in_specs"]
+    # The specs say where an operand goes; inside, a constraint on its mesh axes is an error.
+    values = [value.unconstrained() if isinstance(value, LazyArray) else value for value in values]
+    prepared = [
+        run.whole(value, "shard_map", "a view of it is split over the mesh")
+        if isinstance(value, LazyArray) and (value.views or value.coordinates) and any(spec)
+        else value
+        for value, spec in zip(values, specs, strict=True)
+    ]
+    # The base follows the operand's own spec; key and step are the same on every device.
+    in_specs = [_specs_of(value, spec) for value, spec in zip(prepared, specs, strict=True)]
+
+    def local(*shards: Any) -> list[Any]:
+        inner = [_shard(shard, spec) if isinstance(shard, LazyArray) else shard for shard, spec in zip(shards, specs, strict=True)]
+        outputs = run.run(params["jaxpr"], (), inner)
+        return [run.whole(output, "shard_map", "an output") for output in outputs]
+
+    mapped = jax.shard_map(
+        local, mesh=params["mesh"], in_specs=tuple(in_specs), out_specs=list(params["out_specs"]), check_vma=params["check_vma"],
+        axis_names=set(params["newly_manual_axes"]),
+    )  # fmt: skip
+    return mapped(*prepared)
+
+
+def _specs_of(value: Any, spec: PartitionSpec) -> Any:
+    if not isinstance(value, LazyArray):
+        return spec
+    specs = replace(jax.tree.map(lambda _: PartitionSpec(), value), base=spec)
+    if value.factors is None:
+        return specs
+    *leading, rows, columns = (*spec, *[None] * (value.base.ndim - len(spec)))
+    return replace(specs, factors=(PartitionSpec(*leading, rows), PartitionSpec(*leading, columns)))
+
+
+def _shard(shard: LazyArray, spec: PartitionSpec) -> LazyArray:
+    if not any(spec):
+        return shard
+    axes = [*spec, *[None] * (shard.base.ndim - len(spec))]
+    windows = (
+        None if axis is None else Window(jax.lax.axis_index(axis) * size, size) for axis, size in zip(axes, shard.base.shape, strict=True)
+    )
+    return replace(shard, coordinates=tuple(windows))
+
+
+CONTROL: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}

@@ -1,0 +1,87 @@
+"""Runs a jaxpr with lazy parameters. Rules, in the order in which they are tried for each equation:
+
+1. nothing lazy among the operands: bound as it is;
+2. a nested program (jit, remat, custom_jvp, custom_vjp): evaluated in place, lazy values stay lazy;
+3. control flow (scan, while, cond) and shard_map: emitted again, lazy values pass inside (``control``);
+4. a view (transpose, reshape, convert, ...): remembered;
+5. a part (slice, dynamic_slice, gather of rows): the block is narrowed, so noise is made for that part alone (``consume``);
+6. a consumer (dot_general, convolution): the noise is made right there (``consume``);
+7. anything else: the value is made whole, recorded in the report, and the equation bound as it is.
+
+Forward only. A parameter that is used twice gets the same noise twice, because noise is a function of key and position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from perturbjax.lazy.array import LazyArray
+from perturbjax.lazy.consume import CONSUMERS
+from perturbjax.lazy.control import CONTROL
+from perturbjax.lazy.report import Report
+from perturbjax.lazy.views import VIEWS, View
+
+_NESTED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """Evaluates jaxprs over arrays and LazyArrays.
+
+    Attributes:
+        report: gets every use of a lazy parameter.
+    """
+
+    report: Report
+
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """Outputs of ``jaxpr``, some of them possibly lazy."""
+        env: dict[Any, Any] = {}
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, Literal) else env[atom]
+
+        env.update(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        for eqn in jaxpr.eqns:
+            # Scopes are part of what a profile shows; an equation of the traced program keeps its own.
+            with jax.named_scope(str(eqn.source_info.name_stack)), eqn.ctx.manager:
+                outputs = self._equation(eqn, [read(atom) for atom in eqn.invars])
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def run_closed(self, closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+        return self.run(closed.jaxpr, closed.consts, args)
+
+    def _equation(self, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+        name = eqn.primitive.name
+        if not any(isinstance(value, LazyArray) for value in values):
+            return bind(eqn, values)
+        if name in _NESTED:
+            inner = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+            return self.run_closed(inner, values) if isinstance(inner, ClosedJaxpr) else self.run(inner, (), values)
+        if name in CONTROL:
+            return CONTROL[name](self, eqn, values)
+        if name in VIEWS and len(values) == 1:
+            return [values[0].viewed(View.of(eqn.primitive, eqn.params))]
+        if name in CONSUMERS and (outputs := CONSUMERS[name](self, eqn, values)) is not None:
+            return outputs
+        return bind(eqn, [self.whole(value, name, "no rule for this primitive") for value in values])
+
+    def whole(self, value: Any, primitive: str, reason: str | None = None) -> Any:
+        """The value itself, perturbed if it is lazy; the use is recorded, with the reason if it is not a use in place."""
+        if not isinstance(value, LazyArray):
+            return value
+        self.report.record(value, primitive, reason)
+        return value.materialise()
+
+
+def bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """One equation as it stands."""
+    outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]

@@ -1,0 +1,73 @@
+"""What became of every lazy parameter: used in place, or made whole, and why. Nothing is made whole silently."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from perturbjax.lazy.array import LazyArray
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of one parameter in the traced function.
+
+    Attributes:
+        path: of the parameter.
+        primitive: what used it.
+        shape: of the part whose noise is made there.
+        nbytes: of that part, perturbed.
+        reason: why it was made whole, or None where it was used in place (a dot, a convolution, gathered rows, a vector).
+    """
+
+    path: str
+    primitive: str
+    shape: tuple[int, ...]
+    nbytes: int
+    reason: str | None = None
+
+    @property
+    def in_place(self) -> bool:
+        return self.reason is None
+
+    def __str__(self) -> str:
+        size = f"{self.nbytes / 2**20:.3g} MiB"
+        return f"{self.path}: {self.primitive} on {self.shape} ({size})" + ("" if self.in_place else f", made whole: {self.reason}")
+
+
+@dataclass
+class Report:
+    """All uses, in the order of the program; a loop's body counts once."""
+
+    strict: bool = False
+    uses: list[Use] = field(default_factory=list)
+
+    @property
+    def materialised(self) -> list[Use]:
+        """The uses for which a matrix or more was made whole outside a dot, convolution or gather."""
+        return [use for use in self.uses if not use.in_place]
+
+    def record(self, value: LazyArray, primitive: str, reason: str | None = None) -> None:
+        """Notes one use. A block with at most one long dim counts as used in place: it is no bigger than an activation.
+
+        Raises:
+            ValueError: in strict mode, for a matrix or more that must be made whole.
+        """
+        reason = None if value.is_vector else reason
+        use = Use(value.leaf.path, primitive, value.base.shape, value.base.size * np.dtype(value.base.dtype).itemsize, reason)
+        if reason is not None:
+            if self.strict:
+                raise ValueError(
+                    f"parameter {use.path}: primitive {primitive} needs all of {use.shape} at once ({reason}); strict=True refuses"
+                )
+            _log.info("%s", use)
+        self.uses.append(use)
+
+    def __str__(self) -> str:
+        whole = self.materialised
+        head = f"{len(self.uses)} uses of {len({use.path for use in self.uses})} parameters, {len(whole)} made whole"
+        return "\n".join([head, *(f"  {use}" for use in whole)])
