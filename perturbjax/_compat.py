@@ -1,6 +1,8 @@
 """Every dependence on one jax version or backend, with its reason. Nothing else in the package asks for versions or platforms."""
 
 import jax
+from jax.extend.core import ClosedJaxpr
+from jax.interpreters import partial_eval
 
 
 def compiler_options(platform: str) -> dict[str, bool | int | str] | None:
@@ -22,6 +24,18 @@ def varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
     return jax.lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x
 
 
+def without_dead_code(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The same program less what its outputs do not need, loop outputs included. jax offers this under ``jax.interpreters`` only."""
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    return ClosedJaxpr(jaxpr, closed.consts)
+
+
 def default_platform() -> str:
     """Platform of the default device: "cpu", "gpu" or "tpu". Initialises the backend, so call it inside functions only."""
     return jax.default_backend()
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """Memory of a device that is not in use; None where the backend does not say (CPU)."""
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats and "bytes_in_use" in stats else None

@@ -194,8 +194,10 @@ def _rademacher_sign_bits(key_data: jax.Array, shape: tuple[int, ...], coordinat
 
 def _expand(words: jax.Array, bit: jax.Array) -> jax.Array:
     """Words (..., G, C) -> sign bits (B, G * len(bit), C): the given bits of each word, one row each."""
-    words = words.reshape(-1, *words.shape[-2:])
-    return _sign_bit(words[:, :, None, :], bit[:, None]).reshape(words.shape[0], -1, words.shape[-1])
+    *leading, groups, columns = words.shape
+    blocks = math.prod(leading)
+    signs = _sign_bit(words.reshape(blocks, groups, 1, columns), bit[:, None])
+    return signs.reshape(blocks, groups * bit.shape[0], columns)
 
 
 def _sign_bit(words: jax.Array, bit: jax.Array) -> jax.Array:

@@ -135,6 +135,13 @@ def perturb(params: Params, candidate: Candidate, noise: Noise, leaf_scales: Map
         candidate: one candidate (no leading axis; vmap for several).
         noise: static.
         leaf_scales: ``scales(params, noise)`` if it is at hand.
+
+    >>> import perturbjax as pj
+    >>> params = {"w": jnp.zeros((2, 3)), "norm": jnp.ones(3), "steps": jnp.int32(7)}
+    >>> noise = pj.Noise("rademacher", rules=(pj.Rule("norm", exclude=True),))
+    >>> theta = perturb(params, pj.Population(seed=0, size=4, sigmas=(0.5,))[2], noise)
+    >>> jnp.abs(theta["w"]).tolist(), theta["norm"].tolist(), int(theta["steps"])
+    ([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], [1.0, 1.0, 1.0], 7)
     """
     leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
     step = candidate.sigma * candidate.sign

@@ -19,7 +19,9 @@ from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.perturb import Noise, Rule, fingerprint, perturb
 from perturbjax.population import Candidate, Population
 from perturbjax.scoring import ChunkProgram, Engine, score_population
+from perturbjax.scoring.chunk import _strategy_of
 from perturbjax.scoring.packing import common_prefix
+from perturbjax.scoring.strategy import Work, choose, costs
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks.base import Example, Prompt, Template
 
@@ -108,8 +110,45 @@ def test_choice_log_probabilities_equal_the_unpacked_ones(model, choices):
     prompts = [encode(task.prompt(e, TEMPLATE).text) for e in task.examples()]
     shared = common_prefix(prompts)
     given = 0 if single else sum(len(encode(f" {c}")) - 1 for c in choices) * len(prompts)
-    total = shared + sum(len(p) - shared for p in prompts) + given
+    total = shared + sum(len(p) - shared for p in prompts) + given  # one slot holds them all
     assert outputs.tokens.tolist() == [total] * 3
+
+
+@pytest.mark.parametrize("kind", ["choice", "generation"])
+@pytest.mark.parametrize("noise", [Noise(), Noise(rank=1)], ids=str)
+def test_strategies_give_the_same_answers(model, kind, noise):
+    task = Toy(kind)
+    found = {}
+    for strategy in ("lazy", "copy", *(["low_rank"] if noise.rank else [])):
+        engine = Engine(model, task, noise, mesh_of_one(), chunk=4, strategy=strategy)
+        found[strategy] = engine.run(POPULATION[:4].candidates(), engine.prepare(task.examples(), TEMPLATE))
+    for outputs in found.values():
+        assert outputs.answers == found["copy"].answers
+        if kind == "choice":
+            np.testing.assert_allclose(outputs.log_probs, found["copy"].log_probs, rtol=1e-4, atol=1e-4)
+
+
+def test_auto_follows_the_cost_model():
+    few, many = Work(250, 0.8, 1, 1), Work(60_000, 30.0, 1, 1)
+    assert choose(few, Noise(), None) == "lazy" and choose(many, Noise(), None) == "copy"
+    assert choose(few, Noise(rank=1), None) == "low_rank" and choose(many, Noise(rank=1), None) == "copy"
+    assert choose(many, Noise(), 0) == "lazy", "a copy that does not fit is no choice"
+    for work in (few, many):
+        for noise in (Noise(), Noise("rademacher"), Noise(rank=2)):
+            table = costs(work, noise)
+            assert table[choose(work, noise, None)] == min(table.values())
+
+
+def test_score_population_chooses_by_how_often_the_noise_would_be_made():
+    def once(params, x):
+        return (x @ params["w"]).sum()
+
+    def often(params, x):
+        return jax.lax.fori_loop(0, 50, lambda _, x: jnp.tanh(x @ params["w"]), x).sum()
+
+    params, x = {"w": jnp.ones((8, 8))}, jnp.ones((2, 8))
+    arguments = (params, POPULATION, x, Noise(), mesh_of_one(), 1)
+    assert _strategy_of(once, *arguments) == "lazy" and _strategy_of(often, *arguments) == "copy"
 
 
 @pytest.mark.parametrize("kind", ["choice", "generation"])
@@ -151,7 +190,7 @@ print(json.dumps(out))
 def test_population_examples_and_lengths_compile_nothing_anew():
     model = load_model(str(FIXTURES / "tiny_llama3"))  # takes 512 tokens, two buckets of row length
     task = Toy("choice")
-    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=2)
+    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=2, strategy="lazy")
     examples = task.examples()
     for count, candidates in ((2, 1), (5, 4), (8, 7)):
         engine.run(POPULATION[:candidates].candidates(), engine.prepare(examples[:count], TEMPLATE))
@@ -243,15 +282,20 @@ def test_examples_beyond_the_context_are_named(model):
         engine.prepare([Example("huge", "river " * (model.config.max_positions + 1), "x", ("x", "y"))], TEMPLATE)
 
 
-@pytest.mark.parametrize("noise", [Noise(), Noise("rademacher"), Noise(rank=1)], ids=str)
-def test_score_population_equals_a_loop_over_dense_candidates(noise):
+@pytest.mark.parametrize("strategy", ["auto", "lazy", "copy", "low_rank"])
+@pytest.mark.parametrize("noise", [Noise(), Noise("rademacher"), Noise(rank=1), Noise("rademacher", rank=2)], ids=str)
+def test_score_population_equals_a_loop_over_dense_candidates(noise, strategy):
+    if strategy == "low_rank" and noise.rank is None:
+        with pytest.raises(ValueError, match="full rank"):
+            score_population(lambda p, x: x.sum(), {"w": jnp.ones(2)}, POPULATION, jnp.ones(2), noise, mesh_of_one(), strategy=strategy)
+        return
     params = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "b": jnp.zeros(4)}
     batch = jnp.arange(15.0).reshape(5, 3)
 
     def fn(params, x):
         return jnp.tanh(x @ params["w"] + params["b"][None]).sum(-1)
 
-    scores = score_population(fn, params, POPULATION, batch, noise, mesh_of_one(), chunk=4)
+    scores = score_population(fn, params, POPULATION, batch, noise, mesh_of_one(), chunk=4, in_flight=2, strategy=strategy)
     loop = np.stack([fn(perturb(params, POPULATION[i], noise), batch) for i in range(len(POPULATION))])
     np.testing.assert_allclose(scores, loop, rtol=1e-5, atol=1e-5)
     assert score_population(lambda p, x: fn(p, x).mean(), params, POPULATION, batch, noise).shape == (10,)

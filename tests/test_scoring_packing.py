@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from perturbjax.scoring.forced import packed_mask
-from perturbjax.scoring.packing import ScoringExample, common_prefix, pack, unpack
+from perturbjax.scoring.packing import SHARED, ScoringExample, common_prefix, pack, unpack
 
 tokens = st.integers(1, 1000)
 examples = st.lists(
@@ -21,10 +21,10 @@ examples = st.lists(
 )
 
 
-@given(examples, st.lists(tokens, max_size=50))
+@given(examples, st.lists(tokens, max_size=50), st.sampled_from([1, 512, 1024, 4096]))
 @settings(max_examples=40, deadline=None)
-def test_packed_rows_hold_every_example_once_and_queries_see_its_tokens(items, prefix):
-    packings = pack(prefix, items)
+def test_packed_rows_hold_every_example_once_and_queries_see_its_tokens(items, prefix, slot_tokens):
+    packings = pack(prefix, items, slot_tokens)
     assert sorted(n for packing in packings for n in packing.examples) == list(range(len(items)))
     for packing in packings:
         check(packing, [items[n] for n in packing.examples], prefix)
@@ -33,13 +33,19 @@ def test_packed_rows_hold_every_example_once_and_queries_see_its_tokens(items, p
 def check(packing, items, prefix):
     batch = packing.batch
     used = batch.example >= 0
-    assert used.sum() + len(prefix) == packing.tokens and not used[batch.count :].any()
-    assert batch.prefix[0, : batch.prefix_length].tolist() == list(prefix)
+    assert used.sum() + len(prefix) * batch.count == packing.tokens and not used[batch.count :].any()
+    assert (batch.tokens[: batch.count, 0, : len(batch.lead)][:, batch.lead] == np.array(prefix, int)).all() and batch.lead.sum() == len(
+        prefix
+    )
+    assert ((batch.example == SHARED).sum(axis=(1, 2))[: batch.count] == len(prefix)).all()
     slots, _, width = batch.tokens.shape
     asked: dict[tuple[int, int], list[int]] = {}
     for s, q, e, c in packing.owner:
         row, column = divmod(int(batch.query[s, q]), width)
-        mask = np.asarray(packed_mask(jnp.asarray(batch.example[s]), jnp.asarray(batch.branch[s])))[row, column]
+        mask = np.array(packed_mask(jnp.asarray(batch.example[s]), jnp.asarray(batch.branch[s]))[row, column])
+        if row == 0:
+            assert mask[: len(prefix)].all(), "the first row sees the prefix that it holds"
+            mask[: len(prefix)] = False
         seen = batch.tokens[s, row][mask].tolist()
         assert batch.positions[s, row][mask].tolist() == list(range(len(prefix), len(prefix) + len(seen)))
         if packing.single:
@@ -56,13 +62,23 @@ def check(packing, items, prefix):
     assert slots >= batch.count >= 1
 
 
-def test_shapes_depend_on_length_buckets_only():
-    shape = lambda items: [{k: np.shape(v) for k, v in packing.batch.arrays().items()} for packing in pack([1, 2], items)]  # noqa: E731
+def test_shapes_depend_on_buckets_only():
+    def shapes(items):
+        return [{k: np.shape(v) for k, v in packing.batch.arrays().items()} for packing in pack([1, 2], items, 1024)]
+
     few = [ScoringExample((3,) * 5, ((7,), (8,)))] * 2
+    more = [ScoringExample((3,) * n, ((7,), (8,))) for n in range(1, 21)]
     many = [ScoringExample((3,) * n, ((7,), (8,))) for n in range(1, 200)]
-    assert shape(few) == shape(many)
+    assert shapes(few) == shapes(more) and shapes(many)[0]["tokens"] == (64, 4, 256)
     long = ScoringExample((3,) * 300, ((7,), (8,)))
-    assert shape([*few, long, *few])[0] == shape(few)[0] != shape([long])[0] == shape([*few, long])[1]
+    assert shapes([*few, long, *few])[0] == shapes(few)[0] != shapes([long])[0] == shapes([*few, long])[1]
+
+
+def test_slots_are_few_and_rows_no_more_than_they_need():
+    items = [ScoringExample((3,) * 100, ((7,), (8,)))] * 18  # two a row beside a short prefix
+    for slot_tokens, (slots, rows) in {256: (9, 1), 1024: (3, 3), 4096: (1, 12)}.items():
+        (packing,) = pack([1, 2], items, slot_tokens)
+        assert (packing.batch.count, packing.batch.tokens.shape[1]) == (slots, rows)
 
 
 def test_common_prefix_leaves_each_sequence_a_token():
@@ -73,7 +89,7 @@ def test_common_prefix_leaves_each_sequence_a_token():
 
 
 def test_unpack_normalises_over_the_choices_of_each_example():
-    (packing,) = pack([], [ScoringExample((1, 2), ((3,), (4,))), ScoringExample((5,), ((3,), (4,), (6,)))])
+    (packing,) = pack([], [ScoringExample((1, 2), ((3,), (4,))), ScoringExample((5,), ((3,), (4,), (6,)))], 1024)
     values = np.random.default_rng(0).standard_normal((2, *packing.batch.ids.shape)).astype(np.float32)
     log_probs = unpack([packing], [values])
     assert log_probs.shape == (2, 2, 3) and (log_probs[:, 0, 2] == -np.inf).all()
@@ -84,6 +100,6 @@ def test_unpack_normalises_over_the_choices_of_each_example():
 
 def test_what_cannot_be_packed_is_refused():
     with pytest.raises(ValueError, match="8193 tokens"):
-        pack([], [ScoringExample((1,) * 8193, ((2,),))])
+        pack([], [ScoringExample((1,) * 8193, ((2,),))], 1024)
     with pytest.raises(ValueError, match="choice tokens"):
-        pack([], [ScoringExample((1,), tuple((2, 3) for _ in range(65)))])
+        pack([], [ScoringExample((1,), tuple((2, 3) for _ in range(513)))], 1024)

@@ -100,6 +100,16 @@ class Ensemble:
 
         Raises:
             InputError: ``params`` are not the base of this ensemble; both fingerprints are named.
+
+        >>> import perturbjax as pj
+        >>> fn = lambda params, x: x @ params["w"]
+        >>> params, x, noise = {"w": jnp.eye(3)}, jnp.ones((2, 3)), pj.Noise()
+        >>> members = pj.Ensemble(pj.Population(seed=0, size=8, sigmas=(0.1,)), [6, 1], noise, params)
+        >>> outputs = members.apply(fn, params, x)
+        >>> outputs.shape
+        (2, 2, 3)
+        >>> bool(jnp.allclose(outputs[0], fn(pj.perturb(params, members.population[6], noise), x)))
+        True
         """
         if check:
             self.check_base(params)

@@ -205,7 +205,8 @@ def lazy(
         path = next(paths)
         if path not in leaf_scales:
             return leaf
-        base, leaf_step = jnp.asarray(leaf), step * leaf_scales[path]
+        # Never weakly typed: what perturb returns is not, and types must promote alike.
+        base, leaf_step = jnp.asarray(leaf, jnp.result_type(leaf)), step * leaf_scales[path]
         key = spec.fold_in(candidate.key_data, spec.leaf_hash(path))
         if base.size * SMALL < moving:
             with jax.named_scope("noise"):

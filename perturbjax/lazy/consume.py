@@ -63,30 +63,30 @@ def _dynamic_slice(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[A
 
 
 def _gather(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
-    """Whole slices along one dim, picked by index (``table[ids]``, ``jnp.take``): noise for the picked slices only."""
+    """Slices of thickness one along one dim, picked by index (``table[ids]``, ``jnp.take``): noise for the picked slices only."""
     table, indices = values
     dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    if not isinstance(table, LazyArray) or isinstance(indices, LazyArray) or len(dims.start_index_map) != 1:
+    if not isinstance(table, LazyArray) or isinstance(indices, LazyArray) or not jnp.issubdtype(table.dtype, jnp.inexact):
         return None
-    (dim,) = dims.start_index_map
-    full = all(size == (1 if d == dim else n) for d, (size, n) in enumerate(zip(sizes, table.shape, strict=True)))
-    if dims.operand_batching_dims or dims.collapsed_slice_dims != (dim,) or not full or not jnp.issubdtype(table.dtype, jnp.inexact):
+    cut = [d for d, (size, n) in enumerate(zip(sizes, table.shape, strict=True)) if size != n] or list(dims.start_index_map[:1])
+    dim = cut[0] if len(cut) == 1 else -1
+    if dim not in dims.start_index_map or sizes[dim] != 1 or dims.operand_batching_dims or not {*dims.collapsed_slice_dims} <= {dim}:
         return None
-    ids = indices[..., 0]
-    if ids.dtype.itemsize < 4:  # the bounds below may lie outside a narrow type
-        ids = ids.astype(jnp.int32)
-    count = table.shape[dim]
-    clipped = jnp.clip(ids, 0, count - 1).astype(jnp.int32)
-    part = table.restrict(dim, clipped.reshape(-1))
+    if indices.dtype.itemsize < 4:  # the bounds below may lie outside a narrow type
+        indices = indices.astype(jnp.int32)
+    ids = indices[..., dims.start_index_map.index(dim)]
+    part = table.restrict(dim, jnp.clip(ids, 0, table.shape[dim] - 1).astype(jnp.int32).reshape(-1))
     if part is None:
         return None
     run.report.record(part, "gather")
-    rest = tuple(n for d, n in enumerate(table.shape) if d != dim)
-    rows = jnp.moveaxis(part.materialise(), dim, 0).reshape(ids.shape + rest)
+    kept = tuple(size for d, size in enumerate(sizes) if d not in dims.collapsed_slice_dims)
+    rows = jnp.moveaxis(part.materialise(), dim, 0).reshape(ids.shape + kept)
     if eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP:
-        fill = eqn.params["fill_value"]
-        inside = jax.lax.expand_dims((ids >= 0) & (ids < count), range(ids.ndim, rows.ndim))
-        rows = jnp.where(inside, rows, jnp.asarray(math.nan if fill is None else fill, rows.dtype))
+        inside = jnp.ones(ids.shape, bool)
+        for i, d in enumerate(dims.start_index_map):
+            inside &= (indices[..., i] >= 0) & (indices[..., i] <= table.shape[d] - sizes[d])
+        fill = math.nan if eqn.params["fill_value"] is None else eqn.params["fill_value"]
+        rows = jnp.where(jax.lax.expand_dims(inside, range(ids.ndim, rows.ndim)), rows, jnp.asarray(fill, rows.dtype))
     # Offset dims hold the slice, in order; the others the shape of the indices.
     batch = [d for d in range(rows.ndim) if d not in dims.offset_dims]
     return [jnp.moveaxis(rows, range(rows.ndim), [*batch, *dims.offset_dims])]

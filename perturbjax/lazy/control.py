@@ -13,6 +13,7 @@ from jax.extend.core import primitives as p
 from jax.sharding import PartitionSpec
 
 from perturbjax.lazy.array import LazyArray
+from perturbjax.lazy.report import WHILE_STEPS
 from perturbjax.lazy.views import View
 from perturbjax.noise import Window
 
@@ -37,7 +38,8 @@ def _scan(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     def body(carry: list[Any], scanned: tuple[jax.Array, list[Any]]) -> tuple[list[Any], list[Any]]:
         index, slices = scanned[0], iter(scanned[1])
         inner = [_step_slice(x, index) if isinstance(x, LazyArray) else next(slices) for x in xs]
-        outputs = run.run_closed(eqn.params["jaxpr"], [*consts, *carry, *inner])
+        with run.report.repeated(eqn.params["length"]):
+            outputs = run.run_closed(eqn.params["jaxpr"], [*consts, *carry, *inner])
         outputs = [run.whole(output, "scan", "an output of the loop") for output in outputs]
         return outputs[: len(init)], outputs[len(init) :]
 
@@ -61,11 +63,13 @@ def _while(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     init = tuple(run.whole(value, "while", "an initial carry changes from step to step") for value in values[body_end:])
 
     def cond(carry: tuple[Any, ...]) -> Any:
-        (go_on,) = run.run_closed(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
+        with run.report.repeated(WHILE_STEPS):
+            (go_on,) = run.run_closed(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
         return run.whole(go_on, "while", "a loop condition")
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        outputs = run.run_closed(eqn.params["body_jaxpr"], [*body_consts, *carry])
+        with run.report.repeated(WHILE_STEPS):
+            outputs = run.run_closed(eqn.params["body_jaxpr"], [*body_consts, *carry])
         return tuple(run.whole(output, "while", "an output of the loop") for output in outputs)
 
     return list(jax.lax.while_loop(cond, body, init))

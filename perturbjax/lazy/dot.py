@@ -63,8 +63,8 @@ def _correction(x: jax.Array, dim: int, first: jax.Array, second: jax.Array, *, 
     if first.shape[1] == 1:
         # A dot over one element would be stored; a product fuses with the sum and with what consumes that.
         inner = jax.lax.dot_general(x, first[:, 0], (((dim,), (0,)), ((), ())))
-        free = second[:, 0]
-        return inner[..., None] * free if last else free.reshape(-1, *[1] * inner.ndim) * inner[None]
+        free = second[:, 0].reshape(*[1] * inner.ndim, -1) if last else second[:, 0].reshape(-1, *[1] * inner.ndim)
+        return (inner[..., None] if last else inner[None]) * free
     inner = jax.lax.dot_general(x, first, (((dim,), (0,)), ((), ())))
     operands, dims = ((inner, second), (inner.ndim - 1, 1)) if last else ((second, inner), (1, inner.ndim - 1))
     return jax.lax.dot_general(*operands, (((dims[0],), (dims[1],)), ((), ())))

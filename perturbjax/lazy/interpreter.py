@@ -71,7 +71,9 @@ class Interpreter:
             return [values[0].viewed(View.of(eqn.primitive, eqn.params))]
         if name in CONSUMERS and (outputs := CONSUMERS[name](self, eqn, values)) is not None:
             return outputs
-        return bind(eqn, [self.whole(value, name, "no rule for this primitive") for value in values])
+        reason = "its rule does not cover this use" if name in CONSUMERS else "no rule for this primitive"
+        shape = getattr(eqn.outvars[0].aval, "shape", ()) if eqn.outvars else ()
+        return bind(eqn, [self.whole(value, name, None if _broadcast(value, shape) else reason) for value in values])
 
     def whole(self, value: Any, primitive: str, reason: str | None = None) -> Any:
         """The value itself, perturbed if it is lazy; the use is recorded, with the reason if it is not a use in place."""
@@ -79,6 +81,15 @@ class Interpreter:
             return value
         self.report.record(value, primitive, reason)
         return value.materialise()
+
+
+def _broadcast(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a lazy operand is broadcast to a result of ``shape`` (a bias of several dims): then it is smaller than that activation."""
+    if not isinstance(value, LazyArray):
+        return False
+    aval = value.aval
+    stretched = aval.ndim == len(shape) and all(n in (1, m) for n, m in zip(aval.shape, shape, strict=True)) and aval.shape != shape
+    return stretched or aval.size > value.base.size
 
 
 def bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from perturbjax import _compat
 from perturbjax.lazy.array import LazyArray
 from perturbjax.lazy.interpreter import Interpreter
 from perturbjax.lazy.report import Report
@@ -29,8 +30,8 @@ def lazily(fn: Callable[..., Any], *, strict: bool = False) -> Lazily:
 
     >>> import jax.numpy as jnp
     >>> import perturbjax as pj
-    >>> params = {"w": jnp.eye(3), "b": jnp.zeros(3)}
-    >>> fn = lambda params, x: x @ params["w"] + params["b"]
+    >>> params = {"w": jnp.eye(3), "gain": jnp.ones(())}
+    >>> fn = lambda params, x: x @ params["w"] * params["gain"]
     >>> theta = pj.lazy(params, pj.Population(seed=0, size=4, sigmas=(0.1,))[2], pj.Noise())
     >>> y = jax.jit(pj.lazily(fn))(theta, jnp.ones((2, 3)))
     >>> bool(jnp.allclose(y, fn(pj.perturb(params, pj.Population(seed=0, size=4, sigmas=(0.1,))[2], pj.Noise()), jnp.ones((2, 3)))))
@@ -69,6 +70,8 @@ class Lazily:
         result: Any = None
         # The base stands in for the perturbed parameter: same shape, dtype and sharding.
         closed = jax.make_jaxpr(flat)(*(leaf.base if isinstance(leaf, LazyArray) else leaf for leaf in leaves))
+        # Modules that return their state from a scan or remat would have every layer made whole, only to be thrown away.
+        closed = _compat.without_dead_code(closed)
         run = Interpreter(report)
         outputs = [run.whole(output, "return", "the function returns it") for output in run.run_closed(closed, leaves)]
         return jax.tree.unflatten(result, outputs)

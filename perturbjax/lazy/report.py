@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +13,9 @@ import numpy as np
 from perturbjax.lazy.array import LazyArray
 
 _log = logging.getLogger(__name__)
+
+WHILE_STEPS = 16
+"""How many steps a while loop is taken to have: its trip count is not known before it runs."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Use:
         primitive: what used it.
         shape: of the part whose noise is made there.
         nbytes: of that part, perturbed.
+        times: how often the loops around it repeat it; a while loop counts as ``WHILE_STEPS``.
         reason: why it was made whole, or None where it was used in place (a dot, a convolution, gathered rows, a vector).
     """
 
@@ -28,6 +35,7 @@ class Use:
     primitive: str
     shape: tuple[int, ...]
     nbytes: int
+    times: int = 1
     reason: str | None = None
 
     @property
@@ -41,10 +49,25 @@ class Use:
 
 @dataclass
 class Report:
-    """All uses, in the order of the program; a loop's body counts once."""
+    """All uses, in the order of the program; one of a loop's body stands once, with its ``times``."""
 
     strict: bool = False
     uses: list[Use] = field(default_factory=list)
+    times: int = 1
+
+    @contextlib.contextmanager
+    def repeated(self, times: int) -> Iterator[None]:
+        """Uses recorded inside are repeated that often."""
+        self.times, before = self.times * times, self.times
+        try:
+            yield
+        finally:
+            self.times = before
+
+    @property
+    def noise_made(self) -> int:
+        """Elements of noise made in one call."""
+        return sum(math.prod(use.shape) * use.times for use in self.uses)
 
     @property
     def materialised(self) -> list[Use]:
@@ -58,7 +81,8 @@ class Report:
             ValueError: in strict mode, for a matrix or more that must be made whole.
         """
         reason = None if value.is_vector else reason
-        use = Use(value.leaf.path, primitive, value.base.shape, value.base.size * np.dtype(value.base.dtype).itemsize, reason)
+        nbytes = value.base.size * np.dtype(value.base.dtype).itemsize
+        use = Use(value.leaf.path, primitive, value.base.shape, nbytes, self.times, reason)
         if reason is not None:
             if self.strict:
                 raise ValueError(

@@ -1,37 +1,66 @@
 """Greedy and sampled decoding of a batch of ragged prompts with a KV cache, as one traceable function.
 
+Stopped rows leave the batch: when the rows that still write fit into the next smaller size of ``ROW_SIZES``, they and their caches are
+gathered into a batch of that size, in which decoding goes on. So there is one decoding loop for each size, all compiled once, and shapes
+stay static, as TPUs need it. The other way, handing a stopped row to the next waiting prompt, keeps big batches full for longer, but every
+row then has an age of its own: its keys go to a column of its own, which is a scatter in every layer of every step (slow on TPUs), and the
+prompts come one by one, too few tokens for the matmuls.
+
 Axis letters as in ``decoder``; W is the longest reply, in tokens.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from perturbjax.models.decoder import Decoder, KVCache, Prefix, causal_mask
+from perturbjax.models.attention import KVCache, Past, Prefix, cache_block, causal_mask
+from perturbjax.models.decoder import Decoder
 from perturbjax.noise import KEY_IMPL
 
 NO_TOKEN = -1
 """Fills replies after their stop token."""
+ROW_SIZES = (64, 32, 16, 8, 4, 1)
+"""Batch sizes that decoding shrinks to."""
+PREFILL_TOKENS = 2048
+"""Prompt tokens of one forward pass: enough for full-speed matmuls, few enough that activations stay small."""
 
 
 class Replies(NamedTuple):
-    """Generated tokens (B, W) int32, NO_TOKEN after the stop token (which is kept); and per row whether all its logits were finite, bool
-    (B,)."""
+    """What was generated.
+
+    Attributes:
+        tokens: (B, W) int32, NO_TOKEN after the stop token (which is kept).
+        finite: bool (B,), whether all logits of the row were finite.
+        row_steps: int32 (2,), rows decoded, summed over the steps: as run, and as a batch that keeps its stopped rows would have run them.
+    """
 
     tokens: jax.Array
     finite: jax.Array
+    row_steps: jax.Array
 
 
 class _State(NamedTuple):
+    """b rows are in the batch, B in the replies."""
+
     step: jax.Array
-    logits: jax.Array
-    cache: KVCache
-    tokens: jax.Array
+    """() tokens chosen so far."""
+    token: jax.Array
+    """(b,) the last one."""
     stopped: jax.Array
-    finite: jax.Array
+    """(b,)"""
+    cache: KVCache
+    lengths: jax.Array
+    """(b,) of the prompts."""
+    row: jax.Array
+    """(b,) place in the replies."""
+    row_ids: jax.Array
+    """(b,)"""
+    replies: Replies
 
 
 def generate(
@@ -62,34 +91,117 @@ def generate(
         temperature: divides the logits before sampling.
     """
     b, t = tokens_BxT.shape
-    s = t + max_new_tokens
-    prompt_valid = jnp.arange(t)[None] < lengths_B[:, None]
-    hidden, new = decoder(tokens_BxT, prefix_length + jnp.broadcast_to(jnp.arange(t)[None], (b, t)), causal_mask(prompt_valid), prefix)
-    cache = jax.tree.map(lambda c: jnp.pad(c, ((0, 0), (0, 0), (0, 0), (0, max_new_tokens), (0, 0))), new)
-    last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-    padded_valid = jnp.pad(prompt_valid, ((0, 0), (0, max_new_tokens)))
     stops = jnp.asarray(stop_ids, jnp.int32)
 
-    def choose(logits: jax.Array, step: jax.Array) -> jax.Array:
+    def choose(logits: jax.Array, step: jax.Array, row_ids: jax.Array) -> jax.Array:
         with jax.named_scope("sample"):
             if key_data is None:
-                return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+                return _argmax(logits)
             key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), step)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.broadcast_to(row_ids_B, (b,)))
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
             return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
 
-    def step(state: _State) -> _State:
-        token = choose(state.logits, state.step)
-        tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, jnp.where(state.stopped, NO_TOKEN, token), state.step, 1)
-        finite = state.finite & (jnp.isfinite(state.logits).all(-1) | state.stopped)
+    def advance(state: _State, hidden: jax.Array, cache: KVCache) -> _State:
+        """The next token of each row, from the hidden states (b, D) of its last."""
+        logits = decoder.logits(hidden)
+        token = choose(logits, state.step, state.row_ids)
+        replies = state.replies
+        # A sum is finite only if all its terms are; one pass, where a test of each term takes several.
+        finite = jnp.isfinite(logits.sum(axis=-1)) | state.stopped
+        replies = replies._replace(
+            tokens=replies.tokens.at[state.row, state.step].set(jnp.where(state.stopped, NO_TOKEN, token)),
+            finite=replies.finite.at[state.row].min(finite),
+        )
         stopped = state.stopped | jnp.isin(token, stops)
-        position = (prefix_length + lengths_B + state.step)[:, None]
-        written = (jnp.arange(s) >= t) & (jnp.arange(s) <= t + state.step)
-        hidden, cache = decoder(token[:, None], position, (padded_valid | written[None])[:, None, :], prefix, state.cache, t + state.step)
-        return _State(state.step + 1, decoder.logits(hidden[:, 0]), cache, tokens, stopped, finite)
+        return state._replace(step=state.step + 1, token=token, stopped=stopped, cache=cache, replies=replies)
 
-    start = _State(
-        jnp.int32(0), decoder.logits(last), cache, jnp.full((b, max_new_tokens), NO_TOKEN, jnp.int32), ~live_B, jnp.ones((b,), bool)
-    )
-    end = jax.lax.while_loop(lambda state: (state.step < max_new_tokens) & ~state.stopped.all(), step, start)
-    return Replies(end.tokens, end.finite)
+    def decode(state: _State) -> _State:
+        column = jnp.arange(state.cache.keys.shape[3])[None]
+        fed = state.step - 1
+        valid = (column < state.lengths[:, None]) | ((column >= t) & (column < t + fed))
+        position = (prefix_length + state.lengths + fed)[:, None]
+        own = jnp.ones((len(state.row), 1, 1), bool)
+        hidden, new = decoder(state.token[:, None], position, own, prefix, Past(state.cache, valid, t + fed))
+        cache = KVCache(*(jax.lax.dynamic_update_slice_in_dim(c, n, t + fed, 3) for c, n in zip(state.cache, new, strict=True)))
+        replies = state.replies._replace(row_steps=state.replies.row_steps + jnp.asarray([len(state.row), b]))
+        return advance(state._replace(replies=replies), hidden[:, 0], cache)
+
+    replies = Replies(jnp.full((b, max_new_tokens), NO_TOKEN, jnp.int32), jnp.ones((b,), bool), jnp.zeros((2,), jnp.int32))
+    rows = jnp.arange(b)
+    hidden, cache = _prefill(decoder, tokens_BxT, lengths_B, live_B, max_new_tokens, prefix, prefix_length)
+    state = _State(jnp.int32(0), rows, ~live_B, cache, lengths_B, rows, jnp.broadcast_to(row_ids_B, (b,)), replies)
+    state = advance(state, hidden, cache)
+    if max_new_tokens == 1:
+        return state.replies
+    return _shrinking(state, decode, max_new_tokens, [b, *(size for size in ROW_SIZES if size < b), 0])
+
+
+def _shrinking(state: _State, decode: Callable[[_State], _State], max_new_tokens: int, sizes: list[int]) -> Replies:
+    """Decodes in a batch of ``sizes[0]`` rows until those that still write fit into ``sizes[1]``, and so on."""
+
+    def more(state: _State, rows: int) -> jax.Array:
+        return (state.step < max_new_tokens) & ((~state.stopped).sum() > rows)
+
+    _, smaller, *_ = sizes
+    state = jax.lax.while_loop(lambda state: more(state, smaller), decode, state)
+    if smaller == 0:
+        return state.replies
+
+    def rest(state: _State) -> Replies:
+        kept = jnp.argsort(state.stopped, stable=True)[:smaller]
+        cache = jax.tree.map(lambda c: jnp.take(c, kept, axis=1), state.cache)
+        per_row = {name: getattr(state, name)[kept] for name in ("token", "stopped", "lengths", "row", "row_ids")}
+        return _shrinking(state._replace(cache=cache, **per_row), decode, max_new_tokens, sizes[1:])
+
+    return jax.lax.cond(more(state, 0), rest, lambda state: state.replies, state)
+
+
+def _prefill(
+    decoder: Decoder,
+    tokens_BxT: jax.Array,
+    lengths_B: jax.Array,
+    live_B: jax.Array,
+    max_new_tokens: int,
+    prefix: Prefix | None,
+    prefix_length: jax.Array | int,
+) -> tuple[jax.Array, KVCache]:
+    """Hidden states of the last prompt tokens (B, D), and a cache with room for the replies.
+
+    Runs a few rows at a time; groups behind the last live row are left out.
+    """
+    config = decoder.config
+    b, t = tokens_BxT.shape
+    group = next(n for n in range(b, 0, -1) if b % n == 0 and (n == 1 or n * t <= PREFILL_TOKENS))
+    dtype = decoder.norm.dtype
+    # The last token of a reply is never fed back.
+    columns = t + max_new_tokens - 1
+    columns = -(-columns // cache_block(columns)) * cache_block(columns)
+    shape = (config.num_layers, b, config.num_kv_heads, columns, config.head_dim)
+    cache = KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def run(index: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
+        hidden, cache = carry
+        start = index * group
+        tokens, lengths = (jax.lax.dynamic_slice_in_dim(a, start, group) for a in (tokens_BxT, lengths_B))
+        positions = prefix_length + jnp.broadcast_to(jnp.arange(t)[None], (group, t))
+        x, new = decoder(tokens, positions, causal_mask(jnp.arange(t)[None] < lengths[:, None]), prefix)
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        zero = jnp.int32(0)
+        cache = KVCache(*(jax.lax.dynamic_update_slice(c, n, (zero, start, zero, zero, zero)) for c, n in zip(cache, new, strict=True)))
+        return jax.lax.dynamic_update_slice_in_dim(hidden, last, start, 0), cache
+
+    groups = (jnp.where(live_B, jnp.arange(b), -1).max() + group) // group
+    return jax.lax.fori_loop(0, groups, run, (jnp.zeros((b, config.hidden_size), dtype), cache))
+
+
+def _argmax(logits_BxV: jax.Array) -> jax.Array:
+    """The first highest logit of each row, int32 (B,): its block first, then its place there.
+
+    XLA:CPU vectorises maxima, but not a reduction of (value, index) pairs, which is what an argmax over the whole vocabulary is.
+    """
+    b, vocabulary = logits_BxV.shape
+    width = math.gcd(vocabulary, 512)
+    blocks = logits_BxV.reshape(b, -1, width)
+    first = jnp.argmax(blocks.max(axis=-1), axis=-1)
+    inside = jnp.take_along_axis(blocks, first[:, None, None], axis=1)[:, 0]
+    return (first * width + jnp.argmax(inside, axis=-1)).astype(jnp.int32)

@@ -19,14 +19,7 @@ from perturbjax import _compat, sharding
 from perturbjax.lazy import lazily, lazy
 from perturbjax.perturb import Noise, coverage, perturb, scales
 from perturbjax.population import Candidate, Population
-
-STRATEGIES = ("lazy", "copy", "low_rank")
-"""How the noise of a candidate meets the base weights.
-
-lazy: made at the point of use, in every pass over the weights; one layer's noise exists at a time for each candidate in flight.
-copy: one perturbed copy of the weights per candidate in flight, made inside the compiled program; the noise is paid once.
-low_rank: noise as its two factors beside a product with the base weights that all candidates in flight share.
-"""
+from perturbjax.scoring.strategy import STRATEGIES, Work, choose
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +47,10 @@ class ChunkProgram:
         in_flight: int = 1,
         strategy: str = "copy",
     ):
+        if strategy not in STRATEGIES:
+            raise ValueError(f"strategy {strategy!r}: must be one of {', '.join(STRATEGIES)}")
+        if strategy == "low_rank" and noise is not None and noise.rank is None:
+            raise ValueError("strategy 'low_rank': the noise has full rank; give it a rank, or use lazy or copy")
         devices = mesh.shape[sharding.CANDIDATE]
         step = devices * in_flight
         self.capacity = -(-capacity // step) * step
@@ -114,6 +111,12 @@ class ChunkProgram:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def _chunk(self, candidates: Candidate, data: Any) -> Any:
+        counts, padded, place = self._spread(candidates)
+        results = self._program(self._params, self._scales, counts, padded, data)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[place], results)
+
+    def _spread(self, candidates: Candidate) -> tuple[jax.Array, Candidate, np.ndarray]:
+        """How many candidates each device gets, the candidates in its slots, and which slot each of them is in."""
         devices = self.mesh.shape[sharding.CANDIDATE]
         slots = np.arange(self.capacity).reshape(devices, -1)
         shares = np.array_split(np.arange(candidates.index.shape[0]), devices)
@@ -126,16 +129,12 @@ class ChunkProgram:
 
         padded = sharding.put_over_candidates(jax.tree.map(spread, candidates), self.mesh)
         counts = sharding.put_over_candidates(np.array([len(share) for share in shares], np.int32), self.mesh)
-        results = self._program(self._params, self._scales, counts, padded, data)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[place], results)
+        return counts, padded, place
 
     def lower(self, data: Any) -> Any:
-        """The lowered program, for ``compile().memory_analysis()`` and the like."""
-        shape = (self.capacity,)
-        tails: list[tuple[tuple[int, ...], str]] = [((), "uint32"), ((), "float32"), ((), "float32"), ((2,), "uint32")]
-        candidates: Any = Candidate._make(jax.ShapeDtypeStruct((*shape, *tail), dtype) for tail, dtype in tails)
-        counts = jax.ShapeDtypeStruct((self.mesh.shape[sharding.CANDIDATE],), "int32")
-        return self._program.lower(self._params, self._scales, counts, candidates, data)
+        """The lowered program, for ``compile().memory_analysis()`` and the like. What this compiles, a call need not compile again."""
+        counts, padded, _ = self._spread(Candidate.base(self.capacity))
+        return self._program.lower(self._params, self._scales, counts, padded, data)
 
 
 def score_population(
@@ -147,6 +146,7 @@ def score_population(
     mesh: Mesh | None = None,
     chunk: int = 64,
     in_flight: int = 1,
+    strategy: str = "auto",
 ) -> np.ndarray:
     """Scores every candidate of a population of any JAX function's parameters.
 
@@ -158,17 +158,34 @@ def score_population(
         noise: ``Noise()`` by default.
         mesh: all devices along "candidate" by default.
         chunk: candidates of one compiled call.
-        in_flight: perturbed copies of the params that exist at a time on each device.
+        in_flight: candidates evaluated together on each device, under vmap.
+        strategy: how noise meets the weights: "lazy", "copy" or "low_rank" (``scoring.strategy.STRATEGIES``), or "auto" for low_rank
+            with low-rank noise, and else lazy or copy by which makes less of it.
 
     Returns:
         float array (N,) or (N, B).
+
+    Raises:
+        ValueError: an unknown strategy, or "low_rank" with noise of full rank.
+
+    >>> import perturbjax as pj
+    >>> params, x = {"w": jnp.ones((3, 2))}, jnp.ones((5, 3))
+    >>> fn = lambda params, x: -jnp.square(x @ params["w"] - 2).sum(-1)
+    >>> score_population(fn, params, pj.Population(seed=0, size=6, sigmas=(0.1,)), x).shape
+    (6, 5)
     """
-    program = ChunkProgram(
-        lambda theta, _, data: fn(theta, data),
-        params,
-        noise or Noise(),
-        mesh or sharding.make_mesh(),
-        min(chunk, len(population)),
-        in_flight,
-    )
+    noise, mesh = noise or Noise(), mesh or sharding.make_mesh()
+    if strategy == "auto":
+        strategy = _strategy_of(fn, params, population, batch, noise, mesh, in_flight)
+    program = ChunkProgram(lambda theta, _, data: fn(theta, data), params, noise, mesh, min(chunk, len(population)), in_flight, strategy)
     return program(population.candidates(), sharding.put_replicated(batch, program.mesh))
+
+
+def _strategy_of(fn: Callable[..., Any], params: Any, population: Population, batch: Any, noise: Noise, mesh: Mesh, in_flight: int) -> str:
+    """The cost model's choice for a function of which nothing is known but its trace."""
+    if noise.rank is not None:
+        return "low_rank"
+    made = lazily(fn).report(lazy(params, population[0], noise), batch).noise_made
+    nbytes = sum(jnp.asarray(leaf).nbytes for leaf in jax.tree.leaves(params))
+    work = Work(tokens=0, passes=made / max(1, coverage(params, noise).moved), copies=1, copy_bytes=in_flight * nbytes)
+    return choose(work, noise, _compat.free_bytes(mesh.devices.flat[0]))

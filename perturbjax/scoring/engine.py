@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,18 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from perturbjax import sharding
+from perturbjax import _compat, sharding
 from perturbjax.errors import InputError
 from perturbjax.models import Model
 from perturbjax.models.generate import NO_TOKEN
 from perturbjax.noise import fold_in, root_key_data
-from perturbjax.perturb import Noise
+from perturbjax.perturb import Noise, leaf_paths
 from perturbjax.population import Candidate
 from perturbjax.scoring.chunk import ChunkProgram
 from perturbjax.scoring.forced import choice_values
 from perturbjax.scoring.generative import GenerationBatch, batch_prompts, generate_replies
 from perturbjax.scoring.packing import Packing, ScoringExample, common_prefix, pack, unpack
+from perturbjax.scoring.strategy import Work, choose
 from perturbjax.tasks.base import Example, Task, Template
+
+_log = logging.getLogger(__name__)
+
+SLOT_TOKENS = 2048
+"""Tokens of one forward pass of a choice task: enough rows for full-speed matmuls and for the noise of a pass to be spread over."""
+EMBEDDING = "embed/embedding"
 
 
 @dataclass(frozen=True)
@@ -31,13 +39,14 @@ class Prepared:
     """Examples tokenised under one template and laid out for the compiled program.
 
     ``layout`` is a tuple of packings (choice tasks) or a GenerationBatch; ``prompt_tokens`` counts prefix and prompts, as run for one
-    candidate.
+    candidate; ``strategy`` is how candidates will be perturbed on them.
     """
 
     examples: tuple[Example, ...]
     template: Template
     layout: tuple[Packing, ...] | GenerationBatch
     prompt_tokens: int
+    strategy: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Outputs:
         seconds: wall time, host work included.
         nonfinite: models with NaN or infinite logits; they score 0 everywhere.
         log_probs: (n, E, C) of each choice, for choice tasks.
+        row_steps: (n, 2) int64, for generation tasks: rows decoded, summed over the steps, as run and as a batch that keeps its stopped
+            rows would have run them.
     """
 
     answers: tuple[tuple[str | None, ...], ...]
@@ -60,6 +71,7 @@ class Outputs:
     seconds: float
     nonfinite: int
     log_probs: np.ndarray | None = None
+    row_steps: np.ndarray | None = None
 
 
 class Engine:
@@ -73,6 +85,10 @@ class Engine:
         chunk: candidates of one compiled call (rounded up to fill the mesh).
         in_flight: perturbed copies of the weights that exist at a time on each device.
         max_new_tokens: generation budget; the task's own by default.
+        strategy: one of ``STRATEGIES``, or "auto" for the cost model's choice (``strategy.choose``), made for each ``prepare``.
+
+    Raises:
+        InputError: "low_rank" with noise of full rank.
     """
 
     def __init__(
@@ -84,14 +100,17 @@ class Engine:
         chunk: int = 4,
         in_flight: int = 1,
         max_new_tokens: int | None = None,
+        strategy: str = "auto",
     ):
+        if strategy == "low_rank" and noise.rank is None:
+            raise InputError("--strategy low_rank: the noise has full rank; give it one (--rank 1), or choose lazy or copy")
         self.model, self.task, self.noise = model, task, noise
         self.mesh = mesh or sharding.make_mesh()
-        self.in_flight = in_flight
+        self.in_flight, self.strategy = in_flight, strategy
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
         self.params = sharding.put_replicated(model.params, self.mesh)
         self._requested = chunk
-        self._programs: dict[tuple[str, bool, bool], ChunkProgram] = {}
+        self._programs: dict[tuple[str, str | None, bool], ChunkProgram] = {}
         width = self.mesh.shape[sharding.CANDIDATE] * in_flight
         self.chunk = -(-chunk // width) * width
 
@@ -100,8 +119,9 @@ class Engine:
         """How often a program was traced so far: once a kind of work and length bucket."""
         return sum(program.traces for program in self._programs.values())
 
-    def prepare(self, examples: Sequence[Example], template: Template) -> Prepared:
-        """Renders and tokenises; the longest common prefix of all prompts is split off to be run once a candidate.
+    def prepare(self, examples: Sequence[Example], template: Template, slot_tokens: int = SLOT_TOKENS) -> Prepared:
+        """Renders and tokenises; the longest common prefix of all prompts is split off, so that they can share it. ``slot_tokens`` bounds
+        the tokens of one forward pass of a choice task.
 
         Raises:
             InputError: a prompt is longer than the model's context.
@@ -121,9 +141,27 @@ class Engine:
         length = common_prefix(ids)
         prefix, rest = ids[0][:length], [prompt[length:] for prompt in ids]
         if self.task.kind == "choice":
-            packings = pack(prefix, [ScoringExample(p, c) for p, c in zip(rest, choices, strict=True)])
-            return Prepared(tuple(examples), template, packings, sum(packing.tokens for packing in packings))
-        return Prepared(tuple(examples), template, batch_prompts(prefix, rest), length + sum(len(p) for p in rest))
+            packings = pack(prefix, [ScoringExample(p, c) for p, c in zip(rest, choices, strict=True)], slot_tokens)
+            tokens, passes = sum(packing.tokens for packing in packings), sum(int(packing.batch.count) for packing in packings)
+            whole_head = not packings[0].single
+            return Prepared(tuple(examples), template, packings, tokens, self._strategy(tokens, passes, len(packings), whole_head))
+        batch, tokens = batch_prompts(prefix, rest), length + sum(len(p) for p in rest)
+        passes = 1 + int(batch.count) * self.max_new_tokens
+        generated = len(rest) * self.max_new_tokens
+        return Prepared(tuple(examples), template, batch, tokens, self._strategy(tokens + generated, passes, 1, True))
+
+    def _strategy(self, tokens: int, passes: int, copies: int, whole_head: bool) -> str:
+        """What was asked for, or the cost model's choice. ``whole_head``: all logits are needed, not those of a few ids."""
+        if self.strategy != "auto":
+            return self.strategy
+        sizes = {path: leaf.size for path, leaf in leaf_paths(self.params).items() if self.noise.scale_of(path)}
+        looked_up = sizes.get(EMBEDDING, 0) if not (whole_head and self.model.config.tied_head) else 0
+        in_dots = 1 - looked_up / max(1, sum(sizes.values()))
+        copy_bytes = self.in_flight * sum(leaf.nbytes for leaf in leaf_paths(self.params).values())
+        work = Work(tokens, passes * in_dots, copies, copy_bytes)
+        chosen = choose(work, self.noise, _compat.free_bytes(self.mesh.devices.flat[0]))
+        _log.info("strategy %s for %s", chosen, work)
+        return chosen
 
     def run(self, candidates: Candidate, prepared: Prepared) -> Outputs:
         """Answers of a batch of candidates (leading axis n, any n); ``Candidate.base(1)`` is the base through the same program."""
@@ -158,37 +196,50 @@ class Engine:
     def reference(self, prepared: Prepared, rounds: int = 3) -> float:
         """Tokens per second of plain batch inference: the unperturbed model, without noise, on the same tokens; the median of ``rounds``
         after one to compile."""
-        self._evaluate(Candidate.base(1), prepared, plain=True)
+        self.run_plain(prepared)
         rates = []
         for _ in range(rounds):
-            outputs = self._evaluate(Candidate.base(1), prepared, plain=True)
+            outputs = self.run_plain(prepared)
             rates.append(outputs.tokens.sum() / outputs.seconds)
         return float(np.median(rates))
+
+    def run_plain(self, prepared: Prepared, copies: int = 1) -> Outputs:
+        """Answers of the base through the plain program, in which there is no noise to make.
+
+        ``copies``: how many times, spread over the mesh. On one device a copy beyond the first would be free, because XLA sees that all of
+        them are the same.
+        """
+        return self._evaluate(Candidate.base(copies), prepared, plain=True)
+
+    def compiled(self, prepared: Prepared, plain: bool = False) -> list[Any]:
+        """The programs behind ``run`` (or ``run_plain``) on ``prepared``, compiled now if they have not been."""
+        parts = [prepared.layout] if isinstance(prepared.layout, GenerationBatch) else prepared.layout
+        strategy = None if plain else prepared.strategy
+        return [self._program(part, strategy, sample=False).lower(_arrays(part)).compile() for part in parts]
 
     def temp_bytes(self, prepared: Prepared) -> int:
         """Bytes of temporaries that scoring allocates on one device: perturbed copies in flight, caches and activations, not the base
         itself."""
-        parts = [prepared.layout] if isinstance(prepared.layout, GenerationBatch) else prepared.layout
-        programs = [self._program(part, plain=False, sample=False).lower(_arrays(part)) for part in parts]
-        return max(program.compile().memory_analysis().temp_size_in_bytes for program in programs)
+        return max(program.memory_analysis().temp_size_in_bytes for program in self.compiled(prepared))
 
     def _evaluate(self, candidates: Candidate, prepared: Prepared, plain: bool, sample: bool = False) -> Outputs:
         started = time.perf_counter()
-        layout = prepared.layout
+        layout, strategy = prepared.layout, None if plain else prepared.strategy
         count = candidates.index.shape[0]
         if not isinstance(layout, GenerationBatch):
-            log_probs = unpack(layout, [self._program(part, plain, sample)(candidates, _arrays(part)) for part in layout])
+            log_probs = unpack(layout, [self._program(part, strategy, sample)(candidates, _arrays(part)) for part in layout])
             finite = np.logical_not(np.isnan(log_probs).any(axis=(1, 2)))
             answers = [[e.choices[c] for e, c in zip(prepared.examples, row, strict=True)] for row in np.argmax(log_probs, axis=-1)]
             tokens = np.full(count, prepared.prompt_tokens, np.int64)
             return self._judge(answers, prepared, finite, tokens, started, log_probs)
-        replies = self._program(layout, plain, sample)(candidates, _arrays(layout))
+        replies = self._program(layout, strategy, sample)(candidates, _arrays(layout))
         shape = (count, -1)
         generated = replies.tokens.reshape(*shape, replies.tokens.shape[-1])[:, : len(prepared.examples)]
         finite = replies.finite.reshape(shape).all(axis=1)
         texts = [[self.model.tokenizer.decode([int(t) for t in row if t != NO_TOKEN]) for row in rows] for rows in generated]
         tokens = prepared.prompt_tokens + (generated != NO_TOKEN).sum(axis=(1, 2))
-        return self._judge(texts, prepared, finite, tokens, started)
+        outputs = self._judge(texts, prepared, finite, tokens, started)
+        return replace(outputs, row_steps=replies.row_steps.sum(axis=1, dtype=np.int64))
 
     def _judge(
         self, texts: list[list[str]], prepared: Prepared, finite: np.ndarray, tokens: np.ndarray, started: float, log_probs: Any = None
@@ -213,17 +264,20 @@ class Engine:
         seconds = time.perf_counter() - started
         return Outputs(tuple(map(tuple, answers)), scores, lenient, tokens, seconds, int((~finite).sum()), log_probs)
 
-    def _program(self, layout: Packing | GenerationBatch, plain: bool, sample: bool) -> ChunkProgram:
+    def _program(self, layout: Packing | GenerationBatch, strategy: str | None, sample: bool) -> ChunkProgram:
+        """The program of a kind of work; ``strategy`` None is the plain model without noise."""
         single = isinstance(layout, Packing) and layout.single
         name = "generate" if isinstance(layout, GenerationBatch) else "single" if single else "normalised"
-        if (name, plain, sample) not in self._programs:
+        if (name, strategy, sample) not in self._programs:
             if isinstance(layout, GenerationBatch):
                 fn = generate_replies(self.model.config, self.max_new_tokens, self.model.tokenizer.stop_ids, sample)
             else:
                 fn = choice_values(self.model.config, single)
-            noise = None if plain else self.noise
-            self._programs[name, plain, sample] = ChunkProgram(fn, self.params, noise, self.mesh, self._requested, self.in_flight)
-        return self._programs[name, plain, sample]
+            noise = None if strategy is None else self.noise
+            self._programs[name, strategy, sample] = ChunkProgram(
+                fn, self.params, noise, self.mesh, self._requested, self.in_flight, strategy or "copy"
+            )
+        return self._programs[name, strategy, sample]
 
 
 def _arrays(layout: Packing | GenerationBatch) -> dict[str, Any]:

@@ -8,24 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.decoder import Decoder, Prefix, bind, causal_mask
-from perturbjax.scoring.packing import PROMPT
-
-
-def run_prefix(decoder: Decoder, prefix_1xP: jax.Array, length: jax.Array) -> Prefix:
-    """Runs the shared prefix once: its cache, and which of its positions are real."""
-    valid = jnp.arange(prefix_1xP.shape[1]) < length
-    positions = jnp.arange(prefix_1xP.shape[1])[None]
-    _, cache = decoder(prefix_1xP, positions, causal_mask(valid[None]))
-    return Prefix(cache, valid)
+from perturbjax.models.decoder import bind
+from perturbjax.scoring.packing import PROMPT, SHARED
 
 
 def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
-    """Who sees whom in a packed row: earlier tokens of the same example that are its prompt or the same choice. bool (R, T, T)."""
+    """Who sees whom in a packed row: earlier tokens of the same example that are its prompt or the same choice, and the shared prefix.
+    bool (R, T, T)."""
     same_example = (example_RxT[:, :, None] == example_RxT[:, None, :]) & (example_RxT >= 0)[:, None, :]
     open_branch = (branch_RxT[:, None, :] == PROMPT) | (branch_RxT[:, :, None] == branch_RxT[:, None, :])
+    shared = (example_RxT == SHARED)[:, None, :]
     order = jnp.arange(example_RxT.shape[1])
-    return same_example & open_branch & (order[None, :] <= order[:, None])[None]
+    return (same_example & open_branch | shared) & (order[None, :] <= order[:, None])[None]
 
 
 def choice_values(config: DecoderConfig, single: bool):
@@ -36,14 +30,16 @@ def choice_values(config: DecoderConfig, single: bool):
 
     def fn(params: Any, _, data: dict[str, jax.Array]) -> jax.Array:
         decoder = bind(config, params)
-        prefix = run_prefix(decoder, data["prefix"], data["prefix_length"])
+        rows = jnp.arange(data["tokens"].shape[1])
+        # The first row holds the prefix itself and sees it through its own mask.
+        lead = (rows > 0)[:, None] & data["lead"][None]
 
         def slot(index: jax.Array, results: jax.Array) -> jax.Array:
             tokens, positions, example, branch, query, ids = (
                 jax.lax.dynamic_index_in_dim(data[name], index, keepdims=False)
                 for name in ("tokens", "positions", "example", "branch", "query", "ids")
             )
-            hidden, _ = decoder(tokens, positions, packed_mask(example, branch), prefix)
+            hidden, _ = decoder(tokens, positions, packed_mask(example, branch), lead=lead if len(rows) > 1 else None)
             hidden = hidden.reshape(-1, hidden.shape[-1])[query]
             values = decoder.logits_at(hidden, ids)
             if not single:

@@ -11,15 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.decoder import bind
-from perturbjax.models.generate import NO_TOKEN, Replies, generate
-from perturbjax.scoring.forced import run_prefix
+from perturbjax.models.decoder import bind, run_prefix
+from perturbjax.models.generate import NO_TOKEN, ROW_SIZES, Replies, generate
 from perturbjax.scoring.packing import PREFIX_BUCKETS, bucket
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
-ROW_BUCKETS = (1, 4, 8, 16, 32, 64)
-"""Rows decoded together. More examples than the last take several slots, one after the other."""
 SLOT_CAPACITY = 8
+"""Slots of a batch, at least. Prompts that one slot of the largest size cannot hold take several, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class GenerationBatch:
     """What the compiled program reads: S slots (capacity), B rows, T prompt tokens.
 
     Attributes:
-        prefix: (1, P) token ids, padded; prefix_length: how many are real.
+        prefix: (1, P) token ids, padded, P = 0 where there is none; prefix_length: how many are real.
         tokens: (S, B, T) prompts after the prefix; lengths: (S, B); live: (S, B), False on padding rows; row_ids: (S, B) number of the
         example.
         count: slots in use.
@@ -49,7 +47,7 @@ class GenerationBatch:
 
 def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> GenerationBatch:
     """Pads prompts (without the shared prefix) into slots of one shape, in order."""
-    rows = bucket(min(len(prompts), ROW_BUCKETS[-1]), ROW_BUCKETS)
+    rows = bucket(min(len(prompts), max(ROW_SIZES)), sorted(ROW_SIZES))
     width = bucket(max(len(p) for p in prompts), PROMPT_BUCKETS)
     count = -(-len(prompts) // rows)
     capacity = SLOT_CAPACITY
@@ -60,7 +58,7 @@ def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> Ge
     for i, prompt in enumerate(prompts):
         tokens[i, : len(prompt)] = prompt
         lengths[i] = len(prompt)
-    padded = np.zeros((1, bucket(max(len(prefix), 1), PREFIX_BUCKETS)), np.int32)
+    padded = np.zeros((1, bucket(len(prefix), PREFIX_BUCKETS) if prefix else 0), np.int32)
     padded[0, : len(prefix)] = prefix
     shape = (capacity, rows)
     ids = np.arange(capacity * rows, dtype=np.int32)
@@ -77,14 +75,14 @@ def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> Ge
 
 
 def generate_replies(config: DecoderConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool):
-    """The function of one candidate that ``ChunkProgram`` runs on a ``GenerationBatch``: ``Replies`` with leading (S, B).
+    """The function of one candidate that ``ChunkProgram`` runs on a ``GenerationBatch``: ``Replies`` with leading S.
 
     With ``sample``, tokens are drawn with the candidate's key (of the plain model: noise and samples never share one).
     """
 
     def fn(params: Any, candidate: Any, data: dict[str, jax.Array]) -> Replies:
         decoder = bind(config, params)
-        prefix = run_prefix(decoder, data["prefix"], data["prefix_length"])
+        prefix = run_prefix(decoder, data["prefix"], data["prefix_length"]) if data["prefix"].shape[1] else None
 
         def slot(index: jax.Array, results: Replies) -> Replies:
             tokens, lengths, live, row_ids = (
@@ -97,7 +95,7 @@ def generate_replies(config: DecoderConfig, max_new_tokens: int, stop_ids: tuple
             return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, replies)
 
         shape = data["lengths"].shape
-        empty = Replies(jnp.full((*shape, max_new_tokens), NO_TOKEN, jnp.int32), jnp.ones(shape, bool))
+        empty = Replies(jnp.full((*shape, max_new_tokens), NO_TOKEN, jnp.int32), jnp.ones(shape, bool), jnp.zeros((shape[0], 2), jnp.int32))
         return jax.lax.fori_loop(0, data["count"], slot, empty)
 
     return fn

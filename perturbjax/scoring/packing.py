@@ -1,8 +1,9 @@
 """Host side of teacher-forced scoring: examples of any length packed into slots of one shape.
 
-Rows of ``row_tokens`` tokens hold several examples side by side; a token sees the shared prefix, its example's prompt and, after the
+A slot is what one pass over the weights takes: R rows of T tokens, several examples side by side in a row. The prefix that all prompts
+share stands once at the start of the slot's first row, where every row sees it; a token sees besides its example's prompt and, after the
 prompt, its own choice only. So no token is spent on padding between lengths, each prompt is run once for all its choices, and neither the
-number of examples nor their lengths reach the compiled program (but for the row length, which comes in a few buckets).
+number of examples nor their lengths reach the compiled program but through a few buckets of rows and of row lengths.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 ROW_BUCKETS = (256, 512, 1024, 2048, 4096, 8192)
-SLOT_TOKENS = 512
-"""Tokens of one forward pass: enough rows for full-speed matmuls, few enough that the last slot wastes little."""
+ROWS_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PREFIX_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SLOT_CAPACITY = 64
+QUERY_BUCKETS = (64, 128, 256, 512, 1024)
 CHOICE_BUCKETS = (2, 4, 8, 16, 32, 64)
 PROMPT = -1
 """Branch number of an example's prompt."""
+PADDING, SHARED = -1, -2
+"""Example numbers of padding and of the shared prefix."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,22 @@ class ScoringExample:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What the compiled program reads. S slots (capacity), R rows, T tokens a row, Q queries a slot, C ids a query.
+    """What the compiled program reads. S slots (capacity), R rows, T tokens a row, P prefix tokens, Q queries a slot, C ids a query.
 
     Attributes:
-        prefix: (1, P) token ids, padded; prefix_length: how many are real.
-        tokens, positions, example, branch: (S, R, T) int32; ``example`` is -1 on padding, ``branch`` is PROMPT or the number of the choice.
+        tokens, positions, example, branch: (S, R, T) int32; ``example`` is PADDING, SHARED or a number, ``branch`` PROMPT or the number of
+            the choice.
+        lead: (P,) bool, which of the first P columns of a slot's first row hold the shared prefix.
         query: (S, Q) flat position (row * T + column) whose next-token logits are asked for.
         ids: (S, Q, C) token ids asked for.
         count: slots in use.
     """
 
-    prefix: np.ndarray
-    prefix_length: np.int32
     tokens: np.ndarray
     positions: np.ndarray
     example: np.ndarray
     branch: np.ndarray
+    lead: np.ndarray
     query: np.ndarray
     ids: np.ndarray
     count: np.int32
@@ -66,7 +69,7 @@ class Packing:
         owner: rows (slot, query, example, choice) in order, ``example`` counting within this packing.
         single: one query holds all choices of an example.
         num_choices: per example.
-        tokens: put through the model for one candidate, the prefix included.
+        tokens: put through the model for one candidate, the prefix once a slot.
     """
 
     batch: PackedBatch
@@ -96,17 +99,19 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return min(length, min(len(s) for s in sequences) - 1)
 
 
-def pack(prefix: Sequence[int], examples: Sequence[ScoringExample]) -> tuple[Packing, ...]:
-    """Packs examples that share ``prefix`` (whose tokens are not part of their prompts), one packing a length bucket in use.
+def pack(prefix: Sequence[int], examples: Sequence[ScoringExample], slot_tokens: int) -> tuple[Packing, ...]:
+    """Packs examples that share ``prefix`` (whose tokens are not part of their prompts), one packing a bucket of row lengths in use.
 
     Attention costs the square of the row length, so a few long examples get long rows of their own instead of stretching everyone's.
+    ``slot_tokens`` bounds R * T, but a slot has at least one row.
     """
     single = all(len(choice) == 1 for e in examples for choice in e.choices)
     width = bucket(max(len(e.choices) for e in examples), CHOICE_BUCKETS) if single else 1
     lengths = [len(e.prompt) + sum(len(c) - 1 for c in e.choices) for e in examples]
-    rows = [bucket(length, ROW_BUCKETS) for length in lengths]
+    # With room for the prefix beside it, so that any example fits into any row.
+    rows = [bucket(len(prefix) + length, ROW_BUCKETS) for length in lengths]
     return tuple(
-        _pack_rows(prefix, [examples[i] for i in members], members, [lengths[i] for i in members], single, width, row_tokens)
+        _pack_rows(prefix, [examples[i] for i in members], members, single, width, row_tokens, slot_tokens)
         for row_tokens in sorted(set(rows))
         for members in [[i for i, row in enumerate(rows) if row == row_tokens]]
     )
@@ -116,28 +121,34 @@ def _pack_rows(
     prefix: Sequence[int],
     examples: Sequence[ScoringExample],
     members: Sequence[int],
-    lengths: Sequence[int],
     single: bool,
     width: int,
     row_tokens: int,
+    slot_tokens: int,
 ) -> Packing:
-    queries_per_slot = 64 if single else 128
-    rows_per_slot = max(1, SLOT_TOKENS // row_tokens)
+    lengths = [len(e.prompt) + sum(len(c) - 1 for c in e.choices) for e in examples]
     queries = [1 if single else sum(len(c) for c in e.choices) for e in examples]
-    slots = _fill(lengths, queries, row_tokens, rows_per_slot, queries_per_slot)
+    if max(queries) > QUERY_BUCKETS[-1]:
+        raise ValueError(f"{max(queries)} choice tokens in one example: more than the {QUERY_BUCKETS[-1]} supported")
+    rows_per_slot, slots = _fill(lengths, queries, row_tokens, max(1, slot_tokens // row_tokens), len(prefix))
+    most_asked = max(sum(queries[e] for row in slot for e in row) for slot in slots)
     capacity = SLOT_CAPACITY
     while capacity < len(slots):
         capacity *= 2
     shape = (capacity, rows_per_slot, row_tokens)
     tokens, positions, branch = (np.zeros(shape, np.int32) for _ in range(3))
-    example = np.full(shape, -1, np.int32)
-    query = np.zeros((capacity, queries_per_slot), np.int32)
-    ids = np.zeros((capacity, queries_per_slot, width), np.int32)
+    example = np.full(shape, PADDING, np.int32)
+    query = np.zeros((capacity, bucket(most_asked, QUERY_BUCKETS)), np.int32)
+    ids = np.zeros((*query.shape, width), np.int32)
     owner = []
     for s, slot in enumerate(slots):
+        tokens[s, 0, : len(prefix)] = prefix
+        positions[s, 0, : len(prefix)] = np.arange(len(prefix))
+        branch[s, 0, : len(prefix)] = PROMPT
+        example[s, 0, : len(prefix)] = SHARED
         asked = 0
         for r, row in enumerate(slot):
-            column = 0
+            column = len(prefix) if r == 0 else 0
             for e in row:
                 item = examples[e]
                 start, end = column, column + len(item.prompt)
@@ -163,33 +174,48 @@ def _pack_rows(
                             asked += 1
                         column += given
                 example[s, r, start:column] = e
-    padded = np.zeros((1, bucket(max(len(prefix), 1), PREFIX_BUCKETS)), np.int32)
-    padded[0, : len(prefix)] = prefix
-    batch = PackedBatch(padded, np.int32(len(prefix)), tokens, positions, example, branch, query, ids, np.int32(len(slots)))
+    lead = np.arange(bucket(max(len(prefix), 1), PREFIX_BUCKETS)) < len(prefix)
+    batch = PackedBatch(tokens, positions, example, branch, lead, query, ids, np.int32(len(slots)))
     num_choices = tuple(len(e.choices) for e in examples)
-    return Packing(batch, np.asarray(members), np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, len(prefix) + sum(lengths))
+    total = len(prefix) * len(slots) + sum(lengths)
+    return Packing(batch, np.asarray(members), np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, total)
 
 
-def _fill(lengths: Sequence[int], queries: Sequence[int], row_tokens: int, rows: int, max_queries: int) -> list[list[list[int]]]:
-    """First fit by decreasing length: slots of rows of example numbers, within each row's tokens and each slot's queries."""
-    slots: list[list[list[int]]] = []
-    room: list[list[int]] = []
-    asked: list[int] = []
+def _fill(
+    lengths: Sequence[int], queries: Sequence[int], row_tokens: int, most_rows: int, prefix: int
+) -> tuple[int, list[list[list[int]]]]:
+    """Rows a slot, and slots of rows of example numbers: as few slots as ``most_rows`` allows, then as few rows as these need."""
+    slots = -(-_rows_needed(lengths, row_tokens, prefix) // most_rows)
+    while True:
+        for rows in (r for r in ROWS_BUCKETS if r <= most_rows):
+            if rows * slots * row_tokens >= sum(lengths) and (filled := _first_fit(lengths, queries, row_tokens, rows, slots, prefix)):
+                return rows, filled
+        slots += 1
+
+
+def _rows_needed(lengths: Sequence[int], row_tokens: int, prefix: int) -> int:
+    return -(-(sum(lengths) + prefix) // row_tokens)
+
+
+def _first_fit(
+    lengths: Sequence[int], queries: Sequence[int], row_tokens: int, rows: int, slots: int, prefix: int
+) -> list[list[list[int]]] | None:
+    """First fit by decreasing length into ``slots`` slots; None if some example finds no room."""
+    room = [[row_tokens - (prefix if r == 0 else 0) for r in range(rows)] for _ in range(slots)]
+    asked = [0] * slots
+    filled: list[list[list[int]]] = [[[] for _ in range(rows)] for _ in range(slots)]
     for e in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if queries[e] > max_queries:
-            raise ValueError(f"{queries[e]} choice tokens in one example: more than the {max_queries} supported")
-        for s, r in ((s, r) for s in range(len(slots)) for r in range(rows)):
-            if room[s][r] >= lengths[e] and asked[s] + queries[e] <= max_queries:
-                break
-        else:
-            slots.append([[] for _ in range(rows)])
-            room.append([row_tokens] * rows)
-            asked.append(0)
-            s, r = len(slots) - 1, 0
-        slots[s][r].append(e)
+        fits = (
+            (s, r) for s in range(slots) for r in range(rows)
+            if room[s][r] >= lengths[e] and asked[s] + queries[e] <= QUERY_BUCKETS[-1]
+        )  # fmt: skip
+        if (place := next(fits, None)) is None:
+            return None
+        s, r = place
+        filled[s][r].append(e)
         room[s][r] -= lengths[e]
         asked[s] += queries[e]
-    return slots
+    return [slot for slot in filled if any(slot)]
 
 
 def unpack(packings: Sequence[Packing], values: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,0 +1,69 @@
+"""Which strategy a chunk of candidates gets: a cost model in a few lines, so that the choice can be checked by hand.
+
+Costs are per moving weight and candidate, in token equivalents: 1 is what one token's multiply-add with a weight takes. A candidate of T
+tokens costs T for the products alone. On top comes, for
+
+copy      copies * (noise + copy): every weight's noise, and writing and re-reading the perturbed weight, once a compiled program;
+lazy      passes * (noise + store): noise again in every pass over the weights (a slot of packed rows, a decode step), stored one matrix at
+          a time; of embedding rows only those that are looked up, which counts as nothing;
+low_rank  factor * T + launch * passes: two thin products beside each dot, in every pass.
+
+The constants are measured on a CPU (``perturbjax bench``). No other platform has been measured; until one is, they serve as the guess.
+A strategy whose memory does not fit is not considered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perturbjax.perturb import Noise
+
+STRATEGIES = ("lazy", "copy", "low_rank")
+"""How the noise of a candidate meets the base weights.
+
+lazy: made at the point of use, in every pass over the weights; one layer's noise exists at a time for each candidate in flight.
+copy: one perturbed copy of the weights per candidate in flight, made inside the compiled program; the noise is paid once.
+low_rank: noise as its two factors beside a product with the base weights that all candidates in flight share.
+"""
+
+NOISE_COST: Mapping[str, float] = {"gaussian": 160.0, "rademacher": 10.0}
+LOW_RANK_COST = 10.0
+COPY_COST = 100.0
+STORE_COST = 60.0
+FACTOR_COST = 0.05
+LAUNCH_COST = 2.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one candidate has to do.
+
+    Attributes:
+        tokens: put through the model.
+        passes: over the moving weights that lie in dots; 0.79 where one pass uses 79 % of them.
+        copies: compiled programs that the candidate goes through (one a bucket of row lengths), each with a perturbed copy of its own.
+        copy_bytes: of one perturbed copy per candidate in flight.
+    """
+
+    tokens: int
+    passes: float
+    copies: int
+    copy_bytes: int
+
+
+def costs(work: Work, noise: Noise) -> dict[str, float]:
+    """Token equivalents per weight that each strategy adds to the products; only strategies that this noise allows."""
+    noise_cost = NOISE_COST[noise.distribution] if noise.rank is None else LOW_RANK_COST
+    table = {"copy": work.copies * (noise_cost + COPY_COST), "lazy": work.passes * (noise_cost + STORE_COST)}
+    if noise.rank is not None:
+        table["low_rank"] = FACTOR_COST * work.tokens + LAUNCH_COST * work.passes
+    return table
+
+
+def choose(work: Work, noise: Noise, free_bytes: int | None) -> str:
+    """The cheapest strategy whose memory fits into ``free_bytes`` of a device (None: unknown, taken as enough)."""
+    table = costs(work, noise)
+    if free_bytes is not None and work.copy_bytes > free_bytes:
+        del table["copy"]
+    return min(table, key=lambda name: table[name])

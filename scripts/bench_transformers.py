@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Our forward pass and whole candidates beside PyTorch + transformers, on this machine's CPU.
+
+    python scripts/bench_transformers.py [--model smollm2-135m] [--rounds 5] [--threads 2]
+
+Needs torch and transformers, which perturbjax itself never does; says so and exits with 2 where they are missing. What is measured:
+
+prefill: 32 prompts of 96 tokens through the base, logits of the last tokens.
+candidate: 32 prompts of 64 tokens and 32 greedy tokens each, from a perturbed copy of the weights. PyTorch adds seeded Gaussian noise to
+    every weight in place, generates, and copies the base back (faster than drawing the noise again to subtract it, and exact). Ours makes
+    the copy inside the compiled program, for each kind of noise.
+
+Both run float32; PyTorch with sdpa attention, a KV cache, in inference mode, and neither stops early. They take turns, round by round, in
+one process; printed are medians. Give --threads as many as there are cores; XLA takes all of them.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbjax import sharding
+from perturbjax._compat import compiler_options
+from perturbjax.models import Model, load_model
+from perturbjax.models.decoder import bind, causal_mask
+from perturbjax.models.export import export_safetensors
+from perturbjax.perturb import Noise
+from perturbjax.population import Population
+from perturbjax.scoring import ChunkProgram
+from perturbjax.scoring.generative import batch_prompts, generate_replies
+
+ROWS, PREFILL, PROMPT, REPLY = 32, 96, 64, 32
+SIGMA = 1e-3
+CANDIDATES = 2
+"""Scored in one call of ours, as a chunk."""
+NOISES = {"gaussian": Noise("gaussian"), "rademacher": Noise("rademacher"), "gaussian rank 1": Noise("gaussian", rank=1)}
+Runs = dict[str, Callable[[], Any]]
+
+
+def ours(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
+    """What we time, by name; each does the work once, a candidate row for ``CANDIDATES`` of them."""
+
+    def forward(params, tokens):
+        decoder = bind(model.config, params)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+        hidden, _ = decoder(tokens, positions, causal_mask(jnp.ones(tokens.shape, bool)))
+        return decoder.logits(hidden[:, -1])
+
+    params = jax.device_put(model.params)
+    first = jax.jit(forward, compiler_options=compiler_options(jax.default_backend()))
+    runs: Runs = {"prefill": lambda: np.asarray(first(params, jnp.asarray(prefill)))}
+    data = batch_prompts([], prompts.tolist()).arrays()
+    fn = generate_replies(model.config, REPLY, (), sample=False)
+    candidates = Population(seed=0, size=CANDIDATES, sigmas=(SIGMA,)).candidates()
+    for name, noise in NOISES.items():
+        program = ChunkProgram(fn, params, noise, sharding.make_mesh(), CANDIDATES)
+        runs[name] = lambda program=program: program(candidates, data)
+    return runs
+
+
+def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
+    """The same in PyTorch: one candidate."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForCausalLM, GenerationConfig  # pyright: ignore[reportMissingImports]
+
+    with tempfile.TemporaryDirectory() as folder:
+        saved = export_safetensors(model, model.params, Path(folder) / "base")
+        net = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation="sdpa").eval()
+    base = [weight.detach().clone() for weight in net.parameters()]
+    settings = GenerationConfig(max_new_tokens=REPLY, do_sample=False, use_cache=True, pad_token_id=0)
+    first, ids = torch.tensor(prefill), torch.tensor(prompts)
+    seeds = iter(range(1_000_000))
+
+    @torch.inference_mode()
+    def forward() -> Any:
+        return net(first, logits_to_keep=1, use_cache=True).logits[:, -1].numpy()
+
+    @torch.inference_mode()
+    def candidate() -> Any:
+        generator = torch.Generator().manual_seed(next(seeds))
+        for weight in net.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=SIGMA)
+        replies = net.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        for weight, original in zip(net.parameters(), base, strict=True):
+            weight.copy_(original)
+        return replies[:, PROMPT:].numpy()
+
+    return {"prefill": forward, "candidate": candidate}
+
+
+def measure(runs: Runs, rounds: int) -> dict[str, float]:
+    """Median seconds of each run; they take turns, after a first round that compiles."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+        import transformers  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        print(f"{error.name} is not installed: this comparison needs torch and transformers", file=sys.stderr)
+        return 2
+    torch.set_num_threads(options.threads)
+    model = load_model(options.model)
+    rng = np.random.default_rng(0)
+    prefill, prompts = (rng.integers(100, model.config.vocab_size, (ROWS, width)) for width in (PREFILL, PROMPT))
+    mine, other = ours(model, prefill, prompts), theirs(model, prefill, prompts)
+    apart = np.abs(mine["prefill"]() - other["prefill"]()).max() / np.abs(other["prefill"]()).max()
+    runs = {f"ours, {name}": run for name, run in mine.items()} | {f"torch, {name}": run for name, run in other.items()}
+    seconds = measure(runs, options.rounds)
+    print(f"{model.name}, float32, {jax.devices()[0].device_kind}, {options.threads} threads, medians of {options.rounds} rounds")
+    print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"largest difference of the logits: {apart:.1e} of the largest logit")
+    print(f"{'':<24} {'ours':>12} {'transformers':>14} {'ratio':>7}")
+    rate, reference = (ROWS * PREFILL / seconds[f"{who}, prefill"] for who in ("ours", "torch"))
+    print(f"{'prefill, tokens/s':<24} {rate:>12.0f} {reference:>14.0f} {rate / reference:>7.2f}")
+    reference = 1 / seconds["torch, candidate"]
+    for name in NOISES:
+        rate = CANDIDATES / seconds[f"ours, {name}"]
+        print(f"{name + ', cand./s':<24} {rate:>12.3f} {reference:>14.3f} {rate / reference:>7.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
