@@ -25,6 +25,7 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     import numpy as np
 
     from perturbjax.commands.console import Console
+    from perturbjax.commands.search import prepare_rounds
     from perturbjax.commands.setup import reopen_ensemble
     from perturbjax.scoring import Engine
     from perturbjax.search.rundir import RunDirectory
@@ -34,11 +35,15 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     parts, ensemble = reopen_ensemble(run, Console())
     rebuilt = jax.tree.map(lambda leaf: leaf[:members], ensemble.candidates)
     engine = Engine(parts.model, parts.task, ensemble.noise, make_mesh(jax.devices()[:devices]), chunk=chunk)
-    outputs = engine.run(rebuilt, engine.prepare(parts.splits.search, parts.template))
-    with RunState.open(RunDirectory(run).state, len(parts.population), len(parts.splits.search), parts.identity) as state:
+    # In the slices of the run's race: rows packed with other neighbours are summed in another order.
+    slices = prepare_rounds(parts, engine, engine.prepare(parts.splits.search, parts.template))
+    outputs = [engine.run(rebuilt, prepared) for prepared in slices]
+    size, examples = len(parts.population), len(parts.splits.search)
+    with RunState.open(RunDirectory(run).state, size, examples, parts.identity, len(slices)) as state:
         committed = state.table.scores[np.asarray(rebuilt.index)]
-    digest = hashlib.sha256(json.dumps(outputs.answers).encode()).hexdigest()[:16]
-    print(json.dumps({"equal": outputs.scores.tobytes() == committed.tobytes(), "members": len(committed), "answers": digest}))
+    scores = np.concatenate([part.scores for part in outputs], axis=1)
+    digest = hashlib.sha256(json.dumps([part.answers for part in outputs]).encode()).hexdigest()[:16]
+    print(json.dumps({"equal": scores.tobytes() == committed.tobytes(), "members": len(committed), "answers": digest}))
 
 
 def main() -> int:

@@ -41,7 +41,7 @@ def finish(process: subprocess.Popen, out: Path) -> None:
 
 def kill_at(process: subprocess.Popen, out: Path, done: int, delay: float) -> None:
     """Kill -9 once that many candidates are reported, and a little later."""
-    while process.poll() is None and (lines(out) or [{"done": 0}])[-1]["done"] < done:
+    while process.poll() is None and scored(out) < done:
         time.sleep(0.02)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
@@ -53,6 +53,11 @@ def kill_at(process: subprocess.Popen, out: Path, done: int, delay: float) -> No
 def lines(out: Path) -> list[dict]:
     path = out / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def scored(out: Path) -> int:
+    """Candidates scored so far, one counted once for each round of the race that it took part in."""
+    return sum(line["candidates"] for line in lines(out))
 
 
 def main() -> int:
@@ -72,10 +77,11 @@ def main() -> int:
 
     started = time.monotonic()
     finish(start(folder / "undisturbed", CHUNK, arguments), folder / "undisturbed")
-    last = lines(folder / "undisturbed")[-1]
-    total, of_a_chunk = last["total"], last["elapsed"] / last["chunk"]
+    last, total = lines(folder / "undisturbed")[-1], scored(folder / "undisturbed")
+    of_a_chunk = last["elapsed"] / last["chunk"]
     print(f"perturbjax search {' '.join(arguments)}")
-    print(f"undisturbed: {time.monotonic() - started:.1f} s, {total} candidates, {of_a_chunk:.2f} s a chunk of {CHUNK}")
+    scores = f"{total} candidates scored in {last['rounds']} rounds"
+    print(f"undisturbed: {time.monotonic() - started:.1f} s, {scores}, {of_a_chunk:.2f} s a chunk of {CHUNK}")
     print(f"{'kill':>4} {'at':>9} {'later by':>9} {'committed':>10} {'resumed in':>10}  " + "  ".join(COMPARED) + "  metrics.jsonl")
     different = 0
     for number in range(1, options.kills + 1):
@@ -83,12 +89,12 @@ def main() -> int:
         done, delay = moments.randrange(total), moments.uniform(0, of_a_chunk)
         kill_at(start(out, CHUNK, arguments), out, done, delay)
         steps = [int(path.name) for path in (out / "state").iterdir() if path.name.isdigit()] if (out / "state").exists() else []
-        committed = min(total, CHUNK * max(steps, default=0))
+        committed = sum(line["candidates"] for line in lines(out) if line["chunk"] <= max(steps, default=0))
         started = time.monotonic()
         finish(start(out, CHUNK - 1, arguments), out)
         seconds = time.monotonic() - started
         same = [(out / name).read_bytes() == (folder / "undisturbed" / name).read_bytes() for name in COMPARED]
-        once = sum(line["candidates"] for line in lines(out)) == total and lines(out)[-1]["done"] == total
+        once = scored(out) == total
         different += not (all(same) and once)
         verdicts = [
             f"{'equal' if ok else 'DIFFERENT':<{len(name)}}" for ok, name in zip([*same, once], [*COMPARED, "metrics.jsonl"], strict=True)

@@ -4,6 +4,8 @@ import os
 
 # Before jax is imported: the suite is about values, and they are the same everywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# For every command that a test calls, in this process or another: the suite leaves nothing in the user's home.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 

@@ -2,9 +2,12 @@
 
 import hashlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+from perturbjax.search.racing import Race
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,20 @@ class FakeEngine:
         self.chunk = chunk
         self.delay = delay
         self.seen: list[int] = []
+        self.asked: list[tuple[int, int]] = []
 
-    def run(self, candidates: np.ndarray, prepared: int) -> FakeOutputs:
+    def run(self, candidates: np.ndarray, prepared: range) -> FakeOutputs:
         time.sleep(self.delay)
         self.seen.extend(int(i) for i in candidates)
-        return FakeOutputs(expected_scores(candidates, prepared), np.asarray(candidates, np.int64) + 100)
+        self.asked.extend((int(i), e) for i in candidates for e in prepared)
+        return FakeOutputs(expected_scores(candidates, prepared), (np.asarray(candidates, np.int64) + 100) * len(prepared))
 
 
-def expected_scores(candidates: np.ndarray, examples: int) -> np.ndarray:
-    rows = [[hashlib.sha256(f"{int(i)},{e}".encode()).digest()[0] % 4 == 0 for e in range(examples)] for i in candidates]
+def slices(race: Race) -> list[range]:
+    """The examples of each round, as FakeEngine takes them."""
+    return [range(race.columns(number).start, race.columns(number).stop) for number in range(len(race.ends))]
+
+
+def expected_scores(candidates: np.ndarray, examples: Iterable[int]) -> np.ndarray:
+    rows = [[hashlib.sha256(f"{int(i)},{e}".encode()).digest()[0] % 4 == 0 for e in examples] for i in candidates]
     return np.array(rows, np.float32)

@@ -1,6 +1,6 @@
-"""A search that takes its time, to be killed: `python search_victim.py DIRECTORY CHUNK DELAY_S [LIMIT]`.
+"""A search, with a race of three rounds, that takes its time, to be killed: `python search_victim.py DIRECTORY CHUNK DELAY_S [LIMIT]`.
 
-Prints "committed N" after every commit.
+Prints "committed N" after every commit, counting a candidate once a round.
 
 LIMIT bytes are the most that any file may hold: writing more fails, as on a full disk.
 """
@@ -10,29 +10,37 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from search_fakes import FakeEngine, FakePopulation
+from search_fakes import FakeEngine, FakePopulation, slices
 
 from perturbjax.search.artifacts import write_candidates
 from perturbjax.search.loop import search
 from perturbjax.search.metrics import MetricsLog
+from perturbjax.search.racing import Race
 from perturbjax.search.state import RunState
 
-CANDIDATES, EXAMPLES = 40, 7
+RACE = Race("halving", candidates=40, examples=8, top_k=3, rounds=3, smallest=2)
+SCORED = 40 + 16 + 6
+"""Candidates of the three rounds."""
 
 
 def main(directory: Path, chunk: int, delay: float) -> None:
     directory.mkdir(exist_ok=True)
-    with RunState.open(directory / "state", CANDIDATES, EXAMPLES, {"seed": 0}) as state:
-        print(f"restored {int(state.table.done.sum())}", flush=True)
+    with RunState.open(directory / "state", RACE.candidates, RACE.examples, {"seed": 0}, len(RACE.ends)) as state:
+
+        def say(what: str) -> None:
+            print(what, np.count_nonzero(state.table.tokens), flush=True)
+
+        say("restored")
         search(
             FakeEngine(chunk, delay),
-            FakePopulation(CANDIDATES),
-            EXAMPLES,
+            FakePopulation(RACE.candidates),
+            RACE,
+            slices(RACE),
             state,
             MetricsLog(directory / "metrics.jsonl"),
-            lambda report: print(f"committed {report.done}", flush=True),
+            on_chunk=lambda report: say("committed"),
         )
-        write_candidates(directory / "candidates.parquet", np.full(CANDIDATES, 0.001, np.float32), state.table.scores)
+        write_candidates(directory / "candidates.parquet", np.full(RACE.candidates, 0.001, np.float32), state.table.scores)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from cli_tiny import MODEL, search_arguments, write_questions
 
@@ -30,7 +31,7 @@ def refuses(arguments: list[str], capsys) -> str:
     code, out, err = call(arguments, capsys)
     *before, message = err.splitlines()
     assert code == 2 and out == "", err
-    assert all(line.startswith(("model ", "task ", "noise ", "continuing ")) for line in before), err
+    assert all(line.startswith(("model ", "task ", "noise ", "strategy ", "continuing ")) for line in before), err
     assert message.startswith("perturbjax: error: ")
     return message.removeprefix("perturbjax: error: ")
 
@@ -227,6 +228,40 @@ def test_a_failure_says_that_the_run_is_intact_and_how_to_go_on(finished, tmp_pa
         assert (run / name).read_bytes() == (finished / "run" / name).read_bytes()
 
 
+def test_a_race_stopped_in_its_second_round_is_resumed_to_the_same_files(tmp_path, capsys, monkeypatch):
+    from perturbjax.search.state import RunState
+
+    questions, commit = write_questions(tmp_path / "even.jsonl", 48), RunState.commit
+    raced = {"population": 12, "search-examples": 32, "chunk": 5}
+    code, out, err = call(search_arguments(questions, tmp_path / "whole", **raced), capsys)
+    assert code == 0 and "search, round 1 of 2: 12/12" in err and "search, round 2 of 2: 4/4" in err
+    assert "halving: 12, 4 candidates up to question 16, 32" in out and (tmp_path / "whole" / "plots" / "racing.png").exists()
+    results = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert [row["candidates"] for row in results["racing"]["rounds"]] == [12, 4]
+    assert results["racing"]["tokens"] < results["racing"]["full_tokens"] and results["population"]["examples"] == 16
+    asked = pq.read_table(tmp_path / "whole" / "candidates.parquet")["examples_scored"].to_numpy()
+    assert np.bincount(asked)[[16, 32]].tolist() == [8, 4]
+    assert set(results["selection"]["members"]) <= set(np.flatnonzero(asked == 32).tolist())
+
+    def full_disk(state):
+        if state.step == 4:
+            raise OSError(28, "No space left on device")
+        commit(state)
+
+    monkeypatch.setattr(RunState, "commit", full_disk)
+    arguments = search_arguments(questions, tmp_path / "cut", **(raced | {"chunk": 3}))
+    assert call(arguments, capsys)[0] == 1
+    monkeypatch.setattr(RunState, "commit", commit)
+    message = refuses([*arguments, "--resume", "--racing", "bounds"], capsys)
+    assert "--resume: --racing bounds, the run has halving" in message
+    code, _, err = call([*search_arguments(questions, tmp_path / "cut", **raced), "--resume"], capsys)
+    assert code == 0 and "round 1 of 2" not in err and "search, round 2 of 2: 4/4" in err
+    for name in ("candidates.parquet", "ensemble.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    metrics = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [sum(line["candidates"] for line in metrics if line["round"] == number) for number in (1, 2)] == [12, 4]
+
+
 def test_evaluate_measures_on_rows_that_the_run_has_not_used(finished, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished / "run", run)
@@ -281,19 +316,3 @@ def test_export_writes_the_member_the_merge_and_the_base(finished, tmp_path, cap
     assert "not an empty directory" in refuses(["export", str(run), "--base", "--out", str(tmp_path / "base")], capsys)
     assert "exactly one of" in refuses(["export", str(run), "--base", "--merge", "--out", str(tmp_path / "new")], capsys)
     assert not (tmp_path / "new").exists()
-
-
-def test_bench_writes_a_row_per_noise_with_what_it_was_taken_on(tmp_path, capsys):
-    questions = write_questions(tmp_path / "even.jsonl")
-    arguments = ["bench", "--model", str(MODEL), "--task", str(questions), "--population", "4", "--examples", "8", "--rounds", "2"]
-    code, out, _ = call([*arguments, "--out", str(tmp_path / "bench")], capsys)
-    assert code == 0 and "efficiency" in out
-    bench = json.loads((tmp_path / "bench" / "bench.json").read_text())
-    assert [row["noise"] for row in bench["rows"]] == ["gaussian", "rademacher", "gaussian rank 1"]
-    for row in bench["rows"]:
-        assert row["temp_bytes"] > 0
-        assert row["efficiency"] == pytest.approx(row["tokens_per_s"] / row["reference_tokens_per_s"])
-        assert row["tokens_per_s"] == pytest.approx(row["candidates_per_s"] * row["tokens_per_candidate"])
-    assert bench["header"]["versions"]["jax"] and bench["header"]["device_kinds"] and bench["header"]["shapes"]["layers"]
-    assert "already holds a bench.json" in refuses([*arguments, "--out", str(tmp_path / "bench")], capsys)
-    assert "ask for fewer" in refuses([*arguments[:-4], "--examples", "99"], capsys)

@@ -14,6 +14,7 @@ from perturbjax.evaluate.controls import TEMPERATURES
 from perturbjax.evaluate.selection import choose, k_curve, pools, tie_summary
 from perturbjax.perturb import Noise
 from perturbjax.population import Candidate, Population
+from perturbjax.search.racing import Race, Rule
 from perturbjax.search.select import top_k
 
 TOP_K = 7
@@ -23,7 +24,7 @@ POPULATION = Population(5, 30, (0.1, 0.4, 0.8))
 class Run:
     """One evaluated run, with everything that went in."""
 
-    def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0):
+    def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0, rule: Rule = "off"):
         self.task = ColourTask(kind, count=200)
         self.noise, self.params = Noise(), base_params()
         self.engine = NumpyEngine(self.task, self.params, self.noise, chunk)
@@ -38,7 +39,14 @@ class Run:
         self.tokens = int(sum(block.tokens.sum() for block in blocks))
         self.engine.log.clear()
         self.stages = []
-        record = SearchRecord(self.scores, self.base_scores, self.tokens, 8.0, 2)
+        self.race = Race(rule, len(population), 40, top_k, smallest=10, error=0.9)
+        self.seen = self.scores.copy()
+        for number in range(len(self.race.ends)):
+            self.seen[np.setdiff1d(np.arange(len(population)), self.race.entrants(self.seen, number)), self.race.columns(number)] = np.nan
+        asked = [np.sum(~np.isnan(self.seen[:, self.race.columns(number)]), axis=1) for number in range(len(self.race.ends))]
+        tokens = 10 * np.stack(asked, axis=1)
+        nonfinite = [2, *range(len(asked) - 1)]
+        record = SearchRecord(self.race, self.seen, self.base_scores, 400, tokens, 8.0, nonfinite)
         self.evaluation = evaluate_run(
             self.engine,
             self.task,
@@ -220,6 +228,66 @@ def test_results_are_plain_json_and_repeat(run):
     again = Run(run.task.kind, chunk=9)
     strip = lambda results: {key: value for key, value in results.items() if key != "seconds"}  # noqa: E731
     assert strip(again.results) == strip(run.results)  # whatever the chunk
+
+
+@pytest.fixture(scope="module", params=["halving", "bounds"])
+def raced(request):
+    run = Run("choice", rule=request.param)
+    assert np.isnan(run.seen).any() and len(run.race.ends) == 3
+    return run
+
+
+def test_only_finalists_of_a_race_can_vote(raced):
+    finished = np.flatnonzero(~np.isnan(raced.seen[:, -1])).tolist()
+    assert TOP_K <= len(finished) < 30
+    means = raced.scores.astype(np.float64).mean(axis=1)
+    ranked = {"all": sorted(finished, key=lambda i: (-means[i], i))}
+    ranked |= {sigma: [i for i in ranked["all"] if i % 3 == number] for number, sigma in enumerate(POPULATION.sigmas)}
+    offered = {sigma: order[:TOP_K] for sigma, order in ranked.items() if len(order) >= TOP_K}
+    selection = raced.results["selection"]
+    assert [option["value"] for option in selection["candidates"]["sigma"]] == list(offered)
+    assert selection["members"] == offered[selection["sigma"]]
+    np.testing.assert_array_equal(raced.evaluation.scores, means[raced.evaluation.members])
+    last, pool = means[raced.evaluation.members[-1]], ranked[selection["sigma"]]
+    assert raced.results["ties"]["tied_candidates"] == sum(means[i] == last for i in pool)
+    # The control without selection draws from everyone, as ever.
+    assert raced.results["random_k"]["members"] == Run("choice").results["random_k"]["members"]
+
+
+def test_population_figures_of_a_race_are_on_the_examples_that_all_answered(raced):
+    population, means, base = raced.results["population"], raced.scores[:, :10].mean(axis=1), raced.base_scores[:10].mean()
+    assert (population["examples"], population["n"], population["nonfinite"]) == (10, 30, 2)
+    assert population["mean_score"] == pytest.approx(means.mean()) and population["best_score"] == pytest.approx(means.max())
+    assert population["base_search_score"] == pytest.approx(base)
+    assert population["share_at_or_above_base"] == np.mean(means >= base - 1e-9)
+    for number, row in enumerate(population["per_sigma"]):
+        assert (row["n"], row["mean"]) == (10, pytest.approx(means[number::3].mean()))
+
+
+def test_what_a_race_spent_and_saved(raced):
+    racing, asked = raced.results["racing"], ~np.isnan(raced.seen)
+    assert (racing["rule"], racing["error"]) == (raced.race.rule, 0.9 if raced.race.rule == "bounds" else None)
+    assert [row["examples"] for row in racing["rounds"]] == [10, 20, 40]
+    assert [row["candidates"] for row in racing["rounds"]] == [asked[:, end - 1].sum() for end in (10, 20, 40)]
+    assert [row["tokens"] for row in racing["rounds"]] == [10 * asked[:, start:end].sum() for start, end in ((0, 10), (10, 20), (20, 40))]
+    assert racing["tokens"] == 10 * asked.sum() and racing["full_tokens"] == 30 * 400
+    assert racing["share"] == asked.mean()
+    assert [row["nonfinite"] for row in racing["rounds"]] == [2, 0, 1]
+    for row, end, then in zip(racing["rounds"], (10, 20, 40), (20, 40, 40), strict=True):
+        here, on = raced.scores[asked[:, end - 1], :end], raced.scores[asked[:, then - 1], :end]
+        assert (row["mean_score"], row["best_score"]) == (pytest.approx(here.mean()), pytest.approx(here.mean(axis=1).max()))
+        assert (row["kept"], row["kept_mean_score"]) == (len(on), pytest.approx(on.mean()))
+        assert row["base_score"] == pytest.approx(raced.base_scores[:end].mean())
+    selected = sum(len(i) for what, i, _, ids in raced.log if what == "run" and len(ids) == 30) * 300
+    assert {entry["search_tokens"] for entry in raced.results["randopt"].values()} == {10 * asked.sum() + selected}
+    assert raced.results["throughput"]["tokens_per_s"] == 10 * asked.sum() / 8
+    assert json.loads(json.dumps(raced.results, allow_nan=False)) == raced.results
+
+
+def test_without_a_race_everything_is_spent(run):
+    (only,) = run.results["racing"]["rounds"]
+    assert run.results["racing"]["share"] == 1.0 and run.results["racing"]["tokens"] == run.tokens == only["tokens"]
+    assert only["kept"] == only["candidates"] == 30 and run.results["population"]["examples"] == 40
 
 
 def test_another_seed_draws_other_random_members():

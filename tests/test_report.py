@@ -21,9 +21,10 @@ from perturbjax.report.headline import judge
 from perturbjax.report.plots import _bins, _spread
 from perturbjax.report.words import points, rate
 from perturbjax.search.artifacts import write_candidates
+from perturbjax.search.racing import Race, Rule
 
 
-def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.8), ruined=False):
+def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.8), ruined=False, racing: Rule = "off"):
     """A run directory, finished but for its report."""
     task, noise, population = ColourTask(kind, count=160), Noise(), Population(1, size, sigmas)
     engine = NumpyEngine(task, base_params(), noise, chunk=size)
@@ -32,11 +33,17 @@ def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.
     outputs = engine.run(population.candidates(), prepared)
     scores = np.zeros_like(outputs.scores) if ruined else outputs.scores
     base = engine.run(Candidate.base(1), prepared).scores[0] * (0 if ruined else 1)
-    record = SearchRecord(scores, base, int(outputs.tokens.sum()), 4.0, 0)
+    race = Race(racing, size, 32, top_k, smallest=8)
+    for number, end in enumerate(race.ends):
+        stopped = np.setdiff1d(np.arange(size), race.entrants(scores, number))
+        scores[stopped, race.columns(number).start : end] = np.nan
+    tokens = np.stack([10 * np.sum(~np.isnan(scores[:, race.columns(number)]), axis=1) for number in range(len(race.ends))], axis=1)
+    record = SearchRecord(race, scores, base, 320, tokens, 4.0, [0] * len(race.ends))
     results = evaluate_run(engine, task, splits, population, record, top_k=top_k).results
     results["model"] = {"name": "tiny", "source": "a linear model, quantised to nothing"}
     settings = {"model": "tiny", "task": "colours", "population": size, "top_k": top_k, "sigmas": list(sigmas), "noise": "gaussian"}
     settings |= {"rank": None, "scale": "absolute", "antithetic": False, "search_examples": 32, "select_examples": 24, "test_examples": 80}
+    settings |= {"racing": racing, "strategy": "auto"}
     settings |= {"seed": 0, "template": "plain", "max_new_tokens": None, "dtype": "float32", "chunk": 8, "in_flight": 1, "out": None}
     devices = {"backend": "cpu", "kinds": ["cpu"], "count": 1, "processes": 1}
     path.mkdir(exist_ok=True)
@@ -249,6 +256,43 @@ def test_extreme_runs_have_a_report(tmp_path, shape):
     write_report(tmp_path)
     assert headline(results).title in read_page(tmp_path)[1]
     assert max(map(len, results_table(results).splitlines())) <= 100
+
+
+@pytest.mark.parametrize("rule", ["halving", "bounds"])
+def test_a_raced_run_shows_its_race(tmp_path, rule):
+    results = make_run(tmp_path, racing=rule, sigmas=(0.05, 0.3, 3.0))
+    racing = results["racing"]
+    assert len(racing["rounds"]) == 3 and racing["share"] < 1
+    write_report(tmp_path)
+    page, text = read_page(tmp_path)
+    assert len(page.loads) == 4
+    image = imread(tmp_path / "plots" / "racing.png")
+    assert image.shape[1] == 1280 and 0.01 < (image[..., :3].min(axis=-1) < 0.9).mean() < 0.7
+    first, last = racing["rounds"][0], racing["rounds"][-1]
+    assert f"all answered the same 8 questions, and {last['candidates']} of them, chosen along the way, all 32" in text
+    assert f"Rule {rule}: {racing['tokens']:,} tokens, {100 * racing['share']:.1f} % of the {racing['full_tokens']:,}" in text
+    assert "On the first 8 search questions the base got" in text and "On the search split the base got" not in text
+    assert ("lost with probability at most 10.0 %" in text) == (rule == "bounds")
+    for row in racing["rounds"]:
+        assert f"{100 * row['kept_mean_score']:.1f} %" in text
+    assert "best of all sigmas" in text
+    table = results_table(results)
+    assert f"{rule}: 24, {racing['rounds'][1]['candidates']}, {last['candidates']} candidates up to question 8, 16, 32" in table
+    assert f"{100 * racing['share']:.1f} % of asking every candidate everything" in table
+    assert "at or above the base on the first 8 search questions" in table
+    assert max(map(len, table.splitlines())) <= 100 and table.isascii()
+    assert first["candidates"] == 24
+    (command,) = re.findall(r"<pre>(perturbjax search .*?)</pre>", (tmp_path / "report.html").read_text())
+    assert f"--racing {rule}" in command
+
+
+def test_a_run_without_a_race_does_not_speak_of_one(run):
+    path, results = run
+    _, text = read_page(path)
+    assert "race" not in text and not (path / "plots" / "racing.png").exists()
+    assert "On the search split the base got" in text
+    assert "racing" not in results_table(results) and "at or above the base on the search split" in results_table(results)
+    assert "--racing off" in (path / "report.html").read_text()
 
 
 def test_nonfinite_candidates_and_ties_are_said(fresh):

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from search_victim import CANDIDATES, main
+from search_victim import SCORED, main
 
 VICTIM = Path(__file__).with_name("search_victim.py")
 
@@ -32,13 +32,13 @@ def test_kill_9_at_random_moments_loses_nothing_that_was_committed_and_scores_no
             said = victim.stdout.read().split("\n")
         kills += victim.returncode == -signal.SIGKILL
         committed = max([restored, *(int(line.split()[1]) for line in said if line.startswith("committed "))])
-        print(f"killed after {wait * 1e3:.0f} ms with {committed} of {CANDIDATES} committed")
+        print(f"killed after {wait * 1e3:.0f} ms with {committed} of {SCORED} committed")
     assert kills >= 1
     main(tmp_path / "killed", 5, 0.0)
     assert (tmp_path / "killed" / "candidates.parquet").read_bytes() == (tmp_path / "undisturbed" / "candidates.parquet").read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["chunk"] for line in lines] == list(range(1, len(lines) + 1))
-    assert sum(line["candidates"] for line in lines) == CANDIDATES
+    assert sum(line["candidates"] for line in lines) == SCORED
 
 
 def test_a_disk_that_fills_up_leaves_the_commits_before(tmp_path):

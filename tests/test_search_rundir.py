@@ -76,6 +76,7 @@ def test_the_same_settings_are_the_same_run_whatever_the_paths_and_chunks():
         ({"top_k": 5}, "--top-k 5, the run has 8"),
         ({"antithetic": True}, "--antithetic True, the run has False"),
         ({"test_examples": 3}, "--test-examples 3, the run has 256"),
+        ({"racing": "off"}, f"--racing off, the run has {SearchConfig().racing}"),
     ],
 )
 def test_a_changed_setting_is_named(changes, phrase):
@@ -96,7 +97,7 @@ def test_changed_weights_rows_and_splits_are_named_where_no_setting_explains_the
 
 def test_every_field_of_the_config_is_in_the_identity_or_known_not_to_matter():
     # A setting added later must be put on one of the two sides.
-    irrelevant = {"chunk", "in_flight", "out", "resume"}
+    irrelevant = {"chunk", "in_flight", "out", "resume", "compile_cache", "profile"}
     assert {field.name for field in dataclasses.fields(SearchConfig)} - irrelevant <= set(identity())
 
 
@@ -140,7 +141,8 @@ def test_a_directory_killed_before_its_config_was_in_place_is_as_good_as_empty(t
         (lambda text: text[: len(text) // 2], "damaged, not JSON"),
         (lambda text: "[]", "a JSON object is required"),
         (lambda text: text.replace('"seed": 0', '"seed": 7'), "does not match its digest"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "format 2, this version reads 1"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "format 1, this version reads 2; use the version that wrote it"),
+        (lambda text: text.replace('"format": 2', '"format": 3'), "format 3, this version reads 2"),
     ],
 )
 def test_a_damaged_config_is_refused(tmp_path, damage, message):

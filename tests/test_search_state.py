@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from search_fakes import FakeEngine, FakePopulation, expected_scores
+from search_fakes import FakeEngine, FakePopulation, expected_scores, slices
 
 from perturbjax.errors import InputError
 from perturbjax.search.loop import search
 from perturbjax.search.metrics import MetricsLog
+from perturbjax.search.racing import Race
 from perturbjax.search.state import RunState
 
 IDENTITY = {"seed": 0, "sigmas": [0.001]}
 N, D = 11, 5
+RACE = Race("off", N, D, 2)
 
 
 class Killed(BaseException):
@@ -32,7 +34,7 @@ def run(directory: Path, chunk: int = 4, stop_after: int | None = None) -> tuple
             raise Killed
 
     with RunState.open(directory / "state", N, D, IDENTITY) as state, contextlib.suppress(Killed):
-        search(engine, FakePopulation(N), D, state, MetricsLog(directory / "metrics.jsonl"), on_chunk)
+        search(engine, FakePopulation(N), RACE, slices(RACE), state, MetricsLog(directory / "metrics.jsonl"), on_chunk=on_chunk)
     return state, engine
 
 
@@ -47,13 +49,13 @@ def test_a_resumed_search_scores_every_candidate_once_and_ends_the_same(tmp_path
     assert first.table.done.sum() == 4 * stop_after
     resumed, after = run(tmp_path, chunk=second_chunk)
     assert sorted(before.seen + after.seen) == list(range(N))
-    np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), D))
-    np.testing.assert_array_equal(resumed.table.tokens, np.arange(N) + 100)
+    np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), range(D)))
+    np.testing.assert_array_equal(resumed.table.tokens[:, 0], (np.arange(N) + 100) * D)
     assert resumed.table.done.all()
     lines = metric_lines(tmp_path)
     assert sum(line["candidates"] for line in lines) == N
     assert [line["chunk"] for line in lines] == list(range(1, len(lines) + 1))
-    assert lines[-1]["best"] == expected_scores(np.arange(N), D).mean(1).max()
+    assert lines[-1]["best"] == expected_scores(np.arange(N), range(D)).mean(1).max()
 
 
 def test_a_finished_search_scores_nothing_again(tmp_path):
@@ -91,7 +93,7 @@ def damage_by_removal(step: Path) -> None:
 
 def damage_the_record(step: Path) -> None:
     (record,) = [file for file in (step / "record").iterdir() if '"sha256"' in file.read_text()]
-    record.write_text(record.read_text().replace('"nonfinite": 0', '"nonfinite": 1'))
+    record.write_text(record.read_text().replace('"nonfinite": [0]', '"nonfinite": [1]'))
 
 
 DAMAGES = [damage_by_flipping, damage_by_truncation, damage_by_removal, damage_the_record]
@@ -105,11 +107,11 @@ def test_a_damaged_last_commit_falls_back_to_the_one_before_and_says_so(tmp_path
         assert state.step == 1
         (warning,) = state.warnings
         assert "step 2" in warning and "continuing from step 1" in warning and "\n" not in warning
-        np.testing.assert_array_equal(state.table.scores[:4], expected_scores(np.arange(4), D))
+        np.testing.assert_array_equal(state.table.scores[:4], expected_scores(np.arange(4), range(D)))
         assert not state.table.done[4:].any()
     resumed, after = run(tmp_path)
     assert after.seen == list(range(4, N))
-    np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), D))
+    np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), range(D)))
     assert [line["chunk"] for line in metric_lines(tmp_path)] == [1, 2, 3]
 
 
@@ -163,7 +165,7 @@ def test_a_task_whose_score_is_not_a_number_is_refused_before_anything_is_commit
 
     with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
         with pytest.raises(InputError, match="example 3 for candidate 2"):
-            search(BrokenScores(), FakePopulation(N), D, state, MetricsLog(tmp_path / "metrics.jsonl"))
+            search(BrokenScores(), FakePopulation(N), RACE, slices(RACE), state, MetricsLog(tmp_path / "metrics.jsonl"))
         assert state.step == 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 _OPTIONAL: dict[type, str] = {int: "INT", str: "TEXT", Path: "PATH"}
+_LISTS: dict[Any, tuple[type, str]] = {tuple[float, ...]: (float, "FLOAT"), tuple[int, ...]: (int, "INT"), tuple[str, ...]: (str, "TEXT")}
 
 
 class UsageError(Exception):
@@ -64,15 +65,16 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def floats(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-        if info.type != tuple[float, ...]:
+    def commas(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type not in _LISTS:
             return None
+        kind, name = _LISTS[info.type]
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
-            metavar="FLOAT,FLOAT,...",
-            instance_from_str=lambda words: tuple(float(word) for word in words[0].split(",")),
+            metavar=f"{name},{name},...",
+            instance_from_str=lambda words: tuple(kind(word) for word in words[0].split(",")),
             is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda value: [",".join(map(repr, value))],
+            str_from_instance=lambda value: [",".join(map(str, value))],
         )
 
     @registry.primitive_rule

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
 from perturbjax.commands.setup import Parts, load_task_with_budget, make_engine, reopen_ensemble
 from perturbjax.errors import InputError
@@ -35,6 +36,8 @@ class EvaluateConfig:
     """How many rows; all there are when left out."""
     name: str | None = None
     """NAME in the name of the file written; the task's when left out."""
+    compile_cache: str = "auto"
+    """As for search."""
 
 
 def run_evaluate(config: EvaluateConfig, console: Console) -> None:
@@ -43,6 +46,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         positive_integer("--examples", config.examples)
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
+    use_compile_cache(config.compile_cache, console)
     from perturbjax.evaluate import compare_to_base
 
     parts, ensemble = reopen_ensemble(config.run, console)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
 from perturbjax.commands.setup import reopen_ensemble
 from perturbjax.errors import InputError
@@ -30,6 +31,8 @@ class ExportConfig:
     """The average of all members' weights, computed in float32 and rounded once."""
     base: bool = False
     """The unperturbed base, as the run used it."""
+    compile_cache: str = "auto"
+    """As for search."""
 
 
 def run_export(config: ExportConfig, console: Console) -> None:
@@ -38,6 +41,7 @@ def run_export(config: ExportConfig, console: Console) -> None:
         raise InputError("export: exactly one of --rank, --merge and --base is required")
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise InputError(f"--out {config.out}: exists and is not an empty directory; give a new one")
+    use_compile_cache(config.compile_cache, console)
     from perturbjax.ensemble import merge
     from perturbjax.models.export import export_safetensors
     from perturbjax.perturb import perturb

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
 from perturbjax.commands.setup import Parts, make_engine, reopen_ensemble
 from perturbjax.errors import InputError
@@ -31,6 +32,8 @@ class PredictConfig:
     """File of questions, one JSON object a line."""
     out: Path
     """File of answers to write; replaced if it exists."""
+    compile_cache: str = "auto"
+    """As for search."""
 
 
 def run_predict(config: PredictConfig, console: Console) -> None:
@@ -40,6 +43,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
     rows = read_questions(config.questions)
+    use_compile_cache(config.compile_cache, console)
     from perturbjax.evaluate import evaluate_ensemble
 
     parts, ensemble = reopen_ensemble(config.run, console)

@@ -1,12 +1,16 @@
 """``perturbjax search``: the whole RandOpt run, from settings to report, resumable at every point."""
 
+import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
+from perturbjax.commands.profile import check_profile, trace_candidates
 from perturbjax.commands.setup import Parts, continue_run, describe_run, load_parts, make_engine, require
 from perturbjax.errors import InputError
 from perturbjax.search.artifacts import write_candidates
@@ -31,7 +35,10 @@ def run_search(config: SearchConfig, console: Console) -> None:
     """
     started = time.perf_counter()
     config.validate()
+    if config.profile is not None:
+        check_profile(config.profile)
     require("jinja2", "matplotlib")
+    use_compile_cache(config.compile_cache, console)
     if config.out is not None:
         RunDirectory(config.out).check_usable(config.resume)
     parts = load_parts(config, console)
@@ -41,17 +48,21 @@ def run_search(config: SearchConfig, console: Console) -> None:
         console.note(f"continuing the run in {directory.path}")
     engine = make_engine(parts)
     prepared = prepare_all(parts, engine)
+    slices = prepare_rounds(parts, engine, prepared)
+    console.note(f"strategy {', '.join(dict.fromkeys(part.strategy for part in slices))}")
     if not directory.config.exists():
         directory.create(parts.identity, describe_run(parts))
     with directory.locked():
         try:
             finished = directory.results.exists() and directory.ensemble.exists()
-            # Before the search, because it compiles the program: what the chunks are timed at is scoring alone.
-            base_scores = None if finished else score_base(engine, prepared, console)
-            table = score_population(parts, engine, prepared, directory, console)
+            # Before the search, because it compiles the programs: what the chunks are timed at is scoring alone.
+            base = None if finished else score_base(engine, prepared, slices, console)
+            if config.profile is not None:
+                trace_candidates(engine, parts.population, slices[0], config.profile, console)
+            table = score_population(parts, engine, slices, directory, console)
             write_candidates(directory.candidates, parts.population.sigma_of(np.arange(config.population)), table.scores)
-            if base_scores is not None:
-                evaluation = evaluate_population(parts, engine, base_scores, table, console)
+            if base is not None:
+                evaluation = evaluate_population(parts, engine, base, table, console)
                 save_ensemble(parts, evaluation, directory)
                 model = {"name": parts.model.name, "source": parts.model.source}
                 seconds = evaluation.results["seconds"] | {"process": time.perf_counter() - started}
@@ -74,48 +85,70 @@ def prepare_all(parts: Parts, engine: "Engine") -> "Prepared":
     return engine.prepare(parts.splits.search, parts.template)
 
 
-def score_base(engine: "Engine", prepared: "Prepared", console: Console) -> np.ndarray:
-    """(D,) scores of the unperturbed base on the search split."""
+def prepare_rounds(parts: Parts, engine: "Engine", prepared: "Prepared") -> list["Prepared"]:
+    """The search split as the engine wants it, one part for each round of the race."""
+    race = parts.config.race
+    if len(race.ends) == 1:
+        return [prepared]
+    return [engine.prepare(parts.splits.search[race.columns(number)], parts.template) for number in range(len(race.ends))]
+
+
+def score_base(engine: "Engine", prepared: "Prepared", slices: Sequence["Prepared"], console: Console) -> tuple[np.ndarray, int]:
+    """The unperturbed base on the search split, in the slices that the candidates get: its (D,) scores, and the tokens of all in one."""
     from perturbjax.evaluate.engine import run_base
 
-    with console.progress("compiling, base", 1, unit="model") as progress:
-        scores = run_base(engine, prepared).scores[0]
-        progress.update(1, score=f"{scores.mean():.3f}")
-    return scores
+    scores, generated = [], 0
+    with console.progress("compiling, base", len(slices), unit="slice") as progress:
+        for number, part in enumerate(slices, start=1):
+            replies = run_base(engine, part)
+            scores.append(replies.scores[0])
+            generated += int(replies.tokens[0]) - part.prompt_tokens
+            progress.update(number, score=f"{np.concatenate(scores).mean():.3f}")
+    return np.concatenate(scores), prepared.prompt_tokens + generated
 
 
-def score_population(parts: Parts, engine: "Engine", prepared: "Prepared", directory: RunDirectory, console: Console) -> ScoreTable:
-    """Bring the score matrix to completion, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
-    size, examples = len(parts.population), len(parts.splits.search)
-    with RunState.open(directory.state, size, examples, parts.identity) as state:
+def score_population(parts: Parts, engine: "Engine", slices: Sequence["Prepared"], directory: RunDirectory, console: Console) -> ScoreTable:
+    """Complete the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
+    race = parts.config.race
+    with (
+        RunState.open(directory.state, race.candidates, race.examples, parts.identity, len(slices)) as state,
+        contextlib.ExitStack() as bars,
+    ):
         for warning in state.warnings:
             console.note(f"perturbjax: warning: {warning}")
-        done = int(state.table.done.sum())
-        if not done and directory.candidates.exists():
+        if not state.table.done.any() and directory.candidates.exists():
             raise InputError(
                 f"{directory.state}: the saved state is missing, candidates.parquet is not; restore it, or delete {directory.path}"
             )
-        if done < size:
-            with console.progress("search", size, done) as progress:
+        progress: Any = None
 
-                def on_chunk(report: ChunkReport) -> None:
-                    figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
-                    progress.update(report.done, **figures)
+        def on_round(number: int, done: int, total: int) -> None:
+            nonlocal progress
+            bars.close()
+            label = "search" if len(slices) == 1 else f"search, round {number + 1} of {len(slices)}"
+            progress = bars.enter_context(console.progress(label, total, done))
 
-                search(engine, parts.population, prepared, state, MetricsLog(directory.metrics), on_chunk)
-        if state.table.nonfinite:
-            console.note(f"perturbjax: warning: {state.table.nonfinite} candidates gave NaN or infinite logits and score 0; lower --sigmas")
+        def on_chunk(report: ChunkReport) -> None:
+            figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
+            progress.update(report.done, **figures)
+
+        search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk)
+        if bad := sum(state.table.nonfinite):
+            # One candidate may count once a round; it is the hint to lower sigma that matters.
+            console.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower --sigmas")
         return state.table
 
 
-def evaluate_population(parts: Parts, engine: "Engine", base_scores: np.ndarray, table: ScoreTable, console: Console) -> "Evaluation":
-    """Choose on the select split and measure on the test split, beside the controls."""
+def evaluate_population(parts: Parts, engine: "Engine", base: tuple[np.ndarray, int], table: ScoreTable, console: Console) -> "Evaluation":
+    """Choose on the select split and measure on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
     from perturbjax.evaluate import SearchRecord, evaluate_run
 
     record = SearchRecord(
+        race=parts.config.race,
         scores=table.scores,
-        base_scores=base_scores,
-        tokens=int(table.tokens.sum()),
+        base_scores=base[0],
+        base_tokens=base[1],
+        tokens=table.tokens,
         seconds=table.seconds,
         nonfinite=table.nonfinite,
     )

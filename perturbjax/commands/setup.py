@@ -91,7 +91,8 @@ def make_engine(parts: Parts, task: Task | None = None) -> "Engine":
     """The scoring engine of a run, for its own task or for another one."""
     from perturbjax.scoring import Engine
 
-    return Engine(parts.model, task or parts.task, parts.noise, chunk=parts.config.chunk, in_flight=parts.config.in_flight)
+    config = parts.config
+    return Engine(parts.model, task or parts.task, parts.noise, chunk=config.chunk, in_flight=config.in_flight, strategy=config.strategy)
 
 
 def make_noise(config: SearchConfig) -> Noise:
@@ -130,7 +131,9 @@ def describe_run(parts: Parts) -> dict[str, Any]:
     """The record in config.json: resolved settings, what they were run with and on."""
     import jax
 
-    settings = dataclasses.asdict(parts.config) | {"sigmas": list(parts.config.sigmas), "out": None, "resume": False}
+    settings: dict[str, Any] = dataclasses.asdict(parts.config) | {"sigmas": list(parts.config.sigmas)}
+    # Of the command that ran, not of the run.
+    settings |= {"out": None, "resume": False, "profile": None, "compile_cache": "auto"}
     # Absolute, so that the run can be reopened from any directory.
     for name in ("model", "task"):
         if (path := Path(settings[name]).expanduser()).exists():

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.evaluate.accounting import comparison, derived_seed, entry, population_summary
+from perturbjax.evaluate.accounting import comparison, derived_seed, entry, population_summary, racing_summary
 from perturbjax.evaluate.engine import Engine, OnStage, Replies, VoteCurve, run_base, run_members, run_samples, vote_curve
-from perturbjax.evaluate.selection import ALL, choose, k_curve, pools, tie_summary
+from perturbjax.evaluate.selection import ALL, choose, finalists, k_curve, pools, tie_summary
 from perturbjax.evaluate.splits import Splits
 from perturbjax.population import Population
+from perturbjax.search.racing import Race
 from perturbjax.tasks.base import Task, Template
 
 TEMPERATURES = (0.7, 1.0, 0.4)
@@ -25,7 +26,7 @@ TEMPERATURES = (0.7, 1.0, 0.4)
 REFERENCE_ROUNDS = 3
 """Repetitions behind the reference throughput of the plain model."""
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,26 @@ class SearchRecord:
     """What a finished search hands over.
 
     Attributes:
-        scores: (N, D) strict scores of every candidate on the search split.
+        race: its rule and rounds.
+        scores: (N, D) strict scores on the search split, NaN where the race did not ask.
         base_scores: (D,) of the unperturbed model there, under the same template.
-        tokens: tokens that scoring the N candidates put through the model.
+        base_tokens: tokens that this put through the model.
+        tokens: (N, R) tokens that scoring put through the model, by candidate and round.
         seconds: wall time of that scoring, compilation left out.
-        nonfinite: candidates with NaN or inf in their outputs.
+        nonfinite: candidates with NaN or inf in their outputs, by round.
     """
 
+    race: Race
     scores: np.ndarray
     base_scores: np.ndarray
-    tokens: int
+    base_tokens: int
+    tokens: np.ndarray
     seconds: float
-    nonfinite: int
+    nonfinite: Sequence[int]
+
+    @property
+    def total_tokens(self) -> int:
+        return int(self.tokens.sum())
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ def evaluate_run(
     On select: sigma (``"all"`` or one of the population's) by the accuracy of ``top_k`` votes; K from 1, 2, 5, 10, ... ``top_k`` with that
     sigma; the prompt template under which the base does best; the temperature at which K samples of the base vote best. Ties go to the more
     general option: all sigmas, more members, the template of the search, temperature 0.7. Candidates that pools share are run once.
+    Only finalists of the race can be members: the pool of one sigma is the best of its finalists, and is left out where fewer than
+    ``top_k`` reached the end. The race looks for the best of all, so that is the pool that it preserves.
 
     On test: the base; the base under the chosen template; the members, ``top_k`` samples of the base and ``top_k`` candidates drawn at
     random from the whole population (seeded, without replacement), each run once and read off at every K. ``random_k`` and
@@ -114,7 +125,7 @@ def evaluate_run(
         raise InputError(f"--top-k {top_k}: between 1 and the population's {size} is required")
     template = template or task.templates[0]
     report = on_stage or (lambda name, done, total: None)
-    means = record.scores.mean(axis=1, dtype=np.float64)
+    means = record.scores.mean(axis=1, dtype=np.float64)  # NaN where a candidate did not reach the end of the race
 
     chosen = _choose_on_select(engine, task, splits, population, record.scores, top_k, template, seed, report)
     test, seconds = _measure_on_test(engine, task, splits, population, chosen, top_k, template, seed, report)
@@ -124,11 +135,10 @@ def evaluate_run(
     report("reference throughput", 1, 1)
 
     members = chosen.members[: chosen.k]
-    sigma_pool = (
-        np.arange(size) if chosen.sigma == ALL else np.flatnonzero(population.sigma_of(population.indices) == np.float32(chosen.sigma))
-    )
+    ranked = finalists(record.scores)
+    in_pool = np.full(size, True) if chosen.sigma == ALL else population.sigma_of(population.indices) == np.float32(chosen.sigma)
     for k, at_k in test["randopt"].items():
-        at_k["search_tokens"] = int(record.tokens + chosen.tokens["members"])
+        at_k["search_tokens"] = int(record.total_tokens + chosen.tokens["members"])
         at_k["members_search_mean"] = float(means[chosen.members[: int(k)]].mean())
     results = {
         "version": RESULTS_VERSION,
@@ -143,9 +153,10 @@ def evaluate_run(
             "members": [int(i) for i in chosen.members],
             "candidates": chosen.considered,
         },
-        "ties": tie_summary(means, members, sigma_pool),
+        "racing": racing_summary(record.race, record.scores, record.base_scores, record.tokens, record.base_tokens, record.nonfinite),
+        "ties": tie_summary(means, members, ranked[in_pool[ranked]]),
         "throughput": _throughput(record, size, reference),
-        "population": population_summary(population, means, float(record.base_scores.mean(dtype=np.float64)), record.nonfinite),
+        "population": population_summary(population, record.scores, record.base_scores, record.nonfinite[0]),
         "task": {"name": task.name, "kind": task.kind, "source": task.source},
         "seconds": {"search": record.seconds, "select": chosen.seconds, "test": seconds},
     }
@@ -278,7 +289,7 @@ def _options(values: Sequence[Any], accuracies: Sequence[float]) -> list[dict[st
 
 
 def _throughput(record: SearchRecord, size: int, reference: float) -> dict[str, float | None]:
-    tokens_per_s = record.tokens / record.seconds if record.seconds > 0 else None
+    tokens_per_s = record.total_tokens / record.seconds if record.seconds > 0 else None
     return {
         "candidates_per_s": size / record.seconds if record.seconds > 0 else None,
         "tokens_per_s": tokens_per_s,

@@ -24,22 +24,29 @@ def k_curve(largest: int) -> tuple[int, ...]:
     return (*(k for k in series if k < largest), largest)
 
 
+def finalists(scores: np.ndarray) -> np.ndarray:
+    """Indices of the candidates that were scored on every example: (N, D) with NaN where not scored, or (N,), -> ascending."""
+    missing = np.isnan(scores)
+    return np.flatnonzero(~(missing.any(axis=1) if missing.ndim == 2 else missing))
+
+
 def pools(population: Population, scores: np.ndarray, k: int) -> dict[str | float, np.ndarray]:
-    """The ``k`` best candidates among all, and among those of each sigma, by search score; best first, ties to the lower index.
+    """The ``k`` best finalists among all, and among those of each sigma, by search score; best first, ties to the lower index.
 
     Args:
         population: N candidates.
-        scores: (N, D) search scores, or (N,) their means.
+        scores: (N, D) search scores, NaN where a race did not ask, or (N,) their means.
         k: members per pool.
 
     Returns:
-        ``"all"`` first, then each sigma in the population's order, each with (k,) candidate indices. A sigma with fewer than k candidates
+        ``"all"`` first, then each sigma in the population's order, each with (k,) candidate indices. A sigma with fewer than k finalists
         cannot field k members and is left out.
     """
-    members: dict[str | float, np.ndarray] = {ALL: top_k(scores, k)}
-    of = population.sigma_of(population.indices)
+    ranked = finalists(scores)
+    members: dict[str | float, np.ndarray] = {ALL: ranked[top_k(scores[ranked], k)]}
+    of = population.sigma_of(ranked)
     for sigma in population.sigmas:
-        mine = np.flatnonzero(of == np.float32(sigma))
+        mine = ranked[of == np.float32(sigma)]
         if len(mine) >= k:
             members[float(sigma)] = mine[top_k(scores[mine], k)]
     return members
@@ -59,7 +66,7 @@ def tie_summary(scores: np.ndarray, members: np.ndarray, pool: np.ndarray) -> di
     Args:
         scores: (N,) mean search scores.
         members: (K,) the chosen candidates, best first.
-        pool: indices of all the candidates they were chosen from.
+        pool: indices of all the candidates they were chosen from, finalists of the race: the others have no score to tie with.
     """
     last = scores[members[-1]]
     return {

@@ -38,19 +38,22 @@ def write_report(run_dir: str | Path) -> Path:
     try:
         import jinja2
 
-        from perturbjax.report.plots import plot_accuracy, plot_scores, plot_share
+        from perturbjax.report.plots import plot_accuracy, plot_racing, plot_scores, plot_share
     except ModuleNotFoundError as error:
         raise InputError(f"report: {error.name} is not installed; pip install 'perturbjax[report]'") from error
 
     results, config = read_json(run_dir / "results.json"), read_json(run_dir / "config.json")
-    sigmas, scores = _read_candidates(run_dir / "candidates.parquet")
+    sigmas, scores, asked = _read_candidates(run_dir / "candidates.parquet")
     plots = run_dir / "plots"
     plots.mkdir(exist_ok=True)
     files = [plots / f"{name}.png" for name in PLOTS]
     try:
-        plot_scores(files[0], results, sigmas, scores)
+        plot_scores(files[0], results, sigmas, scores, asked)
         plot_accuracy(files[1], results)
         plot_share(files[2], results)
+        if words.raced(results):
+            files.append(plots / "racing.png")
+            plot_racing(files[3], results)
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("perturbjax.report"),
             autoescape=True,
@@ -67,6 +70,9 @@ def write_report(run_dir: str | Path) -> Path:
             rows=list(rows(results)),
             best=chosen_entry(results),
             lenient=words.has_lenient(results),
+            raced=words.raced(results),
+            asked=words.search_words(results),
+            most_votes=words.most_votes(results),
             setup=_setup(results, config),
             command=reproduce_command(config),
             caveats=_caveats(results),
@@ -112,6 +118,7 @@ def _setup(results: Results, config: Mapping[str, Any]) -> list[tuple[str, str]]
             "Population",
             f"N = {words.count(results['population']['n'])} candidates" + (", antithetic pairs" if settings["antithetic"] else ""),
         ),
+        ("Racing", words.racing_words(results) if words.raced(results) else settings["racing"]),
         ("Sigmas", ", ".join(f"{s:g}" for s in settings["sigmas"])),
         ("Noise", noise),
         ("Prompt of the search", str(selection["search_prompt"])),
@@ -145,6 +152,11 @@ def _caveats(results: Results) -> list[str]:
             f"The voters look better on the questions that chose them: on average {words.percent(best['members_search_mean'])} on search, "
             f"{words.percent(best['members_test_mean'])} on test. Part of any search score is luck."
         )
+    if words.raced(results) and len(results["selection"]["candidates"]["sigma"]) <= len(results["population"]["per_sigma"]):
+        notes.append(
+            f"The race kept the best of all sigmas. A sigma of which fewer than {words.most_votes(results)} candidates finished could "
+            "not be chosen alone."
+        )
     if results["population"]["nonfinite"]:
         notes.append(
             f"{results['population']['nonfinite']} candidates gave NaN or infinite outputs and scored 0: the largest sigma is too large."
@@ -168,12 +180,12 @@ def _speed_over_time(path: Path) -> dict[str, Any] | None:
     return {"chunks": len(speeds), "median": statistics.median(speeds), "slowest": min(speeds), "fastest": max(speeds)} if speeds else None
 
 
-def _read_candidates(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_candidates(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=["sigma", "score"])
+        table = pq.read_table(path, columns=["sigma", "score", "examples_scored"])
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); resume the search to write it again") from error
-    return table["sigma"].to_numpy(), table["score"].to_numpy()
+    return table["sigma"].to_numpy(), table["score"].to_numpy(), table["examples_scored"].to_numpy()

@@ -1,4 +1,4 @@
-"""The three plots of a run, as PNG files. Matplotlib's figure objects are used directly: no display, no global state.
+"""The plots of a run, as PNG files. Matplotlib's figure objects are used directly: no display, no global state.
 
 Colours are Okabe and Ito's ("Color Universal Design", 2008), which stay apart under the common forms of colour blindness; markers and
 labels beside the lines say the same once more.
@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from perturbjax.report.words import Results, percent
+from perturbjax.report.words import Results, percent, search_words
 from perturbjax.search.files import write_atomically
 
 INK, GREY, BLUE, VERMILLION, GREEN, PURPLE = "#222222", "#767676", "#0072B2", "#D55E00", "#009E73", "#A6528B"
@@ -22,7 +22,7 @@ DPI = 200
 _MIN_BINS, _MAX_BINS = 12, 40
 
 
-def plot_scores(path: Path, results: Results, sigmas: np.ndarray, scores: np.ndarray) -> None:
+def plot_scores(path: Path, results: Results, sigmas: np.ndarray, scores: np.ndarray, asked: np.ndarray) -> None:
     """Score distribution of the population against the base: one histogram per sigma, on one scale.
 
     Args:
@@ -30,10 +30,12 @@ def plot_scores(path: Path, results: Results, sigmas: np.ndarray, scores: np.nda
         results: content of results.json.
         sigmas: (N,) of each candidate.
         scores: (N,) mean search scores.
+        asked: (N,) on how many examples; candidates that a race stopped are left out, a mean over fewer is another scale.
     """
     values = [float(s["sigma"]) for s in results["population"]["per_sigma"]]
-    base, last = results["population"]["base_search_score"], results["ties"]["score_at_k"]
+    base, last = results["racing"]["rounds"][-1]["base_score"], results["ties"]["score_at_k"]
     examples = results["splits"]["search"]
+    started, (sigmas, scores) = sigmas, (values_[asked == examples] for values_ in (sigmas, scores))
     edges = _bins(np.append(scores, [base]), examples)
     figure, axes = _figure(1.5 + 0.95 * len(values), rows=len(values))
     tallest = max(np.histogram(_of(scores, sigmas, sigma), edges)[0].max() for sigma in values)
@@ -48,9 +50,10 @@ def plot_scores(path: Path, results: Results, sigmas: np.ndarray, scores: np.nda
         axis.set_ylim(0, tallest * 1.12)
         axis.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         axis.text(0.012, 0.86, f"sigma {sigma:g}", transform=axis.transAxes, va="top", color=INK, fontweight="bold")
-        axis.text(
-            0.012, 0.60, f"{mine.size} candidates\nmean {percent(mine.mean())}", transform=axis.transAxes, va="top", color=GREY, fontsize=9
-        )
+        count, of = mine.size, _of(started, started, sigma).size
+        words = f"{count} candidates" if count == of else f"{count} of {of} finished"
+        words += f"\nmean {percent(mine.mean())}" if count else ""
+        axis.text(0.012, 0.60, words, transform=axis.transAxes, va="top", color=GREY, fontsize=9)
         if row < len(values) - 1:
             axis.tick_params(labelbottom=False)
     span = edges[-1] - edges[0]
@@ -124,7 +127,40 @@ def plot_share(path: Path, results: Results) -> None:
     axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel(f"candidates at or above the base's {percent(population['base_search_score'])} on the search split")
+    axis.set_xlabel(f"candidates at or above the base's {percent(population['base_search_score'])} on {search_words(results)}")
+    _save(figure, path)
+
+
+def plot_racing(path: Path, results: Results) -> None:
+    """The race: who was still in it (the coloured area is the work done, the grey one the work saved), and how those who went on scored."""
+    rounds, examples = results["racing"]["rounds"], results["splits"]["search"]
+    figure, (field, scores) = _figure(5.6, rows=2)
+    ends = np.array([r["examples"] for r in rounds])
+    starts, candidates = np.append(0, ends[:-1]), [r["candidates"] for r in rounds]
+    field.bar(0, candidates[0], width=examples, align="edge", color=GREY, alpha=0.18)
+    field.bar(starts, candidates, width=ends - starts, align="edge", color=BLUE, alpha=0.85, edgecolor="white", linewidth=0.8)
+    for start, end, number in zip(starts, ends, candidates, strict=True):
+        field.annotate(str(number), ((start + end) / 2, number), (0, 3), textcoords="offset points", ha="center", color=INK, fontsize=10)
+    share = f"{percent(results['racing']['share'])} of the tokens\nof asking all everything"
+    field.text(0.985, 0.80, share, transform=field.transAxes, ha="right", va="top", color=INK, fontsize=10)
+    field.set_ylim(0, candidates[0] * 1.16)
+    field.set_ylabel("candidates in the race")
+    curves = [
+        ("went on", [r["kept_mean_score"] for r in rounds], BLUE, "o"),
+        ("in the round", [r["mean_score"] for r in rounds], GREEN, "^"),
+        ("base", [r["base_score"] for r in rounds], INK, "s"),
+    ]
+    for _, heights, color, marker in curves:
+        scores.plot(ends, heights, color=color, marker=marker, markersize=5.5, linewidth=1.8)
+    scores.set_xlim(0, examples)
+    scores.xaxis.set_major_locator(FixedLocator([0, *ends]))
+    scores.yaxis.set_major_locator(_round_ticks())
+    scores.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    scores.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    scores.set_axisbelow(True)
+    scores.set_xlabel("search questions asked so far")
+    scores.set_ylabel("mean score on them")
+    _label_right(scores, [(heights[-1], name, color) for name, heights, color, _ in curves])
     _save(figure, path)
 
 

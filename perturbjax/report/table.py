@@ -11,8 +11,11 @@ from perturbjax.report.words import (
     percent_range,
     points,
     points_range,
+    raced,
+    racing_words,
     rate,
     rows,
+    search_words,
     shorten,
     sigma_words,
 )
@@ -43,6 +46,7 @@ def _notes(results: Results) -> list[str]:
     splits, chosen, ties = results["splits"], results["selection"], results["ties"]
     population, speed = results["population"], results["throughput"]
     spent = results["randopt"][str(chosen["K"])]["search_tokens"]
+    saved = percent(results["racing"]["share"])
     share, reference = percent(population["share_at_or_above_base"]), rate(speed["reference_tokens_per_s"])
     fields = [
         ("questions", f"{count(splits['test'])} test, {count(splits['search'])} search, {count(splits['select'])} select"),
@@ -54,7 +58,9 @@ def _notes(results: Results) -> list[str]:
             "ties at rank K",
             f"{ties['tied_candidates']} candidates score {percent(ties['score_at_k'])}, {ties['tied_inside_k']} of them are in",
         ),
-        ("population", f"{count(population['n'])} candidates, {share} at or above the base on search"),
+        ("population", f"{count(population['n'])} candidates, {share} at or above the base on {search_words(results)}"),
+        *([("racing", shorten(racing_words(results), WIDTH - 19))] if raced(results) else []),
+        *([("tokens of the race", f"{saved} of asking every candidate everything")] if raced(results) else []),
         ("spent before test", f"{count(spent)} tokens by RandOpt (search and select)"),
         ("throughput", f"{rate(speed['candidates_per_s'])} candidates/s, {rate(speed['tokens_per_s'])} tokens/s"),
         ("efficiency", f"{rate(speed['efficiency'])} of plain inference ({reference} tokens/s, same tokens, same run)"),

@@ -93,6 +93,28 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def most_votes(results: Results) -> int:
+    """The largest K of the run, ``--top-k``."""
+    return max(map(int, results["randopt"]))
+
+
+def raced(results: Results) -> bool:
+    """Whether a race stopped candidates before the end, or could have."""
+    return len(results["racing"]["rounds"]) > 1
+
+
+def search_words(results: Results) -> str:
+    """Which questions the population's figures are about: ``the search split``, or ``the first 16 search questions`` of a race."""
+    return f"the first {results['population']['examples']} search questions" if raced(results) else "the search split"
+
+
+def racing_words(results: Results) -> str:
+    """``halving: 48, 28, 16 candidates up to question 16, 32, 64``."""
+    racing = results["racing"]
+    columns = (", ".join(count(r[name]) for r in racing["rounds"]) for name in ("candidates", "examples"))
+    return f"{racing['rule']}: {' candidates up to question '.join(columns)}"
+
+
 def has_lenient(results: Results) -> bool:
     """Whether lenient scoring differs from strict scoring anywhere: only generation tasks can."""
     return any(row.entry["lenient_accuracy"] != row.entry["accuracy"] for row in rows(results))

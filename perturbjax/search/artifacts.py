@@ -8,28 +8,27 @@ from perturbjax.search.files import write_atomically
 
 
 def write_candidates(path: Path, sigmas: np.ndarray, scores: np.ndarray) -> None:
-    """Write index, sigma, score (mean over the examples) and examples_scored of every candidate, atomically.
+    """Write index, sigma, score (mean over the examples scored) and examples_scored of every candidate, atomically.
 
     Args:
         path: the parquet file.
         sigmas: (N,) float32, the sigma of each candidate.
-        scores: (N, D) float32 score matrix, complete.
+        scores: (N, D) float32 score matrix, NaN where a candidate was not asked.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    count, examples = scores.shape
     table = pa.table(
         {
-            "index": pa.array(np.arange(count, dtype=np.uint32)),
+            "index": pa.array(np.arange(len(scores), dtype=np.uint32)),
             "sigma": pa.array(np.asarray(sigmas, np.float32)),
             "score": pa.array(candidate_scores(scores)),
-            "examples_scored": pa.array(np.full(count, examples, np.int32)),
+            "examples_scored": pa.array((~np.isnan(scores)).sum(axis=1).astype(np.int32)),
         }
     )
     write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def candidate_scores(scores: np.ndarray) -> np.ndarray:
-    """Mean score of each candidate: (N, D) -> (N,) float64, the figure that ranks."""
-    return scores.astype(np.float64).mean(axis=1)
+    """Mean score of each candidate over the examples it was scored on: (N, D) with NaN elsewhere -> (N,) float64."""
+    return np.nanmean(scores.astype(np.float64), axis=1)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perturbjax.errors import InputError
+from perturbjax.search.racing import RULES, Race, Rule
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class SearchConfig:
     """Other examples, on which K, sigma, the best prompt and the sampling temperature are chosen."""
     test_examples: int = 256
     """Yet other examples, used once, for the figures that are reported."""
+    racing: Rule = "halving"
+    """halving: stop the weaker candidates after a slice of the search examples, to save tokens; bounds: stop only those that are very
+    likely out; off: score every candidate on every example."""
     seed: int = 0
     """Seed of the noise, the splits and the sampled controls."""
     template: str | None = None
@@ -62,8 +66,15 @@ class SearchConfig:
     """Type of the weights; auto is float32 on a CPU, where it is faster, and bfloat16 elsewhere."""
     chunk: int = 4
     """Candidates per compiled call; their scores are committed together. The result does not depend on it."""
+    strategy: Literal["auto", "lazy", "copy", "low_rank"] = "auto"
+    """How noise meets the weights: lazy (made where a weight is used), copy (one perturbed copy per candidate in flight), low_rank (factors
+    beside the shared weights, with --rank), or auto, by a cost model. Results agree to rounding."""
     in_flight: int = 1
     """Candidates held in memory at once, at most chunk. The result does not depend on it."""
+    compile_cache: str = "auto"
+    """Where compiled programs are kept for the next command: auto (under ~/.cache/perturbjax), off, or a directory."""
+    profile: Path | None = None
+    """Directory that gets a jax.profiler trace of a few candidates, to be opened with xprof; they are scored once more for it."""
     out: Path | None = None
     """Run directory; runs/<task>-<model>-<hash of the settings> when left out."""
     resume: bool = False
@@ -102,8 +113,17 @@ class SearchConfig:
             raise InputError(f"--seed {self.seed}: an integer from 0 to {2**32 - 1} is required")
         check_sigmas(self.sigmas)
         one_of("--noise", self.noise, ("gaussian", "rademacher"))
+        one_of("--racing", self.racing, RULES)
         one_of("--scale", self.scale, ("absolute", "rms", "modular"))
+        one_of("--strategy", self.strategy, ("auto", "lazy", "copy", "low_rank"))
+        if self.strategy == "low_rank" and self.rank is None:
+            raise InputError("--strategy low_rank: the noise has full rank; give it a --rank, or choose lazy or copy")
         one_of("--dtype", self.dtype, ("auto", "float32", "bfloat16"))
+
+    @property
+    def race(self) -> Race:
+        """The race that these settings make."""
+        return Race(self.racing, self.population, self.search_examples, self.top_k)
 
 
 def positive_integer(flag: str, value: Any) -> None:

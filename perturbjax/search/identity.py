@@ -25,6 +25,8 @@ SETTINGS = (
     "search_examples",
     "select_examples",
     "test_examples",
+    "racing",
+    "strategy",
     "seed",
 )
 _FINGERPRINTS = {"model_fingerprint": "model", "task_fingerprint": "task", "split_ids": "task"}

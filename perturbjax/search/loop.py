@@ -1,7 +1,7 @@
-"""The search loop: score what is not scored yet, one chunk at a time, and commit every chunk."""
+"""The search loop: round by round, score what is not scored yet, one chunk at a time, and commit every chunk."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,8 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.search.artifacts import candidate_scores
 from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.state import RunState
+from perturbjax.search.racing import Race
+from perturbjax.search.state import RunState, ScoreTable
 
 
 class Outputs(Protocol):
@@ -49,19 +50,25 @@ class ChunkReport:
 
     Attributes:
         chunk: number of the commit, from 1.
+        round: of the race, from 1.
+        rounds: how many there are.
+        examples: that each candidate of this round is scored on, in this round.
         candidates: scored in this chunk.
-        done: scored so far, of all the run.
-        total: N.
+        done: candidates scored so far, of this round.
+        total: candidates of this round.
         candidates_per_s: of this chunk.
         tokens_per_s: of this chunk, padding not counted.
-        best: highest mean score so far.
-        mean: mean score of all candidates so far.
-        nonfinite: candidates with NaN or infinite logits so far.
+        best: highest mean score so far, of the candidates that this round has scored, over all examples that they were asked.
+        mean: the mean of those.
+        nonfinite: candidates with NaN or infinite logits so far, in this round.
         commit_s: what committing the chunk *before* this one took, in seconds (0.0 for the first of a process).
         elapsed: scoring time of the whole run so far, in seconds.
     """
 
     chunk: int
+    round: int
+    rounds: int
+    examples: int
     candidates: int
     done: int
     total: int
@@ -77,56 +84,82 @@ class ChunkReport:
 def search(
     engine: ScoringEngine,
     population: CandidateSource,
-    prepared: Any,
+    race: Race,
+    slices: Sequence[Any],
     state: RunState,
     metrics: MetricsLog,
+    on_round: Callable[[int, int, int], None] = lambda number, done, total: None,
     on_chunk: Callable[[ChunkReport], None] = lambda report: None,
 ) -> None:
-    """Score every candidate of the population that ``state`` has no scores of.
+    """Score what ``state`` has no scores of: in each round, every candidate that the rounds before it let through.
 
     Args:
         engine: scores ``engine.chunk`` candidates a call; the result must not depend on how they are grouped.
         population: N candidates.
-        prepared: the engine's own form of the search examples.
-        state: committed after every chunk; its table is complete when this returns.
+        race: the rounds, and who goes on.
+        slices: the engine's own form of the search examples, one part a round.
+        state: committed after every chunk; every round is complete when this returns.
         metrics: gets one line a chunk.
+        on_round: called with the round's number (from 0), its candidates done and in all, when a round is begun or continued.
         on_chunk: called after every commit.
 
     Raises:
         InputError: the task gave a score that is not a finite number.
         OSError: a chunk could not be committed; those before are.
     """
-    table = state.table
+    if len(slices) != len(race.ends):
+        raise ValueError(f"{len(slices)} slices of examples: one for each of the {len(race.ends)} rounds is required")
     metrics.rewind(state.step)
-    remaining = np.flatnonzero(~table.done)
     commit_s = 0.0
-    for start in range(0, len(remaining), engine.chunk):
-        indices = remaining[start : start + engine.chunk]
-        outputs = engine.run(population.candidates(indices), prepared)
-        bad = np.argwhere(~np.isfinite(outputs.scores))
-        if bad.size:
-            row, example = bad[0]
-            raise InputError(f"--task: its score of example {example} for candidate {indices[row]} is not a finite number; scores must be")
-        table.scores[indices] = outputs.scores
-        table.tokens[indices] = outputs.tokens
-        table.nonfinite += outputs.nonfinite
-        table.seconds += outputs.seconds
-        means = candidate_scores(table.scores[table.done])
-        report = ChunkReport(
-            chunk=state.step + 1,
-            candidates=len(indices),
-            done=len(means),
-            total=len(population),
-            candidates_per_s=len(indices) / outputs.seconds,
-            tokens_per_s=float(outputs.tokens.sum()) / outputs.seconds,
-            best=float(means.max()),
-            mean=float(means.mean()),
-            nonfinite=table.nonfinite,
-            commit_s=commit_s,
-            elapsed=table.seconds,
-        )
-        metrics.append(asdict(report))
-        started = time.perf_counter()
-        state.commit()
-        commit_s = time.perf_counter() - started
-        on_chunk(report)
+    for number, prepared in enumerate(slices):
+        entrants = race.entrants(state.table.scores, number)
+        scored = ~np.isnan(state.table.scores[entrants, race.columns(number).start])
+        remaining = entrants[~scored]
+        if not remaining.size:
+            continue
+        on_round(number, int(scored.sum()), len(entrants))
+        for start in range(0, len(remaining), engine.chunk):
+            indices = remaining[start : start + engine.chunk]
+            outputs = engine.run(population.candidates(indices), prepared)
+            _record(state.table, outputs, indices, race, number)
+            report = _report(state, outputs, len(indices), entrants, race, number, commit_s)
+            metrics.append(asdict(report))
+            started = time.perf_counter()
+            state.commit()
+            commit_s = time.perf_counter() - started
+            on_chunk(report)
+
+
+def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, race: Race, number: int) -> None:
+    columns = race.columns(number)
+    bad = np.argwhere(~np.isfinite(outputs.scores))
+    if bad.size:
+        row, example = bad[0]
+        which = f"its score of example {columns.start + example} for candidate {indices[row]}"
+        raise InputError(f"--task: {which} is not a finite number; scores must be")
+    table.scores[indices, columns] = outputs.scores
+    table.tokens[indices, number] = outputs.tokens
+    table.nonfinite[number] += outputs.nonfinite
+    table.seconds += outputs.seconds
+
+
+def _report(state: RunState, outputs: Outputs, count: int, entrants: np.ndarray, race: Race, number: int, commit_s: float) -> ChunkReport:
+    table, columns = state.table, race.columns(number)
+    asked = table.scores[entrants, : columns.stop]
+    means = candidate_scores(asked[~np.isnan(asked[:, columns.start])])
+    return ChunkReport(
+        chunk=state.step + 1,
+        round=number + 1,
+        rounds=len(race.ends),
+        examples=columns.stop - columns.start,
+        candidates=count,
+        done=len(means),
+        total=len(entrants),
+        candidates_per_s=count / outputs.seconds,
+        tokens_per_s=float(outputs.tokens.sum()) / outputs.seconds,
+        best=float(means.max()),
+        mean=float(means.mean()),
+        nonfinite=table.nonfinite[number],
+        commit_s=commit_s,
+        elapsed=table.seconds,
+    )

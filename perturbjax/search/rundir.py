@@ -12,7 +12,7 @@ from perturbjax.errors import InputError
 from perturbjax.search.files import TEMPORARY_SUFFIX, read_json, write_json
 from perturbjax.search.identity import Identity, differences, identity_digest
 
-FORMAT = 1
+FORMAT = 2
 """Of the run directory; raised by any change that an older version would misread."""
 
 

@@ -23,26 +23,27 @@ class ScoreTable:
 
     Attributes:
         scores: (N, D) float32, NaN where not scored.
-        tokens: (N,) int64, tokens put through the model for each.
-        nonfinite: how many candidates had NaN or infinite logits (they score 0).
+        tokens: (N, R) int64, tokens put through the model for each, by round of the race.
+        nonfinite: how many candidates had NaN or infinite logits, by round (they score 0 on its examples).
         seconds: time spent scoring, over all processes that worked on the run.
     """
 
     scores: np.ndarray
     tokens: np.ndarray
-    nonfinite: int = 0
+    nonfinite: list[int]
     seconds: float = 0.0
 
     @classmethod
-    def empty(cls, candidates: int, examples: int) -> Self:
+    def empty(cls, candidates: int, examples: int, rounds: int = 1) -> Self:
         return cls(
             scores=np.full((candidates, examples), np.nan, np.float32),
-            tokens=np.zeros(candidates, np.int64),
+            tokens=np.zeros((candidates, rounds), np.int64),
+            nonfinite=[0] * rounds,
         )
 
     @property
     def done(self) -> np.ndarray:
-        """(N,) bool, which candidates are scored."""
+        """(N,) bool, which candidates are scored on at least the examples of the first round."""
         return ~np.isnan(self.scores[:, 0])
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -75,7 +76,7 @@ class RunState:
     _manager: Any = None
 
     @classmethod
-    def open(cls, directory: Path, candidates: int, examples: int, identity: Identity) -> "RunState":
+    def open(cls, directory: Path, candidates: int, examples: int, identity: Identity, rounds: int = 1) -> "RunState":
         """Start a state, or restore the newest commit that is whole.
 
         Args:
@@ -83,6 +84,7 @@ class RunState:
             candidates: N.
             examples: D.
             identity: of the run; a state of another run is refused.
+            rounds: R, of its race.
 
         Raises:
             InputError: there are commits and none is whole, or they belong to another run. Damage is never read as data.
@@ -100,7 +102,7 @@ class RunState:
             manager = ocp.CheckpointManager(directory.absolute(), options=options)
         except Exception as error:
             raise _damaged(directory, f"it cannot be opened ({_first_line(error)})") from error
-        state = cls(directory, identity, ScoreTable.empty(candidates, examples), _manager=manager)
+        state = cls(directory, identity, ScoreTable.empty(candidates, examples, rounds), _manager=manager)
         try:
             state._restore()
         except BaseException:
@@ -176,7 +178,7 @@ class RunState:
         record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         if record["identity"] != identity_digest(self.identity):
             raise InputError(f"{self.directory}: the state of another run; give the --out it came from, or start anew in another --out")
-        empty = ScoreTable.empty(*self.table.scores.shape)
+        empty = ScoreTable.empty(*self.table.scores.shape, rounds=self.table.tokens.shape[1])
         if record["step"] != step or record["shape"] != list(empty.scores.shape):
             raise ValueError(f"record of step {record['step']} with scores of shape {record['shape']}")
         arrays = {}

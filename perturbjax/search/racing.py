@@ -1,0 +1,110 @@
+"""Racing: all candidates answer a first slice of the search examples, those that are out of the running stop, the others go on.
+
+Which candidates go on is a pure function of the scores so far, taken when a round is complete: rounds are barriers over the whole
+population, so the outcome depends neither on chunks nor on when a run was killed. Only finalists, which have answered every example, can be
+members of an ensemble; a candidate that was stopped has no rank, because its mean is over fewer examples than theirs.
+
+- ``off``: one round, every candidate answers every example.
+- ``halving``: after each round a fixed share of the candidates goes on, ranked by their mean so far. Successive halving (Karnin, Koren,
+  Somekh 2013; Jamieson, Talwalkar 2016) with a fixed number of rounds, ended early: 2 K finalists, from which the full score picks K.
+  Its cost is known beforehand; what it loses is not bounded.
+- ``bounds``: a candidate stops when it is very likely that K others end above it (``search.bounds``). What it loses is bounded; its cost
+  depends on how far apart the candidates are.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from perturbjax.search.bounds import may_reach_top
+from perturbjax.search.select import top_k
+
+Rule = Literal["off", "halving", "bounds"]
+RULES: tuple[Rule, ...] = ("off", "halving", "bounds")
+
+
+@dataclass(frozen=True)
+class Race:
+    """When to look, and who goes on. The defaults are those of ``perturbjax search``.
+
+    Attributes:
+        rule: which of ``RULES``.
+        candidates: N.
+        examples: D, in the order in which they are asked; it must not depend on the scores.
+        top_k: K.
+        rounds: most rounds. Each costs every candidate in it its noise once more, however few examples it has.
+        smallest: fewest examples of the first round.
+        finalists: of ``halving``, in multiples of K.
+        error: of ``bounds``: the probability with which any one candidate of the full evaluation's best K may be lost.
+    """
+
+    rule: Rule
+    candidates: int
+    examples: int
+    top_k: int
+    rounds: int = 4
+    smallest: int = 16
+    finalists: float = 2.0
+    error: float = 0.1
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """How many examples have been asked after each round: doubling, ending with D. One round where nobody could stop."""
+        if self.rule == "off" or self._fewest >= self.candidates:
+            return (self.examples,)
+        rounds = 1
+        while rounds < self.rounds and self.examples >= self.smallest * 2**rounds:
+            rounds += 1
+        return tuple(-(-self.examples // 2 ** (rounds - number)) for number in range(1, rounds + 1))
+
+    def columns(self, number: int) -> slice:
+        """The examples of round ``number`` (from 0)."""
+        ends = (0, *self.ends)
+        return slice(ends[number], ends[number + 1])
+
+    def entrants(self, scores: np.ndarray, number: int) -> np.ndarray:
+        """Who takes part in round ``number``.
+
+        Args:
+            scores: (N, D) float32, NaN where not scored.
+            number: of the round, from 0; its predecessors must be complete.
+
+        Returns:
+            int64 candidate indices, ascending; never fewer than K.
+
+        Raises:
+            ValueError: an earlier round is not complete.
+        """
+        alive = np.arange(self.candidates)
+        for before in range(number):
+            alive = self._survivors(scores, alive, before)
+        return alive
+
+    def finalists_of(self, scores: np.ndarray) -> np.ndarray:
+        """Who has answered every example when all rounds are complete."""
+        return self.entrants(scores, len(self.ends) - 1)
+
+    @property
+    def _fewest(self) -> int:
+        """How many go on at the least."""
+        return max(self.top_k, round(self.finalists * self.top_k)) if self.rule == "halving" else self.top_k
+
+    def _survivors(self, scores: np.ndarray, alive: np.ndarray, number: int) -> np.ndarray:
+        end = self.ends[number]
+        seen = np.asarray(scores[alive, :end], np.float64)
+        missing = alive[np.isnan(seen).any(axis=1)]
+        if missing.size:
+            raise ValueError(f"round {number}: candidate {missing[0]} has not answered all of its first {end} examples")
+        if self.rule == "halving":
+            going_on = np.sort(top_k(seen, min(len(alive), self._quota(number + 1))))
+        else:
+            share = self.error / (len(self.ends) - 1)
+            going_on = np.flatnonzero(may_reach_top(seen, self.examples, self.top_k, share, self.candidates))
+        return alive[going_on]
+
+    def _quota(self, number: int) -> int:
+        """Entrants of round ``number`` under ``halving``: from N down to the finalists, by the same factor each time."""
+        factor = (self._fewest / self.candidates) ** (number / (len(self.ends) - 1))
+        # A whole number may come out a hair above itself.
+        return max(self._fewest, int(np.ceil(self.candidates * factor - 1e-6)))
