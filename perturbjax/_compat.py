@@ -1,5 +1,7 @@
 """Every dependence on one jax version or backend, with its reason. Nothing else in the package asks for versions or platforms."""
 
+from typing import Any
+
 import jax
 from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval
@@ -35,7 +37,7 @@ def default_platform() -> str:
     return jax.default_backend()
 
 
-def free_bytes(device: jax.Device) -> int | None:
+def free_bytes(device: Any) -> int | None:
     """Memory of a device that is not in use; None where the backend does not say (CPU)."""
     stats = device.memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats and "bytes_in_use" in stats else None

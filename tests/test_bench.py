@@ -74,7 +74,7 @@ def test_prompts_come_as_near_to_the_tokens_asked_for_as_they_can(model, tokens)
     workload = workloads.teacher_forced(model, tokens)
     engine = Engine(model, workload.task, Noise(), chunk=1)
     ran = engine.prepare(workload.examples, workload.task.templates[0]).prompt_tokens
-    assert tokens - 30 < ran <= tokens  # 120 is the shortest prompt of this tokenizer, most of it the shared prefix
+    assert 0.8 * tokens < ran <= tokens  # rows cannot be filled to the last token
     assert len({e.id for e in workload.examples}) == len(workload.examples) > 1
 
 

@@ -114,14 +114,14 @@ def test_choice_log_probabilities_equal_the_unpacked_ones(model, choices):
     assert outputs.tokens.tolist() == [total] * 3
 
 
-@pytest.mark.parametrize("kind", ["choice", "generation"])
-@pytest.mark.parametrize("noise", [Noise(), Noise(rank=1)], ids=str)
+@pytest.mark.parametrize(("kind", "noise"), [("choice", Noise()), ("choice", Noise(rank=1)), ("generation", Noise(rank=1))], ids=str)
 def test_strategies_give_the_same_answers(model, kind, noise):
     task = Toy(kind)
+    examples = task.examples()[:4]  # decoding is compiled for every batch size that it shrinks to
     found = {}
     for strategy in ("lazy", "copy", *(["low_rank"] if noise.rank else [])):
         engine = Engine(model, task, noise, mesh_of_one(), chunk=4, strategy=strategy)
-        found[strategy] = engine.run(POPULATION[:4].candidates(), engine.prepare(task.examples(), TEMPLATE))
+        found[strategy] = engine.run(POPULATION[:4].candidates(), engine.prepare(examples, TEMPLATE))
     for outputs in found.values():
         assert outputs.answers == found["copy"].answers
         if kind == "choice":
@@ -155,7 +155,7 @@ def test_score_population_chooses_by_how_often_the_noise_would_be_made():
 def test_chunking_and_candidates_in_flight_do_not_change_answers(model, kind):
     task = Toy(kind)
     answers, scores = [], []
-    for chunk, in_flight in ((1, 1), (3, 1), (8, 1), (4, 2)):
+    for chunk, in_flight in ((1, 1), (8, 1), (4, 2)):
         engine = Engine(model, task, Noise("rademacher"), mesh_of_one(), chunk=chunk, in_flight=in_flight)
         outputs = engine.run(POPULATION[:7].candidates(), engine.prepare(task.examples(), TEMPLATE))
         answers.append(outputs.answers)

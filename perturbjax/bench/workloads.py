@@ -14,7 +14,7 @@ from perturbjax.models import Model
 from perturbjax.models.tokenizer import Tokenizer
 from perturbjax.scoring import Engine
 from perturbjax.scoring.engine import SLOT_TOKENS
-from perturbjax.scoring.packing import common_prefix
+from perturbjax.scoring.packing import ROW_BUCKETS, ScoringExample, common_prefix, pack
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Prompt, Task, Template
 
@@ -69,7 +69,18 @@ def teacher_forced(model: Model, tokens: int) -> Workload:
     if prefix + sum(own) < tokens:
         raise InputError(f"--tokens {tokens}: all prompts of {task.name} together have {prefix + sum(own)}; ask for fewer")
     picked = _fill(own, tokens - prefix)
+    # Rows are not full to the last token. What is measured is the noise, not that, so a candidate gets what the rows for its tokens hold.
+    most = -(-tokens // ROW_BUCKETS[0]) * ROW_BUCKETS[0]
+    shared = prompts[0][: common_prefix(prompts)]
+    while _computed(shared, [own[i] for i in picked]) > most:
+        picked.pop()
     return Workload("teacher-forced", f"{tokens} tokens a candidate", model, task, tuple(examples[i] for i in picked), tokens)
+
+
+def _computed(prefix: Sequence[int], sizes: Sequence[int]) -> int:
+    """Tokens that a forward pass over prompts of these sizes computes, padding included."""
+    packings = pack(prefix, [ScoringExample([0] * size, ((0,), (1,))) for size in sizes], SLOT_TOKENS)
+    return sum(int(packing.batch.count) * math.prod(packing.batch.tokens.shape[1:]) for packing in packings)
 
 
 def _fill(sizes: Sequence[int], room: int) -> list[int]:

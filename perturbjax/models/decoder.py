@@ -75,6 +75,9 @@ class Decoder(nnx.Module):
         with jax.named_scope("embed"):
             x = self.embed(tokens_BxT)
         rotation = rotary(self.config, positions_BxT)
+        mask = mask_BxTxT
+        if lead is not None:
+            mask = jnp.concatenate([jnp.broadcast_to(lead[:, None], (*mask.shape[:2], lead.shape[1])), mask], axis=2)
         graphdef, stacked = nnx.split(self.layers)
 
         def layer(x, scanned):
@@ -82,11 +85,13 @@ class Decoder(nnx.Module):
             block = nnx.merge(graphdef, state)
             with jax.named_scope("attention"):
                 q, k, v = block.attention.project(block.attention_norm(x), rotation)
-                parts = [(KVCache(k, v), mask_BxTxT)]
+                own = KVCache(k, v)
+                if lead is not None:
+                    # Beside the row's own keys, so that attention stays one part: a second part costs more than this copy.
+                    own = KVCache(_after_lead(k, lead.shape[1]), _after_lead(v, lead.shape[1]))
+                parts = [(own, mask)]
                 if prefix is not None:
                     parts.append((shared, prefix.valid[None, None]))
-                if lead is not None:
-                    parts.append((KVCache(k[:1, :, : lead.shape[1]], v[:1, :, : lead.shape[1]]), lead[:, None]))
                 x = x + block.attention.attend(q, parts, past, number)
             with jax.named_scope("mlp"):
                 x = x + block.mlp(block.mlp_norm(x))
@@ -111,6 +116,12 @@ class Decoder(nnx.Module):
             else:
                 rows = jnp.moveaxis(jnp.take(self.head.kernel[...], ids_QxC, axis=1), 0, -1)
             return jnp.einsum("qd,qcd->qc", hidden_QxD, rows, preferred_element_type=jnp.float32)
+
+
+def _after_lead(heads_BxKxTxE: jax.Array, count: int) -> jax.Array:
+    """The first ``count`` positions of row 0, then the row's own: (B, K, count + T, E)."""
+    lead = heads_BxKxTxE[:1, :, :count]
+    return jnp.concatenate([jnp.broadcast_to(lead, (len(heads_BxKxTxE), *lead.shape[1:])), heads_BxKxTxE], axis=2)
 
 
 def bind(config: DecoderConfig, params: Any) -> Decoder:

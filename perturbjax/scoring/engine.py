@@ -29,7 +29,7 @@ from perturbjax.tasks.base import Example, Task, Template
 
 _log = logging.getLogger(__name__)
 
-SLOT_TOKENS = 2048
+SLOT_TOKENS = 4096
 """Tokens of one forward pass of a choice task: enough rows for full-speed matmuls and for the noise of a pass to be spread over."""
 EMBEDDING = "embed/embedding"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 ROW_BUCKETS = (256, 512, 1024, 2048, 4096, 8192)
-ROWS_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+ROWS_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 PREFIX_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SLOT_CAPACITY = 64
 QUERY_BUCKETS = (64, 128, 256, 512, 1024)
