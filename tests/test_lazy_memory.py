@@ -25,6 +25,8 @@ def temporaries(noise: pj.Noise, chunk: int, in_flight: int, strategy: str) -> i
     program = ChunkProgram(fn, params, noise, make_mesh(jax.devices()[:1]), chunk, in_flight, strategy=strategy)
     analysis = program.lower(jnp.ones((BATCH, WIDTH))).compile().memory_analysis()
     assert analysis is not None
+    layers = analysis.temp_size_in_bytes / LAYER / in_flight
+    print(f"{strategy}, {noise.distribution}, rank {noise.rank}, {in_flight} in flight, chunks of {chunk}: {layers:.2f} layers a candidate")
     return analysis.temp_size_in_bytes
 
 

@@ -82,6 +82,17 @@ class _Chosen:
     tokens: dict[str, int]  # spent on select, by what they chose
     seconds: float
 
+    def summary(self) -> dict[str, Any]:
+        """As results.json has it."""
+        return {
+            "sigma": self.sigma,
+            "K": self.k,
+            "prompt": self.template.name,
+            "temperature": self.temperature,
+            "members": [int(i) for i in self.members],
+            "candidates": self.considered,
+        }
+
 
 def evaluate_run(
     engine: Engine,
@@ -119,10 +130,7 @@ def evaluate_run(
         on_stage: progress callback.
     """
     size = len(population)
-    if record.scores.shape != (size, len(splits.search)):
-        raise ValueError(f"record.scores has shape {record.scores.shape}; {size} candidates x {len(splits.search)} examples are required")
-    if not 1 <= top_k <= size:
-        raise InputError(f"--top-k {top_k}: between 1 and the population's {size} is required")
+    _check(record, size, len(splits.search), top_k)
     template = template or task.templates[0]
     report = on_stage or (lambda name, done, total: None)
     means = record.scores.mean(axis=1, dtype=np.float64)  # NaN where a candidate did not reach the end of the race
@@ -144,15 +152,7 @@ def evaluate_run(
         "version": RESULTS_VERSION,
         **test,
         "splits": splits.sizes(),
-        "selection": {
-            "sigma": chosen.sigma,
-            "K": chosen.k,
-            "prompt": chosen.template.name,
-            "search_prompt": template.name,
-            "temperature": chosen.temperature,
-            "members": [int(i) for i in chosen.members],
-            "candidates": chosen.considered,
-        },
+        "selection": chosen.summary() | {"search_prompt": template.name},
         "racing": racing_summary(record.race, record.scores, record.base_scores, record.tokens, record.base_tokens, record.nonfinite),
         "ties": tie_summary(means, members, ranked[in_pool[ranked]]),
         "throughput": _throughput(record, size, reference),
@@ -161,6 +161,13 @@ def evaluate_run(
         "seconds": {"search": record.seconds, "select": chosen.seconds, "test": seconds},
     }
     return Evaluation(results, members, means[members])
+
+
+def _check(record: SearchRecord, size: int, examples: int, top_k: int) -> None:
+    if record.scores.shape != (size, examples):
+        raise ValueError(f"record.scores has shape {record.scores.shape}; {size} candidates x {examples} examples are required")
+    if not 1 <= top_k <= size:
+        raise InputError(f"--top-k {top_k}: between 1 and the population's {size} is required")
 
 
 def _choose_on_select(

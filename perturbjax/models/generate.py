@@ -44,6 +44,11 @@ class Replies(NamedTuple):
     row_steps: jax.Array
 
 
+def no_replies(shape: tuple[int, ...], max_new_tokens: int) -> Replies:
+    """Nothing generated yet, for rows of ``shape`` (B,), or (S, B) for S slots that count their steps apart."""
+    return Replies(jnp.full((*shape, max_new_tokens), NO_TOKEN, jnp.int32), jnp.ones(shape, bool), jnp.zeros((*shape[:-1], 2), jnp.int32))
+
+
 class _State(NamedTuple):
     """b rows are in the batch, B in the replies."""
 
@@ -93,18 +98,10 @@ def generate(
     b, t = tokens_BxT.shape
     stops = jnp.asarray(stop_ids, jnp.int32)
 
-    def choose(logits: jax.Array, step: jax.Array, row_ids: jax.Array) -> jax.Array:
-        with jax.named_scope("sample"):
-            if key_data is None:
-                return _argmax(logits)
-            key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), step)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
-            return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
-
     def advance(state: _State, hidden: jax.Array, cache: KVCache) -> _State:
         """The next token of each row, from the hidden states (b, D) of its last."""
         logits = decoder.logits(hidden)
-        token = choose(logits, state.step, state.row_ids)
+        token = _choose(logits, state.step, state.row_ids, key_data, temperature)
         replies = state.replies
         # A sum is finite only if all its terms are; one pass, where a test of each term takes several.
         finite = jnp.isfinite(logits.sum(axis=-1)) | state.stopped
@@ -126,8 +123,7 @@ def generate(
         replies = state.replies._replace(row_steps=state.replies.row_steps + jnp.asarray([len(state.row), b]))
         return advance(state._replace(replies=replies), hidden[:, 0], cache)
 
-    replies = Replies(jnp.full((b, max_new_tokens), NO_TOKEN, jnp.int32), jnp.ones((b,), bool), jnp.zeros((2,), jnp.int32))
-    rows = jnp.arange(b)
+    replies, rows = no_replies((b,), max_new_tokens), jnp.arange(b)
     hidden, cache = _prefill(decoder, tokens_BxT, lengths_B, live_B, max_new_tokens, prefix, prefix_length)
     state = _State(jnp.int32(0), rows, ~live_B, cache, lengths_B, rows, jnp.broadcast_to(row_ids_B, (b,)), replies)
     state = advance(state, hidden, cache)
@@ -192,6 +188,18 @@ def _prefill(
 
     groups = (jnp.where(live_B, jnp.arange(b), -1).max() + group) // group
     return jax.lax.fori_loop(0, groups, run, (jnp.zeros((b, config.hidden_size), dtype), cache))
+
+
+def _choose(
+    logits_bxV: jax.Array, step: jax.Array, row_ids_b: jax.Array, key_data: jax.Array | None, temperature: jax.Array | float
+) -> jax.Array:
+    """The next token of each row: the likeliest, or with a key a draw that depends on key, step and row number alone. int32 (b,)."""
+    with jax.named_scope("sample"):
+        if key_data is None:
+            return _argmax(logits_bxV)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_b)
+        return jax.vmap(jax.random.categorical)(keys, logits_bxV / temperature).astype(jnp.int32)
 
 
 def _argmax(logits_BxV: jax.Array) -> jax.Array:

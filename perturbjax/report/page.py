@@ -54,36 +54,47 @@ def write_report(run_dir: str | Path) -> Path:
         if words.raced(results):
             files.append(plots / "racing.png")
             plot_racing(files[3], results)
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("perturbjax.report"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters.update({name: getattr(words, name) for name in _FILTERS})
-        environment.filters["together"] = lambda text: text.replace(" %", "\u00a0%")
-        page = environment.get_template("report.html").render(
-            results=results,
-            config=config,
-            headline=headline(results),
-            rows=list(rows(results)),
-            best=chosen_entry(results),
-            lenient=words.has_lenient(results),
-            raced=words.raced(results),
-            asked=words.search_words(results),
-            most_votes=words.most_votes(results),
-            setup=_setup(results, config),
-            command=reproduce_command(config),
-            caveats=_caveats(results),
-            speed=_speed_over_time(run_dir / "metrics.jsonl"),
-            images={file.stem: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() for file in files},
+        page = (
+            _environment()
+            .get_template("report.html")
+            .render(
+                results=results,
+                config=config,
+                headline=headline(results),
+                rows=list(rows(results)),
+                best=chosen_entry(results),
+                lenient=words.has_lenient(results),
+                raced=words.raced(results),
+                asked=words.search_words(results),
+                most_votes=words.most_votes(results),
+                setup=_setup(results, config),
+                command=reproduce_command(config),
+                caveats=_caveats(results),
+                speed=_speed_over_time(run_dir / "metrics.jsonl"),
+                images={file.stem: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() for file in files},
+            )
         )
     except (AttributeError, KeyError, TypeError, jinja2.UndefinedError) as error:
         raise InputError(f"{run_dir / 'results.json'}: not a complete result ({error}); remove it and resume the search") from error
     report = run_dir / "report.html"
     write_atomically(report, lambda file: file.write(page.encode()))
     return report
+
+
+def _environment() -> Any:
+    """The jinja2 environment of the templates: autoescaped, every missing value an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("perturbjax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({name: getattr(words, name) for name in _FILTERS})
+    environment.filters["together"] = lambda text: text.replace(" %", "\u00a0%")
+    return environment
 
 
 _FILTERS = ("percent", "percent_range", "points", "points_range", "count", "rate", "probability", "sigma_words")

@@ -86,9 +86,6 @@ class Engine:
         in_flight: perturbed copies of the weights that exist at a time on each device.
         max_new_tokens: generation budget; the task's own by default.
         strategy: one of ``STRATEGIES``, or "auto" for the cost model's choice (``strategy.choose``), made for each ``prepare``.
-
-    Raises:
-        InputError: "low_rank" with noise of full rank.
     """
 
     def __init__(
@@ -102,8 +99,6 @@ class Engine:
         max_new_tokens: int | None = None,
         strategy: str = "auto",
     ):
-        if strategy == "low_rank" and noise.rank is None:
-            raise InputError("--strategy low_rank: the noise has full rank; give it one (--rank 1), or choose lazy or copy")
         self.model, self.task, self.noise = model, task, noise
         self.mesh = mesh or sharding.make_mesh()
         self.in_flight, self.strategy = in_flight, strategy
@@ -216,11 +211,6 @@ class Engine:
         parts = [prepared.layout] if isinstance(prepared.layout, GenerationBatch) else prepared.layout
         strategy = None if plain else prepared.strategy
         return [self._program(part, strategy, sample=False).lower(_arrays(part)).compile() for part in parts]
-
-    def temp_bytes(self, prepared: Prepared) -> int:
-        """Bytes of temporaries that scoring allocates on one device: perturbed copies in flight, caches and activations, not the base
-        itself."""
-        return max(program.memory_analysis().temp_size_in_bytes for program in self.compiled(prepared))
 
     def _evaluate(self, candidates: Candidate, prepared: Prepared, plain: bool, sample: bool = False) -> Outputs:
         started = time.perf_counter()

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import bind, run_prefix
-from perturbjax.models.generate import NO_TOKEN, ROW_SIZES, Replies, generate
+from perturbjax.models.generate import ROW_SIZES, Replies, generate, no_replies
 from perturbjax.scoring.packing import PREFIX_BUCKETS, bucket
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
@@ -95,7 +94,7 @@ def generate_replies(config: DecoderConfig, max_new_tokens: int, stop_ids: tuple
             return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, replies)
 
         shape = data["lengths"].shape
-        empty = Replies(jnp.full((*shape, max_new_tokens), NO_TOKEN, jnp.int32), jnp.ones(shape, bool), jnp.zeros((shape[0], 2), jnp.int32))
+        empty = no_replies(shape, max_new_tokens)
         return jax.lax.fori_loop(0, data["count"], slot, empty)
 
     return fn

@@ -32,6 +32,11 @@ class ScoringExample:
     prompt: Sequence[int]
     choices: Sequence[Sequence[int]]
 
+    @property
+    def length(self) -> int:
+        """Tokens put through the model: the prompt and, of each choice, all but the last."""
+        return len(self.prompt) + sum(len(choice) - 1 for choice in self.choices)
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -107,9 +112,8 @@ def pack(prefix: Sequence[int], examples: Sequence[ScoringExample], slot_tokens:
     """
     single = all(len(choice) == 1 for e in examples for choice in e.choices)
     width = bucket(max(len(e.choices) for e in examples), CHOICE_BUCKETS) if single else 1
-    lengths = [len(e.prompt) + sum(len(c) - 1 for c in e.choices) for e in examples]
     # With room for the prefix beside it, so that any example fits into any row.
-    rows = [bucket(len(prefix) + length, ROW_BUCKETS) for length in lengths]
+    rows = [bucket(len(prefix) + e.length, ROW_BUCKETS) for e in examples]
     return tuple(
         _pack_rows(prefix, [examples[i] for i in members], members, single, width, row_tokens, slot_tokens)
         for row_tokens in sorted(set(rows))
@@ -126,7 +130,7 @@ def _pack_rows(
     row_tokens: int,
     slot_tokens: int,
 ) -> Packing:
-    lengths = [len(e.prompt) + sum(len(c) - 1 for c in e.choices) for e in examples]
+    lengths = [e.length for e in examples]
     queries = [1 if single else sum(len(c) for c in e.choices) for e in examples]
     if max(queries) > QUERY_BUCKETS[-1]:
         raise ValueError(f"{max(queries)} choice tokens in one example: more than the {QUERY_BUCKETS[-1]} supported")
@@ -141,11 +145,9 @@ def _pack_rows(
     query = np.zeros((capacity, bucket(most_asked, QUERY_BUCKETS)), np.int32)
     ids = np.zeros((*query.shape, width), np.int32)
     owner = []
+    lead = (slice(len(slots)), 0, slice(len(prefix)))
+    tokens[lead], positions[lead], branch[lead], example[lead] = prefix, np.arange(len(prefix)), PROMPT, SHARED
     for s, slot in enumerate(slots):
-        tokens[s, 0, : len(prefix)] = prefix
-        positions[s, 0, : len(prefix)] = np.arange(len(prefix))
-        branch[s, 0, : len(prefix)] = PROMPT
-        example[s, 0, : len(prefix)] = SHARED
         asked = 0
         for r, row in enumerate(slot):
             column = len(prefix) if r == 0 else 0
@@ -174,8 +176,8 @@ def _pack_rows(
                             asked += 1
                         column += given
                 example[s, r, start:column] = e
-    lead = np.arange(bucket(max(len(prefix), 1), PREFIX_BUCKETS)) < len(prefix)
-    batch = PackedBatch(tokens, positions, example, branch, lead, query, ids, np.int32(len(slots)))
+    held = np.arange(bucket(max(len(prefix), 1), PREFIX_BUCKETS)) < len(prefix)
+    batch = PackedBatch(tokens, positions, example, branch, held, query, ids, np.int32(len(slots)))
     num_choices = tuple(len(e.choices) for e in examples)
     total = len(prefix) * len(slots) + sum(lengths)
     return Packing(batch, np.asarray(members), np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, total)
