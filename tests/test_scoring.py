@@ -131,9 +131,10 @@ def test_strategies_give_the_same_answers(model, kind, noise):
 def test_auto_follows_the_cost_model():
     few, many = Work(250, 0.8, 1, 1), Work(60_000, 30.0, 1, 1)
     assert choose(few, Noise(), None) == "lazy" and choose(many, Noise(), None) == "copy"
-    assert choose(few, Noise(rank=1), None) == "low_rank" and choose(many, Noise(rank=1), None) == "copy"
+    decoding = Work(1000, 33.0, 1, 1)
+    assert choose(few, Noise(rank=1), None) == "lazy" and choose(decoding, Noise(rank=1), None) == "low_rank"
     assert choose(many, Noise(), 0) == "lazy", "a copy that does not fit is no choice"
-    for work in (few, many):
+    for work in (few, many, decoding):
         for noise in (Noise(), Noise("rademacher"), Noise(rank=2)):
             table = costs(work, noise)
             assert table[choose(work, noise, None)] == min(table.values())

@@ -50,17 +50,18 @@ class Settings:
 
 @dataclass
 class Case:
-    """One way to do the work of a row: what ``run`` does, and what it took."""
+    """One way to do the work of a row: what ``run`` does, and what it took. Tokens beyond ``most`` are work and not throughput."""
 
     noise: str
     strategy: str
     engine: Engine
     prepared: Prepared
     run: Callable[[], list[Outputs]]
+    most: float = math.inf
     compile_s: float = 0.0
     temp_bytes: int = 0
     seconds: list[float] = field(default_factory=list)
-    tokens: int = 0
+    tokens: float = 0
     row_steps: tuple[int, int] | None = None
 
     def timed(self) -> float:
@@ -68,7 +69,7 @@ class Case:
         started = time.perf_counter()
         outputs = self.run()
         seconds = time.perf_counter() - started
-        self.tokens = sum(int(output.tokens.sum()) for output in outputs)
+        self.tokens = min(self.most, sum(int(output.tokens.sum()) for output in outputs))
         steps = [output.row_steps.sum(axis=0) for output in outputs if output.row_steps is not None]
         self.row_steps = (int(sum(s[0] for s in steps)), int(sum(s[1] for s in steps))) if steps else None
         return seconds
@@ -156,18 +157,21 @@ def _case(workload: Workload, settings: Settings, population: Population, name: 
 def _references(workload: Workload, engine: Engine, copies: int) -> Iterator[tuple[int, Case]]:
     """The plain model on the tokens of ``copies`` candidates, in every batch size, or of as many as fill the largest batch.
 
-    Each device of the mesh gets its share of the tokens. The examples are repeated, as data: no program can know that they are.
+    Each device of the mesh gets its share of the tokens. The examples are repeated, as data: no program can know that they are. A batch
+    smaller than a candidate runs the prefix that the prompts share more often than the candidate does; those tokens do not count.
     """
     devices = engine.mesh.size
-    sizes, one = (SLOT_TOKENS, workload.tokens) if workload.kind == "teacher-forced" else (BATCH_ROWS, len(workload.examples))
-    examples = workload.examples * max(math.ceil(copies / devices), math.ceil(sizes[-1] / one))
-    template = workload.task.templates[0]
+    forced = workload.kind == "teacher-forced"
+    sizes, one = (SLOT_TOKENS, workload.tokens) if forced else (BATCH_ROWS, len(workload.examples))
+    repeats = max(math.ceil(copies / devices), math.ceil(sizes[-1] / one))
+    examples, template = workload.examples * repeats, workload.task.templates[0]
+    most = devices * repeats * engine.prepare(workload.examples, template).prompt_tokens if forced else math.inf
     for size in sizes:
-        if workload.kind == "teacher-forced":
+        if forced:
             prepared = engine.prepare(examples, template, slot_tokens=size)
         else:
             prepared = _in_batches(engine.prepare(examples, template), size)
-        yield size, Case("none", "plain", engine, prepared, lambda prepared=prepared: [engine.run_plain(prepared, devices)])
+        yield size, Case("none", "plain", engine, prepared, lambda prepared=prepared: [engine.run_plain(prepared, devices)], most)
 
 
 def _in_batches(prepared: Prepared, rows: int) -> Prepared:

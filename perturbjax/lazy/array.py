@@ -25,11 +25,13 @@ from perturbjax.population import Candidate
 
 @dataclass(frozen=True)
 class Leaf:
-    """What is static about a perturbed parameter: its path, its whole shape and the kind of noise."""
+    """What is static about a perturbed parameter: its path, its whole shape, the kind of noise, and whether dots keep the base as it is and
+    apply the factors of low-rank noise beside it."""
 
     path: str
     shape: tuple[int, ...]
     noise: Noise
+    factored: bool
 
 
 @partial(
@@ -44,8 +46,8 @@ class LazyArray:
         key_data: the leaf's key, uint32[2].
         step: sigma * sign * scale, float32 scalar.
         coordinates: which block of the leaf ``base`` is; None for all of it.
-        factors: the block's low-rank noise as A (..., R, r) and B (..., C, r), where it was made beforehand; else None.
-        leaf: path, whole shape and noise.
+        factors: the block's low-rank noise as A (..., R, r) and B (..., C, r); None for noise of full rank.
+        leaf: path, whole shape, noise, and how dots use the factors.
         views: reshapes, transposes, casts and the like, in order, between the perturbed block and the value this stands for.
     """
 
@@ -182,9 +184,9 @@ def lazy(
         candidate: one candidate (vmap for several).
         noise: static.
         leaf_scales: ``scales(params, noise)`` if it is at hand.
-        factored: with low-rank noise, make the factors of every matrix now, and let dots use them: x (W + s A B^T) becomes
-            x W + s (x A) B^T, so that candidates under vmap share one product with W (EGGROLL, arXiv 2511.16652). The perturbed weight is
-            then never rounded to its dtype. Without low-rank noise this changes nothing.
+        factored: with low-rank noise, let dots use the factors: x (W + s A B^T) becomes x W + s (x A) B^T, so that candidates under vmap
+            share one product with W (EGGROLL, arXiv 2511.16652). The perturbed weight is then never rounded to its dtype. Without low-rank
+            noise this changes nothing.
 
     Returns:
         The same tree: a ``LazyArray`` for every leaf that moves, the perturbed leaf where it is less than 1/1024 of what moves, and the
@@ -212,9 +214,10 @@ def lazy(
             with jax.named_scope("noise"):
                 return perturb_leaf(base, key, leaf_step, noise)
         factors = None
-        if factored and noise.rank is not None and base.ndim >= 2:
+        if noise.rank is not None and base.ndim >= 2:
+            # Made now, r (R + C) numbers: at the point of use XLA would fuse them into their product and draw each anew for every element.
             with jax.named_scope("noise"):
                 factors = spec.low_rank_factors(key, base.shape, noise.rank, noise.distribution)
-        return LazyArray(base, key, leaf_step, None, factors, Leaf(path, base.shape, noise))
+        return LazyArray(base, key, leaf_step, None, factors, Leaf(path, base.shape, noise, factored))
 
     return jax.tree.map(one, params)

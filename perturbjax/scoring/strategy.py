@@ -3,12 +3,14 @@
 Costs are per moving weight and candidate, in token equivalents: 1 is what one token's multiply-add with a weight takes. A candidate of T
 tokens costs T for the products alone. On top comes, for
 
-copy      copies * (noise + copy): every weight's noise, and writing and re-reading the perturbed weight, once a compiled program;
+copy      copies * (noise + copy): every weight's noise, and writing and re-reading the perturbed weight, once a compiled program (low-rank
+          noise costs as much as dense there: XLA draws the factors anew for each element of their product);
 lazy      passes * (noise + store): noise again in every pass over the weights (a slot of packed rows, a decode step), stored one matrix at
-          a time; of embedding rows only those that are looked up, which counts as nothing;
+          a time; of embedding rows only those that are looked up, which counts as nothing. Low-rank factors are drawn once beforehand;
 low_rank  factor * T + launch * passes: two thin products beside each dot, in every pass.
 
-The constants are measured on a CPU (``perturbjax bench``). No other platform has been measured; until one is, they serve as the guess.
+The constants are fitted by hand to one table of ``perturbjax bench`` on a CPU of 2 cores (SmolLM2-135M, float32), where a row's cost is
+(plain rate / rate - 1) * tokens. No other platform has been measured; until one is, they serve as the guess.
 A strategy whose memory does not fit is not considered.
 """
 
@@ -27,10 +29,10 @@ copy: one perturbed copy of the weights per candidate in flight, made inside the
 low_rank: noise as its two factors beside a product with the base weights that all candidates in flight share.
 """
 
-NOISE_COST: Mapping[str, float] = {"gaussian": 160.0, "rademacher": 10.0}
-LOW_RANK_COST = 10.0
-COPY_COST = 100.0
-STORE_COST = 60.0
+NOISE_COST: Mapping[str, float] = {"gaussian": 190.0, "rademacher": 8.0}
+LOW_RANK_COST = 2.0
+COPY_COST = 45.0
+STORE_COST = 5.0
 FACTOR_COST = 0.05
 LAUNCH_COST = 2.0
 
@@ -54,8 +56,9 @@ class Work:
 
 def costs(work: Work, noise: Noise) -> dict[str, float]:
     """Token equivalents per weight that each strategy adds to the products; only strategies that this noise allows."""
-    noise_cost = NOISE_COST[noise.distribution] if noise.rank is None else LOW_RANK_COST
-    table = {"copy": work.copies * (noise_cost + COPY_COST), "lazy": work.passes * (noise_cost + STORE_COST)}
+    dense = NOISE_COST[noise.distribution]
+    made = dense if noise.rank is None else LOW_RANK_COST
+    table = {"copy": work.copies * (dense + COPY_COST), "lazy": work.passes * (made + STORE_COST)}
     if noise.rank is not None:
         table["low_rank"] = FACTOR_COST * work.tokens + LAUNCH_COST * work.passes
     return table
