@@ -1,10 +1,11 @@
 """A search, with a race of three rounds, that takes its time, to be killed: `python search_victim.py DIRECTORY CHUNK DELAY_S [LIMIT]`.
 
-Prints "committed N" after every commit, counting a candidate once a round.
+Prints "committed N" after every commit, counting a candidate once a round. With a negative delay it hangs in compiled code after the first.
 
 LIMIT bytes are the most that any file may hold: writing more fails, as on a full disk.
 """
 
+import hashlib
 import resource
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from search_fakes import FakeEngine, FakePopulation, slices
 
+from perturbjax.commands.console import Console
+from perturbjax.commands.preemption import exit_on_notice
 from perturbjax.search.artifacts import write_candidates
-from perturbjax.search.loop import search
+from perturbjax.search.loop import ChunkReport, search
 from perturbjax.search.metrics import MetricsLog
 from perturbjax.search.racing import Race
 from perturbjax.search.state import RunState
@@ -30,16 +33,23 @@ def main(directory: Path, chunk: int, delay: float) -> None:
         def say(what: str) -> None:
             print(what, np.count_nonzero(state.table.tokens), flush=True)
 
+        def on_chunk(report: ChunkReport) -> None:
+            say("committed")
+            if delay < 0:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
         say("restored")
-        search(
-            FakeEngine(chunk, delay),
-            FakePopulation(RACE.candidates),
-            RACE,
-            slices(RACE),
-            state,
-            MetricsLog(directory / "metrics.jsonl"),
-            on_chunk=lambda report: say("committed"),
-        )
+        with exit_on_notice(Console(), "go on") as committing:
+            search(
+                FakeEngine(chunk, max(delay, 0)),
+                FakePopulation(RACE.candidates),
+                RACE,
+                slices(RACE),
+                state,
+                MetricsLog(directory / "metrics.jsonl"),
+                on_chunk=on_chunk,
+                committing=committing,
+            )
         write_candidates(directory / "candidates.parquet", np.full(RACE.candidates, 0.001, np.float32), state.table.scores)
 
 

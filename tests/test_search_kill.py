@@ -6,7 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from search_victim import SCORED, main
+
+from perturbjax.commands.preemption import PREEMPTED
 
 VICTIM = Path(__file__).with_name("search_victim.py")
 
@@ -39,6 +42,25 @@ def test_kill_9_at_random_moments_loses_nothing_that_was_committed_and_scores_no
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["chunk"] for line in lines] == list(range(1, len(lines) + 1))
     assert sum(line["candidates"] for line in lines) == SCORED
+
+
+@pytest.mark.parametrize("delay", [0.02, -1.0], ids=["between chunks", "in compiled code"])
+def test_sigterm_finishes_the_commit_and_ends_with_its_own_code(tmp_path, delay):
+    with start(tmp_path / "run", 4, delay) as victim:
+        assert victim.stdout is not None and victim.stderr is not None
+        assert victim.stdout.readline() == "restored 0\n" and victim.stdout.readline() == "committed 4\n"
+        started = time.monotonic()
+        victim.send_signal(signal.SIGTERM)
+        out, err = victim.communicate(timeout=15)
+        assert time.monotonic() - started < 10
+    assert victim.returncode == PREEMPTED and err == "perturbjax: told to stop (SIGTERM); go on\n", err
+    committed = max([4, *(int(line.split()[1]) for line in out.splitlines())])
+    with start(tmp_path / "run", 3, 0.0) as again:
+        assert again.stdout is not None
+        assert int(again.stdout.readline().split()[1]) >= committed
+        again.communicate()
+    main(tmp_path / "undisturbed", 4, 0.0)
+    assert (tmp_path / "run" / "candidates.parquet").read_bytes() == (tmp_path / "undisturbed" / "candidates.parquet").read_bytes()
 
 
 def test_a_disk_that_fills_up_leaves_the_commits_before(tmp_path):

@@ -167,10 +167,7 @@ def _references(workload: Workload, engine: Engine, copies: int) -> Iterator[tup
     examples, template = workload.examples * repeats, workload.task.templates[0]
     most = devices * repeats * engine.prepare(workload.examples, template).prompt_tokens if forced else math.inf
     for size in sizes:
-        if forced:
-            prepared = engine.prepare(examples, template, slot_tokens=size)
-        else:
-            prepared = _in_batches(engine.prepare(examples, template), size)
+        prepared = engine.prepare(examples, template, size) if forced else _in_batches(engine.prepare(examples, template), size)
         yield size, Case("none", "plain", engine, prepared, lambda prepared=prepared: [engine.run_plain(prepared, devices)], most)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
+from perturbjax.commands.preemption import exit_on_notice
 from perturbjax.commands.profile import check_profile, trace_candidates
 from perturbjax.commands.setup import Parts, continue_run, describe_run, load_parts, make_engine, require
 from perturbjax.errors import InputError
@@ -52,14 +53,15 @@ def run_search(config: SearchConfig, console: Console) -> None:
     console.note(f"strategy {', '.join(dict.fromkeys(part.strategy for part in slices))}")
     if not directory.config.exists():
         directory.create(parts.identity, describe_run(parts))
-    with directory.locked():
+    again = f"what {directory.path} had committed is intact; continue with: perturbjax search ... --out {directory.path} --resume"
+    with directory.locked(), exit_on_notice(console, again) as committing:
         try:
             finished = directory.results.exists() and directory.ensemble.exists()
             # Before the search, because it compiles the programs: what the chunks are timed at is scoring alone.
             base = None if finished else score_base(engine, prepared, slices, console)
             if config.profile is not None:
                 trace_candidates(engine, parts.population, slices[0], config.profile, console)
-            table = score_population(parts, engine, slices, directory, console)
+            table = score_population(parts, engine, slices, directory, console, committing)
             write_candidates(directory.candidates, parts.population.sigma_of(np.arange(config.population)), table.scores)
             if base is not None:
                 evaluation = evaluate_population(parts, engine, base, table, console)
@@ -72,8 +74,7 @@ def run_search(config: SearchConfig, console: Console) -> None:
         except InputError:
             raise
         except BaseException as error:
-            again = f"perturbjax search ... --out {directory.path} --resume"
-            error.add_note(f"what {directory.path} had committed is intact; continue with: {again}")
+            error.add_note(again)
             raise
 
 
@@ -107,7 +108,14 @@ def score_base(engine: "Engine", prepared: "Prepared", slices: Sequence["Prepare
     return np.concatenate(scores), prepared.prompt_tokens + generated
 
 
-def score_population(parts: Parts, engine: "Engine", slices: Sequence["Prepared"], directory: RunDirectory, console: Console) -> ScoreTable:
+def score_population(
+    parts: Parts,
+    engine: "Engine",
+    slices: Sequence["Prepared"],
+    directory: RunDirectory,
+    console: Console,
+    committing: contextlib.AbstractContextManager[Any],
+) -> ScoreTable:
     """Complete the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
     race = parts.config.race
     with (
@@ -132,7 +140,7 @@ def score_population(parts: Parts, engine: "Engine", slices: Sequence["Prepared"
             figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
             progress.update(report.done, **figures)
 
-        search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk)
+        search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk, committing)
         if bad := sum(state.table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
             console.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower --sigmas")

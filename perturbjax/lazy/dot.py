@@ -23,8 +23,8 @@ def perturbed_dot_general(
 ) -> jax.Array:
     """``lax.dot_general`` of arrays or LazyArrays: the noise of a lazy operand is made here and nowhere else.
 
-    Where a lazy matrix asks for it (``lazy(..., factored=True)``), x (W + s A B^T) is computed as x W + s (x A) B^T, sums in float32: W stays as
-    it is, and candidates under vmap share the product with it (EGGROLL, arXiv 2511.16652).
+    Where a lazy matrix asks for it (``lazy(..., factored=True)``), x (W + s A B^T) is computed as x W + s (x A) B^T, sums in float32: W
+    stays as it is, and candidates under vmap share the product with it (EGGROLL, arXiv 2511.16652).
 
     Args:
         lhs, rhs: operands; at least one lazy.
@@ -49,7 +49,8 @@ def _factors(lazy: LazyArray, contracted: Dims) -> tuple[jax.Array, jax.Array] |
     None where dots are not to use factors, or these do not lie along the two dims of the view.
     """
     dims, rows = lazy.source_dims(), lazy.base.ndim - 2
-    if lazy.factors is None or not lazy.leaf.factored or len(contracted) != 1 or sorted(dims or ()) != [rows, rows + 1] or math.prod(lazy.base.shape[:-2]) > 1:
+    along = len(contracted) == 1 and sorted(dims or ()) == [rows, rows + 1] and math.prod(lazy.base.shape[:-2]) == 1
+    if lazy.factors is None or not lazy.leaf.factored or not along:
         return None
     assert dims is not None
     a, b = (factor.reshape(factor.shape[-2:]) for factor in lazy.factors)

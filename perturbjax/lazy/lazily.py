@@ -26,7 +26,7 @@ def lazily(fn: Callable[..., Any], *, strict: bool = False) -> Lazily:
         strict: raise where a matrix or more would have to be made whole, naming primitive and parameter.
 
     Returns:
-        A callable of the same signature; its ``report(*args)`` lists every use of a parameter.
+        A callable of the same signature; its ``report(*args)`` lists every use of a lazy parameter.
 
     >>> import jax.numpy as jnp
     >>> import perturbjax as pj

@@ -1,5 +1,6 @@
 """The search loop: round by round, score what is not scored yet, one chunk at a time, and commit every chunk."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -90,6 +91,7 @@ def search(
     metrics: MetricsLog,
     on_round: Callable[[int, int, int], None] = lambda number, done, total: None,
     on_chunk: Callable[[ChunkReport], None] = lambda report: None,
+    committing: contextlib.AbstractContextManager[Any] | None = None,
 ) -> None:
     """Score what ``state`` has no scores of: in each round, every candidate that the rounds before it let through.
 
@@ -102,6 +104,7 @@ def search(
         metrics: gets one line a chunk.
         on_round: called with the round's number (from 0), its candidates done and in all, when a round is begun or continued.
         on_chunk: called after every commit.
+        committing: held (a lock) while a chunk is written, and only then.
 
     Raises:
         InputError: the task gave a score that is not a finite number.
@@ -123,10 +126,11 @@ def search(
             outputs = engine.run(population.candidates(indices), prepared)
             _record(state.table, outputs, indices, race, number)
             report = _report(state, outputs, len(indices), entrants, race, number, commit_s)
-            metrics.append(asdict(report))
-            started = time.perf_counter()
-            state.commit()
-            commit_s = time.perf_counter() - started
+            with committing or contextlib.nullcontext():
+                metrics.append(asdict(report))
+                started = time.perf_counter()
+                state.commit()
+                commit_s = time.perf_counter() - started
             on_chunk(report)
 
 
