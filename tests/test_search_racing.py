@@ -176,9 +176,10 @@ def test_halving_keeps_good_candidates_for_a_third_of_the_work():
     assert -0.01 < np.mean(losses) <= 0
 
 
-def test_halving_meets_its_target_on_the_recorded_scores_of_a_real_search():
-    # 256 candidates of SmolLM2-135M on 128 questions of SST-2, in full (scripts/racing_record.py), in the order of the seed.
-    with np.load(Path(__file__).parent / "data" / "racing_sst2.npz") as saved:
+@pytest.mark.parametrize("task", ["sst2", "boolq"])
+def test_halving_meets_its_target_on_the_recorded_scores_of_a_real_search(task):
+    # 256 candidates of SmolLM2-135M on 128 questions, in full (scripts/racing_record.py), in the order of the seed.
+    with np.load(Path(__file__).parent / "data" / f"racing_{task}.npz") as saved:
         full = np.unpackbits(saved["bits"], axis=1).astype(np.float32)
         own, prefix = saved["own_tokens"].astype(int), int(saved["prefix_tokens"])
     assert full.shape == (256, 128)
