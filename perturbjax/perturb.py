@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,22 @@ from perturbjax.population import Candidate
 Params = Any
 """A pytree of arrays."""
 SCALES = ("absolute", "rms", "modular")
+
+
+class Place(NamedTuple):
+    """Which block of a leaf an array is, where it is not all of it: one device's of a leaf that is dealt to several.
+
+    Attributes:
+        shape: of the whole leaf; its noise is a function of it.
+        coordinates: of the block in it, dim by dim.
+    """
+
+    shape: tuple[int, ...]
+    coordinates: spec.Coordinates | None
+
+
+Places = Mapping[str, Place]
+"""Path -> place, of the leaves that are not whole."""
 
 
 @dataclass(frozen=True)
@@ -103,20 +119,38 @@ def is_perturbable(leaf: Any) -> bool:
     return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
 
 
-def scales(params: Params, noise: Noise) -> dict[str, jax.Array]:
+def mean_square(path: str, leaf: Any) -> jax.Array:
+    """Mean of the squares of a leaf, float32 (), matrix by matrix: a leaf of which devices hold blocks is added up in the same order."""
+    leaf = jnp.asarray(leaf)
+    matrices = leaf.reshape(-1, *leaf.shape[-2:])
+    return jax.lax.map(matrix_mean_square, matrices).mean()
+
+
+def matrix_mean_square(matrix: jax.Array) -> jax.Array:
+    """Mean of the squares of one matrix (or vector), float32 ()."""
+    return jnp.mean(jnp.square(matrix.astype(jnp.float32)))
+
+
+def scales(params: Params, noise: Noise, squares: Callable[[str, Any], jax.Array] = mean_square) -> dict[str, jax.Array]:
     """Path -> float32 factor of sigma, for every leaf that moves. Compute once, on the whole base, and hand to ``perturb`` where leaves
-    are sharded."""
+    are sharded.
+
+    Args:
+        params: the base; of leaves whose ``squares`` are known without them, shape and type are enough.
+        noise: static.
+        squares: (path, leaf) -> mean of its squares, for the scale "rms".
+    """
     return {
-        path: _scale(path, leaf, noise, name)
+        path: _scale(path, leaf, noise, name, squares)
         for path, leaf in leaf_paths(params).items()
         if (name := noise.scale_of(path)) and is_perturbable(leaf)
     }
 
 
-def _scale(path: str, leaf: Any, noise: Noise, name: str) -> jax.Array:
+def _scale(path: str, leaf: Any, noise: Noise, name: str, squares: Callable[[str, Any], jax.Array]) -> jax.Array:
     shape = jnp.shape(leaf)
     if name == "rms":
-        return jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(leaf).astype(jnp.float32))))
+        return jnp.sqrt(squares(path, leaf))
     if name == "modular" and len(shape) >= 2 and "embed" not in path:
         fan_in, fan_out = shape[-2], shape[-1]
         spectral = math.sqrt(fan_in) + math.sqrt(fan_out) if noise.rank is None else math.sqrt(fan_in * fan_out / noise.rank)
@@ -124,7 +158,13 @@ def _scale(path: str, leaf: Any, noise: Noise, name: str) -> jax.Array:
     return jnp.float32(1)
 
 
-def perturb(params: Params, candidate: Candidate, noise: Noise, leaf_scales: Mapping[str, jax.Array] | None = None) -> Params:
+def perturb(
+    params: Params,
+    candidate: Candidate,
+    noise: Noise,
+    leaf_scales: Mapping[str, jax.Array] | None = None,
+    places: Places | None = None,
+) -> Params:
     """theta = params + sigma * scale * E: one candidate's weights, dense. The oracle that every other path must equal.
 
     Each leaf is ``(p.astype(float32) + sigma * sign * scale(leaf) * E).astype(p.dtype)``, rounded once (DESIGN section 5; RandOpt, arXiv
@@ -135,6 +175,8 @@ def perturb(params: Params, candidate: Candidate, noise: Noise, leaf_scales: Map
         candidate: one candidate (no leading axis; vmap for several).
         noise: static.
         leaf_scales: ``scales(params, noise)`` if it is at hand.
+        places: which block of the leaf some of the arrays are; a block gets exactly its part of the leaf's noise. Give the scales of the
+            whole leaves with it.
 
     >>> import perturbjax as pj
     >>> params = {"w": jnp.zeros((2, 3)), "norm": jnp.ones(3), "steps": jnp.int32(7)}
@@ -151,15 +193,17 @@ def perturb(params: Params, candidate: Candidate, noise: Noise, leaf_scales: Map
         path = next(paths)
         if path not in leaf_scales:
             return leaf
-        return perturb_leaf(leaf, spec.fold_in(candidate.key_data, spec.leaf_hash(path)), step * leaf_scales[path], noise)
+        key = spec.fold_in(candidate.key_data, spec.leaf_hash(path))
+        return perturb_leaf(leaf, key, step * leaf_scales[path], noise, (places or {}).get(path))
 
     return jax.tree.map(one, params)
 
 
-def perturb_leaf(leaf: jax.Array, key_data: jax.Array, step: jax.Array, noise: Noise) -> jax.Array:
-    """One leaf plus ``step`` times its noise; ``key_data`` is the leaf's key, ``step`` = sigma * sign * scale, float32."""
+def perturb_leaf(leaf: jax.Array, key_data: jax.Array, step: jax.Array, noise: Noise, place: Place | None = None) -> jax.Array:
+    """One leaf, or its block at ``place``, plus ``step`` times its noise; ``key_data`` is the leaf's key, ``step`` = sigma * sign * scale,
+    float32."""
     leaf = jnp.asarray(leaf)
-    return perturb_block(leaf, key_data, step, noise, leaf.shape, None)
+    return perturb_block(leaf, key_data, step, noise, *(place or Place(leaf.shape, None)))
 
 
 def perturb_block(

@@ -267,7 +267,7 @@ def test_the_base_is_bit_identical_after_a_search(model):
     engine = Engine(model, task, Noise(), mesh_of_one(), chunk=4)
     before = fingerprint(model.params)
     engine.run(POPULATION.candidates(), engine.prepare(task.examples(), TEMPLATE))
-    assert fingerprint(model.params) == before == fingerprint(jax.device_get(engine.params))
+    assert fingerprint(model.params) == before == fingerprint(jax.device_get(engine.spread.arrays))
 
 
 def test_reference_counts_the_same_tokens(model):

@@ -19,7 +19,7 @@ import numpy as np
 from perturbjax import noise as spec
 from perturbjax.lazy.views import View
 from perturbjax.noise import Coordinates, Window
-from perturbjax.perturb import Noise, Params, leaf_paths, perturb_block, perturb_leaf, scales
+from perturbjax.perturb import Noise, Params, Place, Places, leaf_paths, perturb_block, perturb_leaf, scales
 from perturbjax.population import Candidate
 
 
@@ -175,7 +175,13 @@ used, inside a loop over layers, XLA would repeat their noise for every row of t
 
 
 def lazy(
-    params: Params, candidate: Candidate, noise: Noise, leaf_scales: Mapping[str, jax.Array] | None = None, *, factored: bool = False
+    params: Params,
+    candidate: Candidate,
+    noise: Noise,
+    leaf_scales: Mapping[str, jax.Array] | None = None,
+    *,
+    factored: bool = False,
+    places: Places | None = None,
 ) -> Params:
     """The candidate's parameters with their noise yet to be made: what ``lazily(fn)`` takes in place of ``perturb(...)``.
 
@@ -187,6 +193,7 @@ def lazy(
         factored: with low-rank noise, let dots use the factors: x (W + s A B^T) becomes x W + s (x A) B^T, so that candidates under vmap
             share one product with W (EGGROLL, arXiv 2511.16652). The perturbed weight is then never rounded to its dtype. Without low-rank
             noise this changes nothing.
+        places: which block of the leaf some of the arrays are (``perturb``); give the scales of the whole leaves with it.
 
     Returns:
         The same tree: a ``LazyArray`` for every leaf that moves, the perturbed leaf where it is less than 1/1024 of what moves, and the
@@ -200,24 +207,27 @@ def lazy(
     leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
     step = candidate.sigma * candidate.sign
     leaves = leaf_paths(params)
-    moving = sum(math.prod(jnp.shape(leaves[path])) for path in leaf_scales)
+    at = {path: (places or {}).get(path, Place(jnp.shape(leaf), None)) for path, leaf in leaves.items()}
+    # Of whole leaves, so that no device decides otherwise than another.
+    moving = sum(math.prod(at[path].shape) for path in leaf_scales)
     paths = iter(leaves)
 
     def one(leaf: Any) -> Any:
         path = next(paths)
         if path not in leaf_scales:
             return leaf
+        shape, coordinates = at[path]
         # Never weakly typed: what perturb returns is not, and types must promote alike.
         base, leaf_step = jnp.asarray(leaf, jnp.result_type(leaf)), step * leaf_scales[path]
         key = spec.fold_in(candidate.key_data, spec.leaf_hash(path))
-        if base.size * SMALL < moving:
+        if math.prod(shape) * SMALL < moving:
             with jax.named_scope("noise"):
-                return perturb_leaf(base, key, leaf_step, noise)
+                return perturb_leaf(base, key, leaf_step, noise, at[path])
         factors = None
         if noise.rank is not None and base.ndim >= 2:
             # Made now, r (R + C) numbers: at the point of use XLA would fuse them into their product and draw each anew for every element.
             with jax.named_scope("noise"):
-                factors = spec.low_rank_factors(key, base.shape, noise.rank, noise.distribution)
-        return LazyArray(base, key, leaf_step, None, factors, Leaf(path, base.shape, noise, factored))
+                factors = spec.low_rank_factors(key, shape, noise.rank, noise.distribution, coordinates)
+        return LazyArray(base, key, leaf_step, coordinates, factors, Leaf(path, shape, noise, factored))
 
     return jax.tree.map(one, params)

@@ -3,6 +3,9 @@
 Axis letters: B rows, T new tokens of a row, S key positions, P positions of a shared prefix, D model, F ffn, V vocab, L layers, H query
 heads, K key/value heads, G = H / K, E head dim. Parameters are laid out as ``config.param_shapes`` says and travel as a plain nested dict
 (``bind(config, params)`` makes the module), so perturbation, sharding and export see ordinary pytrees.
+
+One module serves one device and several: with a ``Split`` the parameters are one device's blocks, all sizes but D and L are the device's
+own, and sums over the "model" axis stand where the blocks of a matrix meet: after o, after down, and where tokens are looked up.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from flax import nnx
 
 from perturbjax.models.attention import Attention, KVCache, Past, Prefix, causal_mask, rotary
 from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.models.vocabulary import Vocabulary
+from perturbjax.sharding import MODEL, Split
 
 
 class MLP(nnx.Module):
@@ -38,10 +43,17 @@ class Block(nnx.Module):
 
 class Decoder(nnx.Module):
     """Tokens to hidden states, and hidden states to logits. Built abstractly by ``bind``; its own initialisation is for tiny test
-    models."""
+    models.
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
-        self.config = config
+    Attributes:
+        config: the sizes of what this device has.
+        split: how the model is dealt to devices; None where one has all of it.
+        vocabulary: what to ask about logits, of which this device has some.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any, split: Split | None = None):
+        self.split, self.vocabulary = split, Vocabulary(config.vocab_size, split.size if split else 1)
+        self.config = config = split.local(config) if split else config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.layers = nnx.vmap(lambda rngs: Block(config, rngs, dtype))(rngs.split(config.num_layers))
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
@@ -73,7 +85,7 @@ class Decoder(nnx.Module):
             step, XLA:CPU may copy all of it for every layer.
         """
         with jax.named_scope("embed"):
-            x = self.embed(tokens_BxT)
+            x = self.vocabulary.look_up(self.embed, tokens_BxT)
         rotation = rotary(self.config, positions_BxT)
         mask = mask_BxTxT
         if lead is not None:
@@ -92,30 +104,37 @@ class Decoder(nnx.Module):
                 parts = [(own, mask)]
                 if prefix is not None:
                     parts.append((shared, prefix.valid[None, None]))
-                x = x + block.attention.attend(q, parts, past, number)
+                x = x + self._summed(block.attention.attend(q, parts, past, number), self.split and self.split.attention)
             with jax.named_scope("mlp"):
-                x = x + block.mlp(block.mlp_norm(x))
+                x = x + self._summed(block.mlp(block.mlp_norm(x)), self.split and self.split.mlp)
             return x, KVCache(k, v)
 
         shared = prefix.cache if prefix is not None else None
         x, new = jax.lax.scan(layer, x, (stacked, shared, jnp.arange(self.config.num_layers)))
         return self.norm(x), new
 
+    @staticmethod
+    def _summed(x: jax.Array, dealt: bool | None) -> jax.Array:
+        """The sum of what the devices have, where the matrix that made ``x`` is dealt to them by rows."""
+        return jax.lax.psum(x, MODEL) if dealt else x
+
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Next-token logits of hidden states (..., D): float32 (..., V)."""
+        """Next-token logits of hidden states (..., D): float32 (..., V), of this device's tokens; ``vocabulary`` knows how to use them."""
         with jax.named_scope("head"):
             if self.config.tied_head:
                 return jnp.einsum("...d,vd->...v", hidden, self.embed.embedding[...], preferred_element_type=jnp.float32)
             return jnp.einsum("...d,dv->...v", hidden, self.head.kernel[...], preferred_element_type=jnp.float32)
 
     def logits_at(self, hidden_QxD: jax.Array, ids_QxC: jax.Array) -> jax.Array:
-        """Logits of C chosen tokens per hidden state, without the rest of the vocabulary: float32 (Q, C)."""
+        """Logits of C chosen tokens per hidden state, without the rest of the vocabulary: float32 (Q, C), the same on every device."""
         with jax.named_scope("head"):
+            ids, here = self.vocabulary.own(ids_QxC) if self.split else (ids_QxC, None)
             if self.config.tied_head:
-                rows = jnp.take(self.embed.embedding[...], ids_QxC, axis=0)
+                rows = jnp.take(self.embed.embedding[...], ids, axis=0)
             else:
-                rows = jnp.moveaxis(jnp.take(self.head.kernel[...], ids_QxC, axis=1), 0, -1)
-            return jnp.einsum("qd,qcd->qc", hidden_QxD, rows, preferred_element_type=jnp.float32)
+                rows = jnp.moveaxis(jnp.take(self.head.kernel[...], ids, axis=1), 0, -1)
+            values = jnp.einsum("qd,qcd->qc", hidden_QxD, rows, preferred_element_type=jnp.float32)
+            return values if here is None else jax.lax.psum(jnp.where(here, values, 0.0), MODEL)
 
 
 def _after_lead(heads_BxKxTxE: jax.Array, count: int) -> jax.Array:
@@ -124,13 +143,16 @@ def _after_lead(heads_BxKxTxE: jax.Array, count: int) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(lead, (len(heads_BxKxTxE), *lead.shape[1:])), heads_BxKxTxE], axis=2)
 
 
-def bind(config: DecoderConfig, params: Any) -> Decoder:
+def bind(config: DecoderConfig, params: Any, split: Split | None = None) -> Decoder:
     """The module over a nested dict of parameters (arrays or tracers), shaped as ``param_shapes(config)``. Nothing is copied.
+
+    With ``split``, ``config`` is still that of the whole model, the parameters are one device's (``split.cuts``), and the module runs
+    inside ``shard_map`` over the "model" axis.
 
     Raises:
         ValueError: a missing, superfluous or mis-shaped parameter, named.
     """
-    expected = param_shapes(config)
+    expected = param_shapes(split.local(config) if split else config)
     got = {
         jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
@@ -140,7 +162,7 @@ def bind(config: DecoderConfig, params: Any) -> Decoder:
             raise ValueError(f"parameter {path}: shape {got.get(path)} where the model needs {expected.get(path)}")
     # Activations have the type of the weights; norms, rotary angles, attention weights and logits are float32 inside.
     dtype = params["embed"]["embedding"].dtype
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype, split)))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
 

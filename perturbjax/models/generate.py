@@ -11,7 +11,6 @@ Axis letters as in ``decoder``; W is the longest reply, in tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 
 from perturbjax.models.attention import KVCache, Past, Prefix, cache_block, causal_mask
 from perturbjax.models.decoder import Decoder
+from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.noise import KEY_IMPL
 
 NO_TOKEN = -1
@@ -101,10 +101,10 @@ def generate(
     def advance(state: _State, hidden: jax.Array, cache: KVCache) -> _State:
         """The next token of each row, from the hidden states (b, D) of its last."""
         logits = decoder.logits(hidden)
-        token = _choose(logits, state.step, state.row_ids, key_data, temperature)
+        token = _choose(decoder.vocabulary, logits, state.step, state.row_ids, key_data, temperature)
         replies = state.replies
         # A sum is finite only if all its terms are; one pass, where a test of each term takes several.
-        finite = jnp.isfinite(logits.sum(axis=-1)) | state.stopped
+        finite = jnp.isfinite(decoder.vocabulary.total(logits)) | state.stopped
         replies = replies._replace(
             tokens=replies.tokens.at[state.row, state.step].set(jnp.where(state.stopped, NO_TOKEN, token)),
             finite=replies.finite.at[state.row].min(finite),
@@ -191,25 +191,17 @@ def _prefill(
 
 
 def _choose(
-    logits_bxV: jax.Array, step: jax.Array, row_ids_b: jax.Array, key_data: jax.Array | None, temperature: jax.Array | float
+    vocabulary: Vocabulary,
+    logits_bxV: jax.Array,
+    step: jax.Array,
+    row_ids_b: jax.Array,
+    key_data: jax.Array | None,
+    temperature: jax.Array | float,
 ) -> jax.Array:
     """The next token of each row: the likeliest, or with a key a draw that depends on key, step and row number alone. int32 (b,)."""
     with jax.named_scope("sample"):
         if key_data is None:
-            return _argmax(logits_bxV)
+            return vocabulary.argmax(logits_bxV)
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_b)
-        return jax.vmap(jax.random.categorical)(keys, logits_bxV / temperature).astype(jnp.int32)
-
-
-def _argmax(logits_BxV: jax.Array) -> jax.Array:
-    """The first highest logit of each row, int32 (B,): its block first, then its place there.
-
-    XLA:CPU vectorises maxima, but not a reduction of (value, index) pairs, which is what an argmax over the whole vocabulary is.
-    """
-    b, vocabulary = logits_BxV.shape
-    width = math.gcd(vocabulary, 512)
-    blocks = logits_BxV.reshape(b, -1, width)
-    first = jnp.argmax(blocks.max(axis=-1), axis=-1)
-    inside = jnp.take_along_axis(blocks, first[:, None, None], axis=1)[:, 0]
-    return (first * width + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
+        return vocabulary.draw(keys, logits_bxV / temperature)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from perturbjax import _compat, sharding
 from perturbjax.lazy import lazily, lazy
@@ -29,7 +29,8 @@ class ChunkProgram:
 
     Args:
         fn: the function of one candidate; returns a pytree of arrays. Its ``params`` are already perturbed.
-        params: the base; put on the mesh once and never written.
+        params: the base; put on the mesh once and never written. A ``Spread`` is there already, and may be dealt over "model"; then ``fn``
+            gets one device's blocks and sums over the axis itself. Any other tree is put on every device.
         noise: what perturbs; None leaves the base as it is (the plain model, for reference timings and sampling).
         mesh: candidates are split over its "candidate" axis.
         capacity: candidates of one call; rounded up to a multiple of devices times ``in_flight``.
@@ -40,7 +41,7 @@ class ChunkProgram:
     def __init__(
         self,
         fn: Callable[..., Any],
-        params: Any,
+        params: Any | sharding.Spread,
         noise: Noise | None,
         mesh: Mesh,
         capacity: int,
@@ -56,24 +57,29 @@ class ChunkProgram:
         self.capacity = -(-capacity // step) * step
         self.mesh, self.in_flight, self.noise, self.strategy = mesh, in_flight, noise, strategy
         self.traces = 0
-        for rule in coverage(params, noise).unused_rules if noise else ():
+        self._spread = params if isinstance(params, sharding.Spread) else sharding.spread(params, mesh)
+        for rule in coverage(self._spread.whole(), noise).unused_rules if noise else ():
             _log.warning("noise rule %r matches no parameter", rule.pattern)
         self._fn = fn
-        self._params = sharding.put_replicated(params, mesh)
-        # Scales are taken from the whole base before it is spread, so that a leaf's RMS cannot depend on the mesh.
-        self._scales = sharding.put_replicated(scales(params, noise) if noise else {}, mesh)
+        # Scales are those of whole leaves, so they cannot depend on the mesh.
+        found = scales(self._spread.whole(), noise, lambda path, _: self._spread.mean_square(path, mesh)) if noise else {}
+        self._scales = sharding.put_replicated(found, mesh)
         over, same = sharding.OVER_CANDIDATES, sharding.REPLICATED
-        mapped = jax.shard_map(self._local, mesh=mesh, in_specs=(same, same, over, over, same), out_specs=over, check_vma=False)
+        specs = (self._spread.specs(), same, over, over, same)
+        mapped = jax.shard_map(self._local, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
+        # The one collective over "candidate": every process gets all results, after the last candidate.
+        gathered = NamedSharding(mesh, same) if sharding.spans_processes(mesh) else None
         platform = mesh.devices.flat[0].platform
-        self._program = jax.jit(mapped, compiler_options=_compat.compiler_options(platform))
+        self._program = jax.jit(mapped, out_shardings=gathered, compiler_options=_compat.compiler_options(platform))
 
     def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any, real: jax.Array) -> Any:
-        fn, theta = self._fn, params
+        fn, theta, places = self._fn, params, self._spread.places()
         if self.noise is not None and self.strategy == "copy":
             with jax.named_scope("noise"):
-                theta = perturb(params, candidate, self.noise, leaf_scales)
+                theta = perturb(params, candidate, self.noise, leaf_scales, places)
         elif self.noise is not None:
-            fn, theta = lazily(fn), lazy(params, candidate, self.noise, leaf_scales, factored=self.strategy == "low_rank")
+            fn = lazily(fn)
+            theta = lazy(params, candidate, self.noise, leaf_scales, factored=self.strategy == "low_rank", places=places)
         # A branch that is always taken, which XLA cannot know, keeps the function in a computation of its own, apart from the noise made so
         # far. Side by side, XLA:CPU pulls noise into its consumers and repeats it there, or into a library call for a following matmul and
         # makes a dozen passes over arrays of the weights' size of it.
@@ -111,11 +117,11 @@ class ChunkProgram:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def _chunk(self, candidates: Candidate, data: Any) -> Any:
-        counts, padded, place = self._spread(candidates)
-        results = self._program(self._params, self._scales, counts, padded, data)
+        counts, padded, place = self._deal(candidates)
+        results = self._program(self._spread.arrays, self._scales, counts, padded, data)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[place], results)
 
-    def _spread(self, candidates: Candidate) -> tuple[jax.Array, Candidate, np.ndarray]:
+    def _deal(self, candidates: Candidate) -> tuple[jax.Array, Candidate, np.ndarray]:
         """How many candidates each device gets, the candidates in its slots, and which slot each of them is in."""
         devices = self.mesh.shape[sharding.CANDIDATE]
         slots = np.arange(self.capacity).reshape(devices, -1)
@@ -133,8 +139,8 @@ class ChunkProgram:
 
     def lower(self, data: Any) -> Any:
         """The lowered program, for ``compile().memory_analysis()`` and the like. What this compiles, a call need not compile again."""
-        counts, padded, _ = self._spread(Candidate.base(self.capacity))
-        return self._program.lower(self._params, self._scales, counts, padded, data)
+        counts, padded, _ = self._deal(Candidate.base(self.capacity))
+        return self._program.lower(self._spread.arrays, self._scales, counts, padded, data)
 
 
 def score_population(

@@ -81,7 +81,7 @@ class Engine:
         model: the base; its params are put on the mesh once and never written.
         task: what is asked and how it is judged.
         noise: what perturbs.
-        mesh: all devices along "candidate" by default.
+        mesh: all devices along "candidate" by default; the model is dealt to those along "model" (``sharding.split_model``).
         chunk: candidates of one compiled call (rounded up to fill the mesh).
         in_flight: perturbed copies of the weights that exist at a time on each device.
         max_new_tokens: generation budget; the task's own by default.
@@ -103,7 +103,8 @@ class Engine:
         self.mesh = mesh or sharding.make_mesh()
         self.in_flight, self.strategy = in_flight, strategy
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
-        self.params = sharding.put_replicated(model.params, self.mesh)
+        self.split = sharding.split_model(model.config, self.mesh.shape[sharding.MODEL])
+        self.spread = sharding.spread(model.params, self.mesh, self.split.cuts(model.config) if self.split else None)
         self._requested = chunk
         self._programs: dict[tuple[str, str | None, bool], ChunkProgram] = {}
         width = self.mesh.shape[sharding.CANDIDATE] * in_flight
@@ -149,11 +150,10 @@ class Engine:
         """What was asked for, or the cost model's choice. ``whole_head``: all logits are needed, not those of a few ids."""
         if self.strategy != "auto":
             return self.strategy
-        sizes = {path: leaf.size for path, leaf in leaf_paths(self.params).items() if self.noise.scale_of(path)}
+        sizes = {path: leaf.size for path, leaf in leaf_paths(self.spread.arrays).items() if self.noise.scale_of(path)}
         looked_up = sizes.get(EMBEDDING, 0) if not (whole_head and self.model.config.tied_head) else 0
         in_dots = 1 - looked_up / max(1, sum(sizes.values()))
-        copy_bytes = self.in_flight * sum(leaf.nbytes for leaf in leaf_paths(self.params).values())
-        work = Work(tokens, passes * in_dots, copies, copy_bytes)
+        work = Work(tokens, passes * in_dots, copies, self.in_flight * self.spread.device_bytes)
         chosen = choose(work, self.noise, _compat.free_bytes(self.mesh.devices.flat[0]))
         _log.info("strategy %s for %s", chosen, work)
         return chosen
@@ -260,12 +260,12 @@ class Engine:
         name = "generate" if isinstance(layout, GenerationBatch) else "single" if single else "normalised"
         if (name, strategy, sample) not in self._programs:
             if isinstance(layout, GenerationBatch):
-                fn = generate_replies(self.model.config, self.max_new_tokens, self.model.tokenizer.stop_ids, sample)
+                fn = generate_replies(self.model.config, self.max_new_tokens, self.model.tokenizer.stop_ids, sample, self.split)
             else:
-                fn = choice_values(self.model.config, single)
+                fn = choice_values(self.model.config, single, self.split)
             noise = None if strategy is None else self.noise
             self._programs[name, strategy, sample] = ChunkProgram(
-                fn, self.params, noise, self.mesh, self._requested, self.in_flight, strategy or "copy"
+                fn, self.spread, noise, self.mesh, self._requested, self.in_flight, strategy or "copy"
             )
         return self._programs[name, strategy, sample]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import bind
 from perturbjax.scoring.packing import PROMPT, SHARED
+from perturbjax.sharding import Split
 
 
 def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
@@ -22,14 +23,15 @@ def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
     return (same_example & open_branch | shared) & (order[None, :] <= order[:, None])[None]
 
 
-def choice_values(config: DecoderConfig, single: bool):
+def choice_values(config: DecoderConfig, single: bool, split: Split | None = None):
     """The function of one candidate that ``ChunkProgram`` runs on a ``PackedBatch``: float32 (S, Q, C).
 
-    With ``single``, logits of the C ids at each query; else log-probabilities over the vocabulary.
+    With ``single``, logits of the C ids at each query; else log-probabilities over the vocabulary. ``split``: how the model is dealt to
+    the devices of "model".
     """
 
     def fn(params: Any, _, data: dict[str, jax.Array]) -> jax.Array:
-        decoder = bind(config, params)
+        decoder = bind(config, params, split)
         rows = jnp.arange(data["tokens"].shape[1])
         # The first row holds the prefix itself and sees it through its own mask.
         lead = (rows > 0)[:, None] & data["lead"][None]
@@ -43,7 +45,7 @@ def choice_values(config: DecoderConfig, single: bool):
             hidden = hidden.reshape(-1, hidden.shape[-1])[query]
             values = decoder.logits_at(hidden, ids)
             if not single:
-                values = values - jax.nn.logsumexp(decoder.logits(hidden), axis=-1, keepdims=True)
+                values = values - decoder.vocabulary.logsumexp(decoder.logits(hidden))
             return jax.lax.dynamic_update_index_in_dim(results, values, index, 0)
 
         return jax.lax.fori_loop(0, data["count"], slot, jnp.zeros(data["ids"].shape, jnp.float32))

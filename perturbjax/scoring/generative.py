@@ -13,6 +13,7 @@ from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import bind, run_prefix
 from perturbjax.models.generate import ROW_SIZES, Replies, generate, no_replies
 from perturbjax.scoring.packing import PREFIX_BUCKETS, bucket
+from perturbjax.sharding import Split
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 SLOT_CAPACITY = 8
@@ -73,14 +74,15 @@ def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> Ge
     )
 
 
-def generate_replies(config: DecoderConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool):
+def generate_replies(config: DecoderConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool, split: Split | None = None):
     """The function of one candidate that ``ChunkProgram`` runs on a ``GenerationBatch``: ``Replies`` with leading S.
 
-    With ``sample``, tokens are drawn with the candidate's key (of the plain model: noise and samples never share one).
+    With ``sample``, tokens are drawn with the candidate's key (of the plain model: noise and samples never share one). ``split``: how the
+    model is dealt to the devices of "model".
     """
 
     def fn(params: Any, candidate: Any, data: dict[str, jax.Array]) -> Replies:
-        decoder = bind(config, params)
+        decoder = bind(config, params, split)
         prefix = run_prefix(decoder, data["prefix"], data["prefix_length"]) if data["prefix"].shape[1] else None
 
         def slot(index: jax.Array, results: Replies) -> Replies:
