@@ -13,6 +13,7 @@ noise needs no communication where every device knows which block of a leaf it h
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,9 +53,17 @@ def spans_processes(mesh: Mesh) -> bool:
     return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
+def is_abstract(tree: Any) -> bool:
+    """Whether a pytree holds shapes and no values."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
 def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """Lays a pytree, of which every process has the whole, on the mesh."""
+    """Lays a pytree, of which every process has the whole, on the mesh. Shapes (``ShapeDtypeStruct``) stay shapes: a program can be
+    compiled for a mesh of devices that are not there."""
     sharding = NamedSharding(mesh, spec)
+    if is_abstract(tree):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
     if not spans_processes(mesh):
         return jax.device_put(tree, sharding)
 
@@ -228,7 +237,8 @@ class Spread:
     def device_bytes(self) -> int:
         """Bytes of the parameters on one device."""
         paths = leaf_paths(self.arrays)
-        return sum(leaf.nbytes // (len(self.cuts[path].starts) if path in self.cuts else 1) for path, leaf in paths.items())
+        devices = {path: len(cut.starts) for path, cut in self.cuts.items()}
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize // devices.get(path, 1) for path, leaf in paths.items())
 
 
 def spread(params: Any, mesh: Mesh, cuts: Mapping[str, Cut] | None = None) -> Spread:
@@ -236,16 +246,17 @@ def spread(params: Any, mesh: Mesh, cuts: Mapping[str, Cut] | None = None) -> Sp
     and no device holds more than its block at any time.
 
     Args:
-        params: a tree of arrays, or of anything with a shape and a dtype that gives numpy arrays when it is sliced.
+        params: a tree of arrays, or of anything with a shape and a dtype that gives numpy arrays when it is sliced, or of shapes alone.
     """
     cuts = dict(cuts or {})
 
     def one(path: str, leaf: Any) -> Any:
         if (cut := cuts.get(path)) is None:
             return put_replicated(leaf, mesh)
-        return jax.make_array_from_callback(
-            cut.dealt(leaf.shape), NamedSharding(mesh, cut.spec), _once_each(lambda index: cut.block(leaf, index)), dtype=leaf.dtype
-        )
+        shape, sharding = cut.dealt(leaf.shape), NamedSharding(mesh, cut.spec)
+        if is_abstract(leaf):
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+        return jax.make_array_from_callback(shape, sharding, _once_each(lambda index: cut.block(leaf, index)), dtype=leaf.dtype)
 
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in leaf_paths(params).items()}
     return Spread(_by_path(one, params), shapes, cuts)

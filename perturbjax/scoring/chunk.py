@@ -62,8 +62,7 @@ class ChunkProgram:
             _log.warning("noise rule %r matches no parameter", rule.pattern)
         self._fn = fn
         # Scales are those of whole leaves, so they cannot depend on the mesh.
-        found = scales(self._spread.whole(), noise, lambda path, _: self._spread.mean_square(path, mesh)) if noise else {}
-        self._scales = sharding.put_replicated(found, mesh)
+        self._scales = sharding.put_replicated(self._scales_of_leaves(), mesh)
         over, same = sharding.OVER_CANDIDATES, sharding.REPLICATED
         specs = (self._spread.specs(), same, over, over, same)
         mapped = jax.shard_map(self._local, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
@@ -71,6 +70,14 @@ class ChunkProgram:
         gathered = NamedSharding(mesh, same) if sharding.spans_processes(mesh) else None
         platform = mesh.devices.flat[0].platform
         self._program = jax.jit(mapped, out_shardings=gathered, compiler_options=_compat.compiler_options(platform))
+
+    def _scales_of_leaves(self) -> dict[str, Any]:
+        if self.noise is None:
+            return {}
+        noise, whole = self.noise, self._spread.whole()
+        if sharding.is_abstract(self._spread.arrays):
+            return jax.eval_shape(lambda: scales(whole, noise, lambda *_: jnp.float32(1)))
+        return scales(whole, noise, lambda path, _: self._spread.mean_square(path, self.mesh))
 
     def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any, real: jax.Array) -> Any:
         fn, theta, places = self._fn, params, self._spread.places()
@@ -138,8 +145,15 @@ class ChunkProgram:
         return counts, padded, place
 
     def lower(self, data: Any) -> Any:
-        """The lowered program, for ``compile().memory_analysis()`` and the like. What this compiles, a call need not compile again."""
-        counts, padded, _ = self._deal(Candidate.base(self.capacity))
+        """The lowered program, for ``compile().memory_analysis()`` and the like. What this compiles, a call need not compile again.
+        With parameters and data that are only shapes, for devices that are not there."""
+        if sharding.is_abstract(self._spread.arrays):
+            devices, several = self.mesh.shape[sharding.CANDIDATE], jax.eval_shape(lambda: Candidate.base(self.capacity))
+            counts, padded = sharding.put_over_candidates((jax.ShapeDtypeStruct((devices,), jnp.int32), several), self.mesh)
+            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), data)
+            data = sharding.put_replicated(shapes, self.mesh)
+        else:
+            counts, padded, _ = self._deal(Candidate.base(self.capacity))
         return self._program.lower(self._spread.arrays, self._scales, counts, padded, data)
 
 

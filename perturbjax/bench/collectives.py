@@ -1,0 +1,105 @@
+"""Which collectives a compiled program holds: read from its HLO text, by kind, mesh axis, size and how often they run."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+_OP = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"\b(?:[a-z]+(\d+)[a-z0-9]*|pred)\[([\d,]*)\]")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
+_PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)|branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        axis: the mesh axis whose devices talk to each other, "candidate" or "model", or "both".
+        nbytes: of its result on one device.
+        loops: how many loops it lies in.
+        times: how often it runs in one turn of the loops whose length is data (candidates, slots, decoding steps).
+    """
+
+    kind: str
+    axis: str
+    nbytes: int
+    loops: int
+    times: int
+
+
+def read_collectives(text: str, model: int) -> list[Collective]:
+    """The collectives of a compiled module's text, on a (candidate, model) mesh with ``model`` neighbours to a candidate."""
+    computations, entry = _computations(text)
+    callers = _callers(computations)
+
+    def reached(name: str) -> list[tuple[int, int]]:
+        """(loops, times) of each way from the entry to a computation."""
+        if name == entry:
+            return [(0, 1)]
+        return [(loops + loop, times * n) for caller, loop, n in callers[name] for loops, times in reached(caller)]
+
+    found = []
+    for name, lines in computations.items():
+        for line in lines:
+            if (match := _OP.search(line)) is None:
+                continue
+            sizes = [
+                int(bits or 8) * int(np.prod([int(n) for n in dims.split(",") if n])) // 8 for bits, dims in _ARRAY.findall(match["type"])
+            ]
+            # What an asynchronous gather starts with is (operand, result).
+            nbytes = sizes[-1] if match["start"] and match["kind"] != "all-reduce" else sum(sizes)
+            for loops, times in reached(name):
+                found.append(Collective(match["kind"], _axis(line, model), nbytes, loops, times))
+    return found
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    computations: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+        if header:
+            current = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            current.append(line)
+    return computations, entry
+
+
+def _callers(computations: dict[str, list[str]]) -> dict[str, list[tuple[str, int, int]]]:
+    """Computation -> (who calls it, whether as a loop, how often where that is known)."""
+    callers = defaultdict(list)
+    for name, lines in computations.items():
+        for line in lines:
+            loop = " while(" in line
+            trips = int(match[1]) if loop and (match := _TRIPS.search(line)) else 1
+            for one, several in _CALLED.findall(line):
+                for called in [one] if one else re.findall(r"[\w.-]+", several):
+                    if called in computations:
+                        callers[called].append((name, int(loop), trips))
+    return callers
+
+
+def _axis(line: str, model: int) -> str:
+    if match := _IOTA.search(line):
+        groups, dims, order = ([int(n) for n in part.split(",")] if part else None for part in match.groups())
+        assert groups and dims
+        rows = np.arange(np.prod(dims)).reshape(dims).transpose(order or range(len(dims))).reshape(groups).tolist()
+    else:
+        match = _LISTED.search(line) or _PAIRS.search(line)
+        rows = [[int(n) for n in group.split(",") if n] for group in re.findall(r"\{([\d,]*)\}", match[1])] if match else []
+    same_candidate = all(len({device // model for device in row}) == 1 for row in rows)
+    same_place = all(len({device % model for device in row}) == 1 for row in rows)
+    return "model" if rows and same_candidate else "candidate" if rows and same_place else "both"
