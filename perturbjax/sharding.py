@@ -252,7 +252,8 @@ def spread(params: Any, mesh: Mesh, cuts: Mapping[str, Cut] | None = None) -> Sp
 
     def one(path: str, leaf: Any) -> Any:
         if (cut := cuts.get(path)) is None:
-            return put_replicated(leaf, mesh)
+            stored = hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array)
+            return put_replicated(np.asarray(leaf) if stored else leaf, mesh)
         shape, sharding = cut.dealt(leaf.shape), NamedSharding(mesh, cut.spec)
         if is_abstract(leaf):
             return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)

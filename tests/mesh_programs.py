@@ -34,11 +34,12 @@ def mesh_of(name):
     return make_mesh(jax.devices()[:devices], model)
 
 
-def compare(model, task, mesh, noise, strategy, in_flight=1):
-    """Whether a mesh and one device agree, and how far log-probabilities are apart."""
+def compare(name, task, mesh, noise, strategy):
+    """Whether a mesh, to which the weights come straight from their file, and one device agree, and how far log-probabilities are apart."""
     outputs = []
-    for where in (make_mesh(jax.devices()[:1]), mesh):
-        engine = Engine(model, task, noise, where, chunk=UNEVEN, in_flight=in_flight, strategy=strategy)
+    for where, stored in ((make_mesh(jax.devices()[:1]), False), (mesh, True)):
+        model = load_model(str(FIXTURES / name), stored=stored)
+        engine = Engine(model, task, noise, where, chunk=UNEVEN, strategy=strategy)
         outputs.append(engine.run(POPULATION[:UNEVEN].candidates(), engine.prepare(task.examples(), TEMPLATE)))
     one, other = outputs
     same = one.answers == other.answers and np.array_equal(one.scores, other.scores) and np.array_equal(one.tokens, other.tokens)
@@ -52,16 +53,16 @@ def compare(model, task, mesh, noise, strategy, in_flight=1):
 
 def forced():
     for name, mesh, choices, noise, strategy in FORCED:
-        good, apart = compare(load_model(str(FIXTURES / name)), Toy("choice", choices), mesh_of(mesh), noise, strategy)
+        good, apart = compare(name, Toy("choice", choices), mesh_of(mesh), noise, strategy)
         yield good, f"{name} {mesh} {noise.distribution} {noise.rank} {noise.scale} {strategy}", apart
 
 
 def generated():
     for name, mesh, noise, strategy in GENERATED:
-        model, task = load_model(str(FIXTURES / name)), Toy("generation")
-        good, _ = compare(model, task, mesh_of(mesh), noise, strategy)
+        good, _ = compare(name, Toy("generation"), mesh_of(mesh), noise, strategy)
         yield good, f"{name} {mesh} greedy {noise.distribution} {noise.rank} {strategy}", 0.0
-    draws = [Engine(model, task, noise, where, chunk=2) for where in (make_mesh(jax.devices()[:1]), mesh_of("1x5"))]
+    model, task = load_model(str(FIXTURES / "tiny_qwen2")), Toy("generation")
+    draws = [Engine(model, task, Noise(), where, chunk=2) for where in (make_mesh(jax.devices()[:1]), mesh_of("1x5"))]
     one, other = (engine.sample(engine.prepare(task.examples(), TEMPLATE), 2, 1.0, 3).answers for engine in draws)
     yield one == other and one[0] != one[1], "tiny_qwen2 1x5 sampled", 0.0
 

@@ -14,7 +14,7 @@ from perturbjax.models.chat_template import one_line
 from perturbjax.models.config import SUPPORTED_ARCHITECTURES, DecoderConfig
 from perturbjax.models.hf_config import hf_config
 from perturbjax.models.model import Model
-from perturbjax.models.params import LAYERS, assemble
+from perturbjax.models.params import LAYERS, assemble, defer
 from perturbjax.models.tokenizer_sources import tokenizer_from_gguf
 
 # Path in the parameter tree -> tensor name; {} is the layer.
@@ -41,7 +41,7 @@ _ROPE_FREQS = "rope_freqs.weight"
 _FINE_BITS, _FINE_LIMIT, _COARSE_LIMIT = 8.0, 0.02, 0.5
 
 
-def load_gguf(path: Path, dtype: str, where: str, name: str | None = None) -> Model:
+def load_gguf(path: Path, dtype: str, where: str, name: str | None = None, stored: bool = False) -> Model:
     """Reads a GGUF file of the llama or qwen2 architecture.
 
     Args:
@@ -49,6 +49,7 @@ def load_gguf(path: Path, dtype: str, where: str, name: str | None = None) -> Mo
         dtype: ``float32`` or ``bfloat16``, what the parameters are kept in.
         where: names the file in errors, e.g. ``--model x.gguf``.
         name: the model's name; the file's own, without ending, when None.
+        stored: leave the parameters in the file (``StoredLeaf``); a part is then read by dequantising its whole tensor on the host.
 
     Raises:
         InputError: not a GGUF file, cut off, missing tensors, or something the decoder does not implement.
@@ -69,7 +70,7 @@ def load_gguf(path: Path, dtype: str, where: str, name: str | None = None) -> Mo
         return tensor.T if param.endswith("kernel") else tensor
 
     try:
-        params = assemble(config, dtype, read)
+        params = defer(config, dtype, lambda param, layer, index: read(param, layer)[index]) if stored else assemble(config, dtype, read)
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(where) else f"{where}: {message}") from error

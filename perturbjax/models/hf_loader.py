@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -13,7 +13,7 @@ from perturbjax.models.chat_template import one_line
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.hf_config import decoder_config
 from perturbjax.models.model import Model
-from perturbjax.models.params import LAYERS, assemble
+from perturbjax.models.params import LAYERS, ReadPart, assemble, defer
 from perturbjax.models.tokenizer_sources import read_json, tokenizer_from_directory
 
 HF_NAMES = {
@@ -41,7 +41,14 @@ _FLOATS = ("BF16", "F16", "F32", "F64")
 _RECOMPUTED = ".rotary_emb.inv_freq"
 
 
-def load_directory(directory: Path, dtype: str, where: str, name: str | None = None) -> Model:
+class _Open(NamedTuple):
+    """A safetensors file by name, and its handle."""
+
+    file: str
+    handle: Any
+
+
+def load_directory(directory: Path, dtype: str, where: str, name: str | None = None, stored: bool = False) -> Model:
     """Reads a directory as transformers' ``save_pretrained`` writes it.
 
     Args:
@@ -49,6 +56,7 @@ def load_directory(directory: Path, dtype: str, where: str, name: str | None = N
         dtype: ``float32`` or ``bfloat16``, what the parameters are kept in.
         where: names the directory in errors, e.g. ``--model DIR``.
         name: the model's name; the directory's own when None.
+        stored: leave the parameters in their files (``StoredLeaf``); what is read of them later is all that is read.
 
     Raises:
         InputError: a missing, cut-off or damaged file, missing or mis-shaped tensors, or an unsupported architecture or option.
@@ -56,8 +64,8 @@ def load_directory(directory: Path, dtype: str, where: str, name: str | None = N
     raw = read_json(directory / "config.json", where)
     config = decoder_config(raw, f"{where}: config.json")
     with _tensors(directory, where) as tensors:
-        params = _params(config, tensors, dtype, where)
-        kinds = sorted({tensors[tensor].get_slice(tensor).get_dtype() for tensor in tensors})
+        params = _params(config, tensors, dtype, where, directory if stored else None)
+        kinds = sorted({tensors[tensor].handle.get_slice(tensor).get_dtype() for tensor in tensors})
     tokenizer = tokenizer_from_directory(directory, raw, where)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"{where}: tokenizer.json has {tokenizer.vocab_size} tokens but the embedding {config.vocab_size} rows")
@@ -66,7 +74,8 @@ def load_directory(directory: Path, dtype: str, where: str, name: str | None = N
     return Model(name=name, source=source, config=config, params=params, tokenizer=tokenizer, hf_config=raw)
 
 
-def _params(config: DecoderConfig, tensors: Mapping[str, Any], dtype: str, where: str) -> dict[str, Any]:
+def _params(config: DecoderConfig, tensors: Mapping[str, _Open], dtype: str, where: str, stored: Path | None) -> dict[str, Any]:
+    """All of them, read from the open files; with ``stored``, the directory, checked by their headers and left there."""
     if config.num_layers > len(tensors):
         raise InputError(f"{where}: config.json asks for {config.num_layers} layers but there are only {len(tensors)} tensors")
     expected = {
@@ -83,22 +92,47 @@ def _params(config: DecoderConfig, tensors: Mapping[str, Any], dtype: str, where
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise InputError(f"{where}: tensors {', '.join(names[:3])}{more} are {what}")
 
+    for name, path in expected.items():
+        header = tensors[name].handle.get_slice(name)
+        if (kind := header.get_dtype()) not in _FLOATS:
+            raise InputError(f"{where}: tensor {name} is {kind}; supported are {', '.join(_FLOATS)}")
+        if stored is not None and tuple(header.get_shape()) != (wanted := _file_shape(config, path)):
+            raise InputError(f"{where}: tensor {name} has shape {tuple(header.get_shape())} where the configuration asks for {wanted}")
+
     def read(path: str, layer: int | None) -> np.ndarray:
         name = HF_NAMES[path].format(layer)
-        kind = tensors[name].get_slice(name).get_dtype()
-        if kind not in _FLOATS:
-            raise InputError(f"tensor {name} is {kind}; supported are {', '.join(_FLOATS)}")
-        tensor = tensors[name].get_tensor(name)
+        tensor = tensors[name].handle.get_tensor(name)
         return tensor.T if path.endswith("kernel") else tensor
 
+    if stored is not None:
+        return defer(config, dtype, _reader_of_parts(stored, {name: tensors[name].file for name in expected}))
     try:
         return assemble(config, dtype, read)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
+def _file_shape(config: DecoderConfig, path: str) -> tuple[int, ...]:
+    shape = param_shapes(config)[path]
+    shape = shape[1:] if path.startswith(LAYERS) else shape
+    return shape[::-1] if path.endswith("kernel") else shape
+
+
+def _reader_of_parts(directory: Path, files: Mapping[str, str]) -> ReadPart:
+    def read(path: str, layer: int | None, index: tuple[slice, ...]) -> np.ndarray:
+        name = HF_NAMES[path].format(layer)
+        try:
+            with safe_open(directory / files[name], framework="numpy") as file:
+                part = file.get_slice(name)[index[::-1] if path.endswith("kernel") else index]
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{directory / files[name]}: tensor {name} cannot be read any more ({one_line(error)})") from error
+        return part.T if path.endswith("kernel") else part
+
+    return read
+
+
 @contextmanager
-def _tensors(directory: Path, where: str) -> Iterator[dict[str, Any]]:
+def _tensors(directory: Path, where: str) -> Iterator[dict[str, _Open]]:
     """Tensor name -> the open file that holds it."""
     if (directory / SINGLE).is_file():
         files = [SINGLE]
@@ -114,7 +148,7 @@ def _tensors(directory: Path, where: str) -> Iterator[dict[str, Any]]:
         pickled = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
         reason = f"; {pickled[0]} is a pickle, which can run any code and is never read: convert it to safetensors" if pickled else ""
         raise InputError(f"{where}: neither {SINGLE} nor {INDEX} is there{reason}")
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, _Open] = {}
     with ExitStack() as stack:
         for file in files:
             try:
@@ -124,7 +158,7 @@ def _tensors(directory: Path, where: str) -> Iterator[dict[str, Any]]:
                 raise InputError(f"{where}: {file}, which {INDEX} names, is missing") from error
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{where}: {file} is cut off or no safetensors file ({one_line(error)}); download it again") from error
-            tensors |= dict.fromkeys(handle.keys(), handle)
+            tensors |= dict.fromkeys(handle.keys(), _Open(file, handle))
         if weight_map is not None and (absent := sorted(weight_map.keys() - tensors.keys())):
             raise InputError(f"{where}: tensor {absent[0]}, which {INDEX} names, is in none of the shards")
         yield tensors

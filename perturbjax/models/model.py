@@ -23,7 +23,7 @@ class Model:
         name: short name for people.
         source: one line for people: where it came from and how it was quantised. Say it beside any figure.
         config: its shape.
-        params: nested plain dict of numpy arrays, paths and shapes as ``param_shapes(config)``. Read-only by convention.
+        params: nested plain dict of numpy arrays or ``StoredLeaf``, paths and shapes as ``param_shapes(config)``. Read-only by convention.
         tokenizer: text <-> ids and the chat format.
         hf_config: the config.json it came with, or an equivalent one; ``export`` writes it.
     """
@@ -64,12 +64,13 @@ _HUB_FILES = ["config.json", "generation_config.json", "tokenizer*.json", "speci
 _HUB_WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 
 
-def load_model(spec: str, dtype: str = "float32") -> Model:
+def load_model(spec: str, dtype: str = "float32", stored: bool = False) -> Model:
     """Loads a model.
 
     Args:
         spec: a name in ``EMBEDDED``, a ``.gguf`` file, a Hugging Face directory, or a hub id ``organisation/name``; tried in this order.
         dtype: ``float32`` or ``bfloat16``, what the parameters are kept in.
+        stored: leave them in their files until they are put on a mesh (``sharding.spread``), of which each process reads its part alone.
 
     Raises:
         InputError: nothing of that name, or a file that is damaged or not supported; one line that says what to do.
@@ -78,20 +79,20 @@ def load_model(spec: str, dtype: str = "float32") -> Model:
         raise InputError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
     where = f"--model {spec}"
     if spec in EMBEDDED:
-        return _load_file(_embedded_file(EMBEDDED[spec], where), dtype, where, name=spec)
+        return _load_file(_embedded_file(EMBEDDED[spec], where), dtype, where, spec, stored)
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return _load_directory(path, dtype, where)
+        return _load_directory(path, dtype, where, None, stored)
     if path.is_file():
-        return _load_file(path, dtype, where)
+        return _load_file(path, dtype, where, None, stored)
     if _HUB_ID.fullmatch(spec) and path.suffix != ".gguf":
-        return _load_directory(_download(spec, where), dtype, where, name=spec)
+        return _load_directory(_download(spec, where), dtype, where, spec, stored)
     choices = f"{', '.join(EMBEDDED)}, a .gguf file, a Hugging Face directory, or a hub id organisation/name"
     raise InputError(f"{where}: no such file or model; give one of: {choices}")
 
 
 # The loaders need the libraries of an extra, and import ``Model`` from here, so they are imported where they are used.
-def _load_file(path: Path, dtype: str, where: str, name: str | None = None) -> Model:
+def _load_file(path: Path, dtype: str, where: str, name: str | None, stored: bool) -> Model:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise InputError(f"{where}: {path.suffix} files are pickles, which can run any code and are never read; convert to safetensors")
     if path.suffix == ".safetensors":
@@ -100,17 +101,17 @@ def _load_file(path: Path, dtype: str, where: str, name: str | None = None) -> M
         from perturbjax.models.gguf_loader import load_gguf
     except ImportError as error:
         raise InputError(f"{where}: reading GGUF files needs {error.name}; run: {_INSTALL_EXTRA}") from error
-    return load_gguf(path, dtype, where, name)
+    return load_gguf(path, dtype, where, name, stored)
 
 
-def _load_directory(path: Path, dtype: str, where: str, name: str | None = None) -> Model:
+def _load_directory(path: Path, dtype: str, where: str, name: str | None, stored: bool) -> Model:
     if not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
         raise InputError(f"{where}: a directory without config.json; give the GGUF file itself: {files[0]}")
     try:
         from perturbjax.models.hf_loader import load_directory
     except ImportError as error:
         raise InputError(f"{where}: reading Hugging Face models needs {error.name}; run: {_INSTALL_EXTRA}") from error
-    return load_directory(path, dtype, where, name)
+    return load_directory(path, dtype, where, name, stored)
 
 
 def _embedded_file(embedded: _Embedded, where: str) -> Path:

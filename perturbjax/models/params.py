@@ -1,4 +1,4 @@
-"""The parameter tree of a decoder as plain nested dicts of numpy arrays: building it layer by layer, flattening it, checking it."""
+"""The parameter tree of a decoder as plain nested dicts: of numpy arrays, built layer by layer, or of leaves still in their file."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -63,6 +63,53 @@ def assemble(config: DecoderConfig, dtype: str, read: Callable[[str, int | None]
             out = np.array(_checked(read(path, None), shape, path), DTYPES[dtype])
         flat[path] = out
     return nest(flat)
+
+
+ReadPart = Callable[[str, int | None, tuple[slice, ...]], np.ndarray]
+"""(path, layer or None, index) -> that part of that tensor."""
+
+
+class StoredLeaf:
+    """A parameter that is still in its file: it has an array's shape and dtype, and slicing it reads what was asked for and no more.
+
+    Args:
+        path: of the parameter.
+        shape: of the whole parameter, stacked over layers.
+        dtype: a key of ``DTYPES``; values are rounded to it once.
+        read: (path, layer or None, index) -> that part of that tensor, without the L axis, any float dtype.
+    """
+
+    def __init__(self, path: str, shape: tuple[int, ...], dtype: str, read: ReadPart):
+        self.path, self.shape, self.dtype, self._read = path, shape, DTYPES[dtype], read
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The part at ``index``, one slice a dim, read now.
+
+        Raises:
+            InputError: it holds NaN or infinity, or cannot be read.
+        """
+        index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True))
+        out = np.empty([part.stop - part.start for part in index], self.dtype)
+        if not self.path.startswith(LAYERS):
+            out[...] = _checked(self._read(self.path, None, index), out.shape, self.path)
+            return out
+        for place, layer in enumerate(range(index[0].start, index[0].stop)):
+            out[place] = _checked(self._read(self.path, layer, index[1:]), out.shape[1:], f"{self.path} of layer {layer}")
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of it, read now."""
+        whole = self[tuple(slice(0, size) for size in self.shape)]
+        return whole if dtype is None else whole.astype(dtype)
+
+
+def defer(config: DecoderConfig, dtype: str, read: ReadPart) -> dict[str, Any]:
+    """The tree of ``param_shapes(config)`` with every leaf still in its file: what ``assemble`` makes, for those who need only parts."""
+    return nest({path: StoredLeaf(path, shape, dtype, read) for path, shape in param_shapes(config).items()})
 
 
 def _checked(tensor: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
