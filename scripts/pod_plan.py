@@ -43,9 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mesh", default="64x4", help="CANDIDATExMODEL")
     parser.add_argument("--noise", default="rademacher", choices=("gaussian", "rademacher"))
     parser.add_argument("--strategy", default="lazy", choices=("lazy", "copy"))
-    parser.add_argument(
-        "--population", default=6400, type=int, help="N; a second compile with 100 N shows that memory does not depend on it"
-    )
+    parser.add_argument("--chunk", default=100, type=int, help="candidates of a group in one call of the program")
     parser.add_argument("--slot", default="8x512", help="ROWSxTOKENS of one scoring pass")
     parser.add_argument("--slots", default=8, type=int, help="passes that score one candidate")
     parser.add_argument("--replies", default="64x512+512", help="ROWSxPROMPT+NEW of generation")
@@ -167,9 +165,13 @@ def scoring(plan: Plan, chip: Chip) -> None:
     options = plan.options
     rows, tokens = (int(n) for n in options.slot.split("x"))
     print(f"\nSCORING, {options.slots} passes of {rows} rows of {tokens} tokens a candidate")
-    compiled = plan.scoring(rows, tokens, capacity=options.population)
-    memory(compiled, f"population {options.population:,} in one call")
-    memory(plan.scoring(rows, tokens, capacity=100 * options.population), f"population {100 * options.population:,} in one call")
+    groups = plan.mesh.shape["candidate"]
+    chunk = groups * options.chunk
+    compiled = plan.scoring(rows, tokens, capacity=chunk)
+    memory(
+        compiled, f"{chunk:,} candidates a call: N = 6,400 takes {-(-6400 // chunk)}, N = 640,000 takes {-(-640000 // chunk)} of the same"
+    )
+    memory(plan.scoring(rows, tokens), f"{groups:,} candidates a call, to compare")
     per_pass = collectives(plan, compiled)
     if not options.no_search:
         largest("rows of a pass", plan, chip, rows, lambda n: plan.scoring(n, tokens))

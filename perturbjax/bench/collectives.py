@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)|branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_BOUND = re.compile(r"\bs32\[\]\S* constant\((\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _callers(computations: dict[str, list[str]]) -> dict[str, list[tuple[str, in
     for name, lines in computations.items():
         for line in lines:
             loop = " while(" in line
-            trips = int(match[1]) if loop and (match := _TRIPS.search(line)) else 1
+            trips = _trips(computations, line) if loop else 1
             for one, several in _CALLED.findall(line):
                 for called in [one] if one else re.findall(r"[\w.-]+", several):
                     if called in computations:
@@ -92,8 +95,22 @@ def _callers(computations: dict[str, list[str]]) -> dict[str, list[tuple[str, in
     return callers
 
 
+def _trips(computations: dict[str, list[str]], line: str) -> int:
+    """How often a loop turns: the one constant that its condition compares with; 1 where that is data."""
+    match = _CONDITION.search(line)
+    bounds = [bound for text in computations.get(match[1], ()) for bound in _BOUND.findall(text)] if match else []
+    return int(bounds[0]) if len(bounds) == 1 else 1
+
+
 def _axis(line: str, model: int) -> str:
-    if match := _IOTA.search(line):
+    if match := _MESH.search(line):
+        sizes = [(name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])]
+        along = [name in re.findall(r"'(\w+)'", match[2]) for name, _ in sizes]
+        devices = np.arange(math.prod(size for _, size in sizes)).reshape([size for _, size in sizes])
+        order = [d for d, inside in enumerate(along) if not inside] + [d for d, inside in enumerate(along) if inside]
+        group = math.prod(size for (_, size), inside in zip(sizes, along, strict=True) if inside)
+        rows = devices.transpose(order).reshape(-1, group).tolist()
+    elif match := _IOTA.search(line):
         groups, dims, order = ([int(n) for n in part.split(",")] if part else None for part in match.groups())
         assert groups and dims
         rows = np.arange(np.prod(dims)).reshape(dims).transpose(order or range(len(dims))).reshape(groups).tolist()

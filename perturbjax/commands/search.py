@@ -12,7 +12,8 @@ from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
 from perturbjax.commands.preemption import exit_on_notice
 from perturbjax.commands.profile import check_profile, trace_candidates
-from perturbjax.commands.setup import Parts, continue_run, describe_run, load_parts, make_engine, require
+from perturbjax.commands.setup import Parts, continue_run, describe_run, follow, load_parts, make_engine, require
+from perturbjax.distributed import Team, is_main, join
 from perturbjax.errors import InputError
 from perturbjax.search.artifacts import write_candidates
 from perturbjax.search.config import SearchConfig
@@ -34,12 +35,23 @@ def run_search(config: SearchConfig, console: Console) -> None:
         InputError: the settings, or what they name, cannot be used; no directory was made or changed.
         Exception: anything else, with a note that says what is safe and how to go on.
     """
-    started = time.perf_counter()
     config.validate()
+    if config.coordinator is not None:
+        join(config.coordinator, config.num_processes, config.process_id)
+    use_compile_cache(config.compile_cache, console)
+    if not is_main():
+        follow(config)
+        return
+    with Team().leading():
+        _lead(config, console)
+
+
+def _lead(config: SearchConfig, console: Console) -> None:
+    """The search, on the one process that decides, writes and prints."""
+    started = time.perf_counter()
     if config.profile is not None:
         check_profile(config.profile)
     require("jinja2", "matplotlib")
-    use_compile_cache(config.compile_cache, console)
     if config.out is not None:
         RunDirectory(config.out).check_usable(config.resume)
     parts = load_parts(config, console)
@@ -178,7 +190,7 @@ def save_ensemble(parts: Parts, evaluation: "Evaluation", directory: RunDirector
     """Write ensemble.json: the members that the select split chose."""
     from perturbjax.ensemble import Ensemble
 
-    Ensemble(parts.population, evaluation.members, parts.noise, parts.model.params, scores=evaluation.scores).save(directory.ensemble)
+    Ensemble(parts.population, evaluation.members, parts.noise, parts.fingerprint, scores=evaluation.scores).save(directory.ensemble)
 
 
 def finish(directory: RunDirectory, console: Console) -> None:

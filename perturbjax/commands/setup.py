@@ -19,6 +19,8 @@ from perturbjax.search.rundir import RunDirectory
 from perturbjax.tasks.base import Task, Template
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from perturbjax.ensemble import Ensemble
     from perturbjax.evaluate.splits import Splits
     from perturbjax.models import Model
@@ -70,7 +72,7 @@ def load_parts(config: SearchConfig, console: Console) -> Parts:
     noise = make_noise(config)
     population = Population(seed=config.seed, size=config.population, sigmas=config.sigmas, antithetic=config.antithetic)
     dtype = resolve_dtype(config.dtype)
-    model = load_model(config.model, dtype)
+    model = load_model(config.model, dtype, stored=is_dealt(config))
     console.note(f"model {model.name}: {model.source}")
     console.note(f"task {task.name}: {task.source}")
     moved = coverage(model.params, noise)
@@ -89,10 +91,57 @@ def load_parts(config: SearchConfig, console: Console) -> Parts:
 
 def make_engine(parts: Parts, task: Task | None = None) -> "Engine":
     """The scoring engine of a run, for its own task or for another one."""
+    return _engine(parts.config, parts.model, task or parts.task, parts.noise)
+
+
+def follow(config: SearchConfig) -> None:
+    """On every process but the first: its share of the work of a search, until process 0 has finished.
+
+    Raises:
+        InputError: the task or the model cannot be loaded here.
+    """
+    from perturbjax.models import load_model
+
+    task = load_task_with_budget(config.task, config.max_new_tokens)
+    model = load_model(config.model, resolve_dtype(config.dtype), stored=is_dealt(config))
+    _engine(config, model, task, make_noise(config)).follow()
+
+
+def _engine(config: SearchConfig, model: "Model", task: Task, noise: Noise) -> "Engine":
     from perturbjax.scoring import Engine
 
-    config = parts.config
-    return Engine(parts.model, task or parts.task, parts.noise, chunk=config.chunk, in_flight=config.in_flight, strategy=config.strategy)
+    return Engine(model, task, noise, make_mesh(config), config.chunk, config.in_flight, strategy=config.strategy)
+
+
+def make_mesh(config: SearchConfig) -> "Mesh":
+    """The mesh that --mesh asks for, of all devices of all processes.
+
+    Raises:
+        InputError: there are more or fewer devices.
+    """
+    import jax
+
+    from perturbjax import sharding
+
+    devices = jax.device_count()
+    candidates, model = _axes(config) or (devices, 1)
+    if candidates * model != devices:
+        raise InputError(f"--mesh {config.mesh}: {candidates * model} devices, there are {devices}; use e.g. --mesh {devices}x1")
+    return sharding.make_mesh(model=model)
+
+
+def is_dealt(config: SearchConfig) -> bool:
+    """Whether a model is to be read by parts: several devices or processes share it."""
+    import jax
+
+    return jax.process_count() > 1 or (_axes(config) or (1, 1))[1] > 1
+
+
+def _axes(config: SearchConfig) -> tuple[int, int] | None:
+    if config.mesh is None:
+        return None
+    candidates, model = config.mesh.split("x")
+    return int(candidates), int(model)
 
 
 def make_noise(config: SearchConfig) -> Noise:
@@ -134,6 +183,7 @@ def describe_run(parts: Parts) -> dict[str, Any]:
     settings: dict[str, Any] = dataclasses.asdict(parts.config) | {"sigmas": list(parts.config.sigmas)}
     # Of the command that ran, not of the run.
     settings |= {"out": None, "resume": False, "profile": None, "compile_cache": "auto"}
+    settings |= {"mesh": None, "coordinator": None, "num_processes": None, "process_id": None}
     # Absolute, so that the run can be reopened from any directory.
     for name in ("model", "task"):
         if (path := Path(settings[name]).expanduser()).exists():

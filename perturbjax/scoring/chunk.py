@@ -125,6 +125,8 @@ class ChunkProgram:
 
     def _chunk(self, candidates: Candidate, data: Any) -> Any:
         counts, padded, place = self._deal(candidates)
+        if sharding.spans_processes(self.mesh):
+            data = sharding.put_replicated(data, self.mesh)
         results = self._program(self._spread.arrays, self._scales, counts, padded, data)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[place], results)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import _compat, sharding
+from perturbjax.distributed import Team
 from perturbjax.errors import InputError
 from perturbjax.models import Model
 from perturbjax.models.generate import NO_TOKEN
@@ -105,6 +106,7 @@ class Engine:
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
         self.split = sharding.split_model(model.config, self.mesh.shape[sharding.MODEL])
         self.spread = sharding.spread(model.params, self.mesh, self.split.cuts(model.config) if self.split else None)
+        self._team = Team()
         self._requested = chunk
         self._programs: dict[tuple[str, str | None, bool], ChunkProgram] = {}
         width = self.mesh.shape[sharding.CANDIDATE] * in_flight
@@ -217,12 +219,12 @@ class Engine:
         layout, strategy = prepared.layout, None if plain else prepared.strategy
         count = candidates.index.shape[0]
         if not isinstance(layout, GenerationBatch):
-            log_probs = unpack(layout, [self._program(part, strategy, sample)(candidates, _arrays(part)) for part in layout])
+            log_probs = unpack(layout, [self._compute(part, strategy, sample, candidates) for part in layout])
             finite = np.logical_not(np.isnan(log_probs).any(axis=(1, 2)))
             answers = [[e.choices[c] for e, c in zip(prepared.examples, row, strict=True)] for row in np.argmax(log_probs, axis=-1)]
             tokens = np.full(count, prepared.prompt_tokens, np.int64)
             return self._judge(answers, prepared, finite, tokens, started, log_probs)
-        replies = self._program(layout, strategy, sample)(candidates, _arrays(layout))
+        replies = self._compute(layout, strategy, sample, candidates)
         shape = (count, -1)
         generated = replies.tokens.reshape(*shape, replies.tokens.shape[-1])[:, : len(prepared.examples)]
         finite = replies.finite.reshape(shape).all(axis=1)
@@ -230,6 +232,17 @@ class Engine:
         tokens = prepared.prompt_tokens + (generated != NO_TOKEN).sum(axis=(1, 2))
         outputs = self._judge(texts, prepared, finite, tokens, started)
         return replace(outputs, row_steps=replies.row_steps.sum(axis=1, dtype=np.int64))
+
+    def _compute(self, layout: Packing | GenerationBatch, strategy: str | None, sample: bool, candidates: Candidate) -> Any:
+        """A piece of work for all devices, and so for all processes."""
+        candidates = Candidate(*map(np.asarray, candidates))
+        self._team.announce((layout, strategy, sample, candidates))
+        return self._program(layout, strategy, sample)(candidates, _arrays(layout))
+
+    def follow(self) -> None:
+        """On every process but the first: does its share of the work until process 0 has finished (``distributed``)."""
+        for layout, strategy, sample, candidates in self._team.orders():
+            self._program(layout, strategy, sample)(candidates, _arrays(layout))
 
     def _judge(
         self, texts: list[list[str]], prepared: Prepared, finite: np.ndarray, tokens: np.ndarray, started: float, log_probs: Any = None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from perturbjax.distributed import CLUSTER
 from perturbjax.errors import InputError
 from perturbjax.search.racing import RULES, Race, Rule
 
@@ -71,6 +72,15 @@ class SearchConfig:
     beside the shared weights, with --rank), or auto, by a cost model. Results agree to rounding."""
     in_flight: int = 1
     """Candidates held in memory at once, at most chunk. The result does not depend on it."""
+    mesh: str | None = None
+    """CANDIDATExMODEL, e.g. 64x4: candidates are split over the first axis, each model over the second; all devices by 1 when left out.
+    The result does not depend on it."""
+    coordinator: str | None = None
+    """Of several processes that run this same command: HOST:PORT of process 0, or cluster, where Cloud TPU, GKE or SLURM tell them."""
+    num_processes: int | None = None
+    """How many processes there are; with --coordinator HOST:PORT."""
+    process_id: int | None = None
+    """Which of them this is, from 0; with --coordinator HOST:PORT."""
     compile_cache: str = "auto"
     """Where compiled programs are kept for the next command: auto (under ~/.cache/perturbjax), off, or a directory."""
     profile: Path | None = None
@@ -119,6 +129,22 @@ class SearchConfig:
         if self.strategy == "low_rank" and self.rank is None:
             raise InputError("--strategy low_rank: the noise has full rank; give it a --rank, or choose lazy or copy")
         one_of("--dtype", self.dtype, ("auto", "float32", "bfloat16"))
+
+        self._validate_processes()
+
+    def _validate_processes(self) -> None:
+        if self.mesh is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.mesh):
+            raise InputError(f"--mesh {self.mesh}: CANDIDATExMODEL is required, e.g. --mesh 4x2")
+        numbers = (self.num_processes, self.process_id)
+        if self.coordinator is None or self.coordinator == CLUSTER:
+            if numbers != (None, None):
+                raise InputError("--num-processes, --process-id: only together with --coordinator HOST:PORT")
+            return
+        if not re.fullmatch(r"[^\s:]+:\d+", self.coordinator):
+            raise InputError(f"--coordinator {self.coordinator}: HOST:PORT or {CLUSTER} is required")
+        if self.num_processes is None or self.process_id is None or not 0 <= self.process_id < self.num_processes:
+            given = f"--num-processes {self.num_processes} --process-id {self.process_id}"
+            raise InputError(f"{given}: --coordinator HOST:PORT needs both, with 0 <= process id < processes")
 
     @property
     def race(self) -> Race:

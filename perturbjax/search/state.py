@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import jax
 import numpy as np
 
 from perturbjax.errors import InputError
@@ -91,7 +92,12 @@ class RunState:
         """
         import orbax.checkpoint as ocp
 
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
+        several: dict[str, Any] = {}
+        if jax.process_count() > 1:
+            # Process 0 keeps the state. Orbax would wait for all of them otherwise, and lets none of some make the directory.
+            alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="state")
+            several = {"multiprocessing_options": alone, "create": False}
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False, **several)
         if directory.exists() and not directory.is_dir():
             raise _damaged(directory, "it is not a directory")
         if directory.exists():
@@ -99,6 +105,7 @@ class RunState:
             for leftover in directory.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(leftover)
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             manager = ocp.CheckpointManager(directory.absolute(), options=options)
         except Exception as error:
             raise _damaged(directory, f"it cannot be opened ({_first_line(error)})") from error
