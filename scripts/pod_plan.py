@@ -141,13 +141,9 @@ def main() -> int:
     kind, shape = options.topology.split(":")
     chips = math.prod(int(n) for n in shape.split("x"))
     names = {"v5e": f"v5litepod-{chips}", "v5p": f"v5p-{2 * chips}", "v6e": f"v6e-{chips}"}
-    # Without these a Python that has libtpu looks for a TPU and waits.
-    os.environ |= {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": names[kind],
-    }
+    # Without these a Python that has libtpu looks for a TPU and waits; and nothing is run, so several may compile at a time.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": names[kind]}
     plan, chip = Plan(options), CHIPS[kind]
     import jax
     import jaxlib

@@ -1,0 +1,65 @@
+"""Several processes on this machine, joined by gloo, give the files of one; and mistakes in how they are started are said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from cli_tiny import search_arguments, write_questions
+
+from perturbjax.cli import main
+from perturbjax.errors import InputError
+from perturbjax.search.config import SearchConfig
+
+LAUNCH = Path(__file__).parent.parent / "scripts" / "launch_local.py"
+SMALL = {"racing": "off", "chunk": 4, "population": 7}
+
+
+def test_two_processes_on_a_mesh_give_the_files_of_one(tmp_path, capfd):
+    questions = write_questions(tmp_path / "questions.jsonl")
+    assert main(search_arguments(questions, tmp_path / "one", **SMALL)) == 0
+    capfd.readouterr()
+    command = [sys.executable, "-m", "perturbjax.cli", *search_arguments(questions, tmp_path / "two", mesh="2x2", **SMALL)]
+    launched = [sys.executable, str(LAUNCH), "--processes", "2", "--devices", "2", "--", *command]
+    done = subprocess.run(launched, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run directory") == 1 and done.stderr.count("task questions:") == 1, "process 0 alone prints"
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert pq.read_table(one / "candidates.parquet").equals(pq.read_table(two / "candidates.parquet"))
+    assert (one / "ensemble.json").read_bytes() == (two / "ensemble.json").read_bytes()
+    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    for part in ("base", "self_consistency", "best_prompt", "random_k", "randopt", "selection", "ties", "splits"):
+        assert results[0][part] == results[1][part], part
+    assert json.loads((two / "config.json").read_text())["devices"] | {"kinds": []} == {
+        "backend": "cpu", "kinds": [], "count": 4, "processes": 2,
+    }  # fmt: skip
+    # What one process began, several can continue, and the other way round: the mesh is not part of a run.
+    assert main([*search_arguments(questions, two, **SMALL), "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mesh": "4"}, "--mesh 4: CANDIDATExMODEL is required"),
+        ({"mesh": "0x2"}, "--mesh 0x2: CANDIDATExMODEL is required"),
+        ({"coordinator": "here"}, "--coordinator here: HOST:PORT or cluster is required"),
+        ({"coordinator": "a:1", "num_processes": 2}, "--process-id None: --coordinator HOST:PORT needs both"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process-id 2: --coordinator HOST:PORT needs both"),
+        ({"num_processes": 2}, "only together with --coordinator HOST:PORT"),
+        ({"coordinator": "cluster", "process_id": 0}, "only together with --coordinator HOST:PORT"),
+    ],
+)
+def test_mistakes_in_mesh_and_processes_are_said_before_anything_is_loaded(settings, message):
+    with pytest.raises(InputError) as error:
+        SearchConfig(**settings).validate()
+    assert message in str(error.value)
+
+
+def test_a_mesh_of_other_devices_is_refused_before_anything_is_written(tmp_path, capsys):
+    questions = write_questions(tmp_path / "questions.jsonl")
+    assert main(search_arguments(questions, tmp_path / "run", mesh="4x2")) == 2
+    assert "--mesh 4x2: 8 devices, there are 1; use e.g. --mesh 1x1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
