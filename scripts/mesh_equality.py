@@ -59,6 +59,8 @@ def score(options: argparse.Namespace) -> None:
         sigmas = tuple(float(sigma) for sigma in options.sigmas.split(","))
         candidates = Population(seed=0, size=options.population, sigmas=sigmas).candidates()
         outputs = engine.run(candidates, engine.prepare(task.examples()[: options.examples], task.templates[0]))
+    if outputs.log_probs is None:
+        raise SystemExit(f"--task {options.task}: a task of choices is required")
     keys = np.concatenate([np.asarray(candidates.key_data, np.float64), np.asarray(candidates.sigma, np.float64)[:, None]], axis=1)
     best = top_k(outputs.scores.mean(axis=1), options.top_k)
     np.savez(options.run, candidates=keys, scores=outputs.scores, members=best, log_probs=outputs.log_probs)

@@ -8,6 +8,7 @@ nothing here is a measured speed. Needs libtpu: pip install 'perturbjax[tpu]'.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -47,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--slot", default="8x512", help="ROWSxTOKENS of one scoring pass")
     parser.add_argument("--slots", default=8, type=int, help="passes that score one candidate")
     parser.add_argument("--replies", default="64x512+512", help="ROWSxPROMPT+NEW of generation")
+    parser.add_argument("--program", default="both", choices=("both", "scoring", "generation"))
     parser.add_argument(
         "--no-search", action="store_true", help="leave out the search for the largest batches, which compiles several times"
     )
@@ -145,15 +147,15 @@ def main() -> int:
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": names[kind]}
     plan, chip = Plan(options), CHIPS[kind]
-    import jax
-    import jaxlib
 
     print(f"{options.config.stem}, {plan.parameters / 1e9:.2f} G parameters in bf16, noise {options.noise}, {options.strategy}")
-    versions = f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
     print(f"{options.topology}, {chips} chips, mesh candidate x model = {options.mesh}; compiled with {versions}")
     print(f"layout {plan.split or 'one device has all of it'}; weights {gib(plan.spread.device_bytes)} a device")
-    scoring(plan, chip)
-    generation(plan, chip)
+    if options.program != "generation":
+        scoring(plan, chip)
+    if options.program != "scoring":
+        generation(plan, chip)
     return 0
 
 

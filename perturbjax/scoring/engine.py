@@ -235,7 +235,7 @@ class Engine:
 
     def _compute(self, layout: Packing | GenerationBatch, strategy: str | None, sample: bool, candidates: Candidate) -> Any:
         """A piece of work for all devices, and so for all processes."""
-        candidates = Candidate(*map(np.asarray, candidates))
+        candidates = jax.tree.map(np.asarray, candidates)
         self._team.announce((layout, strategy, sample, candidates))
         return self._program(layout, strategy, sample)(candidates, _arrays(layout))
 
