@@ -1,5 +1,6 @@
 """What a perturbed product is: the static half that every lowering reads, and where a block of a weight lies in its leaf."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class Problem:
     """Everything static about one perturbed product.
 
     Attributes:
-        distribution: one of ``noise.DISTRIBUTIONS``; None adds nothing: the plain product of the same tiling, which costs are compared with.
+        distribution: one of ``noise.DISTRIBUTIONS``; None adds nothing: the plain product, which costs are compared with.
         leaf: (B, R, C), the matrix view of the whole leaf.
         rank: of low-rank noise; None for dense noise.
         transposed: w is (N, K) and the product x w^T.
@@ -51,11 +52,11 @@ class Problem:
         contracted = ((1,), (1 if self.transposed else 0,))
         return jax.lax.dot_general(x, w, (contracted, ((), ())), precision=self.precision, preferred_element_type=jnp.float32)
 
-    def coordinates(self, offsets: jax.Array, block: tuple[int, int]) -> Coordinates:
+    def coordinates(self, offsets: jax.Array, block: Sequence[int]) -> Coordinates:
         """The block of (rows, columns) whose first element is at ``offsets`` (leading index, row, column) of the leaf."""
         return (Window(offsets[0], 1), Window(offsets[1], block[0]), Window(offsets[2], block[1]))
 
-    def factors(self, keys: jax.Array, offsets: jax.Array, block: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    def factors(self, keys: jax.Array, offsets: jax.Array, block: Sequence[int]) -> tuple[jax.Array, jax.Array]:
         """Low-rank factors of each candidate's block: (C, rows, rank) and (C, columns, rank), float32."""
         assert self.rank is not None and self.distribution is not None
         rank, distribution, where = self.rank, self.distribution, self.coordinates(offsets, block)

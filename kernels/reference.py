@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from perturbjax import noise
-from perturbjax.kernels.problem import Problem
+
+from .problem import Problem
 
 
 def matmul(problem: Problem, x: jax.Array, w: jax.Array, keys: jax.Array, steps: jax.Array, offsets: jax.Array) -> jax.Array:

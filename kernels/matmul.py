@@ -1,0 +1,165 @@
+"""``perturbed_matmul``: a product with a perturbed weight that exists one tile at a time."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from perturbjax import noise
+
+from . import gpu, reference, tpu
+from .problem import WORD_BITS, Problem
+
+LOWERINGS = ("tpu", "gpu", "reference")
+
+
+def perturbed_matmul(
+    x: jax.Array,
+    w: jax.Array,
+    key_data: jax.Array,
+    step: jax.Array,
+    *,
+    shape: Sequence[int],
+    distribution: str = "gaussian",
+    rank: int | None = None,
+    offsets: tuple[int | jax.Array, int | jax.Array, int | jax.Array] = (0, 0, 0),
+    transposed: bool = False,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    lowering: str | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """x (W + step E), or x (W + step E)^T: the noise E and the perturbed weight exist tile by tile only, never in memory.
+
+    The perturbed tile is rounded once to the weight's dtype, as the noise specification says; sums are in float32. E is the block of the
+    leaf's noise that W is of the leaf, so a slice of stacked layers and a shard of a split matrix give the products of the whole.
+    Under ``vmap`` over candidates W is read once for as many of them as fit, not once for each.
+
+    Low-rank factors, rank * (rows + columns) float32 numbers a candidate, are made before the kernel.
+
+    Args:
+        x: (M, K), or (C, M, K) for C candidates; bfloat16 or float32. With C candidates (1, M, K) is the same x for all of them.
+        w: (K, N), or (N, K) if ``transposed``; the dtype of x.
+        key_data: the leaf's key, uint32 (2,), or (C, 2).
+        step: sigma * sign * scale, float32 (), or (C,).
+        shape: of the whole leaf, two dims or more; w is a block of its last two.
+        distribution: "gaussian" or "rademacher".
+        rank: of low-rank noise; None for dense noise.
+        offsets: where w begins in the leaf: the flat index of the leading dims, the first row, the first column. May be traced. A first
+            row that is a Python integer and a multiple of 32 makes rademacher noise cheaper.
+        transposed: multiply by the transpose, as a tied head does.
+        precision: of the dot, as for ``jax.lax.dot``.
+        preferred_element_type: dtype of the result; that of x by default.
+        lowering: "tpu" (Pallas, Mosaic), "gpu" (Pallas, Triton) or "reference" (jnp); None: by the platform compiled for.
+        interpret: interpret the kernel (needs ``lowering``); for tests.
+
+    Returns:
+        (M, N), or (C, M, N).
+
+    Raises:
+        ValueError: for shapes, dtypes or options that do not fit together.
+    """
+    single = step.ndim == 0
+    _check(x, w, key_data, step, shape, distribution, rank, lowering, interpret)
+    row = offsets[1]
+    problem = Problem(
+        distribution=distribution,
+        leaf=noise.matrix_view(shape),
+        rank=rank,
+        transposed=transposed,
+        aligned=isinstance(row, int) and row % WORD_BITS == 0,
+        precision=precision,
+        dtype=jnp.dtype(preferred_element_type or x.dtype),
+    )
+    _check_block(x, w, problem, offsets)
+    where = jnp.stack([jnp.asarray(o).astype(jnp.uint32) for o in offsets])
+    product = _batched(partial(_lowered, problem, lowering, interpret))
+    if single:
+        return product(x[None], w, key_data[None], step[None], where)[0]
+    return product(x, w, key_data, step, where)
+
+
+def _check(x: Any, w: Any, key_data: Any, step: Any, shape: Sequence[int], distribution: str, rank: int | None, lowering: str | None,
+           interpret: bool) -> None:  # fmt: skip
+    candidates = step.shape
+    if len(candidates) > 1 or step.dtype != jnp.float32:
+        raise ValueError(f"step {step.dtype}{step.shape}: must be float32 () for one candidate or (C,) for C; cast it, or use vmap")
+    if key_data.shape != (*candidates, 2) or key_data.dtype != jnp.uint32:
+        raise ValueError(f"key_data {key_data.dtype}{key_data.shape}: must be uint32 {(*candidates, 2)}, as step is {step.shape}")
+    if x.ndim != 2 + len(candidates) or (candidates and x.shape[0] not in (1, candidates[0])):
+        raise ValueError(f"x of shape {x.shape}: must be (M, K) for one candidate, (C, M, K) or (1, M, K) for C; step is {step.shape}")
+    if w.dtype not in (jnp.bfloat16, jnp.float32) or x.dtype != w.dtype:
+        raise ValueError(f"x {x.dtype} and w {w.dtype}: must both be bfloat16 or both float32; cast one of them")
+    if w.ndim != 2 or len(shape) < 2:
+        raise ValueError(
+            f"w of shape {w.shape} in a leaf of shape {tuple(shape)}: must be a block of the last two dims of a leaf of two or more"
+        )
+    if distribution not in noise.DISTRIBUTIONS:
+        raise ValueError(f"distribution {distribution!r}: must be one of {', '.join(noise.DISTRIBUTIONS)}")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank {rank}: must be 1 or more, or None for dense noise")
+    if lowering is not None and lowering not in LOWERINGS:
+        raise ValueError(f"lowering {lowering!r}: must be one of {', '.join(LOWERINGS)}, or None to go by the platform")
+    if interpret and lowering not in ("tpu", "gpu"):
+        raise ValueError(f"interpret with lowering {lowering!r}: name the kernel to interpret, 'tpu' or 'gpu'")
+
+
+def _check_block(x: jax.Array, w: jax.Array, problem: Problem, offsets: Sequence[int | jax.Array]) -> None:
+    inner = w.shape[1 if problem.transposed else 0]
+    if x.shape[-1] != inner:
+        raise ValueError(f"x of shape {x.shape} and w of shape {w.shape}: x must end in {inner}; check transposed={problem.transposed}")
+    for name, size, limit, first in zip(("rows", "columns"), w.shape, problem.leaf[1:], offsets[1:], strict=True):
+        if size + (first if isinstance(first, int) else 0) > limit:
+            raise ValueError(f"w has {size} {name} from {first} on: the leaf has {limit}; check shape and offsets")
+
+
+def _lowered(problem: Problem, lowering: str | None, interpret: bool, *operands: jax.Array) -> jax.Array:
+    """The candidate form on the platform that is compiled for."""
+    of = {
+        "tpu": partial(tpu.matmul, problem, interpret=interpret),
+        "gpu": partial(gpu.matmul, problem, interpret=interpret),
+        "reference": partial(reference.matmul, problem),
+    }
+    if lowering is not None:
+        return of[lowering](*operands)
+    return jax.lax.platform_dependent(*operands, tpu=of["tpu"], cuda=of["gpu"], default=of["reference"])
+
+
+def _batched(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The product with a rule for ``vmap``: more candidates, or more rows, of one call; a loop where the weight itself is batched."""
+
+    @custom_vmap
+    def call(x: jax.Array, w: jax.Array, keys: jax.Array, steps: jax.Array, offsets: jax.Array) -> jax.Array:
+        return product(x, w, keys, steps, offsets)
+
+    @call.def_vmap
+    def rule(size: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
+        x, w, keys, steps, offsets = operands
+        candidates = steps.shape[-1]
+        if batched[1] or batched[4]:
+            return _looped(call, batched, operands), True
+        if not batched[2] and not batched[3]:
+            rows = jnp.moveaxis(x, 0, 1).reshape(x.shape[1], size * x.shape[2], x.shape[3])
+            y = call(rows, w, keys, steps, offsets).reshape(candidates, size, x.shape[2], -1)
+            return jnp.moveaxis(y, 1, 0), True
+        keys, steps = (v if b else jnp.broadcast_to(v, (size, *v.shape)) for v, b in zip((keys, steps), batched[2:4], strict=True))
+        if batched[0] or x.shape[0] > 1:
+            x = x if batched[0] else x[None]
+            x = jnp.broadcast_to(x, (size, candidates, *x.shape[2:])).reshape(size * candidates, *x.shape[2:])
+        y = call(x, w, keys.reshape(-1, 2), steps.reshape(-1), offsets)
+        return y.reshape(size, candidates, *y.shape[1:]), True
+
+    return call
+
+
+def _looped(call: Callable[..., jax.Array], batched: list[bool], operands: Sequence[jax.Array]) -> jax.Array:
+    """One after the other over the batched operands."""
+
+    def one(parts: list[jax.Array]) -> jax.Array:
+        rest = iter(parts)
+        return call(*(next(rest) if b else v for v, b in zip(operands, batched, strict=True)))
+
+    return jax.lax.map(one, [v for v, b in zip(operands, batched, strict=True) if b])

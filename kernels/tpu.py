@@ -1,0 +1,169 @@
+"""The perturbed product on TPU: one Pallas kernel, lowered by Mosaic.
+
+A grid step takes one tile of the weight and one candidate, makes that tile's noise in registers, rounds the perturbed tile once, and
+multiplies. Terms: a *tile* is a block of the weight, a *pass* the candidates whose sums are kept at once.
+
+Grid, slowest first: columns of the result, passes, row blocks of x, the sum over the inner dim, the candidates of a pass. With candidates
+innermost the weight's block does not change between their steps, so it is fetched once for all of them; their sums stay in VMEM until the
+inner dim is through. x is fetched once per column of tiles.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from . import tile_noise
+from .problem import WORD_BITS, Problem
+from .tile_noise import Start
+from .tiling import VMEM_LIMIT_BYTES, Tiles, choose
+
+FEW_ROWS = 128
+"""Up to as many rows of x, gaussian noise is made and kept in parts of 32 rows of the tile."""
+
+
+def matmul(
+    problem: Problem,
+    x: jax.Array,
+    w: jax.Array,
+    keys: jax.Array,
+    steps: jax.Array,
+    offsets: jax.Array,
+    *,
+    tiles: Tiles | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """y_c = x_c (W + step_c E_c), as ``reference.matmul``.
+
+    Args:
+        problem, x, w, keys, steps, offsets: as there.
+        tiles: sizes; None chooses them. ``inner`` and ``columns`` are multiples of 128 or the whole dim.
+        interpret: run the kernel's operations on the platform at hand, for tests.
+    """
+    candidates, (inner, columns) = steps.shape[0], w.shape[::-1] if problem.transposed else w.shape
+    tiles = choose(candidates, x.shape[1], inner, columns, w.dtype.itemsize) if tiles is None else tiles
+    tile = (tiles.columns, tiles.inner) if problem.transposed else (tiles.inner, tiles.columns)
+    grid = (
+        pl.cdiv(columns, tiles.columns),
+        pl.cdiv(candidates, tiles.candidates),
+        pl.cdiv(x.shape[1], tiles.rows),
+        pl.cdiv(inner, tiles.inner),
+        tiles.candidates,
+    )
+    shift = offsets[1:2] % jnp.uint32(WORD_BITS)
+    starts = problem.word_starts(offsets, tile[0], pl.cdiv(w.shape[0], tile[0]))
+    scalars = (*(_as_int32(v) for v in (keys, starts, shift)), steps)
+    factors, factor_specs = _factor_operands(problem, keys, offsets, w.shape, tile, partial(_candidate, tiles, candidates))
+    call = pl.pallas_call(
+        partial(_kernel, problem, tiles, inner, candidates, interpret),
+        out_shape=jax.ShapeDtypeStruct((candidates, x.shape[1], columns), problem.dtype),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=grid,
+            in_specs=[
+                pl.BlockSpec((1, tiles.rows, tiles.inner), _x_index(x.shape[0] == 1, tiles, candidates)),
+                pl.BlockSpec(tile, lambda n, p, m, k, c, *_: (n, k) if problem.transposed else (k, n)),
+                *factor_specs,
+            ],
+            out_specs=pl.BlockSpec((tiles.candidates, tiles.rows, tiles.columns), lambda n, p, m, k, c, *_: (p, m, n)),
+            scratch_shapes=[pltpu.VMEM((tiles.candidates, tiles.rows, tiles.columns), jnp.float32), pltpu.VMEM(tile, w.dtype)],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT_BYTES
+        ),
+        interpret=interpret,
+        name="perturbed_matmul",
+    )
+    return call(*scalars, x, w, *factors)
+
+
+def _as_int32(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _candidate(tiles: Tiles, candidates: int, p: Any, c: Any) -> Any:
+    """Which candidate a step of a pass works on. A last pass that is not full repeats the last candidate; its results are dropped."""
+    return jnp.minimum(p * tiles.candidates + c, candidates - 1)
+
+
+def _x_index(shared: bool, tiles: Tiles, candidates: int) -> Any:
+    return lambda n, p, m, k, c, *_: (0 if shared else _candidate(tiles, candidates, p, c), m, k)
+
+
+def _factor_operands(
+    problem: Problem, keys: jax.Array, offsets: jax.Array, block: tuple[int, ...], tile: tuple[int, int], candidate: Any
+) -> tuple[tuple[jax.Array, ...], list[pl.BlockSpec]]:
+    """Low-rank factors, both with the rank second to last (lanes hold weights, not ranks), and how they are cut."""
+    if problem.rank is None:
+        return (), []
+    a, b = problem.factors(keys, offsets, block)
+    row, column = (1, 0) if problem.transposed else (0, 1)
+
+    def along(which: int) -> Any:
+        return lambda n, p, m, k, c, *_: (candidate(p, c), 0, (k, n)[which])
+
+    specs = [pl.BlockSpec((1, problem.rank, tile[d]), along(which)) for d, which in ((0, row), (1, column))]
+    return (a.swapaxes(1, 2), b.swapaxes(1, 2)), specs
+
+
+def _kernel(problem: Problem, tiles: Tiles, inner: int, candidates: int, interpret: bool, keys: Any, starts: Any, shift: Any, steps: Any,
+            x: Any, w: Any, *rest: Any) -> None:  # fmt: skip
+    *factors, out, sums, whole = rest
+    n, p, _, k, c = (pl.program_id(d) for d in range(5))
+    i = _candidate(tiles, candidates, p, c)
+
+    row, column = (n, k) if problem.transposed else (k, n)
+    key = (keys[i, 0].astype(jnp.uint32), keys[i, 1].astype(jnp.uint32))
+    start = Start(key, starts[0, row].astype(jnp.uint32), starts[1, row].astype(jnp.uint32)).moved(column * w.shape[1])
+    if problem.distribution == "gaussian" and problem.rank is None and tiles.rows <= FEW_ROWS:
+        # Made at once, as the scheduler would without much else to do, the noise of a tile overflows the registers.
+        for r in range(0, w.shape[0], WORD_BITS):
+            here = start.moved(r * problem.leaf[2])
+            whole[r : r + WORD_BITS] = _perturbed(problem, w[r : r + WORD_BITS], here, shift[0], steps[i], [], interpret)
+        tile = whole[...]
+    else:
+        tile = _perturbed(problem, w[...], start, shift[0], steps[i], [f[0] for f in factors], interpret)
+    rows = x[0]
+    if inner % tiles.inner:
+        # What a ragged last tile reads beyond the weight is anything, not-a-number included.
+        left = inner - k * tiles.inner
+        rows = _cut(rows, 1, left)
+        tile = _cut(tile, 1 if problem.transposed else 0, left)
+    # A first sum is chosen, not stored beforehand: arithmetic slots are free while the matrix units work, the one store slot is not.
+    before = jnp.where(k == 0, jnp.zeros(sums.shape[1:], sums.dtype), sums[c])
+    sums[c] = before + problem.dot(rows, tile)
+
+    @pl.when(k == pl.num_programs(3) - 1)
+    def _finish() -> None:
+        out[c] = sums[c].astype(out.dtype)
+
+
+def _cut(x: jax.Array, dim: int, size: jax.Array) -> jax.Array:
+    """Zero from ``size`` on."""
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, dim) < size, x, jnp.zeros_like(x))
+
+
+def _perturbed(
+    problem: Problem, w: jax.Array, start: Start, shift: jax.Array, step: jax.Array, factors: list[jax.Array], interpret: bool
+) -> jax.Array:
+    """round(w + step * E) of one tile."""
+    rows, columns = w.shape
+    if problem.distribution is None:
+        return w
+    if problem.rank is not None:
+        a, b = factors[0].T, factors[1]
+        noise = step * tile_noise.low_rank(*(list(jnp.split(f, problem.rank, d)) for d, f in ((1, a), (0, b))))
+    elif problem.distribution == "rademacher":
+        groups = pl.cdiv(rows, WORD_BITS)
+        if problem.aligned:
+            words = tile_noise.words(problem, start, groups, columns)
+        else:
+            one_more = tile_noise.words(problem, start, groups + 1, columns)
+            words = tile_noise.realigned(one_more[:-1], one_more[1:], shift.astype(jnp.uint32))
+        noise = tile_noise.signed_step(words, step, rows)
+    else:
+        noise = step * tile_noise.normal(tile_noise.words(problem, start, rows, columns), exact=interpret)
+    return (w.astype(jnp.float32) + noise).astype(w.dtype)
