@@ -97,7 +97,7 @@ def test_changed_weights_rows_and_splits_are_named_where_no_setting_explains_the
 
 def test_every_field_of_the_config_is_in_the_identity_or_known_not_to_matter():
     # A setting added later must be put on one of the two sides.
-    irrelevant = {"chunk", "in_flight", "out", "resume", "compile_cache", "profile"}
+    irrelevant = {"chunk", "in_flight", "out", "resume", "compile_cache", "profile", "mesh", "coordinator", "num_processes", "process_id"}
     assert {field.name for field in dataclasses.fields(SearchConfig)} - irrelevant <= set(identity())
 
 

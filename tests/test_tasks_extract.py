@@ -168,8 +168,8 @@ def test_a_million_characters_are_neither_an_error_nor_slow(unit: str) -> None:
     for name in ("gsm8k", "arithmetic", "countdown"):
         task = load_task(name)
         example = {"gsm8k": EIGHTEEN, "arithmetic": FIFTY_FIVE, "countdown": PUZZLE}[name]
-        start = time.perf_counter()
+        start = time.process_time()  # of this process, whatever else the machine does
         for strict in (True, False):
             answer = task.extract(reply, example, strict)
             assert task.score(answer, example) == 0.0
-        assert time.perf_counter() - start < 5, name
+        assert time.process_time() - start < 5, name

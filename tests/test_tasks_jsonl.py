@@ -147,10 +147,10 @@ def test_a_million_characters_are_neither_an_error_nor_slow(file: Path, unit: st
     reply = unit * (1_000_000 // len(unit))
     for rows in (NUMERIC, WORDS):
         task = load_task(write(file, rows))
-        start = time.perf_counter()
+        start = time.process_time()
         for strict in (True, False):
             assert task.score(task.extract(reply, task.examples()[0], strict), task.examples()[0]) == 0.0
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
 
 
 def test_what_editors_and_json_allow(file: Path) -> None:

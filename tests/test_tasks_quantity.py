@@ -90,10 +90,10 @@ def test_spelling_agrees_with_decimal_and_is_stable(value: Decimal) -> None:
 @pytest.mark.parametrize("unit", ["9", "1,", "1,111,", ",", "-", "$", ".", "1.", "1 ", "\u0663"])
 def test_a_million_characters_are_neither_an_error_nor_slow(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     find_numbers(text)
     normalise_number(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_first_line() -> None:

@@ -144,9 +144,9 @@ def test_limits_are_where_they_are_said_to_be() -> None:
 
 @pytest.mark.parametrize("unit", ["(", ")", "9", "1+", "9*", "9/", " ", "9**", "-", "((1)", "\u0663"])
 def test_a_million_characters_cost_nothing(unit: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert evaluate(unit * (1_000_000 // len(unit))) is None
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 @given(st.text(alphabet="0123456789+-*/() \t.,=x\u0663", max_size=40))
