@@ -36,9 +36,8 @@ def perturbed_matmul(
 
     The perturbed tile is rounded once to the weight's dtype, as the noise specification says; sums are in float32. E is the block of the
     leaf's noise that W is of the leaf, so a slice of stacked layers and a shard of a split matrix give the products of the whole.
-    Under ``vmap`` over candidates W is read once for as many of them as fit, not once for each.
-
-    Low-rank factors, rank * (rows + columns) float32 numbers a candidate, are made before the kernel.
+    Under ``vmap`` over candidates W is read once for as many of them as fit, not once for each. Low-rank factors, rank * (rows + columns)
+    float32 numbers a candidate, are made before the kernel.
 
     Args:
         x: (M, K), or (C, M, K) for C candidates; bfloat16 or float32. With C candidates (1, M, K) is the same x for all of them.
@@ -62,22 +61,20 @@ def perturbed_matmul(
     Raises:
         ValueError: for shapes, dtypes or options that do not fit together.
     """
-    single = step.ndim == 0
     _check(x, w, key_data, step, shape, distribution, rank, lowering, interpret)
-    row = offsets[1]
     problem = Problem(
         distribution=distribution,
         leaf=noise.matrix_view(shape),
         rank=rank,
         transposed=transposed,
-        aligned=isinstance(row, int) and row % WORD_BITS == 0,
+        aligned=isinstance(offsets[1], int) and offsets[1] % WORD_BITS == 0,
         precision=precision,
         dtype=jnp.dtype(preferred_element_type or x.dtype),
     )
     _check_block(x, w, problem, offsets)
     where = jnp.stack([jnp.asarray(o).astype(jnp.uint32) for o in offsets])
     product = _batched(partial(_lowered, problem, lowering, interpret))
-    if single:
+    if step.ndim == 0:
         return product(x[None], w, key_data[None], step[None], where)[0]
     return product(x, w, key_data, step, where)
 

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax._erf_inv import _GILES_CENTRAL as GILES_CENTRAL
-from perturbjax._erf_inv import _GILES_TAIL as GILES_TAIL
-from perturbjax._erf_inv import erf_inv as erf_inv_exact
+from perturbjax._erf_inv import erf_inv, erf_inv_of_log
+from perturbjax.noise import normal_of_words, threefry_rounds
 
 from .problem import WORD_BITS, Problem
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _SIGN = np.uint32(0x80000000)
 
 
@@ -43,9 +41,8 @@ def _less(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def words(problem: Problem, start: Start, rows: int, columns: int) -> jax.Array:
-    """Words (rows, columns) of the leaf's word array from ``start`` on: Threefry-2x32, 20 rounds, as ``noise.threefry2x32``."""
+    """Words (rows, columns) of the leaf's word array from ``start`` on, as ``noise.bits``."""
     k0, k1 = start.key
-    keys = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (rows, columns), d) for d in (0, 1))
     local = (row * np.int32(problem.leaf[2]) + column).astype(jnp.uint32)
     if problem.wide:
@@ -54,13 +51,7 @@ def words(problem: Problem, start: Start, rows: int, columns: int) -> jax.Array:
     else:
         # Scalars first: one vector addition for the counter and the key.
         x0, x1 = k0, local + (start.lo + k1)
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x0 = x0 + x1
-            x1 = (x1 << np.uint32(rotation)) | (x1 >> np.uint32(WORD_BITS - rotation))
-            x1 = x0 ^ x1
-        x0 = x0 + keys[(group + 1) % 3]
-        x1 = x1 + (keys[(group + 2) % 3] + np.uint32(group + 1))
+    x0, x1 = threefry_rounds(start.key, x0, x1)
     return x0 ^ x1
 
 
@@ -83,26 +74,9 @@ def normal(words: jax.Array, *, exact: bool) -> jax.Array:
     """Standard normal values of words, as ``jax.random.normal`` makes them.
 
     ``exact``: the inverse error function in the plain operations that equal XLA:CPU's bit for bit (interpreted kernels); else with the
-    compiler's own logarithm.
+    compiler's own logarithm, as ``lax.erf_inv`` less its guards for -1 and 1, which are not drawn.
     """
-    # The steps of jax.random.normal: 23 random bits, [1, 2), (-1, 1), inverse error function. The factor, 2, stays: XLA would join the
-    # two additions without it, and round otherwise.
-    unit = jax.lax.bitcast_convert_type((words >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - np.float32(1)
-    low = np.nextafter(np.float32(-1), np.float32(0))
-    uniform = unit * (np.float32(1) - low) + low
-    return np.float32(np.sqrt(2)) * (erf_inv_exact if exact else _erf_inv)(uniform)
-
-
-def _erf_inv(x: jax.Array) -> jax.Array:
-    """``lax.erf_inv`` for -1 < x < 1: the same operations in the same order, less the guards for -1 and 1, which are not drawn."""
-    w = -jnp.log1p(x * -x)
-    central = w < 5.0
-    t = jnp.where(central, w - 2.5, jnp.sqrt(w) - 3.0)
-    coefficients = [jnp.where(central, np.float32(a), np.float32(b)) for a, b in zip(GILES_CENTRAL, GILES_TAIL, strict=True)]
-    result = coefficients[0]
-    for coefficient in coefficients[1:]:
-        result = coefficient + result * t
-    return result * x
+    return normal_of_words(words, erf_inv if exact else lambda x: erf_inv_of_log(x, jnp.log1p(x * -x)))
 
 
 def low_rank(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:

@@ -56,7 +56,11 @@ def erf_inv(x: jax.Array) -> jax.Array:
 
 
 def _erf_inv_cpu(x: jax.Array) -> jax.Array:
-    log = _log1p(x * -x)
+    return erf_inv_of_log(x, _log1p(x * -x))
+
+
+def erf_inv_of_log(x: jax.Array, log: jax.Array) -> jax.Array:
+    """The inverse error function of ``x`` in (-1, 1), given log(1 - x**2)."""
     central = log > -5.0
     t = jnp.where(central, -2.5 - log, jnp.sqrt(-log) - 3.0)
     coefficients = [jnp.where(central, np.float32(a), np.float32(b)) for a, b in zip(_GILES_CENTRAL, _GILES_TAIL, strict=True)]

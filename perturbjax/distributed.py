@@ -43,6 +43,8 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
             jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if coordinator == CLUSTER:
+            raise InputError(f"--coordinator {CLUSTER}: no cluster found ({reason}); give --coordinator HOST:PORT") from error
         raise InputError(f"--coordinator {coordinator}: process {process_id} of {num_processes} cannot join ({reason})") from error
 
 

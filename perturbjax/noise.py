@@ -22,7 +22,7 @@ word n is ``x0 ^ x1`` of the block with counter (n >> 32, n & 0xffffffff), a fun
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -88,18 +88,22 @@ def block_shape(shape: Sequence[int], coordinates: Coordinates | None) -> tuple[
 
 
 def threefry2x32(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> tuple[jax.Array, jax.Array]:
-    """The 20 rounds of Threefry-2x32 (Salmon et al., SC 2011), unrolled, on the flat indices of a block: two uint32 arrays of its shape."""
-    k0, k1 = key_data[0], key_data[1]
-    keys = (k0, k1, k0 ^ k1 ^ jnp.uint32(0x1BD11BDA))
-    hi, x1 = counters(shape, coordinates, start=k1)
-    x0 = jnp.asarray(hi, jnp.uint32) + k0
+    """Threefry-2x32 on the flat indices of a block: two uint32 arrays of its shape."""
+    hi, lo = counters(shape, coordinates, start=key_data[1])
+    return threefry_rounds((key_data[0], key_data[1]), jnp.asarray(hi, jnp.uint32) + key_data[0], lo)
+
+
+def threefry_rounds(key: tuple[jax.Array, jax.Array], x0: jax.Array, x1: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The 20 rounds of Threefry-2x32 (Salmon et al., SC 2011), unrolled, on counters (high, low) to which the key has been added; uint32.
+    A kernel may call this on its registers."""
+    keys = (*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
             x0 = x0 + x1
-            x1 = (x1 << jnp.uint32(rotation)) | (x1 >> jnp.uint32(_WORD_BITS - rotation))
+            x1 = (x1 << np.uint32(rotation)) | (x1 >> np.uint32(_WORD_BITS - rotation))
             x1 = x0 ^ x1
         x0 = x0 + keys[(group + 1) % 3]
-        x1 = x1 + (keys[(group + 2) % 3] + jnp.uint32(group + 1))
+        x1 = x1 + (keys[(group + 2) % 3] + np.uint32(group + 1))
     return x0, x1
 
 
@@ -158,11 +162,15 @@ def gaussian(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates
 
 @partial(jax.jit, static_argnums=1)  # compiled even when called eagerly: one operation at a time rounds differently from a fused loop
 def _gaussian(key_data: jax.Array, shape: tuple[int, ...], coordinates: Coordinates | None) -> jax.Array:
-    # The steps of jax.random.normal: 23 random bits -> [1, 2) -> (-1, 1) -> inverse error function.
-    words = bits(key_data, shape, coordinates)
-    unit = jax.lax.bitcast_convert_type((words >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - 1.0
+    return normal_of_words(bits(key_data, shape, coordinates), erf_inv)
+
+
+def normal_of_words(words: jax.Array, inverse: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The steps of ``jax.random.normal`` from its words on: 23 random bits -> [1, 2) -> (-1, 1) -> ``inverse`` error function. float32."""
+    unit = jax.lax.bitcast_convert_type((words >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - np.float32(1)
     low = np.nextafter(np.float32(-1), np.float32(0))
-    return np.float32(np.sqrt(2)) * erf_inv(unit * (np.float32(1) - low) + low)
+    # The factor is 2 and stays: without it XLA joins the two additions, and rounds otherwise.
+    return np.float32(np.sqrt(2)) * inverse(unit * (np.float32(1) - low) + low)
 
 
 def rademacher_sign_bits(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:

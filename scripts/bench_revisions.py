@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="jobs whose name holds this")
     options = parser.parse_args()
     root = Path(__file__).resolve().parents[1]
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: must be at least 1")
     names = [name for name in JOBS if options.only in name]
     if not names:
         parser.error(f"--only {options.only!r}: no job's name holds it; there are {'; '.join(JOBS)}")

@@ -29,7 +29,10 @@ def main() -> int:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.devices}"
     env = os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
     joining = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(options.processes), "--process-id"]
-    running = [subprocess.Popen([*command, *joining, str(i)], env=env) for i in range(options.processes)]
+    try:
+        running = [subprocess.Popen([*command, *joining, str(i)], env=env) for i in range(options.processes)]
+    except OSError as error:
+        parser.error(f"{command[0]}: cannot be started ({error.strerror})")
     return wait(running)
 
 

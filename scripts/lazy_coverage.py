@@ -7,6 +7,7 @@ or gather; error = largest difference over the largest value of the dense result
 package's own decoder). NAMEs select cases whose name holds one of them. Needs the test extras (equinox, haiku).
 """
 
+import argparse
 import platform
 import sys
 from pathlib import Path
@@ -35,7 +36,11 @@ def row(name, fn, params, args, sigma):
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or [""]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    chosen = parser.parse_args().names or [""]
+    if not any(part in name for part in chosen for name in [*CASES, *MODELS]):
+        parser.error(f"no case's name holds {' or '.join(chosen)}")
     print(f"{len(KINDS)} kinds of noise, jax {jax.__version__}, {jax.devices()[0].device_kind}, {platform.machine()}\n")
     print("| case | uses | made whole | error |\n|---|---|---|---|")
     for name, case in CASES.items():

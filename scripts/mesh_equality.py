@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", default="sst2", help="a task of choices")
     parser.add_argument("--noise", default="gaussian", choices=("gaussian", "rademacher"))
     parser.add_argument("--scale", default="absolute", choices=("absolute", "rms", "modular"))
-    parser.add_argument("--sigmas", default="0.002,0.005")
+    parser.add_argument("--sigmas", type=numbers, default="0.002,0.005")
     parser.add_argument("--population", type=int, default=7)
     parser.add_argument("--examples", type=int, default=8)
     parser.add_argument("--top-k", type=int, default=3)
@@ -33,13 +33,23 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(name, help=argparse.SUPPRESS)
     for name in ("--num-processes", "--process-id"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if min(options.population, options.examples, options.top_k) < 1 or options.top_k > options.population:
+        parser.error(
+            "--population, --examples and --top-k: at least 1 each, and no more of the best than there are candidates, are required"
+        )
+    return options
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def score(options: argparse.Namespace) -> None:
     """One row: scores the population on one mesh, and writes what came of it to ``options.run``."""
     from perturbjax import sharding
     from perturbjax.distributed import Team, is_main, join
+    from perturbjax.errors import InputError
     from perturbjax.models import load_model
     from perturbjax.perturb import Noise
     from perturbjax.population import Population
@@ -49,31 +59,39 @@ def score(options: argparse.Namespace) -> None:
 
     if options.coordinator:
         join(options.coordinator, options.num_processes, options.process_id)
-    task, model = load_task(options.task), load_model(options.model, stored=True)
+    try:
+        task, model = load_task(options.task), load_model(options.model, stored=True)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    if task.kind != "choice":
+        print(f"--task {options.task}: a task of choices is required", file=sys.stderr)
+        raise SystemExit(2)
     mesh = sharding.make_mesh(model=int(options.mesh.split("x")[1]))
     engine = Engine(model, task, Noise(options.noise, scale=options.scale), mesh, chunk=options.population, strategy="lazy")
     if not is_main():
         engine.follow()
         return
     with Team().leading():
-        sigmas = tuple(float(sigma) for sigma in options.sigmas.split(","))
-        candidates = Population(seed=0, size=options.population, sigmas=sigmas).candidates()
+        candidates = Population(seed=0, size=options.population, sigmas=options.sigmas).candidates()
         outputs = engine.run(candidates, engine.prepare(task.examples()[: options.examples], task.templates[0]))
-    if outputs.log_probs is None:
-        raise SystemExit(f"--task {options.task}: a task of choices is required")
+    assert outputs.log_probs is not None
     keys = np.concatenate([np.asarray(candidates.key_data, np.float64), np.asarray(candidates.sigma, np.float64)[:, None]], axis=1)
     best = top_k(outputs.scores.mean(axis=1), options.top_k)
     np.savez(options.run, candidates=keys, scores=outputs.scores, members=best, log_probs=outputs.log_probs)
 
 
 def row(options: argparse.Namespace, mesh: str, processes: int, devices: int, file: Path) -> dict[str, np.ndarray]:
-    settings = {name: value for name, value in vars(options).items() if value is not None} | {"mesh": mesh, "run": str(file)}
+    settings = {name: value for name, value in vars(options).items() if value is not None}
+    settings |= {"mesh": mesh, "run": str(file), "sigmas": ",".join(map(str, options.sigmas))}
     command = [sys.executable, __file__, *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
     if processes > 1:
         launch = Path(__file__).with_name("launch_local.py")
         command = [sys.executable, str(launch), "--processes", str(processes), "--devices", str(devices), "--", *command]
     flags = f"--xla_force_host_platform_device_count={devices}" if processes == 1 else ""
-    subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}, check=True)
+    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags})
+    if done.returncode:
+        raise SystemExit(done.returncode)
     return dict(np.load(file))
 
 

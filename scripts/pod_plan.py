@@ -13,10 +13,14 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+CONFIGS = Path(__file__).with_name("configs")
 
 
 @dataclass(frozen=True)
@@ -39,20 +43,53 @@ CHIPS = {
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="config.json of a model")
-    parser.add_argument("--topology", default="v5e:16x16", help="e.g. v5e:16x16, v5p:4x4x4, v6e:8x8")
-    parser.add_argument("--mesh", default="64x4", help="CANDIDATExMODEL")
+    parser.add_argument("config", type=existing, help="config.json of a model")
+    parser.add_argument(
+        "--topology", type=like(rf"({'|'.join(CHIPS)}):\d+(x\d+)+"), default="v5e:16x16", help="e.g. v5e:16x16, v5p:4x4x4, v6e:8x8"
+    )
+    parser.add_argument("--mesh", type=like(r"[1-9]\d*x[1-9]\d*"), default="64x4", help="CANDIDATExMODEL")
     parser.add_argument("--noise", default="rademacher", choices=("gaussian", "rademacher"))
     parser.add_argument("--strategy", default="lazy", choices=("lazy", "copy"))
-    parser.add_argument("--chunk", default=100, type=int, help="candidates of a group in one call of the program")
-    parser.add_argument("--slot", default="8x512", help="ROWSxTOKENS of one scoring pass")
-    parser.add_argument("--slots", default=8, type=int, help="passes that score one candidate")
-    parser.add_argument("--replies", default="64x512+512", help="ROWSxPROMPT+NEW of generation")
+    parser.add_argument("--chunk", default=100, type=at_least_one, help="candidates of a group in one call of the program")
+    parser.add_argument("--slot", type=like(r"[1-9]\d*x[1-9]\d*"), default="8x512", help="ROWSxTOKENS of one scoring pass")
+    parser.add_argument("--slots", default=8, type=at_least_one, help="passes that score one candidate")
+    parser.add_argument("--replies", type=like(r"[1-9]\d*x[1-9]\d*\+[1-9]\d*"), default="64x512+512", help="ROWSxPROMPT+NEW of generation")
     parser.add_argument("--program", default="both", choices=("both", "scoring", "generation"))
     parser.add_argument(
         "--no-search", action="store_true", help="leave out the search for the largest batches, which compiles several times"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    chips, (candidates, model) = chips_of(options.topology), (int(n) for n in options.mesh.split("x"))
+    if candidates * model != chips:
+        parser.error(f"--mesh {options.mesh}: {candidates * model} devices, {options.topology} has {chips}")
+    return options
+
+
+def chips_of(topology: str) -> int:
+    return math.prod(int(n) for n in topology.split(":")[1].split("x"))
+
+
+def existing(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text}: no such file; there are {', '.join(sorted(p.name for p in CONFIGS.glob('*.json')))} in {CONFIGS.name}/"
+        )
+    return Path(text)
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a number of at least 1 is required")
+    return int(text)
+
+
+def like(pattern: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text}: not of the form that --help shows")
+        return text
+
+    return check
 
 
 class Plan:
@@ -71,10 +108,8 @@ class Plan:
 
         self.options = options
         self.config = decoder_config(json.loads(options.config.read_text()), str(options.config))
-        candidates, model = (int(n) for n in options.mesh.split("x"))
+        model = int(options.mesh.split("x")[1])
         devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
-        if candidates * model != len(devices):
-            raise SystemExit(f"--mesh {options.mesh}: {candidates * model} devices, {options.topology} has {len(devices)}")
         self.mesh = sharding.make_mesh(devices, model)
         self.split = sharding.split_model(self.config, model)
         params = nest({path: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for path, shape in param_shapes(self.config).items()})
@@ -136,17 +171,22 @@ class Plan:
 
 
 def main() -> int:
+    options = arguments()
     if importlib.util.find_spec("libtpu") is None:
         print("libtpu is not installed; run: pip install 'perturbjax[tpu]'", file=sys.stderr)
         return 2
-    options = arguments()
-    kind, shape = options.topology.split(":")
-    chips = math.prod(int(n) for n in shape.split("x"))
+    kind, chips = options.topology.split(":")[0], chips_of(options.topology)
     names = {"v5e": f"v5litepod-{chips}", "v5p": f"v5p-{2 * chips}", "v6e": f"v6e-{chips}"}
     # Without these a Python that has libtpu looks for a TPU and waits; and nothing is run, so several may compile at a time.
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": names[kind]}
-    plan, chip = Plan(options), CHIPS[kind]
+    from perturbjax.errors import InputError
+
+    try:
+        plan, chip = Plan(options), CHIPS[kind]
+    except (InputError, ValueError) as error:  # a config that is none, a topology that does not exist
+        print(f"{options.config}, {options.topology}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
 
     print(f"{options.config.stem}, {plan.parameters / 1e9:.2f} G parameters in bf16, noise {options.noise}, {options.strategy}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))

@@ -60,6 +60,11 @@ def parse() -> argparse.Namespace:
         args.rows = [int(rows) for rows in args.rows.split(",")]
     except ValueError:
         parser.error(f"--m {args.rows}: must be numbers separated by commas")
+    if min(args.rows) < 8 or any(rows % 8 for rows in args.rows):
+        parser.error(f"--m {','.join(map(str, args.rows))}: must be multiples of 8")
+    for name, size in (("--inner", args.inner), ("--columns", args.columns)):
+        if size < 128 or size % 128 or WEIGHT % size:
+            parser.error(f"{name} {size}: must be a multiple of 128 that divides {WEIGHT}")
     return args
 
 

@@ -45,7 +45,9 @@ def test_two_processes_on_a_mesh_give_the_files_of_one(tmp_path, capfd):
     [
         ({"mesh": "4"}, "--mesh 4: CANDIDATExMODEL is required"),
         ({"mesh": "0x2"}, "--mesh 0x2: CANDIDATExMODEL is required"),
-        ({"coordinator": "here"}, "--coordinator here: HOST:PORT or cluster is required"),
+        ({"coordinator": "here"}, "--coordinator here: HOST:PORT, with a port from 1 to 65535, or cluster is required"),
+        ({"coordinator": "a:0", "num_processes": 1, "process_id": 0}, "--coordinator a:0: HOST:PORT, with a port"),
+        ({"coordinator": "a:65536", "num_processes": 1, "process_id": 0}, "--coordinator a:65536: HOST:PORT, with a port"),
         ({"coordinator": "a:1", "num_processes": 2}, "--process-id None: --coordinator HOST:PORT needs both"),
         ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process-id 2: --coordinator HOST:PORT needs both"),
         ({"num_processes": 2}, "only together with --coordinator HOST:PORT"),

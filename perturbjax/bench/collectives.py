@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perturbjax.bench.hlo import read_computations
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _OP = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
 _ARRAY = re.compile(r"\b(?:[a-z]+(\d+)[a-z0-9]*|pred)\[([\d,]*)\]")
@@ -42,7 +44,7 @@ class Collective:
 
 def read_collectives(text: str, model: int) -> list[Collective]:
     """The collectives of a compiled module's text, on a (candidate, model) mesh with ``model`` neighbours to a candidate."""
-    computations, entry = _computations(text)
+    computations, entry = read_computations(text)
     callers = _callers(computations)
 
     def reached(name: str) -> list[tuple[int, int]]:
@@ -64,21 +66,6 @@ def read_collectives(text: str, model: int) -> list[Collective]:
             for loops, times in reached(name):
                 found.append(Collective(match["kind"], _axis(line, model), nbytes, loops, times))
     return found
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    computations: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
-        if header:
-            current = computations.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None:
-            current.append(line)
-    return computations, entry
 
 
 def _callers(computations: dict[str, list[str]]) -> dict[str, list[tuple[str, int, int]]]:

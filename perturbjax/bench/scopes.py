@@ -17,11 +17,12 @@ from pathlib import Path
 import jax
 from jax.profiler import ProfileData, ProfileOptions
 
+from perturbjax.bench.hlo import read_computations
+
 SCOPES = ("embed", "attention", "mlp", "head", "noise", "sample")
 OTHER = "other"
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="([^"]*)"')
 _CALLS = re.compile(r" fusion\(.*calls=%?([\w.\-]+)")
 
@@ -64,11 +65,10 @@ def instruction_scopes(text: str) -> dict[str, str]:
     own: dict[str, str] = {}
     fused: dict[str, str] = {}
     votes: dict[str, Counter[str]] = {}
-    computation = ""
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            computation = header[1]
-        elif instruction := _INSTRUCTION.match(line):
+    for computation, lines in read_computations(text)[0].items():
+        for line in lines:
+            if (instruction := _INSTRUCTION.match(line)) is None:
+                continue
             name = instruction[1]
             op_name = _OP_NAME.search(line)
             own[name] = _scope(op_name[1]) if op_name else OTHER

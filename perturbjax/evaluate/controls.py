@@ -14,7 +14,7 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.evaluate.accounting import comparison, derived_seed, entry, population_summary, racing_summary
 from perturbjax.evaluate.engine import Engine, OnStage, Replies, VoteCurve, run_base, run_members, run_samples, vote_curve
-from perturbjax.evaluate.selection import ALL, choose, finalists, k_curve, pools, tie_summary
+from perturbjax.evaluate.selection import choose, k_curve, pool_of, pools, tie_summary
 from perturbjax.evaluate.splits import Splits
 from perturbjax.population import Population
 from perturbjax.search.racing import Race
@@ -131,8 +131,7 @@ def evaluate_run(
     """
     size = len(population)
     _check(record, size, len(splits.search), top_k)
-    template = template or task.templates[0]
-    report = on_stage or (lambda name, done, total: None)
+    template, report = template or task.templates[0], on_stage or (lambda name, done, total: None)
     means = record.scores.mean(axis=1, dtype=np.float64)  # NaN where a candidate did not reach the end of the race
 
     chosen = _choose_on_select(engine, task, splits, population, record.scores, top_k, template, seed, report)
@@ -143,8 +142,6 @@ def evaluate_run(
     report("reference throughput", 1, 1)
 
     members = chosen.members[: chosen.k]
-    ranked = finalists(record.scores)
-    in_pool = np.full(size, True) if chosen.sigma == ALL else population.sigma_of(population.indices) == np.float32(chosen.sigma)
     for k, at_k in test["randopt"].items():
         at_k["search_tokens"] = int(record.total_tokens + chosen.tokens["members"])
         at_k["members_search_mean"] = float(means[chosen.members[: int(k)]].mean())
@@ -154,7 +151,7 @@ def evaluate_run(
         "splits": splits.sizes(),
         "selection": chosen.summary() | {"search_prompt": template.name},
         "racing": racing_summary(record.race, record.scores, record.base_scores, record.tokens, record.base_tokens, record.nonfinite),
-        "ties": tie_summary(means, members, ranked[in_pool[ranked]]),
+        "ties": tie_summary(means, members, pool_of(population, record.scores, chosen.sigma)),
         "throughput": _throughput(record, size, reference),
         "population": population_summary(population, record.scores, record.base_scores, record.nonfinite[0]),
         "task": {"name": task.name, "kind": task.kind, "source": task.source},
@@ -270,13 +267,11 @@ def _measure_on_test(
     def control(curve: VoteCurve, search_tokens: int = 0) -> dict[str, Any]:
         return {**at(curve, chosen.k, search_tokens), "curve": {str(k): at(curve, k, search_tokens) for k in ks}}
 
+    best_prompt = entry(prompted.scores[0], prompted.lenient[0], prompted.tokens[0], chosen.tokens["prompt"])
     results: dict[str, Any] = {
         "base": {**entry(base.scores[0], base.lenient[0], base.tokens[0]), "prompt": template.name},
         "self_consistency": {**control(consistency, chosen.tokens["temperature"]), "temperature": chosen.temperature},
-        "best_prompt": against_base(
-            {**entry(prompted.scores[0], prompted.lenient[0], prompted.tokens[0], chosen.tokens["prompt"]), "prompt": chosen.template.name},
-            prompted.scores[0],
-        ),
+        "best_prompt": against_base(best_prompt | {"prompt": chosen.template.name}, prompted.scores[0]),
         "random_k": {**control(unselected), "members": [int(i) for i in random_members]},
         "randopt": {},
     }

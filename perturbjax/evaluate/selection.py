@@ -42,14 +42,18 @@ def pools(population: Population, scores: np.ndarray, k: int) -> dict[str | floa
         ``"all"`` first, then each sigma in the population's order, each with (k,) candidate indices. A sigma with fewer than k finalists
         cannot field k members and is left out.
     """
-    ranked = finalists(scores)
-    members: dict[str | float, np.ndarray] = {ALL: ranked[top_k(scores[ranked], k)]}
-    of = population.sigma_of(ranked)
-    for sigma in population.sigmas:
-        mine = ranked[of == np.float32(sigma)]
-        if len(mine) >= k:
-            members[float(sigma)] = mine[top_k(scores[mine], k)]
+    members: dict[str | float, np.ndarray] = {}
+    for sigma in (ALL, *map(float, population.sigmas)):
+        mine = pool_of(population, scores, sigma)
+        if sigma == ALL or len(mine) >= k:
+            members[sigma] = mine[top_k(scores[mine], k)]
     return members
+
+
+def pool_of(population: Population, scores: np.ndarray, sigma: str | float) -> np.ndarray:
+    """Indices of the finalists of one sigma, or of ``ALL``, ascending."""
+    ranked = finalists(scores)
+    return ranked if sigma == ALL else ranked[population.sigma_of(population.indices[ranked]) == np.float32(sigma)]
 
 
 def choose(options: Sequence[Value], accuracies: Sequence[float]) -> Value:

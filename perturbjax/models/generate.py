@@ -96,7 +96,6 @@ def generate(
         temperature: divides the logits before sampling.
     """
     b, t = tokens_BxT.shape
-    stops = jnp.asarray(stop_ids, jnp.int32)
 
     def advance(state: _State, hidden: jax.Array, cache: KVCache) -> _State:
         """The next token of each row, from the hidden states (b, D) of its last."""
@@ -109,7 +108,7 @@ def generate(
             tokens=replies.tokens.at[state.row, state.step].set(jnp.where(state.stopped, NO_TOKEN, token)),
             finite=replies.finite.at[state.row].min(finite),
         )
-        stopped = state.stopped | jnp.isin(token, stops)
+        stopped = state.stopped | jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
         return state._replace(step=state.step + 1, token=token, stopped=stopped, cache=cache, replies=replies)
 
     def decode(state: _State) -> _State:

@@ -159,12 +159,6 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, gguf.ReaderTensor
     if extra:
         raise InputError(f"{where}: {_some(extra)} not part of a plain {architecture} decoder, so the model is not supported")
     head = "tied" if "output.weight" not in tensors else "stored twice" if _same_matrix(tensors, where) else "own"
-    factors = None
-    if _ROPE_FREQS in tensors:
-        values = _dequantised(tensors, _ROPE_FREQS, where)
-        if values.shape != (head_dim // 2,) or not (np.isfinite(values) & (values > 0)).all():
-            raise InputError(f"{where}: {_ROPE_FREQS} must hold {head_dim // 2} positive numbers")
-        factors = tuple(float(value) for value in values)
     config = DecoderConfig(
         architecture=architecture,
         vocab_size=int(tensors["token_embd.weight"].shape[-1]),
@@ -175,13 +169,22 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, gguf.ReaderTensor
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rope_theta=float(number("rope.freq_base", 10000.0)),
-        rope_factors=factors,
+        rope_factors=_rope_factors(tensors, head_dim // 2, where),
         norm_eps=_shortest(number("attention.layer_norm_rms_epsilon")),
         tied_head=head != "own",
         qkv_bias=qkv_bias,
         max_positions=whole("context_length"),
     )
     return config, head
+
+
+def _rope_factors(tensors: Mapping[str, gguf.ReaderTensor], count: int, where: str) -> tuple[float, ...] | None:
+    if _ROPE_FREQS not in tensors:
+        return None
+    values = _dequantised(tensors, _ROPE_FREQS, where)
+    if values.shape != (count,) or not (np.isfinite(values) & (values > 0)).all():
+        raise InputError(f"{where}: {_ROPE_FREQS} must hold {count} positive numbers")
+    return tuple(float(value) for value in values)
 
 
 def _refuse_unsupported(metadata: Mapping[str, Any], architecture: str, head_dim: int, where: str) -> None:

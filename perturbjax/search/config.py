@@ -140,8 +140,9 @@ class SearchConfig:
             if numbers != (None, None):
                 raise InputError("--num-processes, --process-id: only together with --coordinator HOST:PORT")
             return
-        if not re.fullmatch(r"[^\s:]+:\d+", self.coordinator):
-            raise InputError(f"--coordinator {self.coordinator}: HOST:PORT or {CLUSTER} is required")
+        address = re.fullmatch(r"[^\s:]+:(\d{1,5})", self.coordinator)
+        if address is None or not 0 < int(address[1]) < 2**16:
+            raise InputError(f"--coordinator {self.coordinator}: HOST:PORT, with a port from 1 to 65535, or {CLUSTER} is required")
         if self.num_processes is None or self.process_id is None or not 0 <= self.process_id < self.num_processes:
             given = f"--num-processes {self.num_processes} --process-id {self.process_id}"
             raise InputError(f"{given}: --coordinator HOST:PORT needs both, with 0 <= process id < processes")
