@@ -41,3 +41,8 @@ def free_bytes(device: Any) -> int | None:
     """Memory of a device that is not in use; None where the backend does not say (CPU)."""
     stats = device.memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats and "bytes_in_use" in stats else None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a program could not be run, or compiled, because memory is short. jax has no exception of its own for it."""
+    return "RESOURCE_EXHAUSTED" in str(error)

@@ -81,7 +81,7 @@ def _explain(what: str, error: BaseException, console: Console) -> None:
 
 
 def _is_environment(error: BaseException) -> bool:
-    """A full disk, a file that went away, a package that is not installed: nothing that a traceback explains better."""
+    """A full disk, too little memory, a file that went away, a package that is not installed: nothing that a traceback explains better."""
     if isinstance(error, OSError):
         return error.errno is None or error.errno in (
             errno.ENOSPC,
@@ -92,7 +92,7 @@ def _is_environment(error: BaseException) -> bool:
             errno.EIO,
             errno.ENOENT,
         )
-    return isinstance(error, ModuleNotFoundError)
+    return isinstance(error, (ModuleNotFoundError, MemoryError))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Engine:
         noise: what perturbs.
         mesh: all devices along "candidate" by default; the model is dealt to those along "model" (``sharding.split_model``).
         chunk: candidates of one compiled call (rounded up to fill the mesh).
-        in_flight: perturbed copies of the weights that exist at a time on each device.
+        in_flight: candidates evaluated together on each device, under vmap; halved, with a warning, when they do not fit.
         max_new_tokens: generation budget; the task's own by default.
         strategy: one of ``STRATEGIES``, or "auto" for the cost model's choice (``strategy.choose``), made for each ``prepare``.
     """
@@ -234,15 +234,44 @@ class Engine:
         return replace(outputs, row_steps=replies.row_steps.sum(axis=1, dtype=np.int64))
 
     def _compute(self, layout: Packing | GenerationBatch, strategy: str | None, sample: bool, candidates: Candidate) -> Any:
-        """A piece of work for all devices, and so for all processes."""
+        """A piece of work for all devices, and so for all processes; with half as many candidates in flight where memory is short.
+
+        Raises:
+            MemoryError: it is short with one.
+        """
         candidates = jax.tree.map(np.asarray, candidates)
-        self._team.announce((layout, strategy, sample, candidates))
-        return self._program(layout, strategy, sample)(candidates, _arrays(layout))
+        while True:
+            order = (layout, strategy, sample, candidates, self.in_flight)
+            self._team.announce(order)
+            try:
+                return self._obey(*order)
+            except jax.errors.JaxRuntimeError as error:
+                if not _compat.is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            if self.in_flight == 1:
+                raise MemoryError(f"one candidate at a time does not fit on a device ({reason}); deal the model to more of them: --mesh")
+            _log.warning("out of memory with %d candidates in flight, going on with %d (%s)", self.in_flight, self.in_flight // 2, reason)
+            self._set_in_flight(self.in_flight // 2)
 
     def follow(self) -> None:
         """On every process but the first: does its share of the work until process 0 has finished (``distributed``)."""
-        for layout, strategy, sample, candidates in self._team.orders():
-            self._program(layout, strategy, sample)(candidates, _arrays(layout))
+        for order in self._team.orders():
+            try:
+                self._obey(*order)
+            except jax.errors.JaxRuntimeError as error:
+                # All devices hold the same, so process 0 is as short of memory, and asks again for less at a time.
+                if not _compat.is_out_of_memory(error):
+                    raise
+
+    def _obey(self, layout: Packing | GenerationBatch, strategy: str | None, sample: bool, candidates: Candidate, in_flight: int) -> Any:
+        self._set_in_flight(in_flight)
+        return self._program(layout, strategy, sample)(candidates, _arrays(layout))
+
+    def _set_in_flight(self, count: int) -> None:
+        if count != self.in_flight:
+            self.in_flight = count
+            self._programs.clear()  # they were compiled for another number, and hold memory
 
     def _judge(
         self, texts: list[list[str]], prepared: Prepared, finite: np.ndarray, tokens: np.ndarray, started: float, log_probs: Any = None
