@@ -31,11 +31,13 @@ find_python() {
 # What an installation depends on: when it changes, the next call installs again.
 wanted() { { cat "$ROOT/pyproject.toml"; printf '%s\n' "$ROOT" "${WHEELS[@]}"; } | cksum; }
 
-# installed EXTRA: that extra, or dev, which holds all others, is there as now wanted.
+# installed EXTRAS: they are there as now wanted, or others that hold them.
 installed() {
-    local extra
-    for extra in "$1" dev; do
-        if [ -x "$BIN/perturbjax" ] && [ "$(cat "$VENV/.installed-$extra" 2>/dev/null)" = "$(wanted)" ]; then
+    local extras found=""
+    # Each holds those before it.
+    for extras in demo dev dev,tpu; do
+        [ "$extras" = "$1" ] && found=1
+        if [ -n "$found" ] && [ -x "$BIN/perturbjax" ] && [ "$(cat "$VENV/.installed-$extras" 2>/dev/null)" = "$(wanted)" ]; then
             return 0
         fi
     done
@@ -48,7 +50,7 @@ usable() {
         "$BIN/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && "$BIN/python" -m pip --version >/dev/null 2>&1
 }
 
-# install EXTRA: the package in editable form with that extra, and the wheels. Does nothing, and asks no network, if that is done already.
+# install EXTRAS: the package in editable form with demo, dev or dev,tpu, and the wheels. Does nothing, and asks no network, if that is done already.
 install() {
     installed "$1" && return
     exec 9>"$ROOT/.venv.lock"

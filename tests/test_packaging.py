@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,8 @@ def fake_tree(folder: Path, extra: str) -> Path:
     for name in ("common.sh", "run", "test"):
         (folder / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
         (folder / "scripts" / name).chmod(0o755)
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     (folder / "pyproject.toml").write_text("[project]\n")
     for name in ("perturbjax", "pytest"):
         (folder / ".venv" / "bin" / name).write_text('#!/bin/sh\necho "$(basename "$0") $*"\n')
@@ -118,7 +121,7 @@ def fake_tree(folder: Path, extra: str) -> Path:
 
 
 def test_a_second_call_of_the_scripts_installs_nothing_and_passes_its_arguments_on(tmp_path):
-    tree = fake_tree(tmp_path / "a tree", "dev")
+    tree = fake_tree(tmp_path / "a tree", "dev,tpu")
     for script, arguments, expected in (
         ("run", ["--task", "my file.jsonl"], "perturbjax search --resume --task my file.jsonl\n"),
         ("test", ["-k", "noise"], "pytest --numprocesses auto --dist loadfile -k noise\n"),
@@ -145,7 +148,17 @@ def test_an_installation_that_is_not_as_wanted_is_made_again(tmp_path, undone):
     assert done.stderr == "== PYTHON=/nope/python is not a Python 3.11 or newer with the venv module\n"
 
 
-def test_the_tests_extra_is_not_taken_for_installed_by_the_demo(tmp_path):
-    tree = fake_tree(tmp_path / "tree", "demo")
-    done = subprocess.run([str(tree / "scripts" / "test")], env=WITHOUT_PYTHON, capture_output=True, text=True)
+@pytest.mark.parametrize(("extras", "script"), [("demo", "scripts/test"), ("dev", ".ci/run")])
+def test_fewer_extras_are_not_taken_for_more(tmp_path, extras, script):
+    tree = fake_tree(tmp_path / "tree", extras)
+    done = subprocess.run([str(tree / script)], env=WITHOUT_PYTHON, capture_output=True, text=True)
     assert done.returncode == 2
+
+
+@pytest.mark.skipif(bool(glob("/dev/accel*") or glob("/dev/vfio/[0-9]*")), reason="there is a TPU here")
+def test_a_tpu_compiler_without_a_tpu_is_not_asked_for_one(tmp_path):
+    tree = fake_tree(tmp_path / "tree", "dev,tpu")
+    (tree / ".venv" / "lib" / "python3.11" / "site-packages" / "libtpu").mkdir(parents=True)
+    (tree / ".venv" / "bin" / "perturbjax").write_text('#!/bin/sh\necho "$JAX_PLATFORMS"\n')
+    done = subprocess.run([str(tree / "scripts" / "run")], env=WITHOUT_PYTHON, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cpu\n", "== libtpu is installed and there is no TPU: running on the CPU\n")
