@@ -1,0 +1,136 @@
+"""What a search would need on chips that are not here: its programs compiled for them, and a roofline from their vendor's figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbjax import sharding
+from perturbjax._compat import is_out_of_memory
+from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.models.params import nest
+from perturbjax.perturb import Noise
+from perturbjax.scoring import ChunkProgram
+from perturbjax.scoring.forced import choice_values
+from perturbjax.scoring.generative import generate_replies
+
+QUERIES, CHOICES = 64, 2
+"""Questions of a scoring pass, and one-token choices of each."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Figures of one chip as its vendor states them: HBM bytes, dense bf16 FLOP/s, HBM bytes/s, and bytes/s of a ring over one axis of the
+    torus, both directions together."""
+
+    hbm: float
+    flops: float
+    bandwidth: float
+    ring: float
+
+
+CHIPS = {
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 90e9),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 180e9),
+    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 180e9),
+}
+
+
+class Plan:
+    """The programs of a decoder in bfloat16, of which there are only shapes, on a mesh of devices that may not be there.
+
+    Args:
+        config: the decoder.
+        devices: of a topology (``jax.experimental.topologies``).
+        model: size of the "model" axis.
+        noise, strategy: as of a search.
+    """
+
+    def __init__(self, config: DecoderConfig, devices: Sequence[Any], model: int, noise: Noise, strategy: str):
+        self.config, self.noise, self.strategy = config, noise, strategy
+        self.mesh = sharding.make_mesh(devices, model)
+        self.split = sharding.split_model(config, model)
+        shapes = param_shapes(config)
+        params = nest({path: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for path, shape in shapes.items()})
+        self.spread = sharding.spread(params, self.mesh, self.split.cuts(config) if self.split else None)
+        self.parameters = sum(math.prod(shape) for shape in shapes.values())
+
+    def scoring(self, slots: int, rows: int, tokens: int, in_flight: int = 1, capacity: int | None = None) -> Any:
+        """The compiled program that scores ``slots`` passes of packed rows. ``capacity``: candidates of one call; one a group at least."""
+        shapes = dict.fromkeys(("tokens", "positions", "example", "branch"), (slots, rows, tokens))
+        shapes |= {"query": (slots, QUERIES), "ids": (slots, QUERIES, CHOICES), "count": ()}
+        data = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
+        data["lead"] = jax.ShapeDtypeStruct((min(128, tokens),), np.bool_)
+        return self._compile(choice_values(self.config, single=False, split=self.split), data, in_flight, capacity)
+
+    def generation(self, rows: int, prompt: int, new: int, in_flight: int = 1) -> Any:
+        """The compiled program that continues ``rows`` prompts greedily, ``new`` tokens each."""
+        shapes = {
+            "tokens": (1, rows, prompt),
+            "lengths": (1, rows),
+            "row_ids": (1, rows),
+            "prefix": (1, 0),
+            "prefix_length": (),
+            "count": (),
+        }
+        data = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
+        data |= {"live": jax.ShapeDtypeStruct((1, rows), np.bool_), "temperature": jax.ShapeDtypeStruct((), np.float32)}
+        return self._compile(generate_replies(self.config, new, (1,), sample=False, split=self.split), data, in_flight)
+
+    def _compile(self, fn: Callable[..., Any], data: Any, in_flight: int, capacity: int | None = None) -> Any:
+        least = self.mesh.shape[sharding.CANDIDATE] * in_flight
+        return ChunkProgram(fn, self.spread, self.noise, self.mesh, capacity or least, in_flight, self.strategy).lower(data).compile()
+
+    def cache_bytes(self, rows: int, tokens: int) -> int:
+        """Keys and values of every layer on one device, bfloat16."""
+        local = self.split.local(self.config) if self.split else self.config
+        return 2 * 2 * self.config.num_layers * local.num_kv_heads * self.config.head_dim * rows * tokens
+
+    def flops(self, rows: int, tokens: int, logits: int) -> float:
+        """Multiply-adds times two of ``rows`` sequences of ``tokens`` with logits at ``logits`` positions: matrices, attention (half of the
+        square), head."""
+        c, count = self.config, rows * tokens
+        matrices = self.parameters - c.vocab_size * c.hidden_size * (1 if c.tied_head else 2)
+        attention = 2 * 2 * c.num_layers * c.num_heads * c.head_dim * rows * tokens**2 / 2
+        return 2 * matrices * count + attention + 2 * c.vocab_size * c.hidden_size * logits
+
+    def roofline(self, chip: Chip, flops: float, summed: float, read: float) -> dict[str, float]:
+        """Seconds that one candidate takes on its group of chips by each of what may bound it.
+
+        Args:
+            flops: of the candidate.
+            summed: bytes added up over "model", as one device holds them.
+            read: bytes that each device reads from its memory.
+        """
+        model = self.mesh.shape[sharding.MODEL]
+        # A ring sends everything once around to add it up and once more to hand it out, less a device's own part.
+        ring = 2 * (model - 1) / model * summed / chip.ring
+        return {"FLOPs": flops / model / chip.flops, "HBM": read / chip.bandwidth, "ICI": ring}
+
+
+def device_bytes(compiled: Any) -> int:
+    """Arguments, temporaries and results of a compiled program on one device."""
+    memory = compiled.memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def largest(chip: Chip, start: int, compiled: Callable[[int], Any], most: int = 64) -> int:
+    """The largest of start, 2 start, 4 start, ... up to ``most`` times start whose program fits on the chip; 0 where none does."""
+    fitting, n = 0, start
+    while n <= most * start:
+        try:
+            if device_bytes(compiled(n)) > chip.hbm:
+                break
+        except jax.errors.JaxRuntimeError as error:
+            # The compiler itself refuses what is far too large.
+            if not is_out_of_memory(error):
+                raise
+            break
+        fitting, n = n, 2 * n
+    return fitting
