@@ -192,9 +192,8 @@ def collectives(plan: Plan, compiled) -> float:
 def fit(what: str, chip: Chip, start: int, compiled: Callable[[int], object]) -> None:
     from perturbjax.bench.plan import largest
 
-    most = 64
-    found = largest(chip, start, compiled, most)
-    then = "do not fit" if found == 0 else "fit, more was not tried" if found == most * start else f"fit, {2 * found} do not"
+    found = largest(chip, start, compiled)
+    then = f"fit, {2 * found} do not" if found else "do not fit"
     print(f"  {what}: {found or start} {then} ({size(chip.hbm)} a device)", flush=True)
 
 

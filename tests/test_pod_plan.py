@@ -80,7 +80,6 @@ def test_the_largest_that_fits_is_found_by_doubling(tiny):
     assert sizes[2] < sizes[4] < sizes[8] < sizes[16]
     chip = Chip(hbm=sizes[8], flops=1, bandwidth=1, ring=1)
     assert largest(chip, 2, compiled.__getitem__) == 8
-    assert largest(chip, 2, compiled.__getitem__, most=2) == 4
     assert largest(chip, 16, compiled.__getitem__) == 0
 
     def refused(n):

@@ -120,17 +120,19 @@ def device_bytes(compiled: Any) -> int:
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
-def largest(chip: Chip, start: int, compiled: Callable[[int], Any], most: int = 64) -> int:
-    """The largest of start, 2 start, 4 start, ... up to ``most`` times start whose program fits on the chip; 0 where none does."""
+def largest(chip: Chip, start: int, compiled: Callable[[int], Any]) -> int:
+    """The largest of start, 2 start, 4 start, ... whose program fits on the chip; 0 where none does."""
     fitting, n = 0, start
-    while n <= most * start:
-        try:
-            if device_bytes(compiled(n)) > chip.hbm:
-                break
-        except jax.errors.JaxRuntimeError as error:
-            # The compiler itself refuses what is far too large.
-            if not is_out_of_memory(error):
-                raise
-            break
+    while _fits(chip, compiled, n):
         fitting, n = n, 2 * n
     return fitting
+
+
+def _fits(chip: Chip, compiled: Callable[[int], Any], n: int) -> bool:
+    try:
+        return device_bytes(compiled(n)) <= chip.hbm
+    except jax.errors.JaxRuntimeError as error:
+        # The compiler itself refuses what is far too large.
+        if not is_out_of_memory(error):
+            raise
+        return False
