@@ -9,10 +9,12 @@ sigma times the noise to a parameter, which is what a perturbed copy costs. Our 
 
 import argparse
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
+from inputs import at_least, exit_code
 
 from perturbjax import noise
 from perturbjax._compat import compiler_options
@@ -21,9 +23,9 @@ from perturbjax.perturb import Noise, perturb_leaf
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--elements", type=int, default=4 * 2**20)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--warm", type=int, default=5, help="untimed runs before each timed one")
+    parser.add_argument("--elements", type=at_least(2048), default=4 * 2**20)
+    parser.add_argument("--rounds", type=at_least(1), default=15)
+    parser.add_argument("--warm", type=at_least(0), default=5, help="untimed runs before each timed one")
     options = parser.parse_args()
     shape = (options.elements // 2048, 2048)
     key = noise.root_key_data(0)
@@ -70,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

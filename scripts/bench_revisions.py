@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from inputs import at_least
+
 CANDIDATES = 2
 JOBS = {
     # name: (task, examples, noise, rank)
@@ -93,12 +95,10 @@ def measure(trees: dict[str, Path], names: list[str], rounds: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revisions", nargs="+", metavar="COMMIT")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--only", default="", help="jobs whose name holds this")
     options = parser.parse_args()
     root = Path(__file__).resolve().parents[1]
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: must be at least 1")
     names = [name for name in JOBS if options.only in name]
     if not names:
         parser.error(f"--only {options.only!r}: no job's name holds it; there are {'; '.join(JOBS)}")

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from inputs import directory, exit_code
 
 from perturbjax.cli import main as perturbjax
 from perturbjax.commands.console import Console
@@ -52,7 +53,7 @@ def transformers_logits(directory: Path, tokens: list[int]) -> np.ndarray | None
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=directory)
     run = parser.parse_args().run
     parts, ensemble = reopen_ensemble(run, Console())
     best = perturb(parts.model.params, ensemble.population[int(ensemble.members[0])], ensemble.noise)
@@ -75,4 +76,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

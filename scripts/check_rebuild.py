@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from inputs import at_least, directory, exit_code
+
 LAYOUTS = ((1, 1), (3, 1), (8, 1), (8, 8))
 
 
@@ -48,9 +50,9 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--members", type=int, default=8)
-    parser.add_argument("--layout", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("run", type=directory)
+    parser.add_argument("--members", type=at_least(1), default=8)
+    parser.add_argument("--layout", type=at_least(1), nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.layout:
         score(options.run, options.members, *options.layout)
@@ -61,8 +63,10 @@ def main() -> int:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         arguments = [str(options.run), "--members", str(options.members), "--layout", str(chunk), str(devices)]
         child = subprocess.run(
-            [sys.executable, __file__, *arguments], env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE, text=True, check=True
+            [sys.executable, __file__, *arguments], env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE, text=True, check=False
         )
+        if child.returncode:
+            return child.returncode
         row = json.loads(child.stdout.splitlines()[-1])
         equal = "equal to the run's" if row["equal"] else "DIFFERENT"
         print(f"{chunk:>5} {devices:>7} {row['members']:>7}  {equal:<22} {row['answers']}", flush=True)
@@ -71,4 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from inputs import at_least, exit_code
 
 MESHES = (("1x1", 1, 1), ("8x1", 1, 8), ("4x2", 1, 8), ("2x4", 1, 8), ("8x1", 2, 4), ("4x2", 2, 4), ("2x4", 2, 4))
 """Mesh, processes, devices of each."""
@@ -26,18 +27,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--noise", default="gaussian", choices=("gaussian", "rademacher"))
     parser.add_argument("--scale", default="absolute", choices=("absolute", "rms", "modular"))
     parser.add_argument("--sigmas", type=numbers, default="0.002,0.005")
-    parser.add_argument("--population", type=int, default=7)
-    parser.add_argument("--examples", type=int, default=8)
-    parser.add_argument("--top-k", type=int, default=3)
+    parser.add_argument("--population", type=at_least(1), default=7)
+    parser.add_argument("--examples", type=at_least(1), default=8)
+    parser.add_argument("--top-k", type=at_least(1), default=3)
     for name in ("--run", "--mesh", "--coordinator"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     for name in ("--num-processes", "--process-id"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if min(options.population, options.examples, options.top_k) < 1 or options.top_k > options.population:
-        parser.error(
-            "--population, --examples and --top-k: at least 1 each, and no more of the best than there are candidates, are required"
-        )
+    if options.top_k > options.population:
+        parser.error(f"--top-k {options.top_k}: at most the {options.population} of --population are required")
     return options
 
 
@@ -59,14 +58,9 @@ def score(options: argparse.Namespace) -> None:
 
     if options.coordinator:
         join(options.coordinator, options.num_processes, options.process_id)
-    try:
-        task, model = load_task(options.task), load_model(options.model, stored=True)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    task, model = load_task(options.task), load_model(options.model, stored=True)
     if task.kind != "choice":
-        print(f"--task {options.task}: a task of choices is required", file=sys.stderr)
-        raise SystemExit(2)
+        raise InputError(f"--task {options.task}: a task of choices is required")
     mesh = sharding.make_mesh(model=int(options.mesh.split("x")[1]))
     engine = Engine(model, task, Noise(options.noise, scale=options.scale), mesh, chunk=options.population, strategy="lazy")
     if not is_main():
@@ -120,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -8,9 +8,11 @@ Tasks that cannot fill the default run's splits (rte: 277 rows) are left out.
 """
 
 import argparse
+import sys
 import time
 
 import numpy as np
+from inputs import at_least, exit_code
 
 from perturbjax.evaluate.engine import run_base, run_members, vote_curve
 from perturbjax.evaluate.intervals import paired_bootstrap
@@ -28,10 +30,12 @@ def main() -> None:
     defaults = SearchConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="sst2,boolq,arc_easy,arithmetic")
-    parser.add_argument("--population", type=int, default=24)
-    parser.add_argument("--examples", type=int, default=48)
-    parser.add_argument("--top-k", type=int, default=8)
+    parser.add_argument("--population", type=at_least(1), default=24)
+    parser.add_argument("--examples", type=at_least(1), default=48)
+    parser.add_argument("--top-k", type=at_least(1), default=8)
     options = parser.parse_args()
+    if options.top_k > options.population:
+        parser.error(f"--top-k {options.top_k}: at most the {options.population} of --population are required")
     model = load_model(defaults.model)
     population = Population(defaults.seed, options.population, defaults.sigmas)
     print(f"{model.source}; N = {options.population}, K = {options.top_k}, {options.examples} search and {options.examples} select rows")
@@ -56,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inputs import at_least, exit_code
+
 if TYPE_CHECKING:
     from perturbjax.bench.plan import Chip, Plan
 
@@ -41,9 +43,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mesh", type=like(r"[1-9]\d*x[1-9]\d*"), default="64x4", help="CANDIDATExMODEL")
     parser.add_argument("--noise", default="rademacher", choices=("gaussian", "rademacher"))
     parser.add_argument("--strategy", default="lazy", choices=("lazy", "copy"))
-    parser.add_argument("--chunk", default=100, type=at_least_one, help="candidates of a group in one call of the program")
+    parser.add_argument("--chunk", default=100, type=at_least(1), help="candidates of a group in one call of the program")
     parser.add_argument("--slot", type=like(r"[1-9]\d*x[1-9]\d*"), default="8x512", help="ROWSxTOKENS of one scoring pass")
-    parser.add_argument("--slots", default=8, type=at_least_one, help="passes that score one candidate")
+    parser.add_argument("--slots", default=8, type=at_least(1), help="passes that score one candidate")
     parser.add_argument("--replies", type=like(r"[1-9]\d*x[1-9]\d*\+[1-9]\d*"), default="64x512+512", help="ROWSxPROMPT+NEW of generation")
     parser.add_argument("--program", default="both", choices=("both", "scoring", "generation"))
     parser.add_argument(
@@ -66,12 +68,6 @@ def existing(text: str) -> Path:
             f"{text}: no such file; there are {', '.join(sorted(p.name for p in CONFIGS.glob('*.json')))} in {CONFIGS.name}/"
         )
     return Path(text)
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a number of at least 1 is required")
-    return int(text)
 
 
 def like(pattern: str) -> Callable[[str], str]:
@@ -104,8 +100,7 @@ def main() -> int:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
         plan = Plan(config, devices, int(options.mesh.split("x")[1]), Noise(options.noise), options.strategy)
     except (InputError, ValueError) as error:  # a config that is none, a topology that does not exist
-        print(f"{options.config}, {options.topology}: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        raise InputError(f"{options.config}, {options.topology}: {str(error).splitlines()[0]}") from error
 
     print(f"{options.config.stem}, {plan.parameters / 1e9:.2f} G parameters in bf16, noise {options.noise}, {options.strategy}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
@@ -208,4 +203,4 @@ def roofline(plan: Plan, chip: Chip, flops: float, passes: int, summed: float, r
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from inputs import at_least, directory, exit_code
 
 from perturbjax.ensemble.voting import vote_winners
 from perturbjax.evaluate.intervals import paired_bootstrap, sign_test
@@ -208,12 +209,14 @@ def plot(path: Path, record: Record, rows: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=Path, required=True, help="directory of <task>-search.npz and <task>-test.npz")
-    parser.add_argument("--top-k", type=int, default=16)
+    parser.add_argument("--records", type=directory, required=True, help="directory of <task>-search.npz and <task>-test.npz")
+    parser.add_argument("--top-k", type=at_least(1), default=16)
     parser.add_argument("--wanted", action="store_true", help="only write <task>-members.json: whose test answers the votes need")
     parser.add_argument("--out", type=Path, help="directory for the PNGs")
     options = parser.parse_args()
     records = load(options.records)
+    if not records:
+        parser.error(f"--records {options.records}: no <task>-search.npz there; racing_record.py makes them")
     for record in records:
         if options.wanted:
             size, examples = record.scores.shape
@@ -234,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -9,10 +9,12 @@ command goes on where it stopped. Only choice tasks: their answers are kept as n
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from inputs import at_least, exit_code
 
 from perturbjax.commands.console import Console
 from perturbjax.commands.setup import load_parts, make_engine
@@ -25,8 +27,8 @@ from perturbjax.search.files import write_atomically
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="sst2")
-    parser.add_argument("--population", type=int, default=256)
-    parser.add_argument("--examples", type=int, default=128, help="of the search split")
+    parser.add_argument("--population", type=at_least(1), default=256)
+    parser.add_argument("--examples", type=at_least(1), default=128, help="of the search split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("search", "test"), default="search")
     parser.add_argument("--members", type=Path, help="JSON list of the candidates to run; all when left out")
@@ -92,4 +94,4 @@ def gold_choices(prepared) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))
