@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from . import tile_noise
+from .platforms import result_like
 from .problem import WORD_BITS, Problem
 from .tile_noise import Start
 
@@ -30,28 +31,27 @@ class Sizes(NamedTuple):
     column_count: int
 
 
-def matmul(
-    problem: Problem, x: jax.Array, w: jax.Array, keys: jax.Array, steps: jax.Array, offsets: jax.Array, *, interpret: bool = False
-) -> jax.Array:
+def matmul(problem: Problem, x: jax.Array, w: jax.Array, index: jax.Array, offsets: jax.Array, keys: jax.Array, steps: jax.Array,
+           *factors: jax.Array, interpret: bool = False) -> jax.Array:  # fmt: skip
     """y_c = x_c (W + step_c E_c), as ``reference.matmul``; ``interpret`` runs the kernel on the platform at hand, for tests."""
     candidates, rows = steps.shape[0], x.shape[1]
-    inner, columns = w.shape[::-1] if problem.transposed else w.shape
+    inner, columns = w.shape[:0:-1] if problem.transposed else w.shape[1:]
     # Tensor cores take no fewer than 16 rows; 32 along the sum is one word of rademacher noise.
     sizes = Sizes(min(128, max(16, pl.next_power_of_2(rows))), 32, 64, rows, inner, columns)
     tile_rows = sizes.columns if problem.transposed else sizes.inner
     operands = [
+        index[None],
         keys,
-        problem.word_starts(offsets, tile_rows, pl.cdiv(w.shape[0], tile_rows)),
+        problem.word_starts(offsets, tile_rows, pl.cdiv(w.shape[1], tile_rows)),
         offsets[1:2] % jnp.uint32(WORD_BITS),
         steps,
         x,
         w,
+        *(factor.swapaxes(1, 2) for factor in factors),
     ]
-    if problem.rank is not None:
-        operands += [factor.swapaxes(1, 2) for factor in problem.factors(keys, offsets, w.shape)]
     call = pl.pallas_call(
         partial(_kernel, problem, sizes, x.shape[0] == 1, interpret),
-        out_shape=jax.ShapeDtypeStruct((candidates, rows, columns), problem.dtype),
+        out_shape=result_like(x, (candidates, rows, columns), problem.dtype),
         grid=(candidates, pl.cdiv(rows, sizes.rows), pl.cdiv(columns, sizes.columns)),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
@@ -60,13 +60,13 @@ def matmul(
     return call(*operands)
 
 
-def _kernel(problem: Problem, sizes: Sizes, shared_x: bool, interpret: bool, keys: Any, starts: Any, shift: Any, steps: Any, x: Any, w: Any,
-            *rest: Any) -> None:  # fmt: skip
+def _kernel(problem: Problem, sizes: Sizes, shared_x: bool, interpret: bool, index: Any, keys: Any, starts: Any, shift: Any, steps: Any,
+            x: Any, w: Any, *rest: Any) -> None:  # fmt: skip
     *factors, out = rest
     c, m, n = (pl.program_id(d) for d in range(3))
     rows, in_rows = _span(m, sizes.rows, sizes.row_count)
     columns, in_columns = _span(n, sizes.columns, sizes.column_count)
-    key, step = (keys[c, 0], keys[c, 1]), steps[c]
+    which, key, step = index[0], (keys[c, 0], keys[c, 1]), steps[c]
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
         inner, in_inner = _span(k, sizes.inner, sizes.inner_count)
@@ -75,7 +75,7 @@ def _kernel(problem: Problem, sizes: Sizes, shared_x: bool, interpret: bool, key
         spans = ((columns, in_columns), (inner, in_inner)) if problem.transposed else ((inner, in_inner), (columns, in_columns))
         (first, in_first), (second, in_second) = spans
         mask = in_first[:, None] & in_second[None]
-        tile = plgpu.load(w.at[first, second], mask=mask, other=0)
+        tile = plgpu.load(w.at[which, first, second], mask=mask, other=0)
         row, column = (n, k * sizes.inner) if problem.transposed else (k, n * sizes.columns)
         start = Start(key, starts[0, row], starts[1, row]).moved(column)
         ranks = [[plgpu.load(f.at[c, np.int32(q), s], mask=i, other=0) for q in range(problem.rank or 0)]

@@ -11,6 +11,7 @@ from jax.custom_batching import custom_vmap
 from perturbjax import noise
 
 from . import gpu, reference, tpu
+from .platforms import varying_alike
 from .problem import WORD_BITS, Problem
 
 LOWERINGS = ("tpu", "gpu", "reference")
@@ -25,6 +26,8 @@ def perturbed_matmul(
     shape: Sequence[int],
     distribution: str = "gaussian",
     rank: int | None = None,
+    factors: tuple[jax.Array, jax.Array] | None = None,
+    index: int | jax.Array = 0,
     offsets: tuple[int | jax.Array, int | jax.Array, int | jax.Array] = (0, 0, 0),
     transposed: bool = False,
     precision: Any = None,
@@ -41,14 +44,18 @@ def perturbed_matmul(
 
     Args:
         x: (M, K), or (C, M, K) for C candidates; bfloat16 or float32. With C candidates (1, M, K) is the same x for all of them.
-        w: (K, N), or (N, K) if ``transposed``; the dtype of x.
+        w: (K, N), or (N, K) if ``transposed``; the dtype of x. Or a stack of them, (S, K, N), of which ``index`` picks one: a matrix that
+            is sliced off before would be copied.
         key_data: the leaf's key, uint32 (2,), or (C, 2).
         step: sigma * sign * scale, float32 (), or (C,).
         shape: of the whole leaf, two dims or more; w is a block of its last two.
         distribution: "gaussian" or "rademacher".
         rank: of low-rank noise; None for dense noise.
-        offsets: where w begins in the leaf: the flat index of the leading dims, the first row, the first column. May be traced. A first
-            row that is a Python integer and a multiple of 32 makes rademacher noise cheaper.
+        factors: the block's low-rank noise, A (rows of w, rank) and B (columns of w, rank), float32, or with a leading C, as
+            ``noise.low_rank_factors`` makes them, where they are at hand; else they are made from the key.
+        index: which matrix of a stack; may be traced.
+        offsets: where w, or the matrix of the stack, begins in the leaf: the flat index of the leading dims, the first row, the first
+            column. May be traced. A first row that is a Python integer and a multiple of 32 makes rademacher noise cheaper.
         transposed: multiply by the transpose, as a tied head does.
         precision: of the dot, as for ``jax.lax.dot``.
         preferred_element_type: dtype of the result; that of x by default.
@@ -61,6 +68,7 @@ def perturbed_matmul(
     Raises:
         ValueError: for shapes, dtypes or options that do not fit together.
     """
+    w = w[None] if w.ndim == 2 else w
     _check(x, w, key_data, step, shape, distribution, rank, lowering, interpret)
     problem = Problem(
         distribution=distribution,
@@ -72,11 +80,16 @@ def perturbed_matmul(
         dtype=jnp.dtype(preferred_element_type or x.dtype),
     )
     _check_block(x, w, problem, offsets)
+    _check_factors(w, rank, factors, step.shape)
     where = jnp.stack([jnp.asarray(o).astype(jnp.uint32) for o in offsets])
     product = _batched(partial(_lowered, problem, lowering, interpret))
-    if step.ndim == 0:
-        return product(x[None], w, key_data[None], step[None], where)[0]
-    return product(x, w, key_data, step, where)
+    own = (key_data, step, *(factors or ()))
+    if single := step.ndim == 0:
+        x, *own = (operand[None] for operand in (x, *own))
+    if rank is not None and factors is None:
+        own = (*own, *problem.factors(own[0], where, w.shape[1:]))
+    y = product(*varying_alike((x, w, jnp.asarray(index, jnp.int32), where, *own)))
+    return y[0] if single else y
 
 
 def _check(x: Any, w: Any, key_data: Any, step: Any, shape: Sequence[int], distribution: str, rank: int | None, lowering: str | None,
@@ -90,9 +103,9 @@ def _check(x: Any, w: Any, key_data: Any, step: Any, shape: Sequence[int], distr
         raise ValueError(f"x of shape {x.shape}: must be (M, K) for one candidate, (C, M, K) or (1, M, K) for C; step is {step.shape}")
     if w.dtype not in (jnp.bfloat16, jnp.float32) or x.dtype != w.dtype:
         raise ValueError(f"x {x.dtype} and w {w.dtype}: must both be bfloat16 or both float32; cast one of them")
-    if w.ndim != 2 or len(shape) < 2:
+    if w.ndim != 3 or len(shape) < 2:
         raise ValueError(
-            f"w of shape {w.shape} in a leaf of shape {tuple(shape)}: must be a block of the last two dims of a leaf of two or more"
+            f"w of shape {w.shape} in a leaf of shape {tuple(shape)}: must be blocks of the last two dims of a leaf of two or more"
         )
     if distribution not in noise.DISTRIBUTIONS:
         raise ValueError(f"distribution {distribution!r}: must be one of {', '.join(noise.DISTRIBUTIONS)}")
@@ -105,12 +118,20 @@ def _check(x: Any, w: Any, key_data: Any, step: Any, shape: Sequence[int], distr
 
 
 def _check_block(x: jax.Array, w: jax.Array, problem: Problem, offsets: Sequence[int | jax.Array]) -> None:
-    inner = w.shape[1 if problem.transposed else 0]
+    inner = w.shape[2 if problem.transposed else 1]
     if x.shape[-1] != inner:
         raise ValueError(f"x of shape {x.shape} and w of shape {w.shape}: x must end in {inner}; check transposed={problem.transposed}")
-    for name, size, limit, first in zip(("rows", "columns"), w.shape, problem.leaf[1:], offsets[1:], strict=True):
+    for name, size, limit, first in zip(("rows", "columns"), w.shape[1:], problem.leaf[1:], offsets[1:], strict=True):
         if size + (first if isinstance(first, int) else 0) > limit:
             raise ValueError(f"w has {size} {name} from {first} on: the leaf has {limit}; check shape and offsets")
+
+
+def _check_factors(w: jax.Array, rank: int | None, factors: tuple[jax.Array, jax.Array] | None, candidates: tuple[int, ...]) -> None:
+    if factors is None:
+        return
+    got, needed = tuple(f.shape for f in factors), tuple((*candidates, n, rank) for n in w.shape[1:])
+    if got != needed:
+        raise ValueError(f"factors of shapes {got}: must be {needed} for rank {rank} and w of shape {w.shape}")
 
 
 def _lowered(problem: Problem, lowering: str | None, interpret: bool, *operands: jax.Array) -> jax.Array:
@@ -129,24 +150,25 @@ def _batched(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The product with a rule for ``vmap``: more candidates, or more rows, of one call; a loop where the weight itself is batched."""
 
     @custom_vmap
-    def call(x: jax.Array, w: jax.Array, keys: jax.Array, steps: jax.Array, offsets: jax.Array) -> jax.Array:
-        return product(x, w, keys, steps, offsets)
+    def call(x: jax.Array, w: jax.Array, index: jax.Array, offsets: jax.Array, *own: jax.Array) -> jax.Array:
+        return product(x, w, index, offsets, *own)
 
     @call.def_vmap
     def rule(size: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
-        x, w, keys, steps, offsets = operands
+        x, *weight, keys, steps = operands[:6]
+        own = (keys, steps, *operands[6:])
         candidates = steps.shape[-1]
-        if batched[1] or batched[4]:
+        if any(batched[1:4]):
             return _looped(call, batched, operands), True
-        if not batched[2] and not batched[3]:
+        if not any(batched[4:]):
             rows = jnp.moveaxis(x, 0, 1).reshape(x.shape[1], size * x.shape[2], x.shape[3])
-            y = call(rows, w, keys, steps, offsets).reshape(candidates, size, x.shape[2], -1)
+            y = call(rows, *weight, *own).reshape(candidates, size, x.shape[2], -1)
             return jnp.moveaxis(y, 1, 0), True
-        keys, steps = (v if b else jnp.broadcast_to(v, (size, *v.shape)) for v, b in zip((keys, steps), batched[2:4], strict=True))
+        several = (v if b else jnp.broadcast_to(v, (size, *v.shape)) for v, b in zip(own, batched[4:], strict=True))
         if batched[0] or x.shape[0] > 1:
             x = x if batched[0] else x[None]
             x = jnp.broadcast_to(x, (size, candidates, *x.shape[2:])).reshape(size * candidates, *x.shape[2:])
-        y = call(x, w, keys.reshape(-1, 2), steps.reshape(-1), offsets)
+        y = call(x, *weight, *(v.reshape(size * candidates, *v.shape[2:]) for v in several))
         return y.reshape(size, candidates, *y.shape[1:]), True
 
     return call

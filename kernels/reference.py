@@ -8,26 +8,36 @@ from perturbjax import noise
 from .problem import Problem
 
 
-def matmul(problem: Problem, x: jax.Array, w: jax.Array, keys: jax.Array, steps: jax.Array, offsets: jax.Array) -> jax.Array:
-    """y_c = x_c (W + step_c E_c): arguments and result as in ``perturbed_matmul``'s candidate form, with ``offsets`` as uint32[3].
+def matmul(
+    problem: Problem,
+    x: jax.Array,
+    w: jax.Array,
+    index: jax.Array,
+    offsets: jax.Array,
+    keys: jax.Array,
+    steps: jax.Array,
+    *factors: jax.Array,
+) -> jax.Array:
+    """y_c = x_c (W + step_c E_c): arguments and result as in ``perturbed_matmul``'s candidate form, with w as a stack, ``offsets`` as
+    uint32[3] and both factors of low-rank noise.
 
     Holds one perturbed weight per candidate that XLA keeps in flight.
     """
-    factors = None if problem.rank is None else problem.factors(keys, offsets, w.shape)
 
-    def one(x: jax.Array, key: jax.Array, step: jax.Array, factors: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        return problem.dot(x, perturbed(problem, w, key, step, offsets, factors)).astype(problem.dtype)
+    w = jax.lax.dynamic_index_in_dim(w, index, keepdims=False)
 
-    return jax.vmap(one, in_axes=(None if x.shape[0] == 1 else 0, 0, 0, 0))(x[0] if x.shape[0] == 1 else x, keys, steps, factors)
+    def one(x: jax.Array, key: jax.Array, step: jax.Array, *factors: jax.Array) -> jax.Array:
+        return problem.dot(x, perturbed(problem, w, offsets, key, step, *factors)).astype(problem.dtype)
+
+    shared = x.shape[0] == 1
+    return jax.vmap(one, in_axes=(None if shared else 0, *[0] * (2 + len(factors))))(x[0] if shared else x, keys, steps, *factors)
 
 
-def perturbed(
-    problem: Problem, w: jax.Array, key: jax.Array, step: jax.Array, offsets: jax.Array, factors: tuple[jax.Array, jax.Array] | None
-) -> jax.Array:
+def perturbed(problem: Problem, w: jax.Array, offsets: jax.Array, key: jax.Array, step: jax.Array, *factors: jax.Array) -> jax.Array:
     """round(w + step * E), one candidate, rounded once."""
     if problem.distribution is None:
         return w
-    if factors is not None:
+    if problem.rank is not None:
         e = noise.low_rank_product(*factors)
     else:
         e = noise.dense(key, problem.leaf, problem.distribution, problem.coordinates(offsets, w.shape))[0]

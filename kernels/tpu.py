@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from . import tile_noise
+from .platforms import result_like
 from .problem import WORD_BITS, Problem
 from .tile_noise import Start
 from .tiling import VMEM_LIMIT_BYTES, Tiles, choose
@@ -29,21 +31,22 @@ def matmul(
     problem: Problem,
     x: jax.Array,
     w: jax.Array,
+    index: jax.Array,
+    offsets: jax.Array,
     keys: jax.Array,
     steps: jax.Array,
-    offsets: jax.Array,
-    *,
+    *factors: jax.Array,
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """y_c = x_c (W + step_c E_c), as ``reference.matmul``.
 
     Args:
-        problem, x, w, keys, steps, offsets: as there.
+        problem, x, w, index, offsets, keys, steps, factors: as there.
         tiles: sizes; None chooses them. ``inner`` and ``columns`` are multiples of 128 or the whole dim.
         interpret: run the kernel's operations on the platform at hand, for tests.
     """
-    candidates, (inner, columns) = steps.shape[0], w.shape[::-1] if problem.transposed else w.shape
+    candidates, (inner, columns) = steps.shape[0], w.shape[:0:-1] if problem.transposed else w.shape[1:]
     tiles = choose(candidates, x.shape[1], inner, columns, w.dtype.itemsize) if tiles is None else tiles
     tile = (tiles.columns, tiles.inner) if problem.transposed else (tiles.inner, tiles.columns)
     grid = (
@@ -54,19 +57,18 @@ def matmul(
         tiles.candidates,
     )
     shift = offsets[1:2] % jnp.uint32(WORD_BITS)
-    starts = problem.word_starts(offsets, tile[0], pl.cdiv(w.shape[0], tile[0]))
-    scalars = (*(_as_int32(v) for v in (keys, starts, shift)), steps)
-    factors, factor_specs = _factor_operands(problem, keys, offsets, w.shape, tile, partial(_candidate, tiles, candidates))
+    starts = problem.word_starts(offsets, tile[0], pl.cdiv(w.shape[1], tile[0]))
+    scalars = (index[None], *(_as_int32(v) for v in (keys, starts, shift)), steps)
     call = pl.pallas_call(
         partial(_kernel, problem, tiles, inner, candidates, interpret),
-        out_shape=jax.ShapeDtypeStruct((candidates, x.shape[1], columns), problem.dtype),
+        out_shape=result_like(x, (candidates, x.shape[1], columns), problem.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=grid,
             in_specs=[
                 pl.BlockSpec((1, tiles.rows, tiles.inner), _x_index(x.shape[0] == 1, tiles, candidates)),
-                pl.BlockSpec(tile, lambda n, p, m, k, c, *_: (n, k) if problem.transposed else (k, n)),
-                *factor_specs,
+                pl.BlockSpec((None, *tile), lambda n, p, m, k, c, index, *_: (index[0], *((n, k) if problem.transposed else (k, n)))),
+                *_factor_specs(problem, tile, partial(_candidate, tiles, candidates)),
             ],
             out_specs=pl.BlockSpec((tiles.candidates, tiles.rows, tiles.columns), lambda n, p, m, k, c, *_: (p, m, n)),
             scratch_shapes=[pltpu.VMEM((tiles.candidates, tiles.rows, tiles.columns), jnp.float32), pltpu.VMEM(tile, w.dtype)],
@@ -77,7 +79,11 @@ def matmul(
         interpret=interpret,
         name="perturbed_matmul",
     )
-    return call(*scalars, x, w, *factors)
+    # Lanes hold weights, not ranks.
+    if not interpret:
+        # Otherwise XLA may bring all of a stack into VMEM beforehand, in every step of a loop that uses one matrix of it.
+        w = pltpu.with_memory_space_constraint(w, pltpu.HBM)
+    return call(*scalars, x, w, *(factor.swapaxes(1, 2) for factor in factors))
 
 
 def _as_int32(x: jax.Array) -> jax.Array:
@@ -93,26 +99,22 @@ def _x_index(shared: bool, tiles: Tiles, candidates: int) -> Any:
     return lambda n, p, m, k, c, *_: (0 if shared else _candidate(tiles, candidates, p, c), m, k)
 
 
-def _factor_operands(
-    problem: Problem, keys: jax.Array, offsets: jax.Array, block: tuple[int, ...], tile: tuple[int, int], candidate: Any
-) -> tuple[tuple[jax.Array, ...], list[pl.BlockSpec]]:
-    """Low-rank factors, both with the rank second to last (lanes hold weights, not ranks), and how they are cut."""
+def _factor_specs(problem: Problem, tile: tuple[int, int], candidate: Any) -> list[pl.BlockSpec]:
+    """How low-rank factors, both with the rank second to last, are cut."""
     if problem.rank is None:
-        return (), []
-    a, b = problem.factors(keys, offsets, block)
+        return []
     row, column = (1, 0) if problem.transposed else (0, 1)
 
     def along(which: int) -> Any:
         return lambda n, p, m, k, c, *_: (candidate(p, c), 0, (k, n)[which])
 
-    specs = [pl.BlockSpec((1, problem.rank, tile[d]), along(which)) for d, which in ((0, row), (1, column))]
-    return (a.swapaxes(1, 2), b.swapaxes(1, 2)), specs
+    return [pl.BlockSpec((1, problem.rank, tile[d]), along(which)) for d, which in ((0, row), (1, column))]
 
 
-def _kernel(problem: Problem, tiles: Tiles, inner: int, candidates: int, interpret: bool, keys: Any, starts: Any, shift: Any, steps: Any,
-            x: Any, w: Any, *rest: Any) -> None:  # fmt: skip
+def _kernel(problem: Problem, tiles: Tiles, inner: int, candidates: int, interpret: bool, _: Any, keys: Any, starts: Any, shift: Any,
+            steps: Any, x: Any, w: Any, *rest: Any) -> None:  # fmt: skip
     *factors, out, sums, whole = rest
-    n, p, _, k, c = (pl.program_id(d) for d in range(5))
+    n, p, k, c = (pl.program_id(d) for d in (0, 1, 3, 4))
     i = _candidate(tiles, candidates, p, c)
 
     row, column = (n, k) if problem.transposed else (k, n)
@@ -143,7 +145,9 @@ def _kernel(problem: Problem, tiles: Tiles, inner: int, candidates: int, interpr
 
 def _cut(x: jax.Array, dim: int, size: jax.Array) -> jax.Array:
     """Zero from ``size`` on."""
-    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, dim) < size, x, jnp.zeros_like(x))
+    # In float32: Mosaic has no mask for fewer than 8 rows of bfloat16.
+    inside = jax.lax.broadcasted_iota(jnp.int32, x.shape, dim) < size
+    return jnp.where(inside, x.astype(jnp.float32), np.float32(0)).astype(x.dtype)
 
 
 def _perturbed(

@@ -110,13 +110,19 @@ def count(args: argparse.Namespace, rows: int, noise: str, dump: Path) -> list[l
     device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[args.target]).devices[0]
     shapes = (
         ((2, rows, WEIGHT), jnp.bfloat16),
-        ((WEIGHT, WEIGHT), jnp.bfloat16),
+        ((1, WEIGHT, WEIGHT), jnp.bfloat16),
+        ((), jnp.int32),
+        ((3,), jnp.uint32),
         ((2, 2), jnp.uint32),
         ((2,), jnp.float32),
-        ((3,), jnp.uint32),
     )
     operands = [jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device)) for shape, dtype in shapes]
-    jax.jit(lambda *operands: tpu.matmul(problem, *operands, tiles=tiles)).lower(*operands).compile()
+
+    def product(x: jax.Array, w: jax.Array, index: jax.Array, offsets: jax.Array, keys: jax.Array, steps: jax.Array) -> jax.Array:
+        factors = () if problem.rank is None else problem.factors(keys, offsets, w.shape[1:])
+        return tpu.matmul(problem, x, w, index, offsets, keys, steps, *factors, tiles=tiles)
+
+    jax.jit(product).lower(*operands).compile()
     found = list(dump.glob("*perturbed_matmul*final_hlo-static-per-bundle-utilization.txt"))
     if len(found) != 1:
         raise RuntimeError(

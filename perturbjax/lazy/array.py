@@ -35,7 +35,9 @@ class Leaf:
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=("base", "key_data", "step", "coordinates", "factors"), meta_fields=("leaf", "views")
+    jax.tree_util.register_dataclass,
+    data_fields=("base", "key_data", "step", "coordinates", "factors", "stack"),
+    meta_fields=("leaf", "views"),
 )
 @dataclass(frozen=True)
 class LazyArray:
@@ -47,6 +49,8 @@ class LazyArray:
         step: sigma * sign * scale, float32 scalar.
         coordinates: which block of the leaf ``base`` is; None for all of it.
         factors: the block's low-rank noise as A (..., R, r) and B (..., C, r); None for noise of full rank.
+        stack: where ``base`` is one matrix of several: all of them, and which it is, counted over the leading dims. A kernel reads it there
+            instead of having it copied out.
         leaf: path, whole shape, noise, and how dots use the factors.
         views: reshapes, transposes, casts and the like, in order, between the perturbed block and the value this stands for.
     """
@@ -56,6 +60,7 @@ class LazyArray:
     step: jax.Array
     coordinates: Coordinates | None
     factors: tuple[jax.Array, jax.Array] | None
+    stack: tuple[jax.Array, int | jax.Array] | None
     leaf: Leaf
     views: tuple[View, ...] = ()
 
@@ -137,7 +142,14 @@ class LazyArray:
         whole = self.coordinates or (None,) * self.base.ndim
         coordinates = (*whole[:dim], _compose(whole[dim], part), *whole[dim + 1 :])
         factors = None if self.factors is None else _take_of_factors(self.factors, dim, part)
-        return replace(self, base=_take(self.base, dim, part), coordinates=coordinates, factors=factors, views=tuple(views))
+        base, stack = _take(self.base, dim, part), self._stack_of(dim, part)
+        return replace(self, base=base, coordinates=coordinates, factors=factors, stack=stack, views=tuple(views))
+
+    def _stack_of(self, dim: int, part: Window | jax.Array) -> tuple[jax.Array, int | jax.Array] | None:
+        if dim >= self.base.ndim - 2 or not isinstance(part, Window) or part.size > 1:
+            return None
+        whole, index = self.stack or (self.base, 0)
+        return whole, index + part.start * math.prod(whole.shape[dim + 1 : -2])
 
 
 def _take(x: jax.Array, dim: int, part: Window | jax.Array) -> jax.Array:
@@ -228,6 +240,6 @@ def lazy(
             # Made now, r (R + C) numbers: at the point of use XLA would fuse them into their product and draw each anew for every element.
             with jax.named_scope("noise"):
                 factors = spec.low_rank_factors(key, shape, noise.rank, noise.distribution, coordinates)
-        return LazyArray(base, key, leaf_step, coordinates, factors, Leaf(path, shape, noise, factored))
+        return LazyArray(base, key, leaf_step, coordinates, factors, None, Leaf(path, shape, noise, factored))
 
     return jax.tree.map(one, params)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as p
 from jax.sharding import PartitionSpec
@@ -77,16 +79,32 @@ def _while(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 
 def _cond(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     """Lazy operands stay lazy inside the branches, so noise is made in the branch that is taken."""
-    index, operands = values[0], values[1:]
 
-    def branch(closed: Any) -> Callable[..., list[Any]]:
-        def call() -> list[Any]:
-            return [run.whole(output, "cond", "an output of a branch") for output in run.run_closed(closed, operands)]
+    def branch(closed: Any, operands: list[Any]) -> list[Any]:
+        return [run.whole(output, "cond", "an output of a branch") for output in run.run_closed(closed, operands)]
 
-        return call
+    index = run.whole(values[0], "cond", "the index of the branch")
+    return _switch([partial(branch, closed) for closed in eqn.params["branches"]])(index, values[1:])
 
-    index = run.whole(index, "cond", "the index of the branch")
-    return list(jax.lax.switch(index, [branch(closed) for closed in eqn.params["branches"]]))
+
+def _switch(branches: list[Callable[[list[Any]], list[Any]]]) -> Callable[[jax.Array, list[Any]], list[Any]]:
+    """``lax.switch``, which under vmap over the index would hand every branch a copy of its operands for each candidate, weights too."""
+
+    @custom_vmap
+    def switch(index: jax.Array, operands: list[Any]) -> list[Any]:
+        return jax.lax.switch(index, branches, operands)
+
+    @switch.def_vmap
+    def rule(size: int, batched: list[Any], index: jax.Array, operands: list[Any]) -> tuple[list[Any], list[bool]]:
+        axes = jax.tree.map(lambda b: 0 if b else None, batched[1])
+        if batched[0]:
+            results = [jax.vmap(branch, in_axes=(axes,), axis_size=size)(operands) for branch in branches]
+            chosen = [jax.vmap(jax.lax.select_n)(index, *outputs) for outputs in zip(*results, strict=True)]
+        else:
+            chosen = jax.lax.switch(index, [jax.vmap(branch, in_axes=(axes,), axis_size=size) for branch in branches], operands)
+        return chosen, [True] * len(chosen)
+
+    return switch
 
 
 def _shard_map(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:

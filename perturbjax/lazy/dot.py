@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.lax import Precision
 
+from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
+from perturbjax.kernels.platforms import lowerings  # pyright: ignore[reportMissingImports]
 from perturbjax.lazy.array import LazyArray
+from perturbjax.lazy.views import View
+from perturbjax.noise import Window
 
 Dims = tuple[int, ...]
+NARROW = 128
+"""A matrix with a shorter side is made whole: it has less than a register's width on TPU, and lies in memory in another layout than kernels
+read, so it would be copied anyway."""
 
 
 def perturbed_dot_general(
@@ -23,6 +34,9 @@ def perturbed_dot_general(
 ) -> jax.Array:
     """``lax.dot_general`` of arrays or LazyArrays: the noise of a lazy operand is made here and nowhere else.
 
+    On TPU and GPU a product with one lazy matrix is ``perturbjax.kernels``' ``perturbed_matmul``: noise and perturbed weight exist tile by
+    tile, never in memory. On other platforms, and in any other product, the operand is made whole first.
+
     Where a lazy matrix asks for it (``lazy(..., factored=True)``), x (W + s A B^T) is computed as x W + s (x A) B^T, sums in float32: W
     stays as it is, and candidates under vmap share the product with it (EGGROLL, arXiv 2511.16652).
 
@@ -31,30 +45,118 @@ def perturbed_dot_general(
         dimension_numbers: as for ``lax.dot_general``.
         preferred_element_type, params: as for ``lax.dot_general``.
     """
+
+    def whole() -> jax.Array:
+        operands = [value.materialise() if isinstance(value, LazyArray) else value for value in (lhs, rhs)]
+        return jax.lax.dot_general(operands[0], operands[1], dimension_numbers, preferred_element_type=preferred_element_type, **params)
+
     for lazy, other, side in ((rhs, lhs, 1), (lhs, rhs, 0)):
-        if isinstance(lazy, LazyArray) and not isinstance(other, LazyArray) and dimension_numbers[1] == ((), ()):
-            if (factors := _factors(lazy, dimension_numbers[0][side])) is None:
-                continue
+        if not isinstance(lazy, LazyArray) or isinstance(other, LazyArray) or dimension_numbers[1] != ((), ()):
+            continue
+        if (dim := _contracted(lazy, dimension_numbers[0][side])) is None:
+            continue
+        other_dim = dimension_numbers[0][1 - side][0]
+        if lazy.leaf.factored and lazy.factors is not None:
             dtype = preferred_element_type or jnp.result_type(other.dtype, lazy.dtype)
             operands = (lhs, lazy.unperturbed()) if side else (lazy.unperturbed(), rhs)
             product = jax.lax.dot_general(*operands, dimension_numbers, preferred_element_type=jnp.float32, **params)
-            return (product + _correction(other, dimension_numbers[0][1 - side][0], *factors, last=bool(side))).astype(dtype)
-    lhs, rhs = (value.materialise() if isinstance(value, LazyArray) else value for value in (lhs, rhs))
-    return jax.lax.dot_general(lhs, rhs, dimension_numbers, preferred_element_type=preferred_element_type, **params)
+            return (product + _correction(other, other_dim, *_factors(lazy, dim), last=bool(side))).astype(dtype)
+        kernel = _Kernel(lazy, dim, other, other_dim, bool(side), preferred_element_type, params)
+        if kernel.fits and (platforms := lowerings()):
+            return jax.lax.platform_dependent(default=whole, **{name: partial(kernel, low) for name, low in platforms.items()})
+    return whole()
 
 
-def _factors(lazy: LazyArray, contracted: Dims) -> tuple[jax.Array, jax.Array] | None:
-    """Noise of a lazy matrix as (first, second), first (contracted size, r) with the step in it, second (free size, r), float32.
-
-    None where dots are not to use factors, or these do not lie along the two dims of the view.
-    """
+def _contracted(lazy: LazyArray, contracted: Dims) -> int | None:
+    """0 or 1: which dim of a lazy matrix, as it lies in its leaf, a dot contracts; None for anything but one dim of one matrix."""
     dims, rows = lazy.source_dims(), lazy.base.ndim - 2
-    along = len(contracted) == 1 and sorted(dims or ()) == [rows, rows + 1] and math.prod(lazy.base.shape[:-2]) == 1
-    if lazy.factors is None or not lazy.leaf.factored or not along:
+    if len(contracted) != 1 or sorted(dims or ()) != [rows, rows + 1] or math.prod(lazy.base.shape[:-2]) != 1:
         return None
     assert dims is not None
+    return dims[contracted[0]] - rows
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A product with a lazy matrix as ``perturbed_matmul`` computes it.
+
+    Attributes:
+        lazy, dim: the matrix, and which of its two dims is contracted.
+        other, other_dim: the other operand; its other dims are the rows of x.
+        last: whether the matrix's free dim is the last of the result, else it is the first.
+        dtype: ``preferred_element_type``.
+        params: the rest of what ``lax.dot_general`` takes.
+    """
+
+    lazy: LazyArray
+    dim: int
+    other: jax.Array
+    other_dim: int
+    last: bool
+    dtype: Any
+    params: dict[str, Any]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the kernel computes what the dot does."""
+        lazy, dtypes = self.lazy, (jnp.bfloat16, jnp.float32)
+        typed = self.other.dtype == lazy.base.dtype and lazy.base.dtype in dtypes and (self.dtype is None or self.dtype in dtypes)
+        as_is = not any(_rounds(view, lazy.base.dtype) for view in lazy.views)
+        block = all(isinstance(c, Window | None) for c in lazy.coordinates or ())
+        wide = min(lazy.base.shape[-2:]) >= NARROW and self.other.size > 0
+        precise = self.params.get("precision") in (None, *((p, p) for p in (Precision.DEFAULT, Precision.HIGHEST)))
+        # Operation by operation, outside of jit, it would be compiled anew in every call.
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((lazy, self.other)))
+        return typed and as_is and block and wide and precise and traced and self.params.get("out_sharding") is None
+
+    def __call__(self, lowering: str) -> jax.Array:
+        lazy, x = self.lazy, jnp.moveaxis(self.other, self.other_dim, -1)
+        stack, index = lazy.stack or (lazy.base, 0)
+        factors = None
+        if lazy.factors is not None:
+            a, b = lazy.factors
+            factors = (a.reshape(a.shape[-2:]), b.reshape(b.shape[-2:]))
+        y = perturbed_matmul(
+            x.reshape(-1, x.shape[-1]),
+            stack.reshape(-1, *stack.shape[-2:]),
+            lazy.key_data,
+            lazy.step,
+            shape=lazy.leaf.shape,
+            distribution=lazy.leaf.noise.distribution,
+            rank=lazy.leaf.noise.rank,
+            factors=factors,
+            index=index,
+            offsets=_offsets(lazy),
+            transposed=self.dim == 1,
+            precision=self.params.get("precision"),
+            preferred_element_type=self.dtype,
+            lowering=lowering,
+        )
+        y = y.reshape(*x.shape[:-1], -1)
+        return y if self.last else jnp.moveaxis(y, -1, 0)
+
+
+def _rounds(view: View, dtype: Any) -> bool:
+    """Whether a view of values of ``dtype`` changes any."""
+    if view.primitive.name == "convert_element_type":
+        return view.params["new_dtype"] != dtype
+    return view.primitive.name == "reduce_precision"
+
+
+def _offsets(lazy: LazyArray) -> tuple[int | jax.Array, int | jax.Array, int | jax.Array]:
+    """Where in its leaf a matrix begins: the flat index of the leading dims, the row, the column."""
+    *leading, row, column = (c.start if isinstance(c, Window) else 0 for c in lazy.coordinates or (None,) * lazy.base.ndim)
+    flat: int | jax.Array = 0
+    for start, n in zip(leading, lazy.leaf.shape, strict=False):
+        flat = flat * n + (start if isinstance(start, int) else start.astype(jnp.uint32))
+    return flat, row, column
+
+
+def _factors(lazy: LazyArray, dim: int) -> tuple[jax.Array, jax.Array]:
+    """Low-rank noise of a lazy matrix: first (contracted size, r) with the step in it, second (free size, r), float32."""
+    assert lazy.factors is not None
     a, b = (factor.reshape(factor.shape[-2:]) for factor in lazy.factors)
-    first, second = (a, b) if dims[contracted[0]] == rows else (b, a)
+    first, second = (b, a) if dim else (a, b)
     return first * (lazy.step / jnp.float32(math.sqrt(first.shape[1]))), second
 
 
