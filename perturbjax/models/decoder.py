@@ -126,13 +126,13 @@ class Decoder(nnx.Module):
             return jnp.einsum("...d,dv->...v", hidden, self.head.kernel[...], preferred_element_type=jnp.float32)
 
     def logits_at(self, hidden_QxD: jax.Array, ids_QxC: jax.Array) -> jax.Array:
-        """Logits of C chosen tokens per hidden state, without the rest of the vocabulary: float32 (Q, C), the same on every device."""
+        """Logits of C chosen tokens per hidden state: float32 (Q, C), the same on every device. With a tied head without the rest of the
+        vocabulary: its rows are the embedding's. From another head they would be columns, for which a TPU copies all of it."""
+        if not self.config.tied_head:
+            return self.vocabulary.take(self.logits(hidden_QxD), ids_QxC)
         with jax.named_scope("head"):
             ids, here = self.vocabulary.own(ids_QxC) if self.split else (ids_QxC, None)
-            if self.config.tied_head:
-                rows = jnp.take(self.embed.embedding[...], ids, axis=0)
-            else:
-                rows = jnp.moveaxis(jnp.take(self.head.kernel[...], ids, axis=1), 0, -1)
+            rows = jnp.take(self.embed.embedding[...], ids, axis=0)
             values = jnp.einsum("qd,qcd->qc", hidden_QxD, rows, preferred_element_type=jnp.float32)
             return values if here is None else jax.lax.psum(jnp.where(here, values, 0.0), MODEL)
 

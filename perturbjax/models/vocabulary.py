@@ -50,6 +50,13 @@ class Vocabulary:
         rows = table(local)
         return jax.lax.psum(jnp.where(here[..., None], rows, jnp.zeros((), rows.dtype)), MODEL)
 
+    def take(self, logits: jax.Array, ids: jax.Array) -> jax.Array:
+        """The logits of C tokens in each row: (Q, v), ids (Q, C) -> (Q, C), the same on every device."""
+        if not self.dealt:
+            return jnp.take_along_axis(logits, ids, axis=1)
+        local, here = self.own(ids)
+        return jax.lax.psum(jnp.where(here, jnp.take_along_axis(logits, local, axis=1), 0.0), MODEL)
+
     def real(self, logits: jax.Array, other: float) -> jax.Array:
         """Logits (..., v) with ``other`` behind the last token."""
         if self.devices * self.rows == self.size:

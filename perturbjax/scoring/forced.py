@@ -43,9 +43,11 @@ def choice_values(config: DecoderConfig, single: bool, split: Split | None = Non
             )
             hidden, _ = decoder(tokens, positions, packed_mask(example, branch), lead=lead if len(rows) > 1 else None)
             hidden = hidden.reshape(-1, hidden.shape[-1])[query]
-            values = decoder.logits_at(hidden, ids)
-            if not single:
-                values = values - decoder.vocabulary.logsumexp(decoder.logits(hidden))
+            if single:
+                values = decoder.logits_at(hidden, ids)
+            else:
+                logits = decoder.logits(hidden)
+                values = decoder.vocabulary.take(logits, ids) - decoder.vocabulary.logsumexp(logits)
             return jax.lax.dynamic_update_index_in_dim(results, values, index, 0)
 
         return jax.lax.fori_loop(0, data["count"], slot, jnp.zeros(data["ids"].shape, jnp.float32))
