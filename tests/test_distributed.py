@@ -65,3 +65,29 @@ def test_a_mesh_of_other_devices_is_refused_before_anything_is_written(tmp_path,
     assert main(search_arguments(questions, tmp_path / "run", mesh="4x2")) == 2
     assert "--mesh 4x2: 8 devices, there are 1; use e.g. --mesh 1x1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+JOINS = """
+from perturbjax.distributed import join
+host = join("cluster", None, None)
+import jax
+print(host, jax.process_index(), jax.process_count(), jax.device_count())
+"""
+
+
+def test_the_processes_of_a_slurm_job_find_each_other():
+    def one(index: int) -> subprocess.Popen[str]:
+        slurm = {
+            "JOB_ID": os.getpid(),
+            "STEP_NODELIST": "localhost",
+            "NTASKS": "2",
+            "STEP_NUM_TASKS": "2",
+            "PROCID": index,
+            "LOCALID": index,
+        }
+        env = os.environ | {f"SLURM_{name}": str(value) for name, value in slurm.items()}
+        env |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        return subprocess.Popen([sys.executable, "-c", JOINS], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    said = [process.communicate(timeout=60) for process in [one(0), one(1)]]
+    assert [out.split() for out, _ in said] == [["localhost", str(index), "2", "4"] for index in (0, 1)], said
