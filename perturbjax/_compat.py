@@ -46,3 +46,19 @@ def free_bytes(device: Any) -> int | None:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a program could not be run, or compiled, because memory is short. jax has no exception of its own for it."""
     return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def detect_cluster(timeout_s: int) -> tuple[str | None, int | None, int | None, Any]:
+    """(address of process 0, number of processes, which this is, its devices) by the environment of a cluster; None where it says nothing.
+
+    ``jax.distributed.initialize()`` finds these out and keeps them to itself, and the processes need process 0's address for lines of their
+    own (``peers``). jax has no public name for it.
+
+    Raises:
+        RuntimeError: this jax does not have it where 0.10 has it.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+    except ImportError as error:
+        raise RuntimeError(f"jax {jax.__version__} cannot be asked for the cluster; give an address") from error
+    return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout_s)

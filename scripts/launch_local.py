@@ -2,19 +2,22 @@
 
     python scripts/launch_local.py --processes 2 --devices 4 -- perturbjax search --mesh 4x2
 
-Each process gets the command with --coordinator, --num-processes and --process-id added. When one fails, the others are told to stop. The
-exit code is that of the first that failed.
+Each process gets the command with --coordinator, --num-processes and --process-id added. SIGTERM is passed on to all of them. When one
+fails, the others have time to end by themselves, are then told to stop, and at last killed. The exit code is that of the first that
+failed; 128 plus the signal's number, if a signal ended it.
 """
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 
-GRACE_S = 10.0
-"""How long a process may take to end by itself after another has failed."""
+GRACE_S = 40.0
+"""How long a process may take to end by itself after another has failed, and once more after SIGTERM. More than
+`perturbjax.peers.SILENCE_S`: those that are left over report a death themselves."""
 
 
 def main() -> int:
@@ -44,17 +47,23 @@ def free_port() -> int:
 
 def wait(running: list[subprocess.Popen[bytes]]) -> int:
     """The first exit code that is not 0, once all have ended; a failure ends the others."""
-    failed, deadline = 0, float("inf")
+
+    def send(number: int) -> None:
+        for process in running:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, lambda number, frame: send(signal.SIGTERM))
+    failed, ways, deadline = 0, [signal.SIGTERM, signal.SIGKILL], float("inf")
     while any(process.poll() is None for process in running):
         codes = [process.returncode for process in running if process.returncode]
         if codes and not failed:
             failed, deadline = codes[0], time.monotonic() + GRACE_S
-        if time.monotonic() > deadline:
-            for process in running:
-                process.terminate()
-            deadline = float("inf")
+        if ways and time.monotonic() > deadline:
+            send(ways.pop(0))
+            deadline = time.monotonic() + GRACE_S
         time.sleep(0.05)
-    return failed or next((process.returncode for process in running if process.returncode), 0)
+    failed = failed or next((process.returncode for process in running if process.returncode), 0)
+    return failed if failed >= 0 else 128 - failed
 
 
 if __name__ == "__main__":

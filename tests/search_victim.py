@@ -29,17 +29,18 @@ SCORED = 40 + 16 + 6
 def main(directory: Path, chunk: int, delay: float) -> None:
     directory.mkdir(exist_ok=True)
     with RunState.open(directory / "state", RACE.candidates, RACE.examples, {"seed": 0}, len(RACE.ends)) as state:
-
-        def say(what: str) -> None:
-            print(what, np.count_nonzero(state.table.tokens), flush=True)
+        committed = np.count_nonzero(state.table.tokens)
 
         def on_chunk(report: ChunkReport) -> None:
-            say("committed")
+            nonlocal committed
+            committed += report.candidates
+            print("committed", committed, flush=True)
             if delay < 0:
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
-        say("restored")
-        with exit_on_notice(Console(), "go on") as committing:
+        print("restored", committed, flush=True)
+        with exit_on_notice(Console(), "go on") as notice:
+            notice.flush = state.settle
             search(
                 FakeEngine(chunk, max(delay, 0)),
                 FakePopulation(RACE.candidates),
@@ -48,7 +49,7 @@ def main(directory: Path, chunk: int, delay: float) -> None:
                 state,
                 MetricsLog(directory / "metrics.jsonl"),
                 on_chunk=on_chunk,
-                committing=committing,
+                committing=notice.committing,
             )
         write_candidates(directory / "candidates.parquet", np.full(RACE.candidates, 0.001, np.float32), state.table.scores)
 

@@ -23,18 +23,23 @@ class Killed(BaseException):
     """Stands for a signal: nothing may catch it."""
 
 
-def run(directory: Path, chunk: int = 4, stop_after: int | None = None) -> tuple[RunState, FakeEngine]:
-    engine = FakeEngine(chunk)
-    chunks = 0
+class KilledEngine(FakeEngine):
+    """Is killed in the chunk after ``chunks``."""
 
-    def on_chunk(report):
-        nonlocal chunks
-        chunks += 1
-        if chunks == stop_after:
+    def __init__(self, chunk: int, chunks: int | None):
+        super().__init__(chunk)
+        self.chunks = chunks
+
+    def run(self, candidates, prepared):
+        if self.chunks is not None and len(self.seen) >= self.chunks * self.chunk:
             raise Killed
+        return super().run(candidates, prepared)
 
+
+def run(directory: Path, chunk: int = 4, stop_after: int | None = None) -> tuple[RunState, FakeEngine]:
+    engine = KilledEngine(chunk, stop_after)
     with RunState.open(directory / "state", N, D, IDENTITY) as state, contextlib.suppress(Killed):
-        search(engine, FakePopulation(N), RACE, slices(RACE), state, MetricsLog(directory / "metrics.jsonl"), on_chunk=on_chunk)
+        search(engine, FakePopulation(N), RACE, slices(RACE), state, MetricsLog(directory / "metrics.jsonl"))
     return state, engine
 
 
@@ -58,6 +63,13 @@ def test_a_resumed_search_scores_every_candidate_once_and_ends_the_same(tmp_path
     assert lines[-1]["best"] == expected_scores(np.arange(N), range(D)).mean(1).max()
 
 
+def test_rows_that_are_sent_in_pieces_are_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("perturbjax.search.state._PIECE_ROWS", 3)
+    run(tmp_path, chunk=7)
+    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
+        np.testing.assert_array_equal(state.table.scores, expected_scores(np.arange(N), range(D)))
+
+
 def test_a_finished_search_scores_nothing_again(tmp_path):
     run(tmp_path)
     _, engine = run(tmp_path)
@@ -72,8 +84,8 @@ def test_a_metrics_line_without_its_commit_is_dropped(tmp_path):
     assert [line["chunk"] for line in metric_lines(tmp_path)] == [1, 2, 3]
 
 
-def damage_by_flipping(step: Path) -> None:
-    files = [file for file in (step / "scores").rglob("*") if file.is_file() and file.parent.name == "d"]
+def flip_the_array(state: Path) -> None:
+    files = [file for file in (state / "2" / "table").rglob("*") if file.is_file() and file.parent.name == "d"]
     assert files
     for file in files:
         content = bytearray(file.read_bytes())
@@ -81,58 +93,110 @@ def damage_by_flipping(step: Path) -> None:
         file.write_bytes(bytes(content))
 
 
-def damage_by_truncation(step: Path) -> None:
-    for file in step.rglob("*"):
+def truncate(state: Path) -> None:
+    for file in (state / "2").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def damage_by_removal(step: Path) -> None:
-    shutil.rmtree(step / "scores")
+def remove_the_array(state: Path) -> None:
+    shutil.rmtree(state / "2" / "table")
 
 
-def damage_the_record(step: Path) -> None:
-    (record,) = [file for file in (step / "record").iterdir() if '"sha256"' in file.read_text()]
-    record.write_text(record.read_text().replace('"nonfinite": [0]', '"nonfinite": [1]'))
+def remove_the_record(state: Path) -> None:
+    record_of(state, 2).unlink()
 
 
-DAMAGES = [damage_by_flipping, damage_by_truncation, damage_by_removal, damage_the_record]
+def empty_a_step(state: Path) -> None:
+    shutil.rmtree(state / "2")
+    (state / "2").mkdir()
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_last_commit_falls_back_to_the_one_before_and_says_so(tmp_path, damage):
+def record_of(state: Path, step: int) -> Path:
+    (record,) = [file for file in (state / str(step) / "record").iterdir() if '"sha256"' in file.read_text()]
+    return record
+
+
+def edit(before: str, after: str):
+    def damage(state: Path) -> None:
+        text = record_of(state, 2).read_text()
+        assert before in text
+        record_of(state, 2).write_text(text.replace(before, after))
+
+    return damage
+
+
+def rename_a_step(state: Path) -> None:
+    (state / "2").rename(state / "7")
+
+
+def put_a_file_for_a_step(state: Path) -> None:
+    shutil.rmtree(state / "2")
+    (state / "2").write_text("hello")
+
+
+def put_a_file_for_all(state: Path) -> None:
+    shutil.rmtree(state)
+    state.write_text("hello")
+
+
+def add_a_file(state: Path) -> None:
+    (state / "notes.txt").write_text("hello")
+
+
+def bring_the_state_of_another_run(state: Path) -> None:
+    shutil.rmtree(state)
+    with RunState.open(state, N, D, {"seed": 1}) as other:
+        other.table.scores[:] = 1.0
+        other.commit()
+
+
+def damage_all(state: Path) -> None:
+    truncate(state)
+    shutil.rmtree(state / "1")
+    shutil.copytree(state / "2", state / "1")
+
+
+DAMAGES = {
+    "array flipped": (flip_the_array, None),
+    "files truncated": (truncate, None),
+    "array missing": (remove_the_array, None),
+    "record missing": (remove_the_record, None),
+    "record flipped": (edit('"nonfinite": [0]', '"nonfinite": [1]'), None),
+    "record not JSON": (edit('{"', "{"), None),
+    "step empty": (empty_a_step, None),
+    "step renamed": (rename_a_step, None),
+    "other format": (edit('"format": 2', '"format": 3'), "step 2 is of format 3, this version reads 2"),
+    "other run": (bring_the_state_of_another_run, "the state of another run"),
+    "file for a step": (put_a_file_for_a_step, "2 is not part of a state"),
+    "file for the state": (put_a_file_for_all, "it is not a directory"),
+    "foreign file": (add_a_file, r"notes\.txt is not part of a state"),
+    "all damaged": (damage_all, r"the saved state is damaged .*step 2.*step 1.*delete .* to start anew"),
+}
+"""What is done to a state of two commits; and the line with which it is refused, or None where the first commit is continued from."""
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_state_is_repaired_from_the_last_good_commit_or_refused(tmp_path, name):
     run(tmp_path, stop_after=2)
-    damage(tmp_path / "state" / "2")
+    damage, refusal = DAMAGES[name]
+    damage(tmp_path / "state")
+    if refusal is not None:
+        with pytest.raises(InputError, match=refusal) as caught:
+            RunState.open(tmp_path / "state", N, D, IDENTITY)
+        assert "\n" not in str(caught.value)
+        return
     with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
         assert state.step == 1
         (warning,) = state.warnings
-        assert "step 2" in warning and "continuing from step 1" in warning and "\n" not in warning
+        assert "step 7" in warning if name == "step renamed" else "step 2" in warning
+        assert "continuing from step 1" in warning and "\n" not in warning
         np.testing.assert_array_equal(state.table.scores[:4], expected_scores(np.arange(4), range(D)))
         assert not state.table.done[4:].any()
     resumed, after = run(tmp_path)
     assert after.seen == list(range(4, N))
     np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), range(D)))
     assert [line["chunk"] for line in metric_lines(tmp_path)] == [1, 2, 3]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_state_without_a_whole_commit_is_refused(tmp_path, damage):
-    run(tmp_path, stop_after=2)
-    damage(tmp_path / "state" / "1")
-    damage(tmp_path / "state" / "2")
-    with pytest.raises(InputError, match=r"the saved state is damaged .*step 2.*delete .* to start anew") as caught:
-        RunState.open(tmp_path / "state", N, D, IDENTITY)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_state_that_is_not_one_is_refused(tmp_path):
-    (tmp_path / "state").write_text("hello")
-    with pytest.raises(InputError, match="damaged"):
-        RunState.open(tmp_path / "state", N, D, IDENTITY)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match=r"notes\.txt is not part of a state"):
-        RunState.open(tmp_path / "other", N, D, IDENTITY)
 
 
 @pytest.mark.parametrize(("candidates", "examples", "identity"), [(N, D, {"seed": 1}), (N, D, {})])
@@ -144,7 +208,7 @@ def test_the_state_of_another_run_is_refused(tmp_path, candidates, examples, ide
 
 def test_a_state_of_another_shape_is_refused(tmp_path):
     run(tmp_path, stop_after=1)
-    with pytest.raises(InputError, match=r"shape \[11, 5\]"):
+    with pytest.raises(InputError, match=r"shape \[11, 5, 1\]"):
         RunState.open(tmp_path / "state", N + 1, D, IDENTITY)
 
 

@@ -1,4 +1,4 @@
-"""``--compile-cache``: compiled programs kept from one command to the next. Nothing else in the package sets jax's configuration."""
+"""``--compile-cache``: compiled programs kept from one command to the next. Only ``distributed.join`` sets jax's configuration too."""
 
 import hashlib
 import os

@@ -1,6 +1,7 @@
 """``perturbjax search``: the whole RandOpt run, from settings to report, resumable at every point."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +11,20 @@ import numpy as np
 
 from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
-from perturbjax.commands.preemption import exit_on_notice
+from perturbjax.commands.preemption import Notice, exit_on_notice
 from perturbjax.commands.profile import check_profile, trace_candidates
 from perturbjax.commands.setup import Parts, continue_run, describe_run, follow, load_parts, make_engine, require
-from perturbjax.distributed import Team, is_main, join
+from perturbjax.distributed import Team, join
 from perturbjax.errors import InputError
+from perturbjax.peers import Peers
 from perturbjax.search.artifacts import write_candidates
 from perturbjax.search.config import SearchConfig
 from perturbjax.search.files import read_json, write_json
 from perturbjax.search.loop import ChunkReport, search
 from perturbjax.search.metrics import MetricsLog
 from perturbjax.search.rundir import RunDirectory, default_path
-from perturbjax.search.state import RunState, ScoreTable
+from perturbjax.search.state import RunState
+from perturbjax.search.table import ScoreTable
 
 if TYPE_CHECKING:
     from perturbjax.evaluate import Evaluation
@@ -36,17 +39,21 @@ def run_search(config: SearchConfig, console: Console) -> None:
         Exception: anything else, with a note that says what is safe and how to go on.
     """
     config.validate()
+    # Orbax logs a failed write with the tracebacks of all its threads; the error itself comes to us.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    host = None
     if config.coordinator is not None:
-        join(config.coordinator, config.num_processes, config.process_id)
+        host = join(config.coordinator, config.num_processes, config.process_id)
     use_compile_cache(config.compile_cache, console)
-    if not is_main():
-        follow(config)
-        return
-    with Team().leading():
-        _lead(config, console)
+    with Peers(host, console.note) as peers, exit_on_notice(console, peers.advice, peers) as notice:
+        if not peers.leads:
+            follow(config)
+            return
+        with Team().leading():
+            _lead(config, console, peers, notice)
 
 
-def _lead(config: SearchConfig, console: Console) -> None:
+def _lead(config: SearchConfig, console: Console, peers: Peers, notice: Notice) -> None:
     """The search, on the one process that decides, writes and prints."""
     started = time.perf_counter()
     if config.profile is not None:
@@ -66,14 +73,15 @@ def _lead(config: SearchConfig, console: Console) -> None:
     if not directory.config.exists():
         directory.create(parts.identity, describe_run(parts))
     again = f"what {directory.path} had committed is intact; continue with: perturbjax search ... --out {directory.path} --resume"
-    with directory.locked(), exit_on_notice(console, again) as committing:
+    peers.advice = notice.advice = again
+    with directory.locked():
         try:
             finished = directory.results.exists() and directory.ensemble.exists()
             # Before the search, because it compiles the programs: what the chunks are timed at is scoring alone.
             base = None if finished else score_base(engine, prepared, slices, console)
             if config.profile is not None:
                 trace_candidates(engine, parts.population, slices[0], config.profile, console)
-            table = score_population(parts, engine, slices, directory, console, committing)
+            table = score_population(parts, engine, slices, directory, console, notice)
             write_candidates(directory.candidates, parts.population.sigma_of(np.arange(config.population)), table.scores)
             if base is not None:
                 evaluation = evaluate_population(parts, engine, base, table, console)
@@ -126,7 +134,7 @@ def score_population(
     slices: Sequence["Prepared"],
     directory: RunDirectory,
     console: Console,
-    committing: contextlib.AbstractContextManager[Any],
+    notice: Notice,
 ) -> ScoreTable:
     """Complete the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
     race = parts.config.race
@@ -134,6 +142,7 @@ def score_population(
         RunState.open(directory.state, race.candidates, race.examples, parts.identity, len(slices)) as state,
         contextlib.ExitStack() as bars,
     ):
+        notice.flush = state.settle
         for warning in state.warnings:
             console.note(f"perturbjax: warning: {warning}")
         if not state.table.done.any() and directory.candidates.exists():
@@ -152,7 +161,7 @@ def score_population(
             figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
             progress.update(report.done, **figures)
 
-        search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk, committing)
+        search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk, notice.committing)
         if bad := sum(state.table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
             console.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower --sigmas")

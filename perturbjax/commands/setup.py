@@ -16,6 +16,7 @@ from perturbjax.population import Population
 from perturbjax.search.config import SearchConfig
 from perturbjax.search.identity import make_identity
 from perturbjax.search.rundir import RunDirectory
+from perturbjax.search.share import KIND, Share
 from perturbjax.tasks.base import Task, Template
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def follow(config: SearchConfig) -> None:
 
     task = load_task_with_budget(config.task, config.max_new_tokens)
     model = load_model(config.model, resolve_dtype(config.dtype), stored=is_dealt(config))
-    _engine(config, model, task, make_noise(config)).follow()
+    share = Share()
+    _engine(config, model, task, make_noise(config)).follow({KIND: share.obey})
 
 
 def _engine(config: SearchConfig, model: "Model", task: Task, noise: Noise) -> "Engine":

@@ -3,5 +3,5 @@
 from perturbjax.scoring.chunk import ChunkProgram as ChunkProgram
 from perturbjax.scoring.chunk import score_population as score_population
 from perturbjax.scoring.engine import Engine as Engine
-from perturbjax.scoring.engine import Outputs as Outputs
-from perturbjax.scoring.engine import Prepared as Prepared
+from perturbjax.scoring.outputs import Outputs as Outputs
+from perturbjax.scoring.outputs import Prepared as Prepared

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from perturbjax.population import Candidate
 from perturbjax.scoring.chunk import ChunkProgram
 from perturbjax.scoring.forced import choice_values
 from perturbjax.scoring.generative import GenerationBatch, batch_prompts, generate_replies
+from perturbjax.scoring.outputs import Outputs, Prepared, judge
 from perturbjax.scoring.packing import Packing, ScoringExample, common_prefix, pack, unpack
 from perturbjax.scoring.strategy import Work, choose
 from perturbjax.tasks.base import Example, Task, Template
@@ -33,46 +35,8 @@ _log = logging.getLogger(__name__)
 SLOT_TOKENS = 4096
 """Tokens of one forward pass of a choice task: enough rows for full-speed matmuls and for the noise of a pass to be spread over."""
 EMBEDDING = "embed/embedding"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Examples tokenised under one template and laid out for the compiled program.
-
-    ``layout`` is a tuple of packings (choice tasks) or a GenerationBatch; ``prompt_tokens`` counts prefix and prompts, as run for one
-    candidate; ``strategy`` is how candidates will be perturbed on them.
-    """
-
-    examples: tuple[Example, ...]
-    template: Template
-    layout: tuple[Packing, ...] | GenerationBatch
-    prompt_tokens: int
-    strategy: str
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Answers of n models to E examples.
-
-    Attributes:
-        answers: (n, E) extracted answers (strict), None where there is none.
-        scores: (n, E) float32 strict task scores; lenient: the same with lenient extraction (equal for choice tasks).
-        tokens: (n,) int64 tokens put through the model, padding not counted.
-        seconds: wall time, host work included.
-        nonfinite: models with NaN or infinite logits; they score 0 everywhere.
-        log_probs: (n, E, C) of each choice, for choice tasks.
-        row_steps: (n, 2) int64, for generation tasks: rows decoded, summed over the steps, as run and as a batch that keeps its stopped
-            rows would have run them.
-    """
-
-    answers: tuple[tuple[str | None, ...], ...]
-    scores: np.ndarray
-    lenient: np.ndarray
-    tokens: np.ndarray
-    seconds: float
-    nonfinite: int
-    log_probs: np.ndarray | None = None
-    row_steps: np.ndarray | None = None
+_SCORE = "score"
+"""The kind of work that an engine announces."""
 
 
 class Engine:
@@ -186,9 +150,8 @@ class Engine:
         tokens = np.zeros(num_samples, np.int64)
         tokens[:1] = base.tokens
         finite = np.full(num_samples, base.nonfinite == 0)
-        return self._judge(
-            [[e.choices[c] for e, c in zip(prepared.examples, row, strict=True)] for row in drawn], prepared, finite, tokens, started
-        )
+        texts = [[e.choices[c] for e, c in zip(prepared.examples, row, strict=True)] for row in drawn]
+        return judge(self.task, texts, prepared, finite, tokens, started)
 
     def reference(self, prepared: Prepared, rounds: int = 3) -> float:
         """Tokens per second of plain batch inference: the unperturbed model, without noise, on the same tokens; the median of ``rounds``
@@ -223,14 +186,14 @@ class Engine:
             finite = np.logical_not(np.isnan(log_probs).any(axis=(1, 2)))
             answers = [[e.choices[c] for e, c in zip(prepared.examples, row, strict=True)] for row in np.argmax(log_probs, axis=-1)]
             tokens = np.full(count, prepared.prompt_tokens, np.int64)
-            return self._judge(answers, prepared, finite, tokens, started, log_probs)
+            return judge(self.task, answers, prepared, finite, tokens, started, log_probs)
         replies = self._compute(layout, strategy, sample, candidates)
         shape = (count, -1)
         generated = replies.tokens.reshape(*shape, replies.tokens.shape[-1])[:, : len(prepared.examples)]
         finite = replies.finite.reshape(shape).all(axis=1)
         texts = [[self.model.tokenizer.decode([int(t) for t in row if t != NO_TOKEN]) for row in rows] for rows in generated]
         tokens = prepared.prompt_tokens + (generated != NO_TOKEN).sum(axis=(1, 2))
-        outputs = self._judge(texts, prepared, finite, tokens, started)
+        outputs = judge(self.task, texts, prepared, finite, tokens, started)
         return replace(outputs, row_steps=replies.row_steps.sum(axis=1, dtype=np.int64))
 
     def _compute(self, layout: Packing | GenerationBatch, strategy: str | None, sample: bool, candidates: Candidate) -> Any:
@@ -242,7 +205,7 @@ class Engine:
         candidates = jax.tree.map(np.asarray, candidates)
         while True:
             order = (layout, strategy, sample, candidates, self.in_flight)
-            self._team.announce(order)
+            self._team.announce(_SCORE, order)
             try:
                 return self._obey(*order)
             except jax.errors.JaxRuntimeError as error:
@@ -254,15 +217,19 @@ class Engine:
             _log.warning("out of memory with %d candidates in flight, going on with %d (%s)", self.in_flight, self.in_flight // 2, reason)
             self._set_in_flight(self.in_flight // 2)
 
-    def follow(self) -> None:
-        """On every process but the first: does its share of the work until process 0 has finished (``distributed``)."""
-        for order in self._team.orders():
+    def follow(self, others: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})) -> None:
+        """On every process but the first: does its share of the work until process 0 has finished (``distributed``). ``others``: what else
+        process 0 announces, kind -> how it is done."""
+
+        def score(order: Any) -> None:
             try:
                 self._obey(*order)
             except jax.errors.JaxRuntimeError as error:
                 # All devices hold the same, so process 0 is as short of memory, and asks again for less at a time.
                 if not _compat.is_out_of_memory(error):
                     raise
+
+        self._team.follow({**others, _SCORE: score})
 
     def _obey(self, layout: Packing | GenerationBatch, strategy: str | None, sample: bool, candidates: Candidate, in_flight: int) -> Any:
         self._set_in_flight(in_flight)
@@ -272,29 +239,6 @@ class Engine:
         if count != self.in_flight:
             self.in_flight = count
             self._programs.clear()  # they were compiled for another number, and hold memory
-
-    def _judge(
-        self, texts: list[list[str]], prepared: Prepared, finite: np.ndarray, tokens: np.ndarray, started: float, log_probs: Any = None
-    ) -> Outputs:
-        """Extracts and scores. For choice tasks ``texts`` are the chosen answers themselves."""
-        choice = self.task.kind == "choice"
-
-        def judged(strict: bool) -> tuple[list[list[str | None]], np.ndarray]:
-            answers: list[list[str | None]] = [
-                [
-                    (text if choice else self.task.extract(text, e, strict)) if ok else None
-                    for text, e in zip(row, prepared.examples, strict=True)
-                ]
-                for row, ok in zip(texts, finite, strict=True)
-            ]
-            return answers, np.array(
-                [[self.task.score(a, e) for a, e in zip(row, prepared.examples, strict=True)] for row in answers], np.float32
-            )
-
-        answers, scores = judged(strict=True)
-        lenient = scores if choice else judged(strict=False)[1]
-        seconds = time.perf_counter() - started
-        return Outputs(tuple(map(tuple, answers)), scores, lenient, tokens, seconds, int((~finite).sum()), log_probs)
 
     def _program(self, layout: Packing | GenerationBatch, strategy: str | None, sample: bool) -> ChunkProgram:
         """The program of a kind of work; ``strategy`` None is the plain model without noise."""

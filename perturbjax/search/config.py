@@ -86,7 +86,7 @@ class SearchConfig:
     profile: Path | None = None
     """Directory that gets a jax.profiler trace of a few candidates, to be opened with xprof; they are scored once more for it."""
     out: Path | None = None
-    """Run directory; runs/<task>-<model>-<hash of the settings> when left out."""
+    """Run directory, seen by all processes; runs/<task>-<model>-<hash of the settings> when left out."""
     resume: bool = False
     """Continue the run in --out where it stopped; starts it if there is none."""
 

@@ -12,7 +12,8 @@ from perturbjax.errors import InputError
 from perturbjax.search.artifacts import candidate_scores
 from perturbjax.search.metrics import MetricsLog
 from perturbjax.search.racing import Race
-from perturbjax.search.state import RunState, ScoreTable
+from perturbjax.search.state import RunState
+from perturbjax.search.table import ScoreTable
 
 
 class Outputs(Protocol):
@@ -62,7 +63,8 @@ class ChunkReport:
         best: highest mean score so far, of the candidates that this round has scored, over all examples that they were asked.
         mean: the mean of those.
         nonfinite: candidates with NaN or infinite logits so far, in this round.
-        commit_s: what committing the chunk *before* this one took, in seconds (0.0 for the first of a process).
+        commit_s: how long the search stood still for the commit of the chunk *before* this one, in seconds (0.0 for the first of a
+            process); most of a commit is written while the next chunk is scored.
         elapsed: scoring time of the whole run so far, in seconds.
     """
 
@@ -100,11 +102,12 @@ def search(
         population: N candidates.
         race: the rounds, and who goes on.
         slices: the engine's own form of the search examples, one part a round.
-        state: committed after every chunk; every round is complete when this returns.
+        state: committed after every chunk, the write going on while the next is scored; every round is complete and on disk when this
+            returns.
         metrics: gets one line a chunk.
         on_round: called with the round's number (from 0), its candidates done and in all, when a round is begun or continued.
-        on_chunk: called after every commit.
-        committing: held (a lock) while a chunk is written, and only then.
+        on_chunk: called when a commit is on disk, so one chunk later than it was begun.
+        committing: held (a lock) while a commit is begun or waited for, and only then.
 
     Raises:
         InputError: the task gave a score that is not a finite number.
@@ -113,7 +116,7 @@ def search(
     if len(slices) != len(race.ends):
         raise ValueError(f"{len(slices)} slices of examples: one for each of the {len(race.ends)} rounds is required")
     metrics.rewind(state.step)
-    commit_s = 0.0
+    commits = _Commits(state, metrics, on_chunk, committing or contextlib.nullcontext())
     for number, prepared in enumerate(slices):
         entrants = race.entrants(state.table.scores, number)
         scored = ~np.isnan(state.table.scores[entrants, race.columns(number).start])
@@ -124,14 +127,56 @@ def search(
         for start in range(0, len(remaining), engine.chunk):
             indices = remaining[start : start + engine.chunk]
             outputs = engine.run(population.candidates(indices), prepared)
+            commits.settle()
             _record(state.table, outputs, indices, race, number)
-            report = _report(state, outputs, len(indices), entrants, race, number, commit_s)
-            with committing or contextlib.nullcontext():
-                metrics.append(asdict(report))
-                started = time.perf_counter()
-                state.commit()
-                commit_s = time.perf_counter() - started
-            on_chunk(report)
+            commits.begin(_report(state, outputs, len(indices), entrants, race, number, commits.waited))
+        commits.settle()
+        commits.tell()
+
+
+class _Commits:
+    """The commit that is being written, and the news of the one before.
+
+    Attributes:
+        waited: seconds that the search stood still for the last one.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        metrics: MetricsLog,
+        on_chunk: Callable[[ChunkReport], None],
+        committing: contextlib.AbstractContextManager[Any],
+    ):
+        self._state, self._metrics, self._on_chunk, self._committing = state, metrics, on_chunk, committing
+        self._written: ChunkReport | None = None
+        self._news: ChunkReport | None = None
+        self.waited = 0.0
+
+    def settle(self) -> None:
+        """Waits for the commit that was begun, if any."""
+        if self._written is None:
+            return
+        with self._committing:
+            started = time.perf_counter()
+            self._state.settle()
+            self.waited += time.perf_counter() - started
+        self._news, self._written = self._written, None
+
+    def begin(self, report: ChunkReport) -> None:
+        """Begins the next, and tells of the one before: in this order, so that a caller who stops at the news loses no chunk."""
+        with self._committing:
+            self._metrics.append(asdict(report))
+            started = time.perf_counter()
+            self._state.commit()
+            self.waited = time.perf_counter() - started
+        self._written = report
+        self.tell()
+
+    def tell(self) -> None:
+        report, self._news = self._news, None
+        if report is not None:
+            self._on_chunk(report)
 
 
 def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, race: Race, number: int) -> None:
