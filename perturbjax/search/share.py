@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perturbjax.errors import InputError
+from perturbjax.sharding import over_processes
 
 KIND = "state"
 """The kind of work that process 0 announces for ``Share.obey``."""
@@ -56,8 +56,7 @@ class Share:
 
         _see(Path(probe))
         count = jax.process_count()
-        devices = [next(d for d in jax.devices() if d.process_index == index) for index in range(count)]
-        self._sharding = NamedSharding(Mesh(np.array(devices), ("process",)), PartitionSpec("process"))
+        self._sharding = over_processes()
         self._rows_each = -(-shape[0] // count)
         self._shape = (self._rows_each * count, shape[1])
         self._first = self._rows_each * jax.process_index()
