@@ -80,6 +80,8 @@ class Peers:
         if isinstance(error, Exception) and not isinstance(error, InputError):
             # A collective fails on all processes when one dies; if that is it, the thread that sees the line break ends this one.
             time.sleep(_LAST_WORDS_S)
+        # From here on it ends by itself: told to end by process 0 it would be gone before its own line is said.
+        self._ending.acquire(blocking=False)
         code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if self.leads:
