@@ -125,7 +125,7 @@ def test_a_second_call_of_the_scripts_installs_nothing_and_passes_its_arguments_
     tree = fake_tree(tmp_path / "a tree", "dev,tpu")
     for script, arguments, expected in (
         ("run", ["--task", "my file.jsonl"], "perturbjax search --resume --task my file.jsonl\n"),
-        ("test", ["-k", "noise"], "pytest --numprocesses auto --dist loadfile -k noise\n"),
+        ("test", ["-k", "noise"], "pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -k noise\n"),
     ):
         command = [str(tree / "scripts" / script), *arguments]
         done = subprocess.run(command, cwd="/", env=WITHOUT_PYTHON, capture_output=True, text=True)
