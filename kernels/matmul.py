@@ -39,28 +39,21 @@ def perturbed_matmul(
 
     The perturbed tile is rounded once to the weight's dtype, as the noise specification says; sums are in float32. E is the block of the
     leaf's noise that W is of the leaf, so a slice of stacked layers and a shard of a split matrix give the products of the whole.
-    Under ``vmap`` over candidates W is read once for as many of them as fit, not once for each. Low-rank factors, rank * (rows + columns)
-    float32 numbers a candidate, are made before the kernel.
+    Under ``vmap`` over candidates W is read once for as many of them as fit, not once for each.
 
     Args:
         x: (M, K), or (C, M, K) for C candidates; bfloat16 or float32. With C candidates (1, M, K) is the same x for all of them.
-        w: (K, N), or (N, K) if ``transposed``; the dtype of x. Or a stack of them, (S, K, N), of which ``index`` picks one: a matrix that
-            is sliced off before would be copied.
-        key_data: the leaf's key, uint32 (2,), or (C, 2).
-        step: sigma * sign * scale, float32 (), or (C,).
+        w: (K, N), or (N, K) if ``transposed``; the dtype of x. Or a stack of them, (S, K, N), of which ``index``, which may be traced,
+            picks one: a matrix that is sliced off before would be copied.
+        key_data, step: the leaf's key, uint32 (2,), or (C, 2); sigma * sign * scale, float32 (), or (C,).
         shape: of the whole leaf, two dims or more; w is a block of its last two.
-        distribution: "gaussian" or "rademacher".
-        rank: of low-rank noise; None for dense noise.
-        factors: the block's low-rank noise, A (rows of w, rank) and B (columns of w, rank), float32, or with a leading C, as
-            ``noise.low_rank_factors`` makes them, where they are at hand; else they are made from the key.
-        index: which matrix of a stack; may be traced.
+        distribution, rank: "gaussian" or "rademacher"; of low-rank noise, None for dense noise.
+        factors: of the block, A (rows of w, rank) and B (columns of w, rank), float32, or with a leading C; made beforehand when None.
         offsets: where w, or the matrix of the stack, begins in the leaf: the flat index of the leading dims, the first row, the first
             column. May be traced. A first row that is a Python integer and a multiple of 32 makes rademacher noise cheaper.
         transposed: multiply by the transpose, as a tied head does.
-        precision: of the dot, as for ``jax.lax.dot``.
-        preferred_element_type: dtype of the result; that of x by default.
-        lowering: "tpu" (Pallas, Mosaic), "gpu" (Pallas, Triton) or "reference" (jnp); None: by the platform compiled for.
-        interpret: interpret the kernel (needs ``lowering``); for tests.
+        precision, preferred_element_type: as for ``jax.lax.dot``; the result has the dtype of x by default.
+        lowering, interpret: "tpu" (Mosaic), "gpu" (Triton), "reference" (jnp), None: by platform; for tests, interpret the one named.
 
     Returns:
         (M, N), or (C, M, N).
@@ -70,15 +63,9 @@ def perturbed_matmul(
     """
     w = w[None] if w.ndim == 2 else w
     _check(x, w, key_data, step, shape, distribution, rank, lowering, interpret)
-    problem = Problem(
-        distribution=distribution,
-        leaf=noise.matrix_view(shape),
-        rank=rank,
-        transposed=transposed,
-        aligned=isinstance(offsets[1], int) and offsets[1] % WORD_BITS == 0,
-        precision=precision,
-        dtype=jnp.dtype(preferred_element_type or x.dtype),
-    )
+    aligned = isinstance(offsets[1], int) and offsets[1] % WORD_BITS == 0
+    dtype = jnp.dtype(preferred_element_type or x.dtype)
+    problem = Problem(distribution, noise.matrix_view(shape), rank, transposed, aligned, precision, dtype)
     _check_block(x, w, problem, offsets)
     _check_factors(w, rank, factors, step.shape)
     where = jnp.stack([jnp.asarray(o).astype(jnp.uint32) for o in offsets])

@@ -25,7 +25,8 @@ def lowerings() -> dict[str, str]:
         found = mesh.abstract_device.platform
     else:
         found = None
-    return {platform: lowering for platform, lowering in LOWERINGS.items() if found in (platform, {"cuda": "gpu"}.get(platform))}
+    # Devices and meshes say "gpu" for every maker's.
+    return {platform: lowering for platform, lowering in LOWERINGS.items() if found == platform or (found, platform) == ("gpu", "cuda")}
 
 
 def varying_alike(operands: Sequence[jax.Array]) -> list[jax.Array]:

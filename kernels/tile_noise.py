@@ -79,7 +79,7 @@ def normal(words: jax.Array, *, exact: bool) -> jax.Array:
 
     ``exact``: the inverse error function in the plain operations that equal XLA:CPU's bit for bit (interpreted kernels). Else in fewer: one
     polynomial in s = sqrt(7 - log(1 - x**2)) for all x, where Giles' has a central one, a tail, and a choice of every coefficient between
-    them; within 1.4e-6 of each of the 2**23 values that there are, as long as x * x is rounded before it is subtracted.
+    them; relative to each of the 2**23 values that there are within 2e-6, as long as x * x is rounded before it is subtracted.
     """
     if exact:
         return normal_of_words(words, erf_inv)

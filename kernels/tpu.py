@@ -79,10 +79,10 @@ def matmul(
         interpret=interpret,
         name="perturbed_matmul",
     )
-    # Lanes hold weights, not ranks.
     if not interpret:
         # Otherwise XLA may bring all of a stack into VMEM beforehand, in every step of a loop that uses one matrix of it.
         w = pltpu.with_memory_space_constraint(w, pltpu.HBM)
+    # Lanes hold weights, not ranks.
     return call(*scalars, x, w, *(factor.swapaxes(1, 2) for factor in factors))
 
 

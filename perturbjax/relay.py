@@ -7,9 +7,12 @@ timeout, and ``peers`` has ended the process by then.
 """
 
 import contextlib
+import logging
 import socket
 import threading
 import time
+
+_log = logging.getLogger(__name__)
 
 _PIECE = 1 << 16
 _RETRY_S = 0.2
@@ -43,12 +46,16 @@ class Relay:
             self._start(self._connect, near)
 
     def _connect(self, near: socket.socket) -> None:
-        deadline = time.monotonic() + self._patience_s
+        deadline, said = time.monotonic() + self._patience_s, False
         while True:
             try:
                 far = socket.create_connection(self._service, timeout=self._patience_s)
                 break
-            except OSError:
+            except OSError as error:
+                if isinstance(error, socket.gaierror) and not said:
+                    # A typing mistake, or a cluster whose names come up with its machines.
+                    said = True
+                    _log.warning("%s cannot be resolved (%s); trying for %.0f s", self._service[0], error.strerror, self._patience_s)
                 if time.monotonic() > deadline:
                     near.close()
                     return

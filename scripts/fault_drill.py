@@ -198,6 +198,11 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.keep is not None and options.keep.exists():
         parser.error(f"--keep {options.keep}: a directory that is not there yet is required")
+    if options.keep is not None:
+        try:
+            options.keep.mkdir(parents=True)
+        except OSError as error:
+            parser.error(f"--keep {options.keep}: cannot be made ({error.strerror})")
     return options
 
 
@@ -206,24 +211,28 @@ def main() -> int:
     if options.commits is not None:
         commits(options.commits)
         return 0
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="fault-drill-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    if options.keep is not None:
+        return drill(options, options.keep)
+    with tempfile.TemporaryDirectory(prefix="fault-drill-") as folder:
+        return drill(options, Path(folder))
+
+
+def drill(options: argparse.Namespace, folder: Path) -> int:
+    """Everything that was asked for, in ``folder``; the exit code."""
     moments = random.Random(options.seed)
     if options.model is not None:
-        drill = Drill(folder, ["--model", options.model, *SPLITS, "--population", "24", "--chunk", "3"], moments)
-        drill.kills(options.kills, [{"processes": 1}], [{"processes": 1}, {"processes": 1, "devices": 2}])
+        drilled = Drill(folder, ["--model", options.model, *SPLITS, "--population", "24", "--chunk", "3"], moments)
+        drilled.kills(options.kills, [{"processes": 1}], [{"processes": 1}, {"processes": 1, "devices": 2}])
     else:
-        drill = Drill(folder, tiny(folder), moments)
-        drill.kills(options.kills, DISTURBED, CONTINUED)
-        drill.stops()
-        drill.absences()
-        drill.failures()
-        drill.broken_candidates()
-        drill.from_tests()
-    print(f"{drill.done - drill.failed} of {drill.done} as they should be")
-    if options.keep is None:
-        shutil.rmtree(folder)
-    return int(drill.failed > 0)
+        drilled = Drill(folder, tiny(folder), moments)
+        drilled.kills(options.kills, DISTURBED, CONTINUED)
+        drilled.stops()
+        drilled.absences()
+        drilled.failures()
+        drilled.broken_candidates()
+        drilled.from_tests()
+    print(f"{drilled.done - drilled.failed} of {drilled.done} as they should be")
+    return int(drilled.failed > 0)
 
 
 if __name__ == "__main__":

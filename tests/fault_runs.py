@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from perturbjax.errors import InputError
+
 COMPARED = ("candidates.parquet", "ensemble.json")
 """What must be equal to the undisturbed run's, byte for byte; metrics.jsonl must count every candidate once."""
 PROGRAM = Path(__file__).with_name("fault_process.py")
@@ -91,6 +93,8 @@ def complete(out: Path, arguments: Sequence[str], **how: Any) -> None:
     """Runs a search to its end, or continues it."""
     with Run(out, arguments, **how) as run:
         codes, _ = run.end(within=300)
+        if codes[0] == 2:
+            raise InputError(run.said[0].splitlines()[-1].removeprefix("perturbjax: error: "))
         assert codes == [0] * len(codes), (codes, run.said)
 
 

@@ -119,11 +119,9 @@ def evaluate_run(
     ``self_consistency`` are reported at the chosen K and, under ``curve``, at the others.
 
     Args:
-        engine: runs the models.
-        task: judges the replies; ``vote_key`` says which count as one.
+        engine, task: run the models; judge the replies.
         splits: disjoint examples; only ``search`` was seen by the search.
-        population: the N candidates searched.
-        record: their search scores.
+        population, record: the N candidates searched, and their search scores.
         top_k: most members of an ensemble, 1 <= top_k <= N.
         template: the prompt of the search; the task's first when None.
         seed: of the random ensemble, the samples and the bootstrap.
@@ -141,13 +139,11 @@ def evaluate_run(
     reference = engine.reference(engine.prepare(splits.search, template), REFERENCE_ROUNDS)
     report("reference throughput", 1, 1)
 
-    members = chosen.members[: chosen.k]
     for k, at_k in test["randopt"].items():
         at_k["search_tokens"] = int(record.total_tokens + chosen.tokens["members"])
         at_k["members_search_mean"] = float(means[chosen.members[: int(k)]].mean())
-    results = {
-        "version": RESULTS_VERSION,
-        **test,
+    members = chosen.members[: chosen.k]
+    results = {"version": RESULTS_VERSION, **test} | {
         "splits": splits.sizes(),
         "selection": chosen.summary() | {"search_prompt": template.name},
         "racing": racing_summary(record.race, record.scores, record.base_scores, record.tokens, record.base_tokens, record.nonfinite),

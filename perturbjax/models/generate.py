@@ -101,12 +101,11 @@ def generate(
         """The next token of each row, from the hidden states (b, D) of its last."""
         logits = decoder.logits(hidden)
         token = _choose(decoder.vocabulary, logits, state.step, state.row_ids, key_data, temperature)
-        replies = state.replies
         # A sum is finite only if all its terms are; one pass, where a test of each term takes several.
         finite = jnp.isfinite(decoder.vocabulary.total(logits)) | state.stopped
-        replies = replies._replace(
-            tokens=replies.tokens.at[state.row, state.step].set(jnp.where(state.stopped, NO_TOKEN, token)),
-            finite=replies.finite.at[state.row].min(finite),
+        replies = state.replies._replace(
+            tokens=state.replies.tokens.at[state.row, state.step].set(jnp.where(state.stopped, NO_TOKEN, token)),
+            finite=state.replies.finite.at[state.row].min(finite),
         )
         stopped = state.stopped | jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
         return state._replace(step=state.step + 1, token=token, stopped=stopped, cache=cache, replies=replies)
