@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from perturbjax import noise
+from perturbjax.noise import values as noise
 
 from . import gpu, reference, tpu
 from .platforms import varying_alike

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from perturbjax import noise
-from perturbjax.noise import Coordinates, Window
+from perturbjax.noise import values as noise
+from perturbjax.noise.values import Coordinates, Window
 
 WORD_BITS = 32
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from perturbjax import noise
+from perturbjax.noise import values as noise
 
 from .problem import Problem
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax._erf_inv import erf_inv
-from perturbjax.noise import normal_of_words, threefry_rounds
+from perturbjax.noise.erf_inv import erf_inv
+from perturbjax.noise.values import normal_of_words, threefry_rounds
 
 from .problem import WORD_BITS, Problem
 

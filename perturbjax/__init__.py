@@ -22,12 +22,12 @@ from perturbjax._version import __version__ as __version__
 from perturbjax.errors import InputError as InputError
 from perturbjax.lazy import lazily as lazily
 from perturbjax.lazy import lazy as lazy
-from perturbjax.perturb import Noise as Noise
-from perturbjax.perturb import Rule as Rule
-from perturbjax.perturb import fingerprint as fingerprint
-from perturbjax.perturb import perturb as perturb
-from perturbjax.population import Candidate as Candidate
-from perturbjax.population import Population as Population
+from perturbjax.noise.dense import Noise as Noise
+from perturbjax.noise.dense import Rule as Rule
+from perturbjax.noise.dense import fingerprint as fingerprint
+from perturbjax.noise.dense import perturb as perturb
+from perturbjax.noise.population import Candidate as Candidate
+from perturbjax.noise.population import Population as Population
 
 if TYPE_CHECKING:
     from perturbjax.ensemble import Ensemble as Ensemble

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from perturbjax.noise import Window
-from perturbjax.perturb import Place, leaf_paths, matrix_mean_square
+from perturbjax.noise.dense import Place, leaf_paths, matrix_mean_square
+from perturbjax.noise.values import Window
 
 if TYPE_CHECKING:
     from perturbjax.models.config import DecoderConfig

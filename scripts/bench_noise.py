@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from inputs import at_least, exit_code
 
-from perturbjax import noise
 from perturbjax._compat import compiler_options
-from perturbjax.perturb import Noise, perturb_leaf
+from perturbjax.noise import values as noise
+from perturbjax.noise.dense import Noise, perturb_leaf
 
 
 def main() -> None:

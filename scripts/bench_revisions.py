@@ -37,8 +37,8 @@ def work(names: list[str]) -> None:
     import time
 
     from perturbjax.models import load_model
-    from perturbjax.perturb import Noise
-    from perturbjax.population import Population
+    from perturbjax.noise.dense import Noise
+    from perturbjax.noise.population import Population
     from perturbjax.scoring import Engine
     from perturbjax.tasks import load_task
 

@@ -34,8 +34,8 @@ from perturbjax._compat import compiler_options
 from perturbjax.models import Model, load_model
 from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.models.export import export_safetensors
-from perturbjax.perturb import Noise
-from perturbjax.population import Population
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Population
 from perturbjax.scoring import ChunkProgram
 from perturbjax.scoring.generative import batch_prompts, generate_replies
 

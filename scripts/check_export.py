@@ -23,7 +23,7 @@ from perturbjax.commands.console import Console
 from perturbjax.commands.setup import reopen_ensemble
 from perturbjax.models import Model, load_model
 from perturbjax.models.decoder import bind, causal_mask
-from perturbjax.perturb import perturb
+from perturbjax.noise.dense import perturb
 
 TEXT = "The quick brown fox jumps over the lazy dog. In 2026, 17 + 25 = 42; café, naïve."
 

@@ -50,8 +50,8 @@ def score(options: argparse.Namespace) -> None:
     from perturbjax.distributed import Team, is_main, join
     from perturbjax.errors import InputError
     from perturbjax.models import load_model
-    from perturbjax.perturb import Noise
-    from perturbjax.population import Population
+    from perturbjax.noise.dense import Noise
+    from perturbjax.noise.population import Population
     from perturbjax.scoring import Engine
     from perturbjax.search.select import top_k
     from perturbjax.tasks import load_task

@@ -18,8 +18,8 @@ from perturbjax.evaluate.engine import run_base, run_members, vote_curve
 from perturbjax.evaluate.intervals import paired_bootstrap
 from perturbjax.evaluate.splits import make_splits
 from perturbjax.models import load_model
-from perturbjax.perturb import Noise
-from perturbjax.population import Population
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Population
 from perturbjax.scoring import Engine
 from perturbjax.search.config import SearchConfig
 from perturbjax.search.select import top_k

@@ -93,7 +93,7 @@ def main() -> int:
     from perturbjax.bench.plan import CHIPS, Plan
     from perturbjax.errors import InputError
     from perturbjax.models.hf_config import decoder_config
-    from perturbjax.perturb import Noise
+    from perturbjax.noise.dense import Noise
 
     try:
         config = decoder_config(json.loads(options.config.read_text()), str(options.config))

@@ -8,7 +8,7 @@ import numpy as np
 from test_scoring import FIXTURES, POPULATION, TEMPLATE, Toy
 
 from perturbjax.models import load_model
-from perturbjax.perturb import Noise, Rule
+from perturbjax.noise.dense import Noise, Rule
 from perturbjax.scoring import Engine
 from perturbjax.sharding import make_mesh, split_model
 

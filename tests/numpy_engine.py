@@ -7,8 +7,8 @@ from typing import Literal
 import jax
 import numpy as np
 
-from perturbjax.perturb import Noise, perturb
-from perturbjax.population import Candidate
+from perturbjax.noise.dense import Noise, perturb
+from perturbjax.noise.population import Candidate
 from perturbjax.tasks.base import Example, Prompt, Template
 
 CHOICES = ("red", "green", "blue")

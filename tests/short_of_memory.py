@@ -11,8 +11,8 @@ import numpy as np
 from test_scoring import FIXTURES, TEMPLATE, Toy
 
 from perturbjax.models import load_model
-from perturbjax.perturb import Noise
-from perturbjax.population import Population
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Population
 from perturbjax.scoring import Engine
 from perturbjax.sharding import make_mesh
 

@@ -16,8 +16,8 @@ from perturbjax.cli import main
 from perturbjax.commands import bench as commands_bench
 from perturbjax.models import load_model
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.perturb import Noise
-from perturbjax.population import Population
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Population
 from perturbjax.scoring import Engine
 from perturbjax.scoring.chunk import ChunkProgram
 from perturbjax.scoring.forced import choice_values

@@ -296,7 +296,7 @@ def test_export_writes_the_member_the_merge_and_the_base(finished, tmp_path, cap
     import jax
 
     from perturbjax.models import load_model
-    from perturbjax.perturb import perturb
+    from perturbjax.noise.dense import perturb
 
     run = finished / "run"
     base, ensemble = load_model(str(MODEL), "float32"), Ensemble.load(run / "ensemble.json")

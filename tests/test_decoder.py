@@ -11,7 +11,7 @@ from flax import nnx
 from perturbjax.models import load_model
 from perturbjax.models.decoder import Prefix, bind, causal_mask
 from perturbjax.models.generate import NO_TOKEN, generate
-from perturbjax.noise import root_key_data
+from perturbjax.noise.values import root_key_data
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = ["tiny_llama3", "tiny_qwen2"]

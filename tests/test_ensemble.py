@@ -10,8 +10,8 @@ import pytest
 from perturbjax.ensemble import Ensemble, merge
 from perturbjax.ensemble.ensemble import _apply, _merge
 from perturbjax.errors import InputError
-from perturbjax.perturb import Noise, Rule, fingerprint, perturb
-from perturbjax.population import Population
+from perturbjax.noise.dense import Noise, Rule, fingerprint, perturb
+from perturbjax.noise.population import Population
 
 NOISES = [
     Noise(),

@@ -12,8 +12,8 @@ from perturbjax.errors import InputError
 from perturbjax.evaluate import SearchRecord, compare_to_base, evaluate_ensemble, evaluate_run, make_splits, wilson
 from perturbjax.evaluate.controls import TEMPERATURES
 from perturbjax.evaluate.selection import choose, k_curve, pools, tie_summary
-from perturbjax.perturb import Noise
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Candidate, Population
 from perturbjax.search.racing import Race, Rule
 from perturbjax.search.select import top_k
 

@@ -12,7 +12,7 @@ from perturbjax.models import attention, load_model
 from perturbjax.models import generate as generate_module
 from perturbjax.models.decoder import bind, causal_mask, run_prefix
 from perturbjax.models.generate import NO_TOKEN, ROW_SIZES, generate
-from perturbjax.noise import KEY_IMPL, root_key_data
+from perturbjax.noise.values import KEY_IMPL, root_key_data
 from perturbjax.scoring.generative import batch_prompts, generate_replies
 
 FIXTURES = Path(__file__).parent / "fixtures"

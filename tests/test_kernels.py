@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbjax import noise
 from perturbjax.kernels import tile_noise, tpu  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.problem import Problem  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.tiling import VMEM_BYTES, Tiles, choose  # pyright: ignore[reportMissingImports]
-from perturbjax.noise import Window
+from perturbjax.noise import values as noise
+from perturbjax.noise.values import Window
 
 KEYS = jax.vmap(lambda i: noise.fold_in(noise.root_key_data(11), i))(jnp.arange(5, dtype=jnp.uint32))
 STEPS = jnp.asarray([0.5, -0.25, 1.0, 0.125, -2.0], jnp.float32)

@@ -9,7 +9,7 @@ from test_lazy_oracle import jit, relative_error
 
 import perturbjax as pj
 from perturbjax.lazy import LazyArray
-from perturbjax.perturb import is_perturbable
+from perturbjax.noise.dense import is_perturbable
 
 SIGMA = 0.02
 

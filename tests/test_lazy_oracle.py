@@ -10,7 +10,7 @@ import pytest
 from lazy_cases import CASES, NOISES, Case
 
 import perturbjax as pj
-from perturbjax.perturb import leaf_paths
+from perturbjax.noise.dense import leaf_paths
 
 POPULATION = pj.Population(seed=11, size=6, sigmas=(0.1, 0.2))
 # A third of the compile time: speed is not what is compared here. scripts/lazy_coverage.py runs the same with the default options.

@@ -10,7 +10,7 @@ from tiny_gguf import gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
 from perturbjax.models import load_model
-from perturbjax.perturb import Noise, coverage, fingerprint, leaf_paths
+from perturbjax.noise.dense import Noise, coverage, fingerprint, leaf_paths
 from perturbjax.sharding import split_model
 
 FIXTURES = Path(__file__).parent / "fixtures"

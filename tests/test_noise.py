@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from jax.extend.core.primitives import threefry2x32_p
 
-from perturbjax import noise
 from perturbjax._compat import compiler_options
-from perturbjax._erf_inv import erf_inv
+from perturbjax.noise import values as noise
+from perturbjax.noise.erf_inv import erf_inv
 
 KEY = noise.root_key_data(7)
 SHAPES = [(), (1,), (7,), (33,), (5, 3), (64, 48), (33, 1), (3, 40, 17), (2, 2, 65, 8)]

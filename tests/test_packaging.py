@@ -75,7 +75,7 @@ names = "Noise Rule Population Candidate perturb fingerprint top_k Ensemble vote
 assert set(names.split()) <= set(pj.__all__) <= set(dir(pj))
 for name in pj.__all__:
     getattr(pj, name)
-import perturbjax.perturb
+import perturbjax.noise.dense
 assert callable(pj.perturb)
 assert dict(jax.config.values) == before, "jax.config changed on first use"
 assert not bridge._backends, "a backend was started"

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbjax.perturb import Noise, Rule, coverage, fingerprint, leaf_paths, perturb, scales
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.dense import Noise, Rule, coverage, fingerprint, leaf_paths, perturb, scales
+from perturbjax.noise.population import Candidate, Population
 
 POPULATION = Population(seed=3, size=12, sigmas=(0.01, 0.02, 0.05))
 NOISES = [Noise(d, r, s) for d in ("gaussian", "rademacher") for r in (None, 2) for s in ("absolute", "rms", "modular")]

@@ -11,7 +11,7 @@ import pytest
 
 from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, largest
 from perturbjax.models.hf_config import decoder_config
-from perturbjax.perturb import Noise
+from perturbjax.noise.dense import Noise
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "pod_plan.py"

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.population import Candidate, Population
 
 SIGMAS = (5e-4, 1e-3, 2e-3)
 

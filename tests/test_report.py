@@ -14,8 +14,8 @@ from numpy_engine import ColourTask, Kind, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
 from perturbjax.evaluate import SearchRecord, evaluate_run, make_splits
-from perturbjax.perturb import Noise
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Candidate, Population
 from perturbjax.report import headline, results_table, write_report
 from perturbjax.report.headline import judge
 from perturbjax.report.plots import _bins, _spread

@@ -16,8 +16,8 @@ import pytest
 from perturbjax.errors import InputError
 from perturbjax.models import load_model
 from perturbjax.models.decoder import bind, causal_mask
-from perturbjax.perturb import Noise, Rule, fingerprint, perturb
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.dense import Noise, Rule, fingerprint, perturb
+from perturbjax.noise.population import Candidate, Population
 from perturbjax.scoring import ChunkProgram, Engine, score_population
 from perturbjax.scoring.chunk import _strategy_of
 from perturbjax.scoring.packing import common_prefix

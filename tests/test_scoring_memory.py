@@ -10,8 +10,8 @@ import pytest
 from test_scoring import FIXTURES, TEMPLATE, Toy
 
 from perturbjax.models import load_model
-from perturbjax.perturb import Noise
-from perturbjax.population import Candidate
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Candidate
 from perturbjax.scoring import Engine
 from perturbjax.sharding import make_mesh
 

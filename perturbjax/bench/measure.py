@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from perturbjax.bench.workloads import Workload
-from perturbjax.perturb import Noise
-from perturbjax.population import Population
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Population
 from perturbjax.scoring import Engine, Outputs, Prepared
 from perturbjax.scoring.generative import GenerationBatch
 from perturbjax.scoring.strategy import STRATEGIES

@@ -15,7 +15,7 @@ from perturbjax import sharding
 from perturbjax._compat import is_out_of_memory
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.params import nest
-from perturbjax.perturb import Noise
+from perturbjax.noise.dense import Noise
 from perturbjax.scoring import ChunkProgram
 from perturbjax.scoring.forced import choice_values
 from perturbjax.scoring.generative import generate_replies

@@ -13,7 +13,7 @@ import jax
 from perturbjax.bench import scopes
 from perturbjax.bench.measure import SIGMA, Case, Row, Settings
 from perturbjax.models import Model
-from perturbjax.population import Population
+from perturbjax.noise.population import Population
 
 
 def header(model: Model, dtype: str) -> dict[str, Any]:

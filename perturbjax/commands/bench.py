@@ -11,7 +11,7 @@ from perturbjax.commands.console import Console
 from perturbjax.commands.profile import check_profile
 from perturbjax.commands.setup import resolve_dtype, versions
 from perturbjax.errors import InputError
-from perturbjax.perturb import Noise
+from perturbjax.noise.dense import Noise
 from perturbjax.search.config import one_of, positive_integer
 from perturbjax.search.files import write_json
 

@@ -44,7 +44,7 @@ def run_export(config: ExportConfig, console: Console) -> None:
     use_compile_cache(config.compile_cache, console)
     from perturbjax.ensemble import merge
     from perturbjax.models.export import export_safetensors
-    from perturbjax.perturb import perturb
+    from perturbjax.noise.dense import perturb
 
     parts, ensemble = reopen_ensemble(config.run, console)
     params, what = parts.model.params, "the base"

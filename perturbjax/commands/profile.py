@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
-from perturbjax.population import Population
+from perturbjax.noise.population import Population
 
 if TYPE_CHECKING:
     from perturbjax.scoring import Engine

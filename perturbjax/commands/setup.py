@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
-from perturbjax.perturb import Noise, coverage, fingerprint
-from perturbjax.population import Population
+from perturbjax.noise.dense import Noise, coverage, fingerprint
+from perturbjax.noise.population import Population
 from perturbjax.search.config import SearchConfig
 from perturbjax.search.identity import make_identity
 from perturbjax.search.rundir import RunDirectory

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.perturb import Noise, Rule
-from perturbjax.population import Population
+from perturbjax.noise.dense import Noise, Rule
+from perturbjax.noise.population import Population
 from perturbjax.search.files import write_atomically
 
 FORMAT = "perturbjax.ensemble"

@@ -12,8 +12,8 @@ import numpy as np
 
 from perturbjax.ensemble.document import EnsembleDocument, read_document, write_document
 from perturbjax.errors import InputError
-from perturbjax.perturb import Noise, Params, fingerprint, perturb, scales
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.dense import Noise, Params, fingerprint, perturb, scales
+from perturbjax.noise.population import Candidate, Population
 
 
 class Ensemble:

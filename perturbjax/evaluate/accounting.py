@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from perturbjax.evaluate.intervals import paired_bootstrap, sign_test, wilson
-from perturbjax.population import Population
+from perturbjax.noise.population import Population
 from perturbjax.search.racing import Race
 
 

@@ -16,7 +16,7 @@ from perturbjax.evaluate.accounting import comparison, derived_seed, entry, popu
 from perturbjax.evaluate.engine import Engine, OnStage, Replies, VoteCurve, run_base, run_members, run_samples, vote_curve
 from perturbjax.evaluate.selection import choose, k_curve, pool_of, pools, tie_summary
 from perturbjax.evaluate.splits import Splits
-from perturbjax.population import Population
+from perturbjax.noise.population import Population
 from perturbjax.search.racing import Race
 from perturbjax.tasks.base import Task, Template
 

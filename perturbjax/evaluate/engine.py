@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from perturbjax.ensemble.voting import vote_winners
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.population import Candidate, Population
 from perturbjax.tasks.base import Example, Task, Template
 
 OnStage = Callable[[str, int, int], None]

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from perturbjax.population import Population
+from perturbjax.noise.population import Population
 from perturbjax.search.select import top_k
 
 Value = TypeVar("Value")

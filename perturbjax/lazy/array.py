@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax import noise as spec
 from perturbjax.lazy.views import View
-from perturbjax.noise import Coordinates, Window
-from perturbjax.perturb import Noise, Params, Place, Places, leaf_paths, perturb_block, perturb_leaf, scales
-from perturbjax.population import Candidate
+from perturbjax.noise import values as spec
+from perturbjax.noise.dense import Noise, Params, Place, Places, leaf_paths, perturb_block, perturb_leaf, scales
+from perturbjax.noise.population import Candidate
+from perturbjax.noise.values import Coordinates, Window
 
 
 @dataclass(frozen=True)

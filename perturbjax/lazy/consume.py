@@ -14,7 +14,7 @@ from jax.lax import GatherScatterMode
 
 from perturbjax.lazy.array import LazyArray
 from perturbjax.lazy.dot import perturbed_dot_general
-from perturbjax.noise import Window
+from perturbjax.noise.values import Window
 
 if TYPE_CHECKING:
     from perturbjax.lazy.interpreter import Interpreter

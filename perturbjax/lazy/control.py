@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from perturbjax.lazy.array import LazyArray
 from perturbjax.lazy.report import WHILE_STEPS
 from perturbjax.lazy.views import View
-from perturbjax.noise import Window
+from perturbjax.noise.values import Window
 
 if TYPE_CHECKING:
     from perturbjax.lazy.interpreter import Interpreter

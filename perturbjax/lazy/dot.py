@@ -16,7 +16,7 @@ from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[report
 from perturbjax.kernels.platforms import lowerings  # pyright: ignore[reportMissingImports]
 from perturbjax.lazy.array import LazyArray
 from perturbjax.lazy.views import View
-from perturbjax.noise import Window
+from perturbjax.noise.values import Window
 
 Dims = tuple[int, ...]
 NARROW = 128

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from perturbjax.models.attention import KVCache, Past, Prefix, cache_block, causal_mask
 from perturbjax.models.decoder import Decoder
 from perturbjax.models.vocabulary import Vocabulary
-from perturbjax.noise import KEY_IMPL
+from perturbjax.noise.values import KEY_IMPL
 
 NO_TOKEN = -1
 """Fills replies after their stop token."""

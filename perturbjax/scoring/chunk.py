@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from perturbjax import _compat, sharding
 from perturbjax.lazy import lazily, lazy
-from perturbjax.perturb import Noise, coverage, perturb, scales
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.dense import Noise, coverage, perturb, scales
+from perturbjax.noise.population import Candidate, Population
 from perturbjax.scoring.strategy import STRATEGIES, Work, choose
 
 _log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from perturbjax.distributed import Team
 from perturbjax.errors import InputError
 from perturbjax.models import Model
 from perturbjax.models.generate import NO_TOKEN
-from perturbjax.noise import fold_in, root_key_data
-from perturbjax.perturb import Noise, leaf_paths
-from perturbjax.population import Candidate
+from perturbjax.noise.dense import Noise, leaf_paths
+from perturbjax.noise.population import Candidate
+from perturbjax.noise.values import fold_in, root_key_data
 from perturbjax.scoring.chunk import ChunkProgram
 from perturbjax.scoring.forced import choice_values
 from perturbjax.scoring.generative import GenerationBatch, batch_prompts, generate_replies

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perturbjax.perturb import Noise
+from perturbjax.noise.dense import Noise
 
 STRATEGIES = ("lazy", "copy", "low_rank")
 """How the noise of a candidate meets the base weights.

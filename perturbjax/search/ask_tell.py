@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.population import Candidate, Population
+from perturbjax.noise.population import Candidate, Population
 from perturbjax.search.select import top_k
 
 

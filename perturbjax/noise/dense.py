@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax import noise as spec
-from perturbjax.population import Candidate
+from perturbjax.noise import values as spec
+from perturbjax.noise.population import Candidate
 
 Params = Any
 """A pytree of arrays."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.noise import fold_in, root_key_data
+from perturbjax.noise.values import fold_in, root_key_data
 
 
 class Candidate(NamedTuple):

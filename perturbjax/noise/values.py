@@ -32,7 +32,7 @@ import numpy as np
 from jax.extend.core.primitives import threefry2x32_p
 
 from perturbjax import _compat
-from perturbjax._erf_inv import erf_inv
+from perturbjax.noise.erf_inv import erf_inv
 
 KEY_IMPL = "threefry2x32"
 DISTRIBUTIONS = ("gaussian", "rademacher")
