@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from perturbjax._version import __version__ as __version__
 from perturbjax.errors import InputError as InputError
-from perturbjax.lazy import lazily as lazily
-from perturbjax.lazy import lazy as lazy
+from perturbjax.interpret import lazily as lazily
+from perturbjax.interpret import lazy as lazy
 from perturbjax.noise.dense import Noise as Noise
 from perturbjax.noise.dense import Rule as Rule
 from perturbjax.noise.dense import fingerprint as fingerprint

@@ -17,7 +17,7 @@ from test_kernels_compile import PLATFORMS
 from test_lazy_oracle import POPULATION, cast, dense, jit, relative_error
 
 import perturbjax as pj
-from perturbjax.lazy import dot
+from perturbjax.interpret import dot
 
 PROGRAM = Path(__file__).with_name("lazy_kernels_compile.py")
 DRAWS = np.random.default_rng(5)

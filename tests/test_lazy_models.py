@@ -8,7 +8,7 @@ from lazy_models import MODELS
 from test_lazy_oracle import jit, relative_error
 
 import perturbjax as pj
-from perturbjax.lazy import LazyArray
+from perturbjax.interpret import LazyArray
 from perturbjax.noise.dense import is_perturbable
 
 SIGMA = 0.02

@@ -11,7 +11,7 @@ from lazy_cases import CASES, PARAMS, X
 from test_lazy_oracle import POPULATION, cast, dense, jit, relative_error
 
 import perturbjax as pj
-from perturbjax.lazy import LazyArray
+from perturbjax.interpret import LazyArray
 
 MATRICES = cast({name: PARAMS[name] for name in ("w", "v", "square", "table", "stack")}, "float32")
 INPUTS = jnp.asarray(X)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from perturbjax import _compat, sharding
-from perturbjax.lazy import lazily, lazy
+from perturbjax.interpret import lazily, lazy
 from perturbjax.noise.dense import Noise, coverage, perturb, scales
 from perturbjax.noise.population import Candidate, Population
 from perturbjax.scoring.strategy import STRATEGIES, Work, choose

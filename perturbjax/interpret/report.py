@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perturbjax.lazy.array import LazyArray
+from perturbjax.interpret.array import LazyArray
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from perturbjax import _compat
-from perturbjax.lazy.array import LazyArray
-from perturbjax.lazy.interpreter import Interpreter
-from perturbjax.lazy.report import Report
+from perturbjax.interpret.array import LazyArray
+from perturbjax.interpret.interpreter import Interpreter
+from perturbjax.interpret.report import Report
 
 
 def lazily(fn: Callable[..., Any], *, strict: bool = False) -> Lazily:

@@ -14,13 +14,13 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as p
 from jax.sharding import PartitionSpec
 
-from perturbjax.lazy.array import LazyArray
-from perturbjax.lazy.report import WHILE_STEPS
-from perturbjax.lazy.views import View
+from perturbjax.interpret.array import LazyArray
+from perturbjax.interpret.report import WHILE_STEPS
+from perturbjax.interpret.views import View
 from perturbjax.noise.values import Window
 
 if TYPE_CHECKING:
-    from perturbjax.lazy.interpreter import Interpreter
+    from perturbjax.interpret.interpreter import Interpreter
 
 
 def _scan(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.lazy.views import View
+from perturbjax.interpret.views import View
 from perturbjax.noise import values as spec
 from perturbjax.noise.dense import Noise, Params, Place, Places, leaf_paths, perturb_block, perturb_leaf, scales
 from perturbjax.noise.population import Candidate

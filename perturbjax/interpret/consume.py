@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jax.lax import GatherScatterMode
 
-from perturbjax.lazy.array import LazyArray
-from perturbjax.lazy.dot import perturbed_dot_general
+from perturbjax.interpret.array import LazyArray
+from perturbjax.interpret.dot import perturbed_dot_general
 from perturbjax.noise.values import Window
 
 if TYPE_CHECKING:
-    from perturbjax.lazy.interpreter import Interpreter
+    from perturbjax.interpret.interpreter import Interpreter
 
 Rule = Callable[..., "list[Any] | None"]
 """(interpreter, equation, values) -> outputs, or None where the rule does not apply and the value must be made whole."""

@@ -20,11 +20,11 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from perturbjax.lazy.array import LazyArray
-from perturbjax.lazy.consume import CONSUMERS
-from perturbjax.lazy.control import CONTROL
-from perturbjax.lazy.report import Report
-from perturbjax.lazy.views import VIEWS, View
+from perturbjax.interpret.array import LazyArray
+from perturbjax.interpret.consume import CONSUMERS
+from perturbjax.interpret.control import CONTROL
+from perturbjax.interpret.report import Report
+from perturbjax.interpret.views import VIEWS, View
 
 _NESTED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 

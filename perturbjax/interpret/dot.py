@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.lax import Precision
 
+from perturbjax.interpret.array import LazyArray
+from perturbjax.interpret.views import View
 from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.platforms import lowerings  # pyright: ignore[reportMissingImports]
-from perturbjax.lazy.array import LazyArray
-from perturbjax.lazy.views import View
 from perturbjax.noise.values import Window
 
 Dims = tuple[int, ...]
