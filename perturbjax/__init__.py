@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from perturbjax.ensemble import Ensemble as Ensemble
     from perturbjax.ensemble import vote as vote
     from perturbjax.scoring import score_population as score_population
-    from perturbjax.search.ask_tell import AskTell as AskTell
-    from perturbjax.search.select import top_k as top_k
+    from perturbjax.scoring.ask_tell import AskTell as AskTell
+    from perturbjax.scoring.select import top_k as top_k
 
 # Names whose modules pull in flax or orbax: loaded when first used, so that `import perturbjax` costs little more than `import jax`.
 _LAZY = {
-    "AskTell": "perturbjax.search.ask_tell",
+    "AskTell": "perturbjax.scoring.ask_tell",
     "Ensemble": "perturbjax.ensemble",
     "score_population": "perturbjax.scoring",
-    "top_k": "perturbjax.search.select",
+    "top_k": "perturbjax.scoring.select",
     "vote": "perturbjax.ensemble",
 }
 

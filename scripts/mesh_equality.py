@@ -53,7 +53,7 @@ def score(options: argparse.Namespace) -> None:
     from perturbjax.noise.dense import Noise
     from perturbjax.noise.population import Population
     from perturbjax.scoring import Engine
-    from perturbjax.search.select import top_k
+    from perturbjax.scoring.select import top_k
     from perturbjax.tasks import load_task
 
     if options.coordinator:

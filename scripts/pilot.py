@@ -21,8 +21,8 @@ from perturbjax.models import load_model
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
 from perturbjax.scoring import Engine
+from perturbjax.scoring.select import top_k
 from perturbjax.search.config import SearchConfig
-from perturbjax.search.select import top_k
 from perturbjax.tasks import load_task
 
 

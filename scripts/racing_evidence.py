@@ -22,8 +22,8 @@ from inputs import at_least, directory, exit_code
 
 from perturbjax.ensemble.voting import vote_winners
 from perturbjax.evaluate.intervals import paired_bootstrap, sign_test
+from perturbjax.scoring.select import top_k
 from perturbjax.search.racing import Race
-from perturbjax.search.select import top_k
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from racing_matrices import equals, far_apart, relatives  # pyright: ignore[reportMissingImports] (beside the tests)

@@ -19,9 +19,9 @@ from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
 from perturbjax.scoring import Engine
-from perturbjax.scoring.chunk import ChunkProgram
 from perturbjax.scoring.forced import choice_values
 from perturbjax.scoring.packing import ScoringExample, pack
+from perturbjax.scoring.scorer import ChunkProgram
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks import load_task
 

@@ -14,8 +14,8 @@ from perturbjax.evaluate.controls import TEMPERATURES
 from perturbjax.evaluate.selection import choose, k_curve, pools, tie_summary
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Candidate, Population
+from perturbjax.scoring.select import top_k
 from perturbjax.search.racing import Race, Rule
-from perturbjax.search.select import top_k
 
 TOP_K = 7
 POPULATION = Population(5, 30, (0.1, 0.4, 0.8))

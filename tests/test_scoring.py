@@ -19,8 +19,8 @@ from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.noise.dense import Noise, Rule, fingerprint, perturb
 from perturbjax.noise.population import Candidate, Population
 from perturbjax.scoring import ChunkProgram, Engine, score_population
-from perturbjax.scoring.chunk import _strategy_of
 from perturbjax.scoring.packing import common_prefix
+from perturbjax.scoring.scorer import _strategy_of
 from perturbjax.scoring.strategy import Work, choose, costs
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks.base import Example, Prompt, Template

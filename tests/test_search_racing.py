@@ -13,12 +13,12 @@ from racing_matrices import equals, far_apart, graded, relatives
 from search_fakes import FakeEngine, FakePopulation, expected_scores, slices
 
 from perturbjax.errors import InputError
+from perturbjax.scoring.select import top_k
 from perturbjax.search.artifacts import write_candidates
 from perturbjax.search.bounds import critical_lead, may_reach_top
 from perturbjax.search.loop import search
 from perturbjax.search.metrics import MetricsLog
 from perturbjax.search.racing import RULES, Race
-from perturbjax.search.select import top_k
 from perturbjax.search.state import RunState
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 
 from perturbjax.noise.population import Population
-from perturbjax.search.select import top_k
+from perturbjax.scoring.select import top_k
 
 Value = TypeVar("Value")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from perturbjax.noise.population import Candidate, Population
-from perturbjax.search.select import top_k
+from perturbjax.scoring.select import top_k
 
 
 class AskTell:
