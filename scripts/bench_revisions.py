@@ -36,10 +36,10 @@ def work(names: list[str]) -> None:
     """One commit's process: ready when all is compiled; then the seconds of each job it is asked for, a line each."""
     import time
 
+    from perturbjax.inference import Engine
     from perturbjax.models import load_model
     from perturbjax.noise.dense import Noise
     from perturbjax.noise.population import Population
-    from perturbjax.scoring import Engine
     from perturbjax.tasks import load_task
 
     model, runs = load_model("smollm2-135m"), {}

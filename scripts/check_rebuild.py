@@ -29,7 +29,7 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     from perturbjax.commands.console import Console
     from perturbjax.commands.search import prepare_rounds
     from perturbjax.commands.setup import reopen_ensemble
-    from perturbjax.scoring import Engine
+    from perturbjax.inference import Engine
     from perturbjax.search.rundir import RunDirectory
     from perturbjax.search.state import RunState
     from perturbjax.sharding import make_mesh

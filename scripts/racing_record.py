@@ -19,7 +19,7 @@ from inputs import at_least, exit_code
 from perturbjax.commands.console import Console
 from perturbjax.commands.setup import load_parts, make_engine
 from perturbjax.evaluate.engine import run_base
-from perturbjax.scoring.packing import common_prefix
+from perturbjax.inference.packing import common_prefix
 from perturbjax.search.config import SearchConfig
 from perturbjax.search.files import write_atomically
 

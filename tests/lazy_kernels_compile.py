@@ -19,12 +19,12 @@ from kernels_compile import KERNEL_CALLS, TPUS, targets
 import perturbjax as pj
 from perturbjax import sharding
 from perturbjax.bench.hlo import read_computations
+from perturbjax.inference.choice import choice_values
+from perturbjax.inference.generation import generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.params import nest
 from perturbjax.noise.dense import Noise
 from perturbjax.scoring import ChunkProgram
-from perturbjax.scoring.forced import choice_values
-from perturbjax.scoring.generative import generate_replies
 
 CONFIG = DecoderConfig(
     architecture="qwen2", vocab_size=40960, hidden_size=1152, intermediate_size=2560, num_layers=6, num_heads=8, num_kv_heads=4,

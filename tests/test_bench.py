@@ -14,13 +14,13 @@ from perturbjax.bench.measure import Settings, measure
 from perturbjax.bench.record import document, table
 from perturbjax.cli import main
 from perturbjax.commands import bench as commands_bench
+from perturbjax.inference import Engine
+from perturbjax.inference.choice import choice_values
+from perturbjax.inference.packing import ScoringExample, pack
 from perturbjax.models import load_model
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
-from perturbjax.scoring import Engine
-from perturbjax.scoring.forced import choice_values
-from perturbjax.scoring.packing import ScoringExample, pack
 from perturbjax.scoring.scorer import ChunkProgram
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks import load_task

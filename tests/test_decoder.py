@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from perturbjax.inference.decode import NO_TOKEN, generate
 from perturbjax.models import load_model
 from perturbjax.models.decoder import Prefix, bind, causal_mask
-from perturbjax.models.generate import NO_TOKEN, generate
 from perturbjax.noise.values import root_key_data
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_gguf import FIXTURES
 
+from perturbjax.inference.decode import generate
 from perturbjax.models import load_model
 from perturbjax.models.decoder import bind
-from perturbjax.models.generate import generate
 from perturbjax.tasks.base import Prompt
 
 

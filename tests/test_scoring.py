@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from perturbjax.errors import InputError
+from perturbjax.inference import Engine
+from perturbjax.inference.packing import common_prefix
 from perturbjax.models import load_model
 from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.noise.dense import Noise, Rule, fingerprint, perturb
 from perturbjax.noise.population import Candidate, Population
-from perturbjax.scoring import ChunkProgram, Engine, score_population
-from perturbjax.scoring.packing import common_prefix
+from perturbjax.scoring import ChunkProgram, score_population
 from perturbjax.scoring.scorer import _strategy_of
 from perturbjax.scoring.strategy import Work, choose, costs
 from perturbjax.sharding import make_mesh

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from perturbjax.scoring.forced import packed_mask
-from perturbjax.scoring.packing import SHARED, ScoringExample, common_prefix, pack, unpack
+from perturbjax.inference.choice import packed_mask
+from perturbjax.inference.packing import SHARED, ScoringExample, common_prefix, pack, unpack
 
 tokens = st.integers(1, 1000)
 examples = st.lists(

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from perturbjax.bench.workloads import Workload
+from perturbjax.inference import Engine, Outputs, Prepared
+from perturbjax.inference.generation import GenerationBatch
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
-from perturbjax.scoring import Engine, Outputs, Prepared
-from perturbjax.scoring.generative import GenerationBatch
 from perturbjax.scoring.strategy import STRATEGIES
 
 SLOT_TOKENS = (512, 1024, 2048, 4096)

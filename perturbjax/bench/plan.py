@@ -13,12 +13,12 @@ import numpy as np
 
 from perturbjax import sharding
 from perturbjax._compat import is_out_of_memory
+from perturbjax.inference.choice import choice_values
+from perturbjax.inference.generation import generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.params import nest
 from perturbjax.noise.dense import Noise
 from perturbjax.scoring import ChunkProgram
-from perturbjax.scoring.forced import choice_values
-from perturbjax.scoring.generative import generate_replies
 
 QUERIES, CHOICES = 64, 2
 """Questions of a scoring pass, and one-token choices of each."""

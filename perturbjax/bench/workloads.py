@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from perturbjax.errors import InputError
+from perturbjax.inference import Engine
+from perturbjax.inference.engine import SLOT_TOKENS
+from perturbjax.inference.packing import ROW_BUCKETS, ScoringExample, common_prefix, pack
 from perturbjax.models import Model
 from perturbjax.models.tokenizer import Tokenizer
-from perturbjax.scoring import Engine
-from perturbjax.scoring.engine import SLOT_TOKENS
-from perturbjax.scoring.packing import ROW_BUCKETS, ScoringExample, common_prefix, pack
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Prompt, Task, Template
 

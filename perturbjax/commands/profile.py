@@ -9,7 +9,7 @@ from perturbjax.errors import InputError
 from perturbjax.noise.population import Population
 
 if TYPE_CHECKING:
-    from perturbjax.scoring import Engine
+    from perturbjax.inference import Engine
 
 
 def check_profile(directory: Path) -> None:

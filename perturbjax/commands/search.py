@@ -28,7 +28,7 @@ from perturbjax.search.table import ScoreTable
 
 if TYPE_CHECKING:
     from perturbjax.evaluate import Evaluation
-    from perturbjax.scoring import Engine, Prepared
+    from perturbjax.inference import Engine, Prepared
 
 
 def run_search(config: SearchConfig, console: Console) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from perturbjax.ensemble import Ensemble
     from perturbjax.evaluate.splits import Splits
+    from perturbjax.inference import Engine
     from perturbjax.models import Model
-    from perturbjax.scoring import Engine
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def follow(config: SearchConfig) -> None:
 
 
 def _engine(config: SearchConfig, model: "Model", task: Task, noise: Noise) -> "Engine":
-    from perturbjax.scoring import Engine
+    from perturbjax.inference import Engine
 
     return Engine(model, task, noise, make_mesh(config), config.chunk, config.in_flight, strategy=config.strategy)
 

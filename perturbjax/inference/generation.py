@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from perturbjax.inference.decode import ROW_SIZES, Replies, generate, no_replies
+from perturbjax.inference.packing import PREFIX_BUCKETS, bucket
 from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import bind, run_prefix
-from perturbjax.models.generate import ROW_SIZES, Replies, generate, no_replies
-from perturbjax.scoring.packing import PREFIX_BUCKETS, bucket
 from perturbjax.sharding import Split
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)

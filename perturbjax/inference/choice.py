@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from perturbjax.inference.packing import PROMPT, SHARED
 from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import bind
-from perturbjax.scoring.packing import PROMPT, SHARED
 from perturbjax.sharding import Split
 
 

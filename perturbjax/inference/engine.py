@@ -17,15 +17,15 @@ from jax.sharding import Mesh
 from perturbjax import _compat, sharding
 from perturbjax.distributed import Team
 from perturbjax.errors import InputError
+from perturbjax.inference.choice import choice_values
+from perturbjax.inference.decode import NO_TOKEN
+from perturbjax.inference.generation import GenerationBatch, batch_prompts, generate_replies
+from perturbjax.inference.outputs import Outputs, Prepared, judge
+from perturbjax.inference.packing import Packing, ScoringExample, common_prefix, pack, unpack
 from perturbjax.models import Model
-from perturbjax.models.generate import NO_TOKEN
 from perturbjax.noise.dense import Noise, leaf_paths
 from perturbjax.noise.population import Candidate
 from perturbjax.noise.values import fold_in, root_key_data
-from perturbjax.scoring.forced import choice_values
-from perturbjax.scoring.generative import GenerationBatch, batch_prompts, generate_replies
-from perturbjax.scoring.outputs import Outputs, Prepared, judge
-from perturbjax.scoring.packing import Packing, ScoringExample, common_prefix, pack, unpack
 from perturbjax.scoring.scorer import ChunkProgram
 from perturbjax.scoring.strategy import Work, choose
 from perturbjax.tasks.base import Example, Task, Template

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perturbjax.scoring.generative import GenerationBatch
-from perturbjax.scoring.packing import Packing
+from perturbjax.inference.generation import GenerationBatch
+from perturbjax.inference.packing import Packing
 from perturbjax.tasks.base import Example, Task, Template
 
 
