@@ -37,9 +37,9 @@ def work(names: list[str]) -> None:
     import time
 
     from perturbjax.inference import Engine
-    from perturbjax.models import load_model
     from perturbjax.noise.dense import Noise
     from perturbjax.noise.population import Population
+    from perturbjax.pretrained import load_model
     from perturbjax.tasks import load_task
 
     model, runs = load_model("smollm2-135m"), {}

@@ -32,11 +32,11 @@ from inputs import at_least, exit_code
 from perturbjax import sharding
 from perturbjax._compat import compiler_options
 from perturbjax.inference.generation import batch_prompts, generate_replies
-from perturbjax.models import Model, load_model
 from perturbjax.models.decoder import bind, causal_mask
-from perturbjax.models.export import export_safetensors
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
+from perturbjax.pretrained import Model, load_model
+from perturbjax.pretrained.export import export_safetensors
 from perturbjax.scoring import ChunkProgram
 
 ROWS, PREFILL, PROMPT, REPLY = 32, 96, 64, 32

@@ -50,9 +50,9 @@ def score(options: argparse.Namespace) -> None:
     from perturbjax.distributed import Team, is_main, join
     from perturbjax.errors import InputError
     from perturbjax.inference import Engine
-    from perturbjax.models import load_model
     from perturbjax.noise.dense import Noise
     from perturbjax.noise.population import Population
+    from perturbjax.pretrained import load_model
     from perturbjax.scoring.select import top_k
     from perturbjax.tasks import load_task
 

@@ -18,9 +18,9 @@ from perturbjax.evaluate.engine import run_base, run_members, vote_curve
 from perturbjax.evaluate.intervals import paired_bootstrap
 from perturbjax.evaluate.splits import make_splits
 from perturbjax.inference import Engine
-from perturbjax.models import load_model
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
+from perturbjax.pretrained import load_model
 from perturbjax.scoring.select import top_k
 from perturbjax.search.config import SearchConfig
 from perturbjax.tasks import load_task

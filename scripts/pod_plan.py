@@ -92,8 +92,8 @@ def main() -> int:
 
     from perturbjax.bench.plan import CHIPS, Plan
     from perturbjax.errors import InputError
-    from perturbjax.models.hf_config import decoder_config
     from perturbjax.noise.dense import Noise
+    from perturbjax.pretrained.hf_config import decoder_config
 
     try:
         config = decoder_config(json.loads(options.config.read_text()), str(options.config))

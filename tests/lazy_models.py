@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturbjax.models import load_model
 from perturbjax.models.decoder import bind, causal_mask
+from perturbjax.pretrained import load_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 D, HEADS, LAYERS, VOCABULARY = 16, 4, 3, 50

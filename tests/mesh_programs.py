@@ -8,8 +8,8 @@ import numpy as np
 from test_scoring import FIXTURES, POPULATION, TEMPLATE, Toy
 
 from perturbjax.inference import Engine
-from perturbjax.models import load_model
 from perturbjax.noise.dense import Noise, Rule
+from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh, split_model
 
 MESHES = {"4x2": (8, 4, 2), "2x4": (8, 2, 4), "1x8": (8, 1, 8), "1x5": (5, 1, 5)}

@@ -11,9 +11,9 @@ import numpy as np
 from test_scoring import FIXTURES, TEMPLATE, Toy
 
 from perturbjax.inference import Engine
-from perturbjax.models import load_model
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
+from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 
 IN_FLIGHT = 2048

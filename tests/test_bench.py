@@ -17,10 +17,10 @@ from perturbjax.commands import bench as commands_bench
 from perturbjax.inference import Engine
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.packing import ScoringExample, pack
-from perturbjax.models import load_model
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
+from perturbjax.pretrained import load_model
 from perturbjax.scoring.scorer import ChunkProgram
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks import load_task

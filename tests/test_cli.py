@@ -295,8 +295,8 @@ def test_predict_votes_and_shows_the_shares(finished, tmp_path, capsys):
 def test_export_writes_the_member_the_merge_and_the_base(finished, tmp_path, capsys):
     import jax
 
-    from perturbjax.models import load_model
     from perturbjax.noise.dense import perturb
+    from perturbjax.pretrained import load_model
 
     run = finished / "run"
     base, ensemble = load_model(str(MODEL), "float32"), Ensemble.load(run / "ensemble.json")

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from perturbjax.inference.decode import NO_TOKEN, generate
-from perturbjax.models import load_model
 from perturbjax.models.decoder import Prefix, bind, causal_mask
 from perturbjax.noise.values import root_key_data
+from perturbjax.pretrained import load_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = ["tiny_llama3", "tiny_qwen2"]

@@ -11,9 +11,10 @@ import pytest
 from perturbjax.inference import decode as generate_module
 from perturbjax.inference.decode import NO_TOKEN, ROW_SIZES, generate
 from perturbjax.inference.generation import batch_prompts, generate_replies
-from perturbjax.models import attention, load_model
+from perturbjax.models import attention
 from perturbjax.models.decoder import bind, causal_mask, run_prefix
 from perturbjax.noise.values import KEY_IMPL, root_key_data
+from perturbjax.pretrained import load_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RNG = np.random.default_rng(1)

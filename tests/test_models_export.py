@@ -15,11 +15,11 @@ from test_models_logits import logits_of
 from tiny_gguf import FIXTURES, gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
-from perturbjax.models import export as export_module
-from perturbjax.models import load_model
-from perturbjax.models.export import export_safetensors
-from perturbjax.models.hf_config import decoder_config, same_factors
-from perturbjax.models.params import flatten
+from perturbjax.pretrained import export as export_module
+from perturbjax.pretrained import load_model
+from perturbjax.pretrained.export import export_safetensors
+from perturbjax.pretrained.hf_config import decoder_config, same_factors
+from perturbjax.pretrained.params import flatten
 from perturbjax.tasks.base import Prompt
 
 FIXTURE_NAMES = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"]
@@ -175,7 +175,7 @@ def test_exports_follow_the_umask(tmp_path):
     out = tmp_path / "out"
     script = (
         "import os, sys; os.umask(0o027); from perturbjax.models import load_model;"
-        "from perturbjax.models.export import export_safetensors; m = load_model(sys.argv[1]); export_safetensors(m, m.params, sys.argv[2])"
+        "from perturbjax.pretrained.export import export_safetensors; m = load_model(sys.argv[1]); export_safetensors(m, m.params, sys.argv[2])"
     )
     subprocess.run([sys.executable, "-c", script, str(FIXTURES / model.name), str(out)], check=True)
     assert oct(out.stat().st_mode & 0o777) == "0o750"

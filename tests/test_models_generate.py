@@ -8,8 +8,8 @@ import numpy as np
 from tiny_gguf import FIXTURES
 
 from perturbjax.inference.decode import generate
-from perturbjax.models import load_model
 from perturbjax.models.decoder import bind
+from perturbjax.pretrained import load_model
 from perturbjax.tasks.base import Prompt
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tiny_gguf import FIXTURES, gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
-from perturbjax.models import load_model
-from perturbjax.models.hf_config import same_factors
-from perturbjax.models.params import flatten
+from perturbjax.pretrained import load_model
+from perturbjax.pretrained.hf_config import same_factors
+from perturbjax.pretrained.params import flatten
 from perturbjax.tasks.base import Prompt
 
 Q8_0, Q4_0, F16 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F16

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 from tiny_gguf import FIXTURES
 
 from perturbjax.errors import InputError
-from perturbjax.models import load_model, param_shapes
-from perturbjax.models.hf_config import decoder_config, llama3_rope_factors
-from perturbjax.models.params import flatten
+from perturbjax.models import param_shapes
+from perturbjax.pretrained import load_model
+from perturbjax.pretrained.hf_config import decoder_config, llama3_rope_factors
+from perturbjax.pretrained.params import flatten
 
 FIXTURE_NAMES = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"]
 

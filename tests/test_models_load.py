@@ -11,9 +11,10 @@ from huggingface_hub import errors
 from tiny_gguf import FIXTURES
 
 from perturbjax.errors import InputError
-from perturbjax.models import load_model, param_shapes
-from perturbjax.models import model as model_module
-from perturbjax.models.params import flatten
+from perturbjax.models import param_shapes
+from perturbjax.pretrained import load_model
+from perturbjax.pretrained import model as model_module
+from perturbjax.pretrained.params import flatten
 
 
 def refused(spec, *fragments, dtype="float32"):

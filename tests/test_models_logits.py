@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbjax.models import load_model
 from perturbjax.models.decoder import bind, causal_mask
+from perturbjax.pretrained import load_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

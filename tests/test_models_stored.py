@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_gguf import gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
-from perturbjax.models import load_model
 from perturbjax.noise.dense import Noise, coverage, fingerprint, leaf_paths
+from perturbjax.pretrained import load_model
 from perturbjax.sharding import split_model
 
 FIXTURES = Path(__file__).parent / "fixtures"

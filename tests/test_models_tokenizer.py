@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny_gguf import FIXTURES
 
 from perturbjax.errors import InputError
-from perturbjax.models import load_model
-from perturbjax.models.chat_template import ChatTemplate
+from perturbjax.pretrained import load_model
+from perturbjax.pretrained.chat_template import ChatTemplate
 from perturbjax.tasks.base import Prompt
 
 TEMPLATE_ROWS = json.loads((FIXTURES / "chat_templates.json").read_text())["rows"]

@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, largest
-from perturbjax.models.hf_config import decoder_config
 from perturbjax.noise.dense import Noise
+from perturbjax.pretrained.hf_config import decoder_config
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "pod_plan.py"

@@ -16,10 +16,10 @@ import pytest
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
 from perturbjax.inference.packing import common_prefix
-from perturbjax.models import load_model
 from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.noise.dense import Noise, Rule, fingerprint, perturb
 from perturbjax.noise.population import Candidate, Population
+from perturbjax.pretrained import load_model
 from perturbjax.scoring import ChunkProgram, score_population
 from perturbjax.scoring.scorer import _strategy_of
 from perturbjax.scoring.strategy import Work, choose, costs

@@ -10,9 +10,9 @@ import pytest
 from test_scoring import FIXTURES, TEMPLATE, Toy
 
 from perturbjax.inference import Engine
-from perturbjax.models import load_model
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Candidate
+from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 
 PROGRAM = Path(__file__).with_name("short_of_memory.py")

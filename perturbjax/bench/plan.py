@@ -16,8 +16,8 @@ from perturbjax._compat import is_out_of_memory
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.generation import generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.models.params import nest
 from perturbjax.noise.dense import Noise
+from perturbjax.pretrained.params import nest
 from perturbjax.scoring import ChunkProgram
 
 QUERIES, CHOICES = 64, 2

@@ -12,8 +12,8 @@ import jax
 
 from perturbjax.bench import scopes
 from perturbjax.bench.measure import SIGMA, Case, Row, Settings
-from perturbjax.models import Model
 from perturbjax.noise.population import Population
+from perturbjax.pretrained import Model
 
 
 def header(model: Model, dtype: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from perturbjax.errors import InputError
 from perturbjax.inference import Engine
 from perturbjax.inference.engine import SLOT_TOKENS
 from perturbjax.inference.packing import ROW_BUCKETS, ScoringExample, common_prefix, pack
-from perturbjax.models import Model
-from perturbjax.models.tokenizer import Tokenizer
+from perturbjax.pretrained import Model
+from perturbjax.pretrained.tokenizer import Tokenizer
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Prompt, Task, Template
 

@@ -18,7 +18,7 @@ from perturbjax.search.files import write_json
 if TYPE_CHECKING:
     from perturbjax.bench.measure import Row, Settings
     from perturbjax.bench.workloads import Workload
-    from perturbjax.models import Model
+    from perturbjax.pretrained import Model
 
 NOISES: dict[str, Noise] = {
     "gaussian": Noise("gaussian"),
@@ -96,7 +96,7 @@ def run_bench(config: BenchConfig, console: Console) -> None:
     use_compile_cache(config.compile_cache, console)
     from perturbjax.bench import record
     from perturbjax.bench.measure import Settings, on_one_mesh
-    from perturbjax.models import load_model
+    from perturbjax.pretrained import load_model
 
     dtype = resolve_dtype(config.dtype)
     model = load_model(config.model, dtype)

@@ -43,8 +43,8 @@ def run_export(config: ExportConfig, console: Console) -> None:
         raise InputError(f"--out {config.out}: exists and is not an empty directory; give a new one")
     use_compile_cache(config.compile_cache, console)
     from perturbjax.ensemble import merge
-    from perturbjax.models.export import export_safetensors
     from perturbjax.noise.dense import perturb
+    from perturbjax.pretrained.export import export_safetensors
 
     parts, ensemble = reopen_ensemble(config.run, console)
     params, what = parts.model.params, "the base"

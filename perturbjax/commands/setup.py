@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from perturbjax.ensemble import Ensemble
     from perturbjax.evaluate.splits import Splits
     from perturbjax.inference import Engine
-    from perturbjax.models import Model
+    from perturbjax.pretrained import Model
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def load_parts(config: SearchConfig, console: Console) -> Parts:
         InputError: any of it cannot be used.
     """
     from perturbjax.evaluate.splits import make_splits
-    from perturbjax.models import load_model
+    from perturbjax.pretrained import load_model
     from perturbjax.tasks import template_by_name
 
     config.validate()
@@ -101,7 +101,7 @@ def follow(config: SearchConfig) -> None:
     Raises:
         InputError: the task or the model cannot be loaded here.
     """
-    from perturbjax.models import load_model
+    from perturbjax.pretrained import load_model
 
     task = load_task_with_budget(config.task, config.max_new_tokens)
     model = load_model(config.model, resolve_dtype(config.dtype), stored=is_dealt(config))

@@ -22,10 +22,10 @@ from perturbjax.inference.decode import NO_TOKEN
 from perturbjax.inference.generation import GenerationBatch, batch_prompts, generate_replies
 from perturbjax.inference.outputs import Outputs, Prepared, judge
 from perturbjax.inference.packing import Packing, ScoringExample, common_prefix, pack, unpack
-from perturbjax.models import Model
 from perturbjax.noise.dense import Noise, leaf_paths
 from perturbjax.noise.population import Candidate
 from perturbjax.noise.values import fold_in, root_key_data
+from perturbjax.pretrained import Model
 from perturbjax.scoring.scorer import ChunkProgram
 from perturbjax.scoring.strategy import Work, choose
 from perturbjax.tasks.base import Example, Task, Template

@@ -7,7 +7,7 @@ from typing import Any
 import tokenizers
 
 from perturbjax.errors import InputError
-from perturbjax.models.chat_template import ChatTemplate
+from perturbjax.pretrained.chat_template import ChatTemplate
 from perturbjax.tasks.base import Message, Prompt
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")

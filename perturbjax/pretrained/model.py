@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from perturbjax.errors import InputError
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.params import DTYPES
+from perturbjax.pretrained.params import DTYPES
 
 if TYPE_CHECKING:
-    from perturbjax.models.tokenizer import Tokenizer
+    from perturbjax.pretrained.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _load_file(path: Path, dtype: str, where: str, name: str | None, stored: boo
     if path.suffix == ".safetensors":
         raise InputError(f"{where}: give the directory that holds it together with config.json and tokenizer.json: {path.parent}")
     try:
-        from perturbjax.models.gguf_loader import load_gguf
+        from perturbjax.pretrained.gguf_loader import load_gguf
     except ImportError as error:
         raise InputError(f"{where}: reading GGUF files needs {error.name}; run: {_INSTALL_EXTRA}") from error
     return load_gguf(path, dtype, where, name, stored)
@@ -108,7 +108,7 @@ def _load_directory(path: Path, dtype: str, where: str, name: str | None, stored
     if not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
         raise InputError(f"{where}: a directory without config.json; give the GGUF file itself: {files[0]}")
     try:
-        from perturbjax.models.hf_loader import load_directory
+        from perturbjax.pretrained.hf_loader import load_directory
     except ImportError as error:
         raise InputError(f"{where}: reading Hugging Face models needs {error.name}; run: {_INSTALL_EXTRA}") from error
     return load_directory(path, dtype, where, name, stored)

@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 
 from perturbjax.errors import InputError
 from perturbjax.models.config import param_shapes
-from perturbjax.models.hf_config import decoder_config, same_factors
-from perturbjax.models.hf_loader import HF_NAMES, INDEX, SINGLE
-from perturbjax.models.model import Model
-from perturbjax.models.params import DTYPES, LAYERS, flatten
+from perturbjax.pretrained.hf_config import decoder_config, same_factors
+from perturbjax.pretrained.hf_loader import HF_NAMES, INDEX, SINGLE
+from perturbjax.pretrained.model import Model
+from perturbjax.pretrained.params import DTYPES, LAYERS, flatten
 
 SHARD_BYTES = 4 * 2**30
 """Largest safetensors file written, unless one tensor alone is larger."""

@@ -10,12 +10,12 @@ import numpy as np
 from gguf.quants import dequantize
 
 from perturbjax.errors import InputError
-from perturbjax.models.chat_template import one_line
 from perturbjax.models.config import SUPPORTED_ARCHITECTURES, DecoderConfig
-from perturbjax.models.hf_config import hf_config
-from perturbjax.models.model import Model
-from perturbjax.models.params import LAYERS, assemble, defer
-from perturbjax.models.tokenizer_sources import tokenizer_from_gguf
+from perturbjax.pretrained.chat_template import one_line
+from perturbjax.pretrained.hf_config import hf_config
+from perturbjax.pretrained.model import Model
+from perturbjax.pretrained.params import LAYERS, assemble, defer
+from perturbjax.pretrained.tokenizer_sources import tokenizer_from_gguf
 
 # Path in the parameter tree -> tensor name; {} is the layer.
 _NAMES = {

@@ -9,12 +9,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from perturbjax.errors import InputError
-from perturbjax.models.chat_template import one_line
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.models.hf_config import decoder_config
-from perturbjax.models.model import Model
-from perturbjax.models.params import LAYERS, ReadPart, assemble, defer
-from perturbjax.models.tokenizer_sources import read_json, tokenizer_from_directory
+from perturbjax.pretrained.chat_template import one_line
+from perturbjax.pretrained.hf_config import decoder_config
+from perturbjax.pretrained.model import Model
+from perturbjax.pretrained.params import LAYERS, ReadPart, assemble, defer
+from perturbjax.pretrained.tokenizer_sources import read_json, tokenizer_from_directory
 
 HF_NAMES = {
     "embed/embedding": "model.embed_tokens.weight",

@@ -9,8 +9,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from perturbjax.errors import InputError
-from perturbjax.models.chat_template import one_line
-from perturbjax.models.tokenizer import SPECIAL_NAMES, Tokenizer
+from perturbjax.pretrained.chat_template import one_line
+from perturbjax.pretrained.tokenizer import SPECIAL_NAMES, Tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4
 """``tokenizer.ggml.token_type`` of tokens matched whole: special ones, and plain ones such as ``<think>``."""
