@@ -93,7 +93,7 @@ class Drill:
 
     def kills(self, count: int, shapes: list[dict[str, Any]], continued: list[dict[str, Any]]) -> None:
         """kill -9 at that many moments, of each process and of all in turn."""
-        from perturbjax.peers import PEER_LOST
+        from perturbjax.cluster.peers import PEER_LOST
 
         several = shapes[0].get("processes", 1) > 1
         turns = [[0], [1], [0, 1]] if several else [[0]]
@@ -104,8 +104,8 @@ class Drill:
             self.disturb(f"kill -9 of {who}", signal.SIGKILL, victims, how, expected, then)
 
     def stops(self) -> None:
-        from perturbjax.commands.preemption import PREEMPTED
-        from perturbjax.peers import PEER_LOST
+        from perturbjax.cluster.peers import PEER_LOST
+        from perturbjax.cluster.preemption import PREEMPTED
 
         pair = DISTURBED[0]
         for victims in ([0], [1], [0, 1]):
@@ -116,9 +116,15 @@ class Drill:
             self.disturb(what, signal.SIGSTOP, [victim], pair, [PEER_LOST], self.moments.choice(CONTINUED))
 
     def absences(self) -> None:
-        from perturbjax.peers import PEER_LOST
+        from perturbjax.cluster.peers import PEER_LOST
 
-        program = [sys.executable, str(runs.PROGRAM), f'{{"perturbjax.distributed.ARRIVAL_S": {ARRIVAL_S}}}', "search", *self.arguments]
+        program = [
+            sys.executable,
+            str(runs.PROGRAM),
+            f'{{"perturbjax.cluster.distributed.ARRIVAL_S": {ARRIVAL_S}}}',
+            "search",
+            *self.arguments,
+        ]
         for alone in (0, 1):
             joining = ["--coordinator", f"127.0.0.1:{runs.free_port()}", "--num-processes", "2", "--process-id", str(alone)]
             started = time.monotonic()

@@ -17,7 +17,7 @@ import time
 
 GRACE_S = 40.0
 """How long a process may take to end by itself after another has failed, and once more after SIGTERM. More than
-`perturbjax.peers.SILENCE_S`: those that are left over report a death themselves."""
+`perturbjax.cluster.peers.SILENCE_S`: those that are left over report a death themselves."""
 
 
 def main() -> int:

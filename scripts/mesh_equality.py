@@ -47,7 +47,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def score(options: argparse.Namespace) -> None:
     """One row: scores the population on one mesh, and writes what came of it to ``options.run``."""
     from perturbjax import sharding
-    from perturbjax.distributed import Team, is_main, join
+    from perturbjax.cluster.distributed import Team, is_main, join
     from perturbjax.errors import InputError
     from perturbjax.inference import Engine
     from perturbjax.noise.dense import Noise

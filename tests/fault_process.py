@@ -1,6 +1,6 @@
 """The command line with other limits, so that what takes half a minute in life takes seconds in a test.
 
-`python fault_process.py '{"perturbjax.peers.SILENCE_S": 4}' search ...`
+`python fault_process.py '{"perturbjax.cluster.peers.SILENCE_S": 4}' search ...`
 
 With "elsewhere" among the limits, the paths that process 0 names lead into that directory: another machine, whose file system is its own.
 With "file_bytes", no file may become longer: a full disk.

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from search_fakes import FakeEngine, FakePopulation, slices
 
+from perturbjax.cluster.preemption import exit_on_notice
 from perturbjax.commands.console import Console
-from perturbjax.commands.preemption import exit_on_notice
 from perturbjax.search.artifacts import write_candidates
 from perturbjax.search.loop import ChunkReport, search
 from perturbjax.search.metrics import MetricsLog

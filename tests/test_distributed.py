@@ -68,7 +68,7 @@ def test_a_mesh_of_other_devices_is_refused_before_anything_is_written(tmp_path,
 
 
 JOINS = """
-from perturbjax.distributed import join
+from perturbjax.cluster.distributed import join
 host = join("cluster", None, None)
 import jax
 print(host, jax.process_index(), jax.process_count(), jax.device_count())

@@ -14,8 +14,8 @@ import pytest
 from cli_tiny import search_arguments, write_questions
 from fault_runs import PROGRAM, Run, complete, differences, free_port, lines
 
-from perturbjax.commands.preemption import PREEMPTED
-from perturbjax.peers import PEER_LOST
+from perturbjax.cluster.peers import PEER_LOST
+from perturbjax.cluster.preemption import PREEMPTED
 
 LAUNCH = Path(__file__).parent.parent / "scripts" / "launch_local.py"
 SEARCH = {"population": 64, "search_examples": 32, "chunk": 2}
@@ -106,7 +106,7 @@ def test_sigterm_to_the_launcher_reaches_all(search, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_hangs_is_noticed_within_the_stated_time(search, tmp_path, victim):
     arguments, _ = search
-    with Run(tmp_path / "run", arguments, processes=2, limits={"perturbjax.peers.SILENCE_S": 4.0}) as run:
+    with Run(tmp_path / "run", arguments, processes=2, limits={"perturbjax.cluster.peers.SILENCE_S": 4.0}) as run:
         run.wait_for(2)
         run.send(signal.SIGSTOP, [victim])
         codes, seconds = run.end(within=30, but=[victim])
@@ -118,7 +118,7 @@ def test_a_process_that_hangs_is_noticed_within_the_stated_time(search, tmp_path
 def test_processes_that_do_not_come_are_not_waited_for_forever(search, tmp_path, alone):
     arguments, _ = search
     joining = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id", str(alone)]
-    command = [sys.executable, str(PROGRAM), '{"perturbjax.distributed.ARRIVAL_S": 3}', "search", *arguments]
+    command = [sys.executable, str(PROGRAM), '{"perturbjax.cluster.distributed.ARRIVAL_S": 3}', "search", *arguments]
     done = subprocess.run([*command, "--out", str(tmp_path / "run"), *joining], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == PEER_LOST, done.stderr
     (said,) = done.stderr.splitlines()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from search_victim import SCORED, main
 
-from perturbjax.commands.preemption import PREEMPTED
+from perturbjax.cluster.preemption import PREEMPTED
 
 VICTIM = Path(__file__).with_name("search_victim.py")
 

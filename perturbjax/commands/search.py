@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perturbjax.cluster.distributed import Team, join
+from perturbjax.cluster.peers import Peers
+from perturbjax.cluster.preemption import Notice, exit_on_notice
 from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
-from perturbjax.commands.preemption import Notice, exit_on_notice
 from perturbjax.commands.profile import check_profile, trace_candidates
 from perturbjax.commands.setup import Parts, continue_run, describe_run, follow, load_parts, make_engine, require
-from perturbjax.distributed import Team, join
 from perturbjax.errors import InputError
-from perturbjax.peers import Peers
 from perturbjax.search.artifacts import write_candidates
 from perturbjax.search.config import SearchConfig
 from perturbjax.search.files import read_json, write_json

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import _compat, sharding
-from perturbjax.distributed import Team
+from perturbjax.cluster.distributed import Team
 from perturbjax.errors import InputError
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.decode import NO_TOKEN

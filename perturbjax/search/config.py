@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from perturbjax.distributed import CLUSTER
+from perturbjax.cluster.distributed import CLUSTER
 from perturbjax.errors import InputError
 from perturbjax.search.racing import RULES, Race, Rule
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from perturbjax.distributed import Team
+from perturbjax.cluster.distributed import Team
 from perturbjax.errors import InputError
 from perturbjax.search.files import TEMPORARY_SUFFIX
 from perturbjax.search.identity import Identity, identity_digest

@@ -108,7 +108,7 @@ class Peers:
             peer.send(message)
 
     def _draw_lines(self, host: str) -> None:
-        from perturbjax.distributed import share
+        from perturbjax.cluster.distributed import share
 
         listening = _listen() if self.leads else None
         port, token = share(None if listening is None else (listening.getsockname()[1], secrets.token_hex()))

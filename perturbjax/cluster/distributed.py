@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from perturbjax.cluster.peers import LINES_S, PEER_LOST, SILENCE_S
+from perturbjax.cluster.relay import Relay
 from perturbjax.errors import InputError
-from perturbjax.peers import LINES_S, PEER_LOST, SILENCE_S
-from perturbjax.relay import Relay
 
 _log = logging.getLogger(__name__)
 
