@@ -16,7 +16,6 @@ from inputs import at_least, exit_code
 
 from perturbjax.evaluate.engine import run_base, run_members, vote_curve
 from perturbjax.evaluate.intervals import paired_bootstrap
-from perturbjax.evaluate.splits import make_splits
 from perturbjax.inference import Engine
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
@@ -24,6 +23,7 @@ from perturbjax.pretrained import load_model
 from perturbjax.scoring.select import top_k
 from perturbjax.search.config import SearchConfig
 from perturbjax.tasks import load_task
+from perturbjax.tasks.splits import make_splits
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perturbjax.errors import InputError
-from perturbjax.evaluate import make_splits
 from perturbjax.tasks.base import Example
+from perturbjax.tasks.splits import make_splits
 
 
 def rows(count):

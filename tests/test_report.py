@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from numpy_engine import ColourTask, Kind, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
-from perturbjax.evaluate import SearchRecord, evaluate_run, make_splits
+from perturbjax.evaluate import SearchRecord, evaluate_run
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Candidate, Population
 from perturbjax.report import headline, results_table, write_report
@@ -22,6 +22,7 @@ from perturbjax.report.plots import _bins, _spread
 from perturbjax.report.words import points, rate
 from perturbjax.search.artifacts import write_candidates
 from perturbjax.search.racing import Race, Rule
+from perturbjax.tasks.splits import make_splits
 
 
 def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.8), ruined=False, racing: Rule = "off"):

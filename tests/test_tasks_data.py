@@ -12,7 +12,6 @@ import pytest
 
 import perturbjax
 from perturbjax.errors import InputError
-from perturbjax.evaluate.splits import make_splits
 from perturbjax.tasks import (
     TASK_NAMES,
     Example,
@@ -29,6 +28,7 @@ from perturbjax.tasks import (
 from perturbjax.tasks.mmlu import SUBJECTS
 from perturbjax.tasks.safe_eval import evaluate
 from perturbjax.tasks.sources import Source
+from perturbjax.tasks.splits import make_splits
 
 ROWS = {"sst2": 872, "boolq": 3270, "rte": 277, "arc_easy": 2376, "gsm8k": 1319, "arithmetic": 3000, "countdown": 2000}
 GENERATION = {"gsm8k", "arithmetic", "countdown"}

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from perturbjax.ensemble import Ensemble
-    from perturbjax.evaluate.splits import Splits
     from perturbjax.inference import Engine
     from perturbjax.pretrained import Model
+    from perturbjax.tasks.splits import Splits
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def load_parts(config: SearchConfig, console: Console) -> Parts:
     Raises:
         InputError: any of it cannot be used.
     """
-    from perturbjax.evaluate.splits import make_splits
     from perturbjax.pretrained import load_model
     from perturbjax.tasks import template_by_name
+    from perturbjax.tasks.splits import make_splits
 
     config.validate()
     task = load_task_with_budget(config.task, config.max_new_tokens)

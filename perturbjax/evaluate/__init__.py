@@ -11,5 +11,5 @@ from perturbjax.evaluate.ensembles import compare_to_base as compare_to_base
 from perturbjax.evaluate.ensembles import evaluate_ensemble as evaluate_ensemble
 from perturbjax.evaluate.intervals import paired_bootstrap as paired_bootstrap
 from perturbjax.evaluate.intervals import wilson as wilson
-from perturbjax.evaluate.splits import Splits as Splits
-from perturbjax.evaluate.splits import make_splits as make_splits
+from perturbjax.tasks.splits import Splits as Splits
+from perturbjax.tasks.splits import make_splits as make_splits

@@ -15,10 +15,10 @@ from perturbjax.errors import InputError
 from perturbjax.evaluate.accounting import comparison, derived_seed, entry, population_summary, racing_summary
 from perturbjax.evaluate.engine import Engine, OnStage, Replies, VoteCurve, run_base, run_members, run_samples, vote_curve
 from perturbjax.evaluate.selection import choose, k_curve, pool_of, pools, tie_summary
-from perturbjax.evaluate.splits import Splits
 from perturbjax.noise.population import Population
 from perturbjax.search.racing import Race
 from perturbjax.tasks.base import Task, Template
+from perturbjax.tasks.splits import Splits
 
 TEMPERATURES = (0.7, 1.0, 0.4)
 """Sampling temperatures tried on select for self-consistency; a tie goes to the earlier, 0.7 being the literature's."""
