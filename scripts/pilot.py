@@ -15,11 +15,11 @@ import numpy as np
 from inputs import at_least, exit_code
 
 from perturbjax.evaluate.engine import run_base, run_members, vote_curve
-from perturbjax.evaluate.intervals import paired_bootstrap
 from perturbjax.inference import Engine
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Population
 from perturbjax.pretrained import load_model
+from perturbjax.report.intervals import paired_bootstrap
 from perturbjax.scoring.select import top_k
 from perturbjax.search.config import SearchConfig
 from perturbjax.tasks import load_task

@@ -21,7 +21,7 @@ import numpy as np
 from inputs import at_least, directory, exit_code
 
 from perturbjax.ensemble.voting import vote_winners
-from perturbjax.evaluate.intervals import paired_bootstrap, sign_test
+from perturbjax.report.intervals import paired_bootstrap, sign_test
 from perturbjax.scoring.select import top_k
 from perturbjax.search.racing import Race
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from perturbjax.evaluate.intervals import paired_bootstrap, sign_test, wilson
+from perturbjax.report.intervals import paired_bootstrap, sign_test, wilson
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from numpy_engine import ColourTask, NumpyEngine, base_params
 
 from perturbjax.ensemble import Ensemble
 from perturbjax.errors import InputError
-from perturbjax.evaluate import SearchRecord, compare_to_base, evaluate_ensemble, evaluate_run, wilson
+from perturbjax.evaluate import SearchRecord, compare_to_base, evaluate_ensemble, evaluate_run
 from perturbjax.evaluate.controls import TEMPERATURES
 from perturbjax.evaluate.selection import choose, k_curve, pools, tie_summary
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Candidate, Population
+from perturbjax.report.intervals import wilson
 from perturbjax.scoring.select import top_k
 from perturbjax.search.racing import Race, Rule
 from perturbjax.tasks.splits import make_splits

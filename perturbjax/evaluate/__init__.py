@@ -9,7 +9,7 @@ from perturbjax.evaluate.ensembles import EnsembleEvaluation as EnsembleEvaluati
 from perturbjax.evaluate.ensembles import Prediction as Prediction
 from perturbjax.evaluate.ensembles import compare_to_base as compare_to_base
 from perturbjax.evaluate.ensembles import evaluate_ensemble as evaluate_ensemble
-from perturbjax.evaluate.intervals import paired_bootstrap as paired_bootstrap
-from perturbjax.evaluate.intervals import wilson as wilson
+from perturbjax.report.intervals import paired_bootstrap as paired_bootstrap
+from perturbjax.report.intervals import wilson as wilson
 from perturbjax.tasks.splits import Splits as Splits
 from perturbjax.tasks.splits import make_splits as make_splits

@@ -5,9 +5,9 @@ from typing import Any
 
 from perturbjax.ensemble.ensemble import Ensemble
 from perturbjax.ensemble.voting import tally, vote
-from perturbjax.evaluate.accounting import comparison, derived_seed, entry
 from perturbjax.evaluate.engine import Engine, OnStage, Prepared, Replies, run_base, run_members, vote_curve, vote_keys
 from perturbjax.evaluate.selection import k_curve
+from perturbjax.report.accounting import comparison, derived_seed, entry
 from perturbjax.tasks.base import Example, Task
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.evaluate.intervals import paired_bootstrap, sign_test, wilson
 from perturbjax.noise.population import Population
+from perturbjax.report.intervals import paired_bootstrap, sign_test, wilson
 from perturbjax.search.racing import Race
 
 
