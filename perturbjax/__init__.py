@@ -30,8 +30,8 @@ from perturbjax.noise.population import Candidate as Candidate
 from perturbjax.noise.population import Population as Population
 
 if TYPE_CHECKING:
-    from perturbjax.ensemble import Ensemble as Ensemble
-    from perturbjax.ensemble import vote as vote
+    from perturbjax.randopt.ensemble import Ensemble as Ensemble
+    from perturbjax.randopt.voting import vote as vote
     from perturbjax.scoring import score_population as score_population
     from perturbjax.scoring.ask_tell import AskTell as AskTell
     from perturbjax.scoring.select import top_k as top_k

@@ -18,9 +18,9 @@ from perturbjax.commands.console import Console
 from perturbjax.commands.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.commands.export import ExportConfig, run_export
 from perturbjax.commands.predict import PredictConfig, run_predict
-from perturbjax.commands.search import run_search
 from perturbjax.errors import InputError
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt.run import run_search
 
 PROG = "perturbjax"
 

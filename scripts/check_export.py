@@ -20,10 +20,10 @@ from inputs import directory, exit_code
 
 from perturbjax.cli import main as perturbjax
 from perturbjax.commands.console import Console
-from perturbjax.commands.setup import reopen_ensemble
 from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.noise.dense import perturb
 from perturbjax.pretrained import Model, load_model
+from perturbjax.randopt.setup import reopen_ensemble
 
 TEXT = "The quick brown fox jumps over the lazy dog. In 2026, 17 + 25 = 42; café, naïve."
 

@@ -27,9 +27,9 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     import numpy as np
 
     from perturbjax.commands.console import Console
-    from perturbjax.commands.search import prepare_rounds
-    from perturbjax.commands.setup import reopen_ensemble
     from perturbjax.inference import Engine
+    from perturbjax.randopt.run import prepare_rounds
+    from perturbjax.randopt.setup import reopen_ensemble
     from perturbjax.search.rundir import RunDirectory
     from perturbjax.search.state import RunState
     from perturbjax.sharding import make_mesh

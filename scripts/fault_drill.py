@@ -145,7 +145,7 @@ class Drill:
         limit = {"perturbjax.search.share.WRITE_S": 6}
         cases = {
             "disk full on process 1": ([limit, limit | {"file_bytes": 150}], "not all processes wrote their part"),
-            "program fails on process 0": ([{"perturbjax.search.loop._report": None}, {}], "is not callable"),
+            "program fails on process 0": ([{"perturbjax.randopt.loop._report": None}, {}], "is not callable"),
             "program fails on process 1": ([{}, {"perturbjax.inference.engine._arrays": None}], "process 1 of 2 has ended"),
         }
         for what, (limits, words) in cases.items():

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from inputs import at_least, directory, exit_code
 
-from perturbjax.ensemble.voting import vote_winners
+from perturbjax.randopt.racing import Race
+from perturbjax.randopt.voting import vote_winners
 from perturbjax.report.intervals import paired_bootstrap, sign_test
 from perturbjax.scoring.select import top_k
-from perturbjax.search.racing import Race
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from racing_matrices import equals, far_apart, relatives  # pyright: ignore[reportMissingImports] (beside the tests)

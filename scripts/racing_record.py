@@ -17,10 +17,10 @@ import numpy as np
 from inputs import at_least, exit_code
 
 from perturbjax.commands.console import Console
-from perturbjax.commands.setup import load_parts, make_engine
-from perturbjax.evaluate.engine import run_base
 from perturbjax.inference.packing import common_prefix
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt.replies import run_base
+from perturbjax.randopt.setup import load_parts, make_engine
 from perturbjax.search.files import write_atomically
 
 

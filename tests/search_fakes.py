@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perturbjax.search.racing import Race
+from perturbjax.randopt.racing import Race
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from cli_tiny import MODEL, search_arguments, write_questions
 import perturbjax
 from perturbjax.cli import main
 from perturbjax.commands.console import Console
-from perturbjax.commands.setup import reopen
-from perturbjax.ensemble import Ensemble
+from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.setup import reopen
 
 FILES = {"candidates.parquet", "config.json", "ensemble.json", "metrics.jsonl", "plots", "report.html", "results.json", "state"}
 

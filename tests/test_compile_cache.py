@@ -12,7 +12,7 @@ from cli_tiny import MODEL, search_arguments, write_questions
 
 from perturbjax.cli import main
 from perturbjax.commands.compile_cache import default_directory
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.config import SearchConfig
 from perturbjax.search.rundir import RunDirectory
 
 COMPILE = """

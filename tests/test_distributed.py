@@ -12,7 +12,7 @@ from cli_tiny import search_arguments, write_questions
 
 from perturbjax.cli import main
 from perturbjax.errors import InputError
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.config import SearchConfig
 
 LAUNCH = Path(__file__).parent.parent / "scripts" / "launch_local.py"
 SMALL = {"racing": "off", "chunk": 4, "population": 7}

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbjax.ensemble import Ensemble, merge
-from perturbjax.ensemble.ensemble import _apply, _merge
 from perturbjax.errors import InputError
 from perturbjax.noise.dense import Noise, Rule, fingerprint, perturb
 from perturbjax.noise.population import Population
+from perturbjax.randopt.ensemble import Ensemble, _apply, _merge, merge
 
 NOISES = [
     Noise(),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perturbjax.ensemble import tally, vote, vote_winners
 from perturbjax.errors import InputError
+from perturbjax.randopt.voting import tally, vote, vote_winners
 
 answer_lists = st.lists(st.sampled_from(["a", "b", "c", "A", None]), max_size=9)
 

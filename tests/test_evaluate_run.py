@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from numpy_engine import ColourTask, NumpyEngine, base_params
 
-from perturbjax.ensemble import Ensemble
 from perturbjax.errors import InputError
-from perturbjax.evaluate import SearchRecord, compare_to_base, evaluate_ensemble, evaluate_run
-from perturbjax.evaluate.controls import TEMPERATURES
-from perturbjax.evaluate.selection import choose, k_curve, pools, tie_summary
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Candidate, Population
+from perturbjax.randopt.controls import TEMPERATURES, SearchRecord, evaluate_run
+from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.ensembles import compare_to_base, evaluate_ensemble
+from perturbjax.randopt.racing import Race, Rule
+from perturbjax.randopt.selection import choose, k_curve, pools, tie_summary
 from perturbjax.report.intervals import wilson
 from perturbjax.scoring.select import top_k
-from perturbjax.search.racing import Race, Rule
 from perturbjax.tasks.splits import make_splits
 
 TOP_K = 7

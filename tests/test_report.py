@@ -13,15 +13,15 @@ from matplotlib.image import imread
 from numpy_engine import ColourTask, Kind, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
-from perturbjax.evaluate import SearchRecord, evaluate_run
 from perturbjax.noise.dense import Noise
 from perturbjax.noise.population import Candidate, Population
+from perturbjax.randopt.artifacts import write_candidates
+from perturbjax.randopt.controls import SearchRecord, evaluate_run
+from perturbjax.randopt.racing import Race, Rule
 from perturbjax.report import headline, results_table, write_report
 from perturbjax.report.headline import judge
 from perturbjax.report.plots import _bins, _spread
 from perturbjax.report.words import points, rate
-from perturbjax.search.artifacts import write_candidates
-from perturbjax.search.racing import Race, Rule
 from perturbjax.tasks.splits import make_splits
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from perturbjax.errors import InputError
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.config import SearchConfig
 
 
 def test_the_default_run_is_valid_and_as_large_as_promised():

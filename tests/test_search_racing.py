@@ -13,12 +13,12 @@ from racing_matrices import equals, far_apart, graded, relatives
 from search_fakes import FakeEngine, FakePopulation, expected_scores, slices
 
 from perturbjax.errors import InputError
+from perturbjax.randopt.artifacts import write_candidates
+from perturbjax.randopt.bounds import critical_lead, may_reach_top
+from perturbjax.randopt.loop import search
+from perturbjax.randopt.racing import RULES, Race
 from perturbjax.scoring.select import top_k
-from perturbjax.search.artifacts import write_candidates
-from perturbjax.search.bounds import critical_lead, may_reach_top
-from perturbjax.search.loop import search
 from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.racing import RULES, Race
 from perturbjax.search.state import RunState
 
 
@@ -161,7 +161,7 @@ def test_bounds_does_not_depend_on_the_blocks_it_works_in(monkeypatch):
     seen = far_apart(np.random.default_rng(0), 100, 32, 0)
     whole = may_reach_top(seen, 128, 8, 0.1, 100)
     assert 8 <= whole.sum() < 100
-    monkeypatch.setattr("perturbjax.search.bounds._BLOCK", 7)
+    monkeypatch.setattr("perturbjax.randopt.bounds._BLOCK", 7)
     np.testing.assert_array_equal(may_reach_top(seen, 128, 8, 0.1, 100), whole)
 
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from perturbjax.errors import InputError
-from perturbjax.search.artifacts import write_candidates
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.artifacts import write_candidates
+from perturbjax.randopt.config import SearchConfig
 from perturbjax.search.files import read_json, write_atomically, write_json
 from perturbjax.search.identity import differences, identity_digest, make_identity
 from perturbjax.search.rundir import RunDirectory, default_path

@@ -9,9 +9,9 @@ import pytest
 from search_fakes import FakeEngine, FakePopulation, expected_scores, slices
 
 from perturbjax.errors import InputError
-from perturbjax.search.loop import search
+from perturbjax.randopt.loop import search
+from perturbjax.randopt.racing import Race
 from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.racing import Race
 from perturbjax.search.state import RunState
 
 IDENTITY = {"seed": 0, "sigmas": [0.001]}

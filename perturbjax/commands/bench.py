@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
 from perturbjax.commands.profile import check_profile
-from perturbjax.commands.setup import resolve_dtype, versions
 from perturbjax.errors import InputError
 from perturbjax.noise.dense import Noise
-from perturbjax.search.config import one_of, positive_integer
+from perturbjax.randopt.config import one_of, positive_integer
+from perturbjax.randopt.setup import resolve_dtype, versions
 from perturbjax.search.files import write_json
 
 if TYPE_CHECKING:

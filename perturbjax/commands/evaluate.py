@@ -10,9 +10,9 @@ import tyro
 
 from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
-from perturbjax.commands.setup import Parts, load_task_with_budget, make_engine, reopen_ensemble
 from perturbjax.errors import InputError
-from perturbjax.search.config import positive_integer
+from perturbjax.randopt.config import positive_integer
+from perturbjax.randopt.setup import Parts, load_task_with_budget, make_engine, reopen_ensemble
 from perturbjax.search.files import write_json
 from perturbjax.search.identity import digest, task_fingerprint
 from perturbjax.tasks.base import Example, Task
@@ -47,7 +47,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
     use_compile_cache(config.compile_cache, console)
-    from perturbjax.evaluate import compare_to_base
+    from perturbjax.randopt.ensembles import compare_to_base
 
     parts, ensemble = reopen_ensemble(config.run, console)
     own = config.task is None or config.task == parts.config.task

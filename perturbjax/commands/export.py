@@ -8,8 +8,8 @@ import tyro
 
 from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
-from perturbjax.commands.setup import reopen_ensemble
 from perturbjax.errors import InputError
+from perturbjax.randopt.setup import reopen_ensemble
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def run_export(config: ExportConfig, console: Console) -> None:
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise InputError(f"--out {config.out}: exists and is not an empty directory; give a new one")
     use_compile_cache(config.compile_cache, console)
-    from perturbjax.ensemble import merge
     from perturbjax.noise.dense import perturb
     from perturbjax.pretrained.export import export_safetensors
+    from perturbjax.randopt.ensemble import merge
 
     parts, ensemble = reopen_ensemble(config.run, console)
     params, what = parts.model.params, "the base"

@@ -10,8 +10,8 @@ import tyro
 
 from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
-from perturbjax.commands.setup import Parts, make_engine, reopen_ensemble
 from perturbjax.errors import InputError
+from perturbjax.randopt.setup import Parts, make_engine, reopen_ensemble
 from perturbjax.search.files import write_atomically
 from perturbjax.tasks.base import Example
 from perturbjax.tasks.choice import option_fields
@@ -44,7 +44,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
     rows = read_questions(config.questions)
     use_compile_cache(config.compile_cache, console)
-    from perturbjax.evaluate import evaluate_ensemble
+    from perturbjax.randopt.ensembles import evaluate_ensemble
 
     parts, ensemble = reopen_ensemble(config.run, console)
     examples = to_examples(parts, rows, config.questions)

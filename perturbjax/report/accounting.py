@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from perturbjax.noise.population import Population
+from perturbjax.randopt.racing import Race
 from perturbjax.report.intervals import paired_bootstrap, sign_test, wilson
-from perturbjax.search.racing import Race
 
 
 def derived_seed(seed: int, label: str) -> int:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.config import SearchConfig
 from perturbjax.tasks.base import Example, Task
 
 Identity = Mapping[str, Any]

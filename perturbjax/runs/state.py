@@ -21,7 +21,7 @@ from perturbjax.errors import InputError
 from perturbjax.search.files import TEMPORARY_SUFFIX
 from perturbjax.search.identity import Identity, identity_digest
 from perturbjax.search.share import KIND, RECORD, ROWS, TABLE, WRITE_S, Share
-from perturbjax.search.table import ScoreTable, checksum
+from perturbjax.randopt.table import ScoreTable, checksum
 
 FORMAT = 2
 """Of a commit; raised by any change that an older version would misread."""

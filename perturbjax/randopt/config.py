@@ -14,7 +14,7 @@ import numpy as np
 
 from perturbjax.cluster.distributed import CLUSTER
 from perturbjax.errors import InputError
-from perturbjax.search.racing import RULES, Race, Rule
+from perturbjax.randopt.racing import RULES, Race, Rule
 
 
 @dataclass(frozen=True)

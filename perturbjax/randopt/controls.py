@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.evaluate.engine import Engine, OnStage, Replies, VoteCurve, run_base, run_members, run_samples, vote_curve
-from perturbjax.evaluate.selection import choose, k_curve, pool_of, pools, tie_summary
 from perturbjax.noise.population import Population
+from perturbjax.randopt.racing import Race
+from perturbjax.randopt.replies import Engine, OnStage, Replies, VoteCurve, run_base, run_members, run_samples, vote_curve
+from perturbjax.randopt.selection import choose, k_curve, pool_of, pools, tie_summary
 from perturbjax.report.accounting import comparison, derived_seed, entry, population_summary, racing_summary
-from perturbjax.search.racing import Race
 from perturbjax.tasks.base import Task, Template
 from perturbjax.tasks.splits import Splits
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from perturbjax.ensemble.ensemble import Ensemble
-from perturbjax.ensemble.voting import tally, vote
-from perturbjax.evaluate.engine import Engine, OnStage, Prepared, Replies, run_base, run_members, vote_curve, vote_keys
-from perturbjax.evaluate.selection import k_curve
+from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.replies import Engine, OnStage, Prepared, Replies, run_base, run_members, vote_curve, vote_keys
+from perturbjax.randopt.selection import k_curve
+from perturbjax.randopt.voting import tally, vote
 from perturbjax.report.accounting import comparison, derived_seed, entry
 from perturbjax.tasks.base import Example, Task
 

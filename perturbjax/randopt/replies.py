@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from perturbjax.ensemble.voting import vote_winners
 from perturbjax.noise.population import Candidate, Population
+from perturbjax.randopt.voting import vote_winners
 from perturbjax.tasks.base import Example, Task, Template
 
 OnStage = Callable[[str, int, int], None]

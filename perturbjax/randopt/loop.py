@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.search.artifacts import candidate_scores
+from perturbjax.randopt.artifacts import candidate_scores
+from perturbjax.randopt.racing import Race
+from perturbjax.randopt.table import ScoreTable
 from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.racing import Race
 from perturbjax.search.state import RunState
-from perturbjax.search.table import ScoreTable
 
 
 class Outputs(Protocol):

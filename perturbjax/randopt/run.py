@@ -15,20 +15,20 @@ from perturbjax.cluster.preemption import Notice, exit_on_notice
 from perturbjax.commands.compile_cache import use_compile_cache
 from perturbjax.commands.console import Console
 from perturbjax.commands.profile import check_profile, trace_candidates
-from perturbjax.commands.setup import Parts, continue_run, describe_run, follow, load_parts, make_engine, require
 from perturbjax.errors import InputError
-from perturbjax.search.artifacts import write_candidates
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.artifacts import write_candidates
+from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt.loop import ChunkReport, search
+from perturbjax.randopt.setup import Parts, continue_run, describe_run, follow, load_parts, make_engine, require
+from perturbjax.randopt.table import ScoreTable
 from perturbjax.search.files import read_json, write_json
-from perturbjax.search.loop import ChunkReport, search
 from perturbjax.search.metrics import MetricsLog
 from perturbjax.search.rundir import RunDirectory, default_path
 from perturbjax.search.state import RunState
-from perturbjax.search.table import ScoreTable
 
 if TYPE_CHECKING:
-    from perturbjax.evaluate import Evaluation
     from perturbjax.inference import Engine, Prepared
+    from perturbjax.randopt.controls import Evaluation
 
 
 def run_search(config: SearchConfig, console: Console) -> None:
@@ -116,7 +116,7 @@ def prepare_rounds(parts: Parts, engine: "Engine", prepared: "Prepared") -> list
 
 def score_base(engine: "Engine", prepared: "Prepared", slices: Sequence["Prepared"], console: Console) -> tuple[np.ndarray, int]:
     """The unperturbed base on the search split, in the slices that the candidates get: its (D,) scores, and the tokens of all in one."""
-    from perturbjax.evaluate.engine import run_base
+    from perturbjax.randopt.replies import run_base
 
     scores, generated = [], 0
     with console.progress("compiling, base", len(slices), unit="slice") as progress:
@@ -170,7 +170,7 @@ def score_population(
 
 def evaluate_population(parts: Parts, engine: "Engine", base: tuple[np.ndarray, int], table: ScoreTable, console: Console) -> "Evaluation":
     """Choose on the select split and measure on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
-    from perturbjax.evaluate import SearchRecord, evaluate_run
+    from perturbjax.randopt.controls import SearchRecord, evaluate_run
 
     record = SearchRecord(
         race=parts.config.race,
@@ -197,7 +197,7 @@ def evaluate_population(parts: Parts, engine: "Engine", base: tuple[np.ndarray, 
 
 def save_ensemble(parts: Parts, evaluation: "Evaluation", directory: RunDirectory) -> None:
     """Write ensemble.json: the members that the select split chose."""
-    from perturbjax.ensemble import Ensemble
+    from perturbjax.randopt.ensemble import Ensemble
 
     Ensemble(parts.population, evaluation.members, parts.noise, parts.fingerprint, scores=evaluation.scores).save(directory.ensemble)
 

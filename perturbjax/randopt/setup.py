@@ -13,7 +13,7 @@ from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
 from perturbjax.noise.dense import Noise, coverage, fingerprint
 from perturbjax.noise.population import Population
-from perturbjax.search.config import SearchConfig
+from perturbjax.randopt.config import SearchConfig
 from perturbjax.search.identity import make_identity
 from perturbjax.search.rundir import RunDirectory
 from perturbjax.search.share import KIND, Share
@@ -22,9 +22,9 @@ from perturbjax.tasks.base import Task, Template
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from perturbjax.ensemble import Ensemble
     from perturbjax.inference import Engine
     from perturbjax.pretrained import Model
+    from perturbjax.randopt.ensemble import Ensemble
     from perturbjax.tasks.splits import Splits
 
 
@@ -244,7 +244,7 @@ def reopen_ensemble(run: Path, console: Console) -> "tuple[Parts, Ensemble]":
     Raises:
         InputError: no run there, its search has not finished, or something it was made from has changed.
     """
-    from perturbjax.ensemble import Ensemble
+    from perturbjax.randopt.ensemble import Ensemble
 
     directory = RunDirectory(run)
     directory.read_config()

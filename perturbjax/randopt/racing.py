@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from perturbjax.randopt.bounds import may_reach_top
 from perturbjax.scoring.select import top_k
-from perturbjax.search.bounds import may_reach_top
 
 Rule = Literal["off", "halving", "bounds"]
 RULES: tuple[Rule, ...] = ("off", "halving", "bounds")

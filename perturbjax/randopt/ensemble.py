@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.ensemble.document import EnsembleDocument, read_document, write_document
 from perturbjax.errors import InputError
 from perturbjax.noise.dense import Noise, Params, fingerprint, perturb, scales
 from perturbjax.noise.population import Candidate, Population
+from perturbjax.randopt.document import EnsembleDocument, read_document, write_document
 
 
 class Ensemble:
