@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from inputs import directory, exit_code
 
-from perturbjax.cli import main as perturbjax
+from perturbjax.cli.main.main import main as perturbjax
 from perturbjax.commands.console import Console
 from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.noise.dense import perturb

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from perturbjax._version import __version__
-from perturbjax.commands.arguments import UsageError, parse
-from perturbjax.commands.bench import BenchConfig, run_bench
+from perturbjax.cli.main.arguments import UsageError, parse
+from perturbjax.cli.main.bench import BenchConfig, run_bench
+from perturbjax.cli.main.evaluate import EvaluateConfig, run_evaluate
+from perturbjax.cli.main.export import ExportConfig, run_export
+from perturbjax.cli.main.predict import PredictConfig, run_predict
 from perturbjax.commands.console import Console
-from perturbjax.commands.evaluate import EvaluateConfig, run_evaluate
-from perturbjax.commands.export import ExportConfig, run_export
-from perturbjax.commands.predict import PredictConfig, run_predict
 from perturbjax.errors import InputError
 from perturbjax.randopt.config import SearchConfig
 from perturbjax.randopt.run import run_search
