@@ -19,11 +19,11 @@ import numpy as np
 from inputs import directory, exit_code
 
 from perturbjax.cli.main.main import main as perturbjax
-from perturbjax.commands.console import Console
 from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.noise.dense import perturb
 from perturbjax.pretrained import Model, load_model
 from perturbjax.randopt.setup import reopen_ensemble
+from perturbjax.runs.console import Console
 
 TEXT = "The quick brown fox jumps over the lazy dog. In 2026, 17 + 25 = 42; café, naïve."
 

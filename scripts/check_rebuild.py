@@ -26,12 +26,12 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     import jax
     import numpy as np
 
-    from perturbjax.commands.console import Console
     from perturbjax.inference import Engine
     from perturbjax.randopt.run import prepare_rounds
     from perturbjax.randopt.setup import reopen_ensemble
-    from perturbjax.search.rundir import RunDirectory
-    from perturbjax.search.state import RunState
+    from perturbjax.runs.console import Console
+    from perturbjax.runs.rundir import RunDirectory
+    from perturbjax.runs.state import RunState
     from perturbjax.sharding import make_mesh
 
     parts, ensemble = reopen_ensemble(run, Console())

@@ -134,7 +134,7 @@ class Drill:
             wrong = [] if done.returncode == PEER_LOST and "not all processes met" in done.stderr else [done.stderr[-200:]]
             seconds = time.monotonic() - started
             self.row(f"process {1 - alone} does not come", "", f"limit {ARRIVAL_S} s", seconds, [done.returncode], "", "", wrong)
-        other = {"elsewhere": str(self.folder / "other"), "perturbjax.search.share.VISIBLE_S": 2.0}
+        other = {"elsewhere": str(self.folder / "other"), "perturbjax.runs.share.VISIBLE_S": 2.0}
         with runs.Run(self.folder / "seen-by-one", self.arguments, processes=2, limits=[{}, other]) as run:
             codes, _ = run.end(within=120)
         wrong = [] if codes == [2, 2] and "does not see what process 0 wrote" in run.said[0] else [run.said[0][-200:]]
@@ -142,7 +142,7 @@ class Drill:
 
     def failures(self) -> None:
         """A process that fails for a reason of its own: full disks, and an error of the program."""
-        limit = {"perturbjax.search.share.WRITE_S": 6}
+        limit = {"perturbjax.runs.share.WRITE_S": 6}
         cases = {
             "disk full on process 1": ([limit, limit | {"file_bytes": 150}], "not all processes wrote their part"),
             "program fails on process 0": ([{"perturbjax.randopt.loop._report": None}, {}], "is not callable"),

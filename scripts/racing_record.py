@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from inputs import at_least, exit_code
 
-from perturbjax.commands.console import Console
 from perturbjax.inference.packing import common_prefix
 from perturbjax.randopt.config import SearchConfig
 from perturbjax.randopt.replies import run_base
 from perturbjax.randopt.setup import load_parts, make_engine
-from perturbjax.search.files import write_atomically
+from perturbjax.runs.console import Console
+from perturbjax.runs.files import write_atomically
 
 
 def main() -> None:

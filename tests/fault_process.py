@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from perturbjax.cli.main.main import main
-from perturbjax.search.share import Share
+from perturbjax.runs.share import Share
 
 
 def move_elsewhere(root: Path) -> None:

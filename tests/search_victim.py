@@ -14,12 +14,12 @@ import numpy as np
 from search_fakes import FakeEngine, FakePopulation, slices
 
 from perturbjax.cluster.preemption import exit_on_notice
-from perturbjax.commands.console import Console
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.loop import ChunkReport, search
 from perturbjax.randopt.racing import Race
-from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.state import RunState
+from perturbjax.runs.console import Console
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.state import RunState
 
 RACE = Race("halving", candidates=40, examples=8, top_k=3, rounds=3, smallest=2)
 SCORED = 40 + 16 + 6

@@ -12,9 +12,9 @@ from cli_tiny import MODEL, search_arguments, write_questions
 
 import perturbjax
 from perturbjax.cli.main.main import main
-from perturbjax.commands.console import Console
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.setup import reopen
+from perturbjax.runs.console import Console
 
 FILES = {"candidates.parquet", "config.json", "ensemble.json", "metrics.jsonl", "plots", "report.html", "results.json", "state"}
 
@@ -195,7 +195,7 @@ def test_a_damaged_state_is_refused(finished, tmp_path, capsys):
 
 
 def test_a_failure_says_that_the_run_is_intact_and_how_to_go_on(finished, tmp_path, capsys, monkeypatch):
-    from perturbjax.search.state import RunState
+    from perturbjax.runs.state import RunState
 
     commit, run = RunState.commit, tmp_path / "run"
 
@@ -229,7 +229,7 @@ def test_a_failure_says_that_the_run_is_intact_and_how_to_go_on(finished, tmp_pa
 
 
 def test_a_race_stopped_in_its_second_round_is_resumed_to_the_same_files(tmp_path, capsys, monkeypatch):
-    from perturbjax.search.state import RunState
+    from perturbjax.runs.state import RunState
 
     questions, commit = write_questions(tmp_path / "even.jsonl", 48), RunState.commit
     raced = {"population": 12, "search-examples": 32, "chunk": 5}

@@ -1,7 +1,7 @@
 import pytest
 
-from perturbjax.commands import console as module
-from perturbjax.commands.console import Console
+from perturbjax.runs import console as module
+from perturbjax.runs.console import Console
 
 
 @pytest.fixture

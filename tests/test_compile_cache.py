@@ -11,16 +11,16 @@ import pytest
 from cli_tiny import MODEL, search_arguments, write_questions
 
 from perturbjax.cli.main.main import main
-from perturbjax.commands.compile_cache import default_directory
 from perturbjax.randopt.config import SearchConfig
-from perturbjax.search.rundir import RunDirectory
+from perturbjax.runs.compile_cache import default_directory
+from perturbjax.runs.rundir import RunDirectory
 
 COMPILE = """
 import json, sys
 import jax, jax.numpy as jnp
 from jax import monitoring
-from perturbjax.commands.compile_cache import use_compile_cache
-from perturbjax.commands.console import Console
+from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.console import Console
 
 events = []
 monitoring.register_event_listener(lambda name, **_: events.append(name))

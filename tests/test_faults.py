@@ -128,7 +128,7 @@ def test_processes_that_do_not_come_are_not_waited_for_forever(search, tmp_path,
 
 def test_a_process_that_does_not_see_the_run_directory_says_so_and_all_end(search, tmp_path):
     arguments, _ = search
-    other = {"elsewhere": str(tmp_path / "other"), "perturbjax.search.share.VISIBLE_S": 0.5}
+    other = {"elsewhere": str(tmp_path / "other"), "perturbjax.runs.share.VISIBLE_S": 0.5}
     with Run(tmp_path / "run", arguments, processes=2, limits=[{}, other]) as run:
         codes, _ = run.end(within=90)
     assert codes == [2, 2], run.said

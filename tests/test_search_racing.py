@@ -17,9 +17,9 @@ from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.bounds import critical_lead, may_reach_top
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import RULES, Race
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.state import RunState
 from perturbjax.scoring.select import top_k
-from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.state import RunState
 
 
 def run_race(race: Race, full: np.ndarray) -> np.ndarray:

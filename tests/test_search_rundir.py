@@ -12,9 +12,9 @@ import pytest
 from perturbjax.errors import InputError
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.config import SearchConfig
-from perturbjax.search.files import read_json, write_atomically, write_json
-from perturbjax.search.identity import differences, identity_digest, make_identity
-from perturbjax.search.rundir import RunDirectory, default_path
+from perturbjax.runs.files import read_json, write_atomically, write_json
+from perturbjax.runs.identity import differences, identity_digest, make_identity
+from perturbjax.runs.rundir import RunDirectory, default_path
 from perturbjax.tasks.base import Example, Prompt, Template
 
 

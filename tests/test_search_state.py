@@ -11,8 +11,8 @@ from search_fakes import FakeEngine, FakePopulation, expected_scores, slices
 from perturbjax.errors import InputError
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race
-from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.state import RunState
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.state import RunState
 
 IDENTITY = {"seed": 0, "sigmas": [0.001]}
 N, D = 11, 5
@@ -64,7 +64,7 @@ def test_a_resumed_search_scores_every_candidate_once_and_ends_the_same(tmp_path
 
 
 def test_rows_that_are_sent_in_pieces_are_all_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("perturbjax.search.state._PIECE_ROWS", 3)
+    monkeypatch.setattr("perturbjax.runs.state._PIECE_ROWS", 3)
     run(tmp_path, chunk=7)
     with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
         np.testing.assert_array_equal(state.table.scores, expected_scores(np.arange(N), range(D)))

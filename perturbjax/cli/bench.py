@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from perturbjax.commands.compile_cache import use_compile_cache
-from perturbjax.commands.console import Console
-from perturbjax.commands.profile import check_profile
 from perturbjax.errors import InputError
 from perturbjax.noise.dense import Noise
 from perturbjax.randopt.config import one_of, positive_integer
 from perturbjax.randopt.setup import resolve_dtype, versions
-from perturbjax.search.files import write_json
+from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.console import Console
+from perturbjax.runs.files import write_json
+from perturbjax.runs.profile import check_profile
 
 if TYPE_CHECKING:
     from perturbjax.bench.measure import Row, Settings

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from perturbjax.commands.compile_cache import use_compile_cache
-from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
 from perturbjax.randopt.config import positive_integer
 from perturbjax.randopt.setup import Parts, load_task_with_budget, make_engine, reopen_ensemble
-from perturbjax.search.files import write_json
-from perturbjax.search.identity import digest, task_fingerprint
+from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.console import Console
+from perturbjax.runs.files import write_json
+from perturbjax.runs.identity import digest, task_fingerprint
 from perturbjax.tasks.base import Example, Task
 
 

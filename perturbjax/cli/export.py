@@ -6,10 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from perturbjax.commands.compile_cache import use_compile_cache
-from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
 from perturbjax.randopt.setup import reopen_ensemble
+from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.console import Console
 
 
 @dataclass(frozen=True)

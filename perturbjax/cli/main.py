@@ -17,10 +17,10 @@ from perturbjax.cli.main.bench import BenchConfig, run_bench
 from perturbjax.cli.main.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.main.export import ExportConfig, run_export
 from perturbjax.cli.main.predict import PredictConfig, run_predict
-from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
 from perturbjax.randopt.config import SearchConfig
 from perturbjax.randopt.run import run_search
+from perturbjax.runs.console import Console
 
 PROG = "perturbjax"
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from perturbjax.commands.compile_cache import use_compile_cache
-from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
 from perturbjax.randopt.setup import Parts, make_engine, reopen_ensemble
-from perturbjax.search.files import write_atomically
+from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.console import Console
+from perturbjax.runs.files import write_atomically
 from perturbjax.tasks.base import Example
 from perturbjax.tasks.choice import option_fields
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from perturbjax.cluster.peers import Peers
-from perturbjax.commands.console import Console
+from perturbjax.runs.console import Console
 
 PREEMPTED = 75
 """Exit code (EX_TEMPFAIL of sysexits.h): the same command with --resume goes on."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perturbjax.search.files import write_atomically
+from perturbjax.runs.files import write_atomically
 
 
 def write_candidates(path: Path, sigmas: np.ndarray, scores: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.noise.dense import Noise, Rule
 from perturbjax.noise.population import Population
-from perturbjax.search.files import write_atomically
+from perturbjax.runs.files import write_atomically
 
 FORMAT = "perturbjax.ensemble"
 VERSION = 1

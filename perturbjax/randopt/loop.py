@@ -12,8 +12,8 @@ from perturbjax.errors import InputError
 from perturbjax.randopt.artifacts import candidate_scores
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.table import ScoreTable
-from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.state import RunState
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.state import RunState
 
 
 class Outputs(Protocol):

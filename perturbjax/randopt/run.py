@@ -12,19 +12,19 @@ import numpy as np
 from perturbjax.cluster.distributed import Team, join
 from perturbjax.cluster.peers import Peers
 from perturbjax.cluster.preemption import Notice, exit_on_notice
-from perturbjax.commands.compile_cache import use_compile_cache
-from perturbjax.commands.console import Console
-from perturbjax.commands.profile import check_profile, trace_candidates
 from perturbjax.errors import InputError
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.config import SearchConfig
 from perturbjax.randopt.loop import ChunkReport, search
 from perturbjax.randopt.setup import Parts, continue_run, describe_run, follow, load_parts, make_engine, require
 from perturbjax.randopt.table import ScoreTable
-from perturbjax.search.files import read_json, write_json
-from perturbjax.search.metrics import MetricsLog
-from perturbjax.search.rundir import RunDirectory, default_path
-from perturbjax.search.state import RunState
+from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.console import Console
+from perturbjax.runs.files import read_json, write_json
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.profile import check_profile, trace_candidates
+from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.state import RunState
 
 if TYPE_CHECKING:
     from perturbjax.inference import Engine, Prepared

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perturbjax.commands.console import Console
 from perturbjax.errors import InputError
 from perturbjax.noise.dense import Noise, coverage, fingerprint
 from perturbjax.noise.population import Population
 from perturbjax.randopt.config import SearchConfig
-from perturbjax.search.identity import make_identity
-from perturbjax.search.rundir import RunDirectory
-from perturbjax.search.share import KIND, Share
+from perturbjax.runs.console import Console
+from perturbjax.runs.identity import make_identity
+from perturbjax.runs.rundir import RunDirectory
+from perturbjax.runs.share import KIND, Share
 from perturbjax.tasks.base import Task, Template
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from perturbjax.search.identity import digest
+from perturbjax.runs.identity import digest
 
 
 @dataclass

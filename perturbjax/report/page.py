@@ -14,8 +14,8 @@ from perturbjax.errors import InputError
 from perturbjax.report import words
 from perturbjax.report.headline import headline, judge
 from perturbjax.report.words import Results, chosen_entry, rows
-from perturbjax.search.files import read_json, write_atomically
-from perturbjax.search.identity import SETTINGS
+from perturbjax.runs.files import read_json, write_atomically
+from perturbjax.runs.identity import SETTINGS
 
 PLOTS = ("score_distribution", "accuracy_by_k", "share_at_or_above_base")
 _SETTINGS = ("model", "task", *SETTINGS, "template", "max_new_tokens", "dtype")

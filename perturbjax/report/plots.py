@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from perturbjax.report.words import Results, percent, search_words
-from perturbjax.search.files import write_atomically
+from perturbjax.runs.files import write_atomically
 
 INK, GREY, BLUE, VERMILLION, GREEN, PURPLE = "#222222", "#767676", "#0072B2", "#D55E00", "#009E73", "#A6528B"
 WIDTH = 6.4  # inches; with 11-point text still readable when a phone shows the figure 9 cm wide

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from perturbjax._version import __version__
-from perturbjax.commands.console import Console
+from perturbjax.runs.console import Console
 
 WORTH_KEEPING_S = 0.2
 """Compile time from which on a program is kept."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from perturbjax.search.files import write_atomically
+from perturbjax.runs.files import write_atomically
 
 
 class MetricsLog:

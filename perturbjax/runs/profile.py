@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perturbjax.commands.console import Console
+from perturbjax.runs.console import Console
 from perturbjax.errors import InputError
 from perturbjax.noise.population import Population
 

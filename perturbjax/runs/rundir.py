@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from perturbjax.errors import InputError
-from perturbjax.search.files import TEMPORARY_SUFFIX, read_json, write_json
-from perturbjax.search.identity import Identity, differences, identity_digest
+from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
+from perturbjax.runs.identity import Identity, differences, identity_digest
 
 FORMAT = 2
 """Of the run directory; raised by any change that an older version would misread."""

@@ -18,9 +18,9 @@ import numpy as np
 
 from perturbjax.cluster.distributed import Team
 from perturbjax.errors import InputError
-from perturbjax.search.files import TEMPORARY_SUFFIX
-from perturbjax.search.identity import Identity, identity_digest
-from perturbjax.search.share import KIND, RECORD, ROWS, TABLE, WRITE_S, Share
+from perturbjax.runs.files import TEMPORARY_SUFFIX
+from perturbjax.runs.identity import Identity, identity_digest
+from perturbjax.runs.share import KIND, RECORD, ROWS, TABLE, WRITE_S, Share
 from perturbjax.randopt.table import ScoreTable, checksum
 
 FORMAT = 2

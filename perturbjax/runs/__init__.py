@@ -1,0 +1,1 @@
+"""A run directory: identity, atomic files, checkpoints, metrics, progress, compile cache."""
