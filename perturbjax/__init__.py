@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 # Names whose modules pull in flax or orbax: loaded when first used, so that `import perturbjax` costs little more than `import jax`.
 _LAZY = {
     "AskTell": "perturbjax.scoring.ask_tell",
-    "Ensemble": "perturbjax.ensemble",
+    "Ensemble": "perturbjax.randopt.ensemble",
     "score_population": "perturbjax.scoring",
     "top_k": "perturbjax.scoring.select",
-    "vote": "perturbjax.ensemble",
+    "vote": "perturbjax.randopt.voting",
 }
 
 __all__ = [

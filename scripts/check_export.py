@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from inputs import directory, exit_code
 
-from perturbjax.cli.main.main import main as perturbjax
+from perturbjax.cli import main as perturbjax
 from perturbjax.models.decoder import bind, causal_mask
 from perturbjax.noise.dense import perturb
 from perturbjax.pretrained import Model, load_model

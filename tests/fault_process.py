@@ -12,7 +12,7 @@ import resource
 import sys
 from pathlib import Path
 
-from perturbjax.cli.main.main import main
+from perturbjax.cli import main
 from perturbjax.runs.share import Share
 
 

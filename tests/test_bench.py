@@ -12,8 +12,8 @@ from perturbjax.bench import measure as measure_module
 from perturbjax.bench import scopes, workloads
 from perturbjax.bench.measure import Settings, measure
 from perturbjax.bench.record import document, table
-from perturbjax.cli.main import bench as commands_bench
-from perturbjax.cli.main.main import main
+from perturbjax.cli import bench as commands_bench
+from perturbjax.cli import main
 from perturbjax.inference import Engine
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.packing import ScoringExample, pack

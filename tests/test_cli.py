@@ -11,7 +11,7 @@ import pytest
 from cli_tiny import MODEL, search_arguments, write_questions
 
 import perturbjax
-from perturbjax.cli.main.main import main
+from perturbjax.cli import main
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.setup import reopen
 from perturbjax.runs.console import Console
@@ -57,7 +57,7 @@ def test_help_is_on_stdout_and_shows_examples(command, capsys):
 
 def test_help_takes_less_than_a_second():
     started = time.perf_counter()
-    code = "import sys; from perturbjax.cli.main import main; main(['--help']); print('orbax' in sys.modules, 'flax' in sys.modules)"
+    code = "import sys; from perturbjax.cli import main; main(['--help']); print('orbax' in sys.modules, 'flax' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     seconds = time.perf_counter() - started
     assert said.splitlines()[-1] == "False False"

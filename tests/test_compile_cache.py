@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_tiny import MODEL, search_arguments, write_questions
 
-from perturbjax.cli.main.main import main
+from perturbjax.cli import main
 from perturbjax.randopt.config import SearchConfig
 from perturbjax.runs.compile_cache import default_directory
 from perturbjax.runs.rundir import RunDirectory

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from cli_tiny import search_arguments, write_questions
 
-from perturbjax.cli.main.main import main
+from perturbjax.cli import main
 from perturbjax.errors import InputError
 from perturbjax.randopt.config import SearchConfig
 
@@ -22,7 +22,7 @@ def test_two_processes_on_a_mesh_give_the_files_of_one(tmp_path, capfd):
     questions = write_questions(tmp_path / "questions.jsonl")
     assert main(search_arguments(questions, tmp_path / "one", **SMALL)) == 0
     capfd.readouterr()
-    command = [sys.executable, "-m", "perturbjax.cli.main", *search_arguments(questions, tmp_path / "two", mesh="2x2", **SMALL)]
+    command = [sys.executable, "-m", "perturbjax", *search_arguments(questions, tmp_path / "two", mesh="2x2", **SMALL)]
     launched = [sys.executable, str(LAUNCH), "--processes", "2", "--devices", "2", "--", *command]
     done = subprocess.run(launched, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -91,7 +91,7 @@ def check_ends(number, victims, codes, said):
 
 def test_sigterm_to_the_launcher_reaches_all(search, tmp_path):
     arguments, _ = search
-    command = [sys.executable, "-m", "perturbjax.cli.main", "search", *arguments, "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "perturbjax", "search", *arguments, "--out", str(tmp_path / "run")]
     launched = [sys.executable, str(LAUNCH), "--processes", "2", "--devices", "1", "--", *command]
     with subprocess.Popen(launched, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120

@@ -174,8 +174,9 @@ def test_exports_follow_the_umask(tmp_path):
     model = load_model(str(FIXTURES / "tiny_qwen2"))
     out = tmp_path / "out"
     script = (
-        "import os, sys; os.umask(0o027); from perturbjax.models import load_model;"
-        "from perturbjax.pretrained.export import export_safetensors; m = load_model(sys.argv[1]); export_safetensors(m, m.params, sys.argv[2])"
+        "import os, sys; os.umask(0o027); from perturbjax.pretrained import load_model;"
+        "from perturbjax.pretrained.export import export_safetensors;"
+        "m = load_model(sys.argv[1]); export_safetensors(m, m.params, sys.argv[2])"
     )
     subprocess.run([sys.executable, "-c", script, str(FIXTURES / model.name), str(out)], check=True)
     assert oct(out.stat().st_mode & 0o777) == "0o750"

@@ -12,8 +12,8 @@ from tiny_gguf import FIXTURES
 
 from perturbjax.errors import InputError
 from perturbjax.models import param_shapes
+from perturbjax.pretrained import load as model_module
 from perturbjax.pretrained import load_model
-from perturbjax.pretrained import model as model_module
 from perturbjax.pretrained.params import flatten
 
 

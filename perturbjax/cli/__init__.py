@@ -1,3 +1,3 @@
 """The command line: one file a command."""
 
-from perturbjax.cli.main.main import main as main
+from perturbjax.cli.app import main as main

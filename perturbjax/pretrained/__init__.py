@@ -1,4 +1,4 @@
 """Files to parameters and back: loaders, tokenizers, chat templates, export."""
 
+from perturbjax.pretrained.load import load_model as load_model
 from perturbjax.pretrained.model import Model as Model
-from perturbjax.pretrained.model import load_model as load_model

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from perturbjax._version import __version__
-from perturbjax.cli.main.arguments import UsageError, parse
-from perturbjax.cli.main.bench import BenchConfig, run_bench
-from perturbjax.cli.main.evaluate import EvaluateConfig, run_evaluate
-from perturbjax.cli.main.export import ExportConfig, run_export
-from perturbjax.cli.main.predict import PredictConfig, run_predict
+from perturbjax.cli.arguments import UsageError, parse
+from perturbjax.cli.bench import BenchConfig, run_bench
+from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
+from perturbjax.cli.export import ExportConfig, run_export
+from perturbjax.cli.predict import PredictConfig, run_predict
 from perturbjax.errors import InputError
 from perturbjax.randopt.config import SearchConfig
 from perturbjax.randopt.run import run_search
@@ -93,7 +93,3 @@ def _is_environment(error: BaseException) -> bool:
             errno.ENOENT,
         )
     return isinstance(error, (ModuleNotFoundError, MemoryError))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

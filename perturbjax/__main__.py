@@ -1,0 +1,7 @@
+"""``python -m perturbjax``."""
+
+import sys
+
+from perturbjax.cli import main
+
+sys.exit(main())
