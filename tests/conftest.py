@@ -1,7 +1,10 @@
 """Strictness for every test: no accelerator, no implicit rank or type promotion, and (in pyproject) no warning."""
 
 import os
+from pathlib import Path
 
+# Programs that a test starts find ``support`` too.
+os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 # Before jax is imported: the suite is about values, and they are the same everywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # For every command that a test calls, in this process or another: the suite leaves nothing in the user's home.

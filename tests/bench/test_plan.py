@@ -1,0 +1,87 @@
+"""What a pod would need, asked of the TPU compiler: nothing that is promised of the layout depends on a chip being there."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+from support.paths import ROOT
+
+from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, largest
+from perturbjax.noise.dense import Noise
+from perturbjax.pretrained.hf_config import decoder_config
+
+SCRIPT = ROOT / "scripts" / "pod_plan.py"
+CONFIG = ROOT / "scripts" / "configs" / "qwen2.5-0.5b.json"
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra perturbjax[tpu] holds the TPU compiler"
+)
+def test_candidates_never_talk_and_weights_are_never_gathered():
+    done = plan(str(CONFIG), "--topology", "v5e:2x2", "--mesh", "2x2", "--chunk", "50", "--replies", "8x128+128", "--no-search")
+    assert done.returncode == 0, done.stderr
+    verdicts = re.findall(r'on "candidate" inside the loop: (\d+); all-gathers over "model" beyond 4 MiB .*: (\d+)', done.stdout)
+    assert verdicts == [("0", "0")] * 2, done.stdout
+    many, few = re.findall(r"temporaries ([\d.]+) MiB, .* \(([\d,]+) candidates a call", done.stdout)
+    assert (many[1], few[1]) == ("100", "2")
+    assert float(many[0]) == pytest.approx(float(few[0]), rel=0.05), "temporaries do not grow with the population"
+    # 24 layers, one sum after attention and one after the mlp.
+    assert re.search(r"all-reduce +model +inside 3 loops +48 x 7.00 MiB", done.stdout), done.stdout
+    assert "6,400 takes 64, N = 640,000 takes 6400" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope.json"], "nope.json: no such file; there are llama3.1-70b.json, "),
+        ([str(CONFIG), "--topology", "v9:2x2"], "v9:2x2: not of the form that --help shows"),
+        ([str(CONFIG), "--topology", "v5e:2x2", "--mesh", "3x1"], "--mesh 3x1: 3 devices, v5e:2x2 has 4"),
+        ([str(CONFIG), "--chunk", "0"], "0: a number of at least 1 is required"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(arguments, message):
+    done = plan(*arguments)
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Plan:
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config |= {"intermediate_size": 128, "vocab_size": 256, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 1e4}
+    return Plan(decoder_config(config | {"hidden_act": "silu", "tie_word_embeddings": True}, "tiny"), jax.devices()[:1], 1, Noise(), "lazy")
+
+
+def test_sizes_and_flops_are_those_of_the_model(tiny):
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
+    assert tiny.parameters == 256 * 64 + 2 * (layer + 2 * 64) + 64
+    assert tiny.cache_bytes(3, 10) == 2 * 2 * 2 * (2 * 16) * 30  # keys and values, 2 bytes each, 2 layers, 2 heads of 16
+    # Norms are counted as matrices, which is nothing; the head is at the 5 positions that want logits.
+    head, attention = 2 * 256 * 64 * 5, 2 * 2 * 2 * 64 * 3 * 10**2 / 2
+    assert tiny.flops(3, 10, 5) == pytest.approx(2 * 2 * layer * 30 + attention + head, rel=0.02)
+
+
+def test_roofline_names_its_terms(tiny):
+    chip = CHIPS["v5e"]
+    assert tiny.roofline(chip, 197e12, 10.0, 819e9) == {"FLOPs": 1.0, "HBM": 1.0, "ICI": 0.0}
+
+
+def test_the_largest_that_fits_is_found_by_doubling(tiny):
+    with jax.numpy_dtype_promotion("standard"):  # flax's RMSNorm multiplies float32 with a bfloat16 scale
+        compiled = {n: tiny.scoring(1, n, 32) for n in (2, 4, 8, 16)}
+    sizes = {n: device_bytes(program) for n, program in compiled.items()}
+    assert sizes[2] < sizes[4] < sizes[8] < sizes[16]
+    chip = Chip(hbm=sizes[8], flops=1, bandwidth=1, ring=1)
+    assert largest(chip, 2, compiled.__getitem__) == 8
+    assert largest(chip, 16, compiled.__getitem__) == 0
+
+    def refused(n):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+
+    assert largest(chip, 1, refused) == 0

@@ -1,0 +1,319 @@
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support.cli_tiny import MODEL, search_arguments, write_questions
+from support.paths import SCRIPTS
+
+import perturbjax
+from perturbjax.cli import main
+from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.setup import reopen
+from perturbjax.runs.console import Console
+
+FILES = {"candidates.parquet", "config.json", "ensemble.json", "metrics.jsonl", "plots", "report.html", "results.json", "state"}
+
+
+def call(arguments: list[str], capsys) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refuses(arguments: list[str], capsys) -> str:
+    """The message of a call that must exit with 2 and one line on stderr (after the lines that name model and task)."""
+    code, out, err = call(arguments, capsys)
+    *before, message = err.splitlines()
+    assert code == 2 and out == "", err
+    assert all(line.startswith(("model ", "task ", "noise ", "strategy ", "continuing ")) for line in before), err
+    assert message.startswith("perturbjax: error: ")
+    return message.removeprefix("perturbjax: error: ")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(search_arguments(write_questions(folder / "even.jsonl", 24), folder / "run")) == 0
+    return folder
+
+
+def test_version(capsys):
+    assert call(["--version"], capsys) == (0, f"perturbjax {perturbjax.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [[], ["search"], ["evaluate"], ["predict"], ["export"], ["bench"]])
+def test_help_is_on_stdout_and_shows_examples(command, capsys):
+    code, out, err = call([*command, "--help"], capsys)
+    assert code == 0 and err == ""
+    assert f"perturbjax {(command or ['search'])[0]}" in out
+
+
+def test_help_takes_less_than_a_second():
+    started = time.perf_counter()
+    code = "import sys; from perturbjax.cli import main; main(['--help']); print('orbax' in sys.modules, 'flax' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    seconds = time.perf_counter() - started
+    assert said.splitlines()[-1] == "False False"
+    print(f"perturbjax --help: {seconds:.2f} s")
+    assert seconds < 5  # 0.5 s on an idle machine; the bound leaves room for a busy one and none for importing the rest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of {search, evaluate, predict, export, bench}; see perturbjax --help"),
+        (["serach"], "Unrecognized options: serach; see perturbjax --help"),
+        (["search", "--popluation", "3"], "Unrecognized options: --popluation, 3; see perturbjax search --help"),
+        (["search", "--population", "many"], "--population 'many': an integer is required; see perturbjax search --help"),
+        (["search", "--population", "2.5"], "--population '2.5': an integer is required; see perturbjax search --help"),
+        (["search", "--rank", "x"], "--rank 'x': an integer is required; see perturbjax search --help"),
+        (["search", "--sigmas", "0.1,x"], "--sigmas 'x': a number is required; see perturbjax search --help"),
+        (["search", "--sigmas="], "--sigmas '': a number is required; see perturbjax search --help"),
+        (
+            ["search", "--noise", "white"],
+            "invalid choice 'white' for argument '--noise'. Expected one of ('gaussian', 'rademacher'); see perturbjax search --help",
+        ),
+        (["search", "--seed"], "Missing value for argument '--seed'. Expected 1 values; see perturbjax search --help"),
+        (["predict"], "required: PATH, --questions PATH, --out PATH; see perturbjax predict --help"),
+    ],
+)
+def test_arguments_that_cannot_be_read_are_one_line(arguments, message, capsys):
+    assert refuses(arguments, capsys) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"population": 0}, "--population 0: an integer of at least 1"),
+        ({"population": -4}, "--population -4: "),
+        ({"top_k": 7}, "--top-k 7: at most --population 6"),
+        ({"sigmas": "0.1,0.1"}, "--sigmas 0.1,0.1: a noise scale occurs twice"),
+        ({"sigmas": "nan"}, "--sigmas nan: "),
+        ({"search_examples": 0}, "--search-examples 0: "),
+        ({"test_examples": 500}, "--test-examples 500"),
+        ({"template": "nope"}, "--template 'nope'"),
+        ({"max_new_tokens": 4}, "--max-new-tokens 4: task even chooses between given answers"),
+        ({"task": "nope"}, "--task 'nope': unknown task"),
+        ({"task": "/nope/nope.jsonl"}, "--task /nope/nope.jsonl: "),
+        ({"model": "nope"}, "--model nope: "),
+        ({"model": "/nope/model.gguf"}, "--model /nope/model.gguf: "),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(changes, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    questions = write_questions(tmp_path / "even.jsonl")
+    assert message in refuses(search_arguments(questions, tmp_path / "deep" / "run", **changes), capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["even.jsonl"]
+
+
+def test_a_search_writes_every_file_and_prints_a_table(finished, capsys):
+    assert {path.name for path in (finished / "run").iterdir()} == FILES
+    config = json.loads((finished / "run" / "config.json").read_text())
+    assert config["config"]["model"] == str(MODEL) and config["versions"]["jax"] and config["devices"]["kinds"]
+    assert config["identity"]["model_fingerprint"] == config["model"]["fingerprint"]
+    results = json.loads((finished / "run" / "results.json").read_text())
+    assert results["population"]["n"] == 6 and results["splits"] == {"search": 4, "select": 3, "test": 5}
+    assert results["model"]["name"] and results["throughput"]["efficiency"] > 0 and results["seconds"]["process"] > 0
+    lines = [json.loads(line) for line in (finished / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["done"] for line in lines] == [2, 4, 6]
+    ensemble = Ensemble.load(finished / "run" / "ensemble.json")
+    assert ensemble.members.tolist() == results["selection"]["members"][: results["selection"]["K"]]
+
+
+def test_members_rebuilt_from_ensemble_json_in_fresh_processes_score_the_same(finished):
+    script = SCRIPTS / "check_rebuild.py"
+    done = subprocess.run([sys.executable, script, finished / "run", "--members", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("equal to the run's") == 4
+
+
+def test_a_second_call_is_refused_without_resume_and_shows_the_run_with_it(finished, tmp_path, capsys):
+    arguments = search_arguments(finished / "even.jsonl", finished / "run")
+    before = {path: path.read_bytes() for path in (finished / "run").glob("*.*")}
+    assert "already holds a run; continue it with --resume" in refuses(arguments, capsys)
+    code, out, err = call([*arguments, "--resume"], capsys)
+    assert code == 0
+    assert "RandOpt @" in out and str(finished / "run" / "report.html") in out
+    assert "search:" not in err  # nothing was scored again
+    assert {path: path.read_bytes() for path in (finished / "run").glob("*.*")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "--resume: --seed 1, the run has 0"),
+        ({"noise": "rademacher"}, "--resume: --noise rademacher, the run has gaussian"),
+        ({"model": MODEL.with_name("tiny_qwen2")}, "tiny_qwen2, the run has"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_and_changes_nothing(finished, changes, message, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*")}
+    arguments = search_arguments(finished / "even.jsonl", finished / "run", resume=True, **changes)
+    assert message in refuses(arguments, capsys)
+    assert {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*")} == before
+
+
+def test_a_run_reopened_later_shows_the_prompts_of_its_first_day(tmp_path):
+    model = tmp_path / "dated"
+    shutil.copytree(MODEL, model)
+    template = model / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }} " + template.read_text())
+    arguments = search_arguments(write_questions(tmp_path / "even.jsonl"), tmp_path / "run", model=model)
+    assert main(arguments) == 0
+    clock = json.loads((tmp_path / "run" / "config.json").read_text())["prompt_clock"]
+    parts = reopen(tmp_path / "run", Console())
+    assert parts.model.tokenizer.clock == clock
+    assert parts.model.tokenizer.render_chat([{"role": "user", "content": "x"}]).startswith(clock.replace("T", " "))
+    (tmp_path / "run" / "results.json").unlink()
+    members = (tmp_path / "run" / "ensemble.json").read_bytes()
+    assert main([*arguments, "--resume"]) == 0
+    assert (tmp_path / "run" / "ensemble.json").read_bytes() == members
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["prompt_clock"] == clock
+
+
+def test_resuming_with_another_task_is_refused(finished, tmp_path, capsys):
+    other = write_questions(tmp_path / "odd.jsonl", 24, start=100)
+    assert f"--task {other}, the run has" in refuses(search_arguments(other, finished / "run", resume=True), capsys)
+
+
+def test_a_damaged_state_is_refused(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    for file in (run / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\0" * file.stat().st_size)
+    assert "the saved state is damaged" in refuses(search_arguments(finished / "even.jsonl", run, resume=True), capsys)
+    shutil.rmtree(run / "state")
+    assert "the saved state is missing" in refuses(search_arguments(finished / "even.jsonl", run, resume=True), capsys)
+
+
+def test_a_failure_says_that_the_run_is_intact_and_how_to_go_on(finished, tmp_path, capsys, monkeypatch):
+    from perturbjax.runs.state import RunState
+
+    commit, run = RunState.commit, tmp_path / "run"
+
+    def full_disk(state):
+        if state.step == 1:
+            raise OSError(28, "No space left on device")
+        commit(state)
+
+    monkeypatch.setattr(RunState, "commit", full_disk)
+    arguments = search_arguments(finished / "even.jsonl", run)
+    code, _, err = call(arguments, capsys)
+    assert code == 1
+    assert err.splitlines()[-1] == (
+        "perturbjax: failed: OSError: [Errno 28] No space left on device; "
+        f"what {run} had committed is intact; continue with: perturbjax search ... --out {run} --resume"
+    )
+    assert "Traceback" not in err
+
+    def interrupt(state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunState, "commit", interrupt)
+    code, _, err = call([*arguments, "--resume"], capsys)
+    assert code == 130 and "interrupted; what" in err.splitlines()[-1]
+
+    monkeypatch.setattr(RunState, "commit", commit)
+    code, _, err = call([*arguments, "--resume"], capsys)
+    assert code == 0 and "continuing the run" in err
+    for name in ("candidates.parquet", "ensemble.json"):
+        assert (run / name).read_bytes() == (finished / "run" / name).read_bytes()
+
+
+def test_a_race_stopped_in_its_second_round_is_resumed_to_the_same_files(tmp_path, capsys, monkeypatch):
+    from perturbjax.runs.state import RunState
+
+    questions, commit = write_questions(tmp_path / "even.jsonl", 48), RunState.commit
+    raced = {"population": 12, "search-examples": 32, "chunk": 5}
+    code, out, err = call(search_arguments(questions, tmp_path / "whole", **raced), capsys)
+    assert code == 0 and "search, round 1 of 2: 12/12" in err and "search, round 2 of 2: 4/4" in err
+    assert "halving: 12, 4 candidates up to question 16, 32" in out and (tmp_path / "whole" / "plots" / "racing.png").exists()
+    results = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert [row["candidates"] for row in results["racing"]["rounds"]] == [12, 4]
+    assert results["racing"]["tokens"] < results["racing"]["full_tokens"] and results["population"]["examples"] == 16
+    asked = pq.read_table(tmp_path / "whole" / "candidates.parquet")["examples_scored"].to_numpy()
+    assert np.bincount(asked)[[16, 32]].tolist() == [8, 4]
+    assert set(results["selection"]["members"]) <= set(np.flatnonzero(asked == 32).tolist())
+
+    def full_disk(state):
+        if state.step == 4:
+            raise OSError(28, "No space left on device")
+        commit(state)
+
+    monkeypatch.setattr(RunState, "commit", full_disk)
+    arguments = search_arguments(questions, tmp_path / "cut", **(raced | {"chunk": 3}))
+    assert call(arguments, capsys)[0] == 1
+    monkeypatch.setattr(RunState, "commit", commit)
+    message = refuses([*arguments, "--resume", "--racing", "bounds"], capsys)
+    assert "--resume: --racing bounds, the run has halving" in message
+    code, _, err = call([*search_arguments(questions, tmp_path / "cut", **raced), "--resume"], capsys)
+    assert code == 0 and "round 1 of 2" not in err and "search, round 2 of 2: 4/4" in err
+    for name in ("candidates.parquet", "ensemble.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    metrics = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [sum(line["candidates"] for line in metrics if line["round"] == number) for number in (1, 2)] == [12, 4]
+
+
+def test_evaluate_measures_on_rows_that_the_run_has_not_used(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    code, out, _ = call(["evaluate", str(run)], capsys)
+    assert code == 0 and "RandOpt @" in out
+    record = json.loads((run / "evaluation-even.json").read_text())
+    assert record["examples"] == 24 - 12 and record["base"]["n"] == 12
+    assert "ask for fewer" in refuses(["evaluate", str(run), "--examples", "13"], capsys)
+    assert "is in the run's" in refuses(["evaluate", str(run), "--task", str(write_questions(tmp_path / "same.jsonl", 24))], capsys)
+    other = write_questions(tmp_path / "other.jsonl", 5, start=50)
+    assert call(["evaluate", str(run), "--task", str(other), "--examples", "3", "--name", "three"], capsys)[0] == 0
+    assert json.loads((run / "evaluation-three.json").read_text())["randopt"]["1"]["n"] == 3
+    assert "no run directory" in refuses(["evaluate", str(tmp_path)], capsys)
+
+
+def test_predict_votes_and_shows_the_shares(finished, tmp_path, capsys):
+    questions, answers = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    questions.write_text('{"question": "is 7 an even number"}\n\n{"question": "pick", "choices": ["red", "blue", "green"]}\n')
+    code, out, _ = call(["predict", str(finished / "run"), "--questions", str(questions), "--out", str(answers)], capsys)
+    assert code == 0 and "2 answers" in out
+    first, second = (json.loads(line) for line in answers.read_text().splitlines())
+    assert first["answer"] in ("yes", "no") and second["answer"] in ("red", "blue", "green")
+    for row in (first, second):
+        assert sum(row["votes"].values()) <= row["members"] and row["share"] == row["votes"][row["answer"]] / row["members"]
+    questions.write_text('{"question": "fine"}\n{"question": ')
+    again = ["predict", str(finished / "run"), "--questions", str(questions), "--out"]
+    assert "line 2 is not JSON" in refuses([*again, str(answers)], capsys)
+    assert "is the file of the questions" in refuses([*again, str(questions)], capsys)
+
+
+def test_export_writes_the_member_the_merge_and_the_base(finished, tmp_path, capsys):
+    import jax
+
+    from perturbjax.noise.dense import perturb
+    from perturbjax.pretrained import load_model
+
+    run = finished / "run"
+    base, ensemble = load_model(str(MODEL), "float32"), Ensemble.load(run / "ensemble.json")
+    best = perturb(base.params, ensemble.population[int(ensemble.members[0])], ensemble.noise)
+    for flags, expected in ((["--rank", "1"], best), (["--base"], base.params)):
+        out = tmp_path / flags[0].strip("-")
+        assert call(["export", str(run), *flags, "--out", str(out)], capsys)[0] == 0
+        jax.tree.map(np.testing.assert_array_equal, load_model(str(out), "float32").params, jax.tree.map(np.asarray, expected))
+    assert call(["export", str(run), "--merge", "--out", str(tmp_path / "merge")], capsys)[0] == 0
+    members = [perturb(base.params, ensemble.population[int(i)], ensemble.noise) for i in ensemble.members]
+    mean = jax.tree.map(lambda *leaves: np.mean([np.asarray(leaf) for leaf in leaves], axis=0), *members)
+    merged = load_model(str(tmp_path / "merge"), "float32").params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), merged, mean)
+
+    assert "ranks 1 to" in refuses(["export", str(run), "--rank", "99", "--out", str(tmp_path / "new")], capsys)
+    assert "ranks 1 to" in refuses(["export", str(run), "--rank", "0", "--out", str(tmp_path / "new")], capsys)
+    assert "not an empty directory" in refuses(["export", str(run), "--base", "--out", str(tmp_path / "base")], capsys)
+    assert "exactly one of" in refuses(["export", str(run), "--base", "--merge", "--out", str(tmp_path / "new")], capsys)
+    assert not (tmp_path / "new").exists()

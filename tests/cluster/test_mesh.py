@@ -1,0 +1,19 @@
+"""Results do not depend on the mesh: tensor parallelism and uneven populations on 8 devices, which a process of its own has."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support.paths import SUPPORT
+
+PROGRAMS = SUPPORT / "mesh_programs.py"
+
+
+@pytest.mark.parametrize("part", ["forced", "generated", "layouts"])
+def test_every_mesh_gives_the_answers_of_one_device(part):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-W", "error", str(PROGRAMS), part], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines and all(line.startswith("ok ") for line in lines), done.stdout

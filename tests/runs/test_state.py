@@ -1,0 +1,246 @@
+import contextlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.search_fakes import FakeEngine, FakePopulation, expected_scores, slices
+
+from perturbjax.errors import InputError
+from perturbjax.randopt.loop import search
+from perturbjax.randopt.racing import Race
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.state import RunState
+
+IDENTITY = {"seed": 0, "sigmas": [0.001]}
+N, D = 11, 5
+RACE = Race("off", N, D, 2)
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing may catch it."""
+
+
+class KilledEngine(FakeEngine):
+    """Is killed in the chunk after ``chunks``."""
+
+    def __init__(self, chunk: int, chunks: int | None):
+        super().__init__(chunk)
+        self.chunks = chunks
+
+    def run(self, candidates, prepared):
+        if self.chunks is not None and len(self.seen) >= self.chunks * self.chunk:
+            raise Killed
+        return super().run(candidates, prepared)
+
+
+def run(directory: Path, chunk: int = 4, stop_after: int | None = None) -> tuple[RunState, FakeEngine]:
+    engine = KilledEngine(chunk, stop_after)
+    with RunState.open(directory / "state", N, D, IDENTITY) as state, contextlib.suppress(Killed):
+        search(engine, FakePopulation(N), RACE, slices(RACE), state, MetricsLog(directory / "metrics.jsonl"))
+    return state, engine
+
+
+def metric_lines(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("second_chunk", [1, 3, 4, 20])
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_resumed_search_scores_every_candidate_once_and_ends_the_same(tmp_path, stop_after, second_chunk):
+    first, before = run(tmp_path, chunk=4, stop_after=stop_after)
+    assert first.table.done.sum() == 4 * stop_after
+    resumed, after = run(tmp_path, chunk=second_chunk)
+    assert sorted(before.seen + after.seen) == list(range(N))
+    np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), range(D)))
+    np.testing.assert_array_equal(resumed.table.tokens[:, 0], (np.arange(N) + 100) * D)
+    assert resumed.table.done.all()
+    lines = metric_lines(tmp_path)
+    assert sum(line["candidates"] for line in lines) == N
+    assert [line["chunk"] for line in lines] == list(range(1, len(lines) + 1))
+    assert lines[-1]["best"] == expected_scores(np.arange(N), range(D)).mean(1).max()
+
+
+def test_rows_that_are_sent_in_pieces_are_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("perturbjax.runs.state._PIECE_ROWS", 3)
+    run(tmp_path, chunk=7)
+    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
+        np.testing.assert_array_equal(state.table.scores, expected_scores(np.arange(N), range(D)))
+
+
+def test_a_finished_search_scores_nothing_again(tmp_path):
+    run(tmp_path)
+    _, engine = run(tmp_path)
+    assert engine.seen == []
+
+
+def test_a_metrics_line_without_its_commit_is_dropped(tmp_path):
+    run(tmp_path, stop_after=1)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"chunk": 2, "candidates": 4}\n{"chunk": 3, "cand')  # killed before the commit, and in mid-line
+    run(tmp_path)
+    assert [line["chunk"] for line in metric_lines(tmp_path)] == [1, 2, 3]
+
+
+def flip_the_array(state: Path) -> None:
+    files = [file for file in (state / "2" / "table").rglob("*") if file.is_file() and file.parent.name == "d"]
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0x10
+        file.write_bytes(bytes(content))
+
+
+def truncate(state: Path) -> None:
+    for file in (state / "2").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def remove_the_array(state: Path) -> None:
+    shutil.rmtree(state / "2" / "table")
+
+
+def remove_the_record(state: Path) -> None:
+    record_of(state, 2).unlink()
+
+
+def empty_a_step(state: Path) -> None:
+    shutil.rmtree(state / "2")
+    (state / "2").mkdir()
+
+
+def record_of(state: Path, step: int) -> Path:
+    (record,) = [file for file in (state / str(step) / "record").iterdir() if '"sha256"' in file.read_text()]
+    return record
+
+
+def edit(before: str, after: str):
+    def damage(state: Path) -> None:
+        text = record_of(state, 2).read_text()
+        assert before in text
+        record_of(state, 2).write_text(text.replace(before, after))
+
+    return damage
+
+
+def rename_a_step(state: Path) -> None:
+    (state / "2").rename(state / "7")
+
+
+def put_a_file_for_a_step(state: Path) -> None:
+    shutil.rmtree(state / "2")
+    (state / "2").write_text("hello")
+
+
+def put_a_file_for_all(state: Path) -> None:
+    shutil.rmtree(state)
+    state.write_text("hello")
+
+
+def add_a_file(state: Path) -> None:
+    (state / "notes.txt").write_text("hello")
+
+
+def bring_the_state_of_another_run(state: Path) -> None:
+    shutil.rmtree(state)
+    with RunState.open(state, N, D, {"seed": 1}) as other:
+        other.table.scores[:] = 1.0
+        other.commit()
+
+
+def damage_all(state: Path) -> None:
+    truncate(state)
+    shutil.rmtree(state / "1")
+    shutil.copytree(state / "2", state / "1")
+
+
+DAMAGES = {
+    "array flipped": (flip_the_array, None),
+    "files truncated": (truncate, None),
+    "array missing": (remove_the_array, None),
+    "record missing": (remove_the_record, None),
+    "record flipped": (edit('"nonfinite": [0]', '"nonfinite": [1]'), None),
+    "record not JSON": (edit('{"', "{"), None),
+    "step empty": (empty_a_step, None),
+    "step renamed": (rename_a_step, None),
+    "other format": (edit('"format": 2', '"format": 3'), "step 2 is of format 3, this version reads 2"),
+    "other run": (bring_the_state_of_another_run, "the state of another run"),
+    "file for a step": (put_a_file_for_a_step, "2 is not part of a state"),
+    "file for the state": (put_a_file_for_all, "it is not a directory"),
+    "foreign file": (add_a_file, r"notes\.txt is not part of a state"),
+    "all damaged": (damage_all, r"the saved state is damaged .*step 2.*step 1.*delete .* to start anew"),
+}
+"""What is done to a state of two commits; and the line with which it is refused, or None where the first commit is continued from."""
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_state_is_repaired_from_the_last_good_commit_or_refused(tmp_path, name):
+    run(tmp_path, stop_after=2)
+    damage, refusal = DAMAGES[name]
+    damage(tmp_path / "state")
+    if refusal is not None:
+        with pytest.raises(InputError, match=refusal) as caught:
+            RunState.open(tmp_path / "state", N, D, IDENTITY)
+        assert "\n" not in str(caught.value)
+        return
+    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
+        assert state.step == 1
+        (warning,) = state.warnings
+        assert "step 7" in warning if name == "step renamed" else "step 2" in warning
+        assert "continuing from step 1" in warning and "\n" not in warning
+        np.testing.assert_array_equal(state.table.scores[:4], expected_scores(np.arange(4), range(D)))
+        assert not state.table.done[4:].any()
+    resumed, after = run(tmp_path)
+    assert after.seen == list(range(4, N))
+    np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), range(D)))
+    assert [line["chunk"] for line in metric_lines(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("candidates", "examples", "identity"), [(N, D, {"seed": 1}), (N, D, {})])
+def test_the_state_of_another_run_is_refused(tmp_path, candidates, examples, identity):
+    run(tmp_path, stop_after=1)
+    with pytest.raises(InputError, match="the state of another run"):
+        RunState.open(tmp_path / "state", candidates, examples, identity)
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path):
+    run(tmp_path, stop_after=1)
+    with pytest.raises(InputError, match=r"shape \[11, 5, 1\]"):
+        RunState.open(tmp_path / "state", N + 1, D, IDENTITY)
+
+
+def test_an_interrupted_commit_leaves_the_one_before(tmp_path):
+    run(tmp_path, stop_after=1)
+    half = tmp_path / "state" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "state" / "1", half)
+    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
+        assert (state.step, state.warnings) == (1, [])
+
+
+def test_a_task_whose_score_is_not_a_number_is_refused_before_anything_is_committed(tmp_path):
+    class BrokenScores(FakeEngine):
+        def run(self, candidates, prepared):
+            outputs = super().run(candidates, prepared)
+            outputs.scores[2, 3] = np.nan
+            return outputs
+
+    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
+        with pytest.raises(InputError, match="example 3 for candidate 2"):
+            search(BrokenScores(), FakePopulation(N), RACE, slices(RACE), state, MetricsLog(tmp_path / "metrics.jsonl"))
+        assert state.step == 0
+
+
+def test_commits_are_cheap_and_do_not_pile_up(tmp_path):
+    with RunState.open(tmp_path / "state", 5000, 200, IDENTITY) as state:
+        times = []
+        for i in range(6):
+            state.table.scores[i] = 1.0
+            started = time.perf_counter()
+            state.commit()
+            times.append(time.perf_counter() - started)
+    print(f"median commit of a 5000 x 200 matrix: {np.median(times) * 1e3:.1f} ms")
+    assert np.median(times) < 0.5  # about 0.01 s on an idle machine; a chunk takes seconds
+    assert sorted(entry.name for entry in (tmp_path / "state").iterdir()) == ["5", "6"]

@@ -1,0 +1,1 @@
+"""What several tests, and programs that tests start, share."""

@@ -1,0 +1,82 @@
+"""Run by ``test_mesh`` with 8 forced devices: the engine on every mesh against itself on one device. Prints one line a case:
+``ok`` or ``WRONG``, the case, and the largest difference of a log-probability."""
+
+import sys
+
+import jax
+import numpy as np
+
+from perturbjax.inference import Engine
+from perturbjax.noise.dense import Noise, Rule
+from perturbjax.pretrained import load_model
+from perturbjax.sharding import make_mesh, split_model
+from support.paths import FIXTURES
+from support.toy import POPULATION, TEMPLATE, Toy
+
+MESHES = {"4x2": (8, 4, 2), "2x4": (8, 2, 4), "1x8": (8, 1, 8), "1x5": (5, 1, 5)}
+"""Devices, candidates, model. Of the fixtures' 4 heads, 2 key heads, 384 tokens and ffn of 64, axes of 2 split everything, 4 share key
+heads, 8 leave attention whole, and 5 divide nothing: the vocabulary is padded and the ffn stays whole."""
+TOLERANCE = 2e-5
+UNEVEN = 7
+"""Candidates: a number that divides by no axis."""
+
+FORCED = (
+    ("tiny_llama3", "4x2", ("x", "y"), Noise(), "lazy"),
+    ("tiny_llama3", "2x4", ("river of stone", "x"), Noise("rademacher", scale="rms"), "lazy"),
+    ("tiny_qwen2", "1x5", ("river of stone", "x"), Noise("gaussian", scale="modular"), "copy"),
+    ("tiny_qwen2", "2x4", ("x", "y"), Noise("rademacher", rank=2, rules=(Rule("norm", exclude=True),)), "low_rank"),
+)
+GENERATED = (("tiny_llama3", "2x4", Noise("rademacher"), "copy"),)
+
+
+def mesh_of(name):
+    devices, candidates, model = MESHES[name]
+    assert devices == candidates * model
+    return make_mesh(jax.devices()[:devices], model)
+
+
+def compare(name, task, mesh, noise, strategy):
+    """Whether a mesh, to which the weights come straight from their file, and one device agree, and how far log-probabilities are apart."""
+    outputs = []
+    for where, stored in ((make_mesh(jax.devices()[:1]), False), (mesh, True)):
+        model = load_model(str(FIXTURES / name), stored=stored)
+        engine = Engine(model, task, noise, where, chunk=UNEVEN, strategy=strategy)
+        outputs.append(engine.run(POPULATION[:UNEVEN].candidates(), engine.prepare(task.examples(), TEMPLATE)))
+    one, other = outputs
+    same = one.answers == other.answers and np.array_equal(one.scores, other.scores) and np.array_equal(one.tokens, other.tokens)
+    if one.log_probs is None:
+        told_apart, apart = len(set(one.answers)) > 1, 0.0
+    else:
+        told_apart = float(np.ptp(one.log_probs, axis=0).max()) > 100 * TOLERANCE
+        apart = float(np.abs(one.log_probs - other.log_probs).max())
+    return same and told_apart and apart < TOLERANCE and not other.nonfinite, apart
+
+
+def forced():
+    for name, mesh, choices, noise, strategy in FORCED:
+        good, apart = compare(name, Toy("choice", choices), mesh_of(mesh), noise, strategy)
+        yield good, f"{name} {mesh} {noise.distribution} {noise.rank} {noise.scale} {strategy}", apart
+
+
+def generated():
+    for name, mesh, noise, strategy in GENERATED:
+        good, _ = compare(name, Toy("generation"), mesh_of(mesh), noise, strategy)
+        yield good, f"{name} {mesh} greedy {noise.distribution} {noise.rank} {strategy}", 0.0
+    model, task = load_model(str(FIXTURES / "tiny_qwen2")), Toy("generation")
+    draws = [Engine(model, task, Noise(), where, chunk=2) for where in (make_mesh(jax.devices()[:1]), mesh_of("1x5"))]
+    one, other = (engine.sample(engine.prepare(task.examples(), TEMPLATE), 2, 1.0, 3).answers for engine in draws)
+    yield one == other and one[0] != one[1], "tiny_qwen2 1x5 sampled", 0.0
+
+
+def layouts():
+    """What is split where, as the docstring of ``MESHES`` says."""
+    config = load_model(str(FIXTURES / "tiny_llama3")).config
+    found = {size: split_model(config, size) for size in (1, 2, 4, 8, 5)}
+    kinds = {size: split and (split.attention, split.mlp, split.local(config).num_kv_heads) for size, split in found.items()}
+    yield kinds == {1: None, 2: (True, True, 1), 4: (True, True, 1), 8: (False, True, 2), 5: (False, False, 2)}, f"layouts {kinds}", 0.0
+
+
+if __name__ == "__main__":
+    for part in sys.argv[1:]:
+        for good, what, apart in {"forced": forced, "generated": generated, "layouts": layouts}[part]():
+            print("ok" if good else "WRONG", what, f"{apart:.1e}", flush=True)

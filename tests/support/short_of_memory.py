@@ -1,0 +1,41 @@
+"""A chunk of candidates with less memory than it takes, in a process of its own, because a limit cannot be lifted again.
+
+Prints the candidates in flight that were asked for and those that fitted, and whether the results are those of one candidate at a time.
+"""
+
+import resource
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from perturbjax.inference import Engine
+from perturbjax.noise.dense import Noise
+from perturbjax.noise.population import Population
+from perturbjax.pretrained import load_model
+from perturbjax.sharding import make_mesh
+from support.paths import FIXTURES
+from support.toy import TEMPLATE, Toy
+
+IN_FLIGHT = 2048
+ROOM = 2 * 2**30
+"""Bytes. 2048 candidates take 4.7 GiB of temporaries; a quarter of them fits for certain, and a half does not."""
+
+
+def main() -> None:
+    model, task = load_model(str(FIXTURES / "tiny_qwen2")), Toy("choice")
+    engines = [Engine(model, task, Noise(), make_mesh(jax.devices()[:1]), width, width, strategy="copy") for width in (1, IN_FLIGHT)]
+    candidates = Population(seed=4, size=16, sigmas=(0.02, 0.1)).candidates()
+    one_at_a_time = engines[0].run(candidates, engines[0].prepare(task.examples(), TEMPLATE))
+    prepared = engines[1].prepare(task.examples(), TEMPLATE)
+    engines[1].compiled(prepared)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))
+    outputs = engines[1].run(candidates, prepared)
+    assert outputs.log_probs is not None and one_at_a_time.log_probs is not None
+    same = np.array_equal(outputs.scores, one_at_a_time.scores) and np.allclose(outputs.log_probs, one_at_a_time.log_probs, atol=1e-4)
+    print(IN_FLIGHT, engines[1].in_flight, "equal" if same else "different")
+
+
+if __name__ == "__main__":
+    main()
