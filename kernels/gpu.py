@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from . import tile_noise
 from .platforms import result_like
-from .problem import WORD_BITS, Problem
+from .problem import Problem
 from .tile_noise import Start
 
 
@@ -43,7 +43,7 @@ def matmul(problem: Problem, x: jax.Array, w: jax.Array, index: jax.Array, offse
         index[None],
         keys,
         problem.word_starts(offsets, tile_rows, pl.cdiv(w.shape[1], tile_rows)),
-        offsets[1:2] % jnp.uint32(WORD_BITS),
+        offsets[1:2] % jnp.uint32(problem.rows_per_word),
         steps,
         x,
         w,
@@ -100,16 +100,8 @@ def _perturbed(
     problem: Problem, w: jax.Array, start: Start, shift: jax.Array, step: jax.Array, ranks: list[list[jax.Array]], interpret: bool
 ) -> jax.Array:
     """round(w + step * E) of one tile."""
-    rows, columns = w.shape
     if problem.rank is not None:
         noise = step * tile_noise.low_rank([a[:, None] for a in ranks[0]], [b[None] for b in ranks[1]])
-    elif problem.distribution == "rademacher":
-        words = tile_noise.words(problem, start, rows // WORD_BITS, columns)
-        if not problem.aligned:
-            # One group more would be no power of two, so the words one group further are made as well.
-            further = tile_noise.words(problem, start.moved(problem.leaf[2]), rows // WORD_BITS, columns)
-            words = tile_noise.realigned(words, further, shift)
-        noise = tile_noise.signed_step(words, step, rows)
     else:
-        noise = step * tile_noise.normal(tile_noise.words(problem, start, rows, columns), exact=interpret)
+        noise = tile_noise.dense(problem, w, start, shift, step, power_of_two=True, exact=interpret)
     return (w.astype(jnp.float32) + noise).astype(w.dtype)

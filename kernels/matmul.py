@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from perturbjax.noise import values as noise
+from perturbjax.noise.distributions import DISTRIBUTIONS
+from perturbjax.noise.values import matrix_view
 
 from . import gpu, reference, tpu
 from .platforms import varying_alike
-from .problem import WORD_BITS, Problem
+from .problem import Problem
 
 LOWERINGS = ("tpu", "gpu", "reference")
 
@@ -63,9 +64,9 @@ def perturbed_matmul(
     """
     w = w[None] if w.ndim == 2 else w
     _check(x, w, key_data, step, shape, distribution, rank, lowering, interpret)
-    aligned = isinstance(offsets[1], int) and offsets[1] % WORD_BITS == 0
+    aligned = isinstance(offsets[1], int) and offsets[1] % DISTRIBUTIONS[distribution].rows_per_word == 0
     dtype = jnp.dtype(preferred_element_type or x.dtype)
-    problem = Problem(distribution, noise.matrix_view(shape), rank, transposed, aligned, precision, dtype)
+    problem = Problem(distribution, matrix_view(shape), rank, transposed, aligned, precision, dtype)
     _check_block(x, w, problem, offsets)
     _check_factors(w, rank, factors, step.shape)
     where = jnp.stack([jnp.asarray(o).astype(jnp.uint32) for o in offsets])
@@ -94,8 +95,8 @@ def _check(x: Any, w: Any, key_data: Any, step: Any, shape: Sequence[int], distr
         raise ValueError(
             f"w of shape {w.shape} in a leaf of shape {tuple(shape)}: must be blocks of the last two dims of a leaf of two or more"
         )
-    if distribution not in noise.DISTRIBUTIONS:
-        raise ValueError(f"distribution {distribution!r}: must be one of {', '.join(noise.DISTRIBUTIONS)}")
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution {distribution!r}: must be one of {', '.join(DISTRIBUTIONS)}")
     if rank is not None and rank < 1:
         raise ValueError(f"rank {rank}: must be 1 or more, or None for dense noise")
     if lowering is not None and lowering not in LOWERINGS:

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from perturbjax.noise import values as noise
+from perturbjax.noise.distributions import DISTRIBUTIONS
+from perturbjax.noise.low_rank import low_rank_product
 
 from .problem import Problem
 
@@ -38,7 +39,7 @@ def perturbed(problem: Problem, w: jax.Array, offsets: jax.Array, key: jax.Array
     if problem.distribution is None:
         return w
     if problem.rank is not None:
-        e = noise.low_rank_product(*factors)
+        e = low_rank_product(*factors)
     else:
-        e = noise.dense(key, problem.leaf, problem.distribution, problem.coordinates(offsets, w.shape))[0]
+        e = DISTRIBUTIONS[problem.distribution].values(key, problem.block(offsets, w.shape))[0]
     return (w.astype(jnp.float32) + step * e).astype(w.dtype)

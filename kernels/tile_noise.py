@@ -1,4 +1,4 @@
-"""The noise of one tile of a weight, made inside a kernel from its counters: the same words as ``perturbjax.noise``, no array of them.
+"""The noise of one tile of a weight, made inside a kernel from its counters: the words of the specification, no array of them.
 
 The noise specification reads words by the flat index of an element (gaussian) or of a group of 32 rows (rademacher). A tile needs only the
 index of its first word and the leaf's row length; everything here is elementwise on two-dimensional registers, so Mosaic and Triton both
@@ -12,16 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.noise.erf_inv import erf_inv
-from perturbjax.noise.values import normal_of_words, threefry_rounds
+from perturbjax.noise.values import WORD_BITS, threefry_rounds
 
-from .problem import WORD_BITS, Problem
+from .problem import Problem
 
 _SIGN = np.uint32(0x80000000)
-_MIDDLE = np.float32(3.7177860736846924)
-# sqrt(2) erf_inv(x) / x as a polynomial in t = s - _MIDDLE: our fit, least squares with Lawson's weights for the smallest relative error.
-_EVEN = (3.45951128, -0.19997701, 0.0493302122, 0.0549414121, -0.0291623008, 0.0046300306)
-_ODD = (1.99102044, 0.033435985, -0.0736008361, -0.00784455799, 0.018875016, -0.00494312728)
 
 
 class Start(NamedTuple):
@@ -45,7 +40,7 @@ def _less(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def words(problem: Problem, start: Start, rows: int, columns: int) -> jax.Array:
-    """Words (rows, columns) of the leaf's word array from ``start`` on, as ``noise.bits``."""
+    """Words (rows, columns) of the leaf's word array from ``start`` on, as ``noise.values.bits``."""
     k0, k1 = start.key
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (rows, columns), d) for d in (0, 1))
     local = (row * np.int32(problem.leaf[2]) + column).astype(jnp.uint32)
@@ -65,44 +60,34 @@ def realigned(low: jax.Array, high: jax.Array, shift: jax.Array) -> jax.Array:
     return (low >> shift) | ((high << np.uint32(1)) << (np.uint32(WORD_BITS - 1) - shift))
 
 
-def signed_step(words: jax.Array, step: jax.Array, rows: int) -> jax.Array:
-    """step * E of rademacher noise, (rows, columns) float32, from the words of its groups of 32 rows."""
-    groups, columns = words.shape
-    bit = jax.lax.broadcasted_iota(jnp.int32, (groups, WORD_BITS, columns), 1).astype(jnp.uint32)
-    # A set bit means +1: moved to bit 31 it turns the sign of -step.
-    flipped = ((words[:, None, :] << (np.uint32(WORD_BITS - 1) - bit)) & _SIGN) ^ jax.lax.bitcast_convert_type(-step, jnp.uint32)
-    return jax.lax.bitcast_convert_type(flipped, jnp.float32).reshape(groups * WORD_BITS, columns)[:rows]
-
-
-def normal(words: jax.Array, *, exact: bool) -> jax.Array:
-    """Standard normal values of words, as ``jax.random.normal`` makes them.
-
-    ``exact``: the inverse error function in the plain operations that equal XLA:CPU's bit for bit (interpreted kernels). Else in fewer: one
-    polynomial in s = sqrt(7 - log(1 - x**2)) for all x, where Giles' has a central one, a tail, and a choice of every coefficient between
-    them; relative to each of the 2**23 values that there are within 2e-6, as long as x * x is rounded before it is subtracted.
-    """
-    if exact:
-        return normal_of_words(words, erf_inv)
-    # The 23 bits as a number in [2, 4), less 2 and nearly 1: the same value as in normal_of_words. XLA would join the two and round
-    # otherwise; the compilers of kernels do as they are told.
-    bits = jax.lax.bitcast_convert_type((words >> np.uint32(9)) | np.uint32(0x40000000), jnp.float32)
-    x = (bits - np.float32(2)) + np.nextafter(np.float32(-1), np.float32(0))
-    square = np.float32(7) - jnp.log(np.float32(1) - x * x)
-    t = square * jax.lax.rsqrt(square) - _MIDDLE
-    # Two halves at a time: schedules come out a little shorter than with one long chain.
-    return x * (_horner(_ODD, t * t) * t + _horner(_EVEN, t * t))
-
-
-def _horner(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
-    total = x * np.float32(coefficients[-1]) + np.float32(coefficients[-2])
-    for coefficient in coefficients[-3::-1]:
-        total = total * x + np.float32(coefficient)
-    return total
-
-
 def low_rank(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
     """A B^T / sqrt(r) of a tile from the columns of A, (rows, 1) each, and of B, (1, columns) each, float32; the sum over r in order."""
     total = a[0] * b[0]
     for column_a, column_b in zip(a[1:], b[1:], strict=True):
         total = total + column_a * column_b
     return total if len(a) == 1 else total / np.float32(np.sqrt(len(a)))
+
+
+def dense(problem: Problem, w: jax.Array, start: Start, shift: jax.Array, step: jax.Array, *, power_of_two: bool, exact: bool) -> jax.Array:
+    """step * E of one tile of dense noise, float32, from the words that begin at ``start``.
+
+    Args:
+        problem: what is perturbed.
+        w: the tile of the weight; only its shape is read.
+        start: of the tile's first row of words.
+        shift: how many rows the tile begins after the first row of its words, below ``problem.rows_per_word``.
+        step: sigma * sign * scale.
+        power_of_two: make no array whose sides are no powers of two, as Triton wants it.
+        exact: the operations that equal the specification bit for bit on a CPU.
+    """
+    record, (rows, columns) = problem.record, w.shape
+    groups = -(-rows // record.rows_per_word)
+    if record.rows_per_word == 1 or problem.aligned:
+        made = words(problem, start, groups, columns)
+    elif power_of_two:
+        further = words(problem, start.moved(problem.leaf[2]), groups, columns)
+        made = realigned(words(problem, start, groups, columns), further, shift)
+    else:
+        one_more = words(problem, start, groups + 1, columns)
+        made = realigned(one_more[:-1], one_more[1:], shift)
+    return record.tile(made, step, rows, exact)

@@ -19,12 +19,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from . import tile_noise
 from .platforms import result_like
-from .problem import WORD_BITS, Problem
+from .problem import Problem
 from .tile_noise import Start
 from .tiling import VMEM_LIMIT_BYTES, Tiles, choose
 
 FEW_ROWS = 128
-"""Up to as many rows of x, gaussian noise is made and kept in parts of 32 rows of the tile."""
+"""Up to as many rows of x, noise of one word a weight is made and kept in parts of ``PART_ROWS`` rows of the tile."""
+PART_ROWS = 32
 
 
 def matmul(
@@ -56,7 +57,7 @@ def matmul(
         pl.cdiv(inner, tiles.inner),
         tiles.candidates,
     )
-    shift = offsets[1:2] % jnp.uint32(WORD_BITS)
+    shift = offsets[1:2] % jnp.uint32(problem.rows_per_word)
     starts = problem.word_starts(offsets, tile[0], pl.cdiv(w.shape[1], tile[0]))
     scalars = (index[None], *(_as_int32(v) for v in (keys, starts, shift)), steps)
     call = pl.pallas_call(
@@ -120,11 +121,12 @@ def _kernel(problem: Problem, tiles: Tiles, inner: int, candidates: int, interpr
     row, column = (n, k) if problem.transposed else (k, n)
     key = (keys[i, 0].astype(jnp.uint32), keys[i, 1].astype(jnp.uint32))
     start = Start(key, starts[0, row].astype(jnp.uint32), starts[1, row].astype(jnp.uint32)).moved(column * w.shape[1])
-    if problem.distribution == "gaussian" and problem.rank is None and tiles.rows <= FEW_ROWS:
+    dense = problem.distribution is not None and problem.rank is None
+    if dense and problem.rows_per_word == 1 and tiles.rows <= FEW_ROWS:
         # Made at once, as the scheduler would without much else to do, the noise of a tile overflows the registers.
-        for r in range(0, w.shape[0], WORD_BITS):
+        for r in range(0, w.shape[0], PART_ROWS):
             here = start.moved(r * problem.leaf[2])
-            whole[r : r + WORD_BITS] = _perturbed(problem, w[r : r + WORD_BITS], here, shift[0], steps[i], [], interpret)
+            whole[r : r + PART_ROWS] = _perturbed(problem, w[r : r + PART_ROWS], here, shift[0], steps[i], [], interpret)
         tile = whole[...]
     else:
         tile = _perturbed(problem, w[...], start, shift[0], steps[i], [f[0] for f in factors], interpret)
@@ -154,20 +156,11 @@ def _perturbed(
     problem: Problem, w: jax.Array, start: Start, shift: jax.Array, step: jax.Array, factors: list[jax.Array], interpret: bool
 ) -> jax.Array:
     """round(w + step * E) of one tile."""
-    rows, columns = w.shape
     if problem.distribution is None:
         return w
     if problem.rank is not None:
         a, b = factors[0].T, factors[1]
         noise = step * tile_noise.low_rank(*(list(jnp.split(f, problem.rank, d)) for d, f in ((1, a), (0, b))))
-    elif problem.distribution == "rademacher":
-        groups = pl.cdiv(rows, WORD_BITS)
-        if problem.aligned:
-            words = tile_noise.words(problem, start, groups, columns)
-        else:
-            one_more = tile_noise.words(problem, start, groups + 1, columns)
-            words = tile_noise.realigned(one_more[:-1], one_more[1:], shift.astype(jnp.uint32))
-        noise = tile_noise.signed_step(words, step, rows)
     else:
-        noise = step * tile_noise.normal(tile_noise.words(problem, start, rows, columns), exact=interpret)
+        noise = tile_noise.dense(problem, w, start, shift.astype(jnp.uint32), step, power_of_two=False, exact=interpret)
     return (w.astype(jnp.float32) + noise).astype(w.dtype)

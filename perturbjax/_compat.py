@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
 
@@ -24,6 +24,14 @@ def varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """
     axes = jax.typeof(like).mat.varying - jax.typeof(x).mat.varying
     return jax.lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x
+
+
+def scan_operands(eqn: JaxprEqn) -> tuple[int, int]:
+    """How many constants and carries a scan equation has; its other operands are scanned. jax 0.11 and later keep them as a flat tree."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()
+    return len(list(consts)), len(list(carry))
 
 
 def without_dead_code(closed: ClosedJaxpr) -> ClosedJaxpr:

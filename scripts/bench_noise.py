@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from inputs import at_least, exit_code
 
 from perturbjax._compat import compiler_options
+from perturbjax.noise import Noise
 from perturbjax.noise import values as noise
-from perturbjax.noise.dense import Noise, perturb_leaf
+from perturbjax.noise.dense import perturb_leaf
 
 
 def main() -> None:

@@ -37,13 +37,12 @@ def work(names: list[str]) -> None:
     import time
 
     from perturbjax.inference import Engine
-    from perturbjax.noise.dense import Noise
-    from perturbjax.noise.population import Population
+    from perturbjax.noise import Noise, Population
     from perturbjax.pretrained import load_model
     from perturbjax.tasks import load_task
 
     model, runs = load_model("smollm2-135m"), {}
-    candidates = Population(seed=0, size=CANDIDATES, sigmas=(0.001,)).candidates()
+    candidates = Population(seed=0, size=CANDIDATES, sigmas=(0.001,))[:]
     for name in names:
         task_name, count, distribution, rank = JOBS[name]
         task = load_task(task_name)

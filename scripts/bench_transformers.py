@@ -32,9 +32,8 @@ from inputs import at_least, exit_code
 from perturbjax import sharding
 from perturbjax._compat import compiler_options
 from perturbjax.inference.generation import batch_prompts, generate_replies
-from perturbjax.models.decoder import bind, causal_mask
-from perturbjax.noise.dense import Noise
-from perturbjax.noise.population import Population
+from perturbjax.models.decoder import causal_mask, decoder_from_params
+from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.scoring import ChunkProgram
@@ -51,7 +50,7 @@ def ours(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
     """What we time, by name; each does the work once, a candidate row for ``CANDIDATES`` of them."""
 
     def forward(params, tokens):
-        decoder = bind(model.config, params)
+        decoder = decoder_from_params(model.config, params)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
         hidden, _ = decoder(tokens, positions, causal_mask(jnp.ones(tokens.shape, bool)))
         return decoder.logits(hidden[:, -1])
@@ -61,7 +60,7 @@ def ours(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
     runs: Runs = {"prefill": lambda: np.asarray(first(params, jnp.asarray(prefill)))}
     data = batch_prompts([], prompts.tolist()).arrays()
     fn = generate_replies(model.config, REPLY, (), sample=False)
-    candidates = Population(seed=0, size=CANDIDATES, sigmas=(SIGMA,)).candidates()
+    candidates = Population(seed=0, size=CANDIDATES, sigmas=(SIGMA,))[:]
     for name, noise in NOISES.items():
         program = ChunkProgram(fn, params, noise, sharding.make_mesh(), CANDIDATES)
         runs[name] = lambda program=program: program(candidates, data)

@@ -19,8 +19,8 @@ import numpy as np
 from inputs import directory, exit_code
 
 from perturbjax.cli import main as perturbjax
-from perturbjax.models.decoder import bind, causal_mask
-from perturbjax.noise.dense import perturb
+from perturbjax.models.decoder import causal_mask, decoder_from_params
+from perturbjax.noise import perturb
 from perturbjax.pretrained import Model, load_model
 from perturbjax.randopt.setup import reopen_ensemble
 from perturbjax.runs.console import Console
@@ -32,7 +32,7 @@ def logits_of(model: Model, params, tokens: list[int]) -> np.ndarray:
     """(T, V) of one sequence."""
 
     def forward(params, row):
-        decoder = bind(model.config, params)
+        decoder = decoder_from_params(model.config, params)
         hidden, _ = decoder(row, jnp.arange(row.shape[1])[None], causal_mask(jnp.ones(row.shape, bool)))
         return decoder.logits(hidden)[0]
 

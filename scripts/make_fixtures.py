@@ -1,7 +1,7 @@
 """Writes tests/fixtures: tiny models saved by transformers with their logits, and what transformers makes of SmolLM2 and chat templates.
 
-Run it with a Python that has torch, transformers, accelerate and gguf, never with the package's own environment: the reference must not
-share code with what it judges. It therefore does not import perturbjax.
+Run it with a Python that has torch, transformers, accelerate and gguf, never with the package's own environment: a reference must not
+share code with what it is compared to, so this script does not import perturbjax.
 
     python scripts/make_fixtures.py --smollm2 PATH/SmolLM2-135M-Instruct.Q4_1.gguf
 """
@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -118,30 +119,55 @@ TEMPLATES = {
 }
 
 
-def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most ``VOCAB`` tokens, pre-tokenised as Llama 3 or Qwen2 are."""
-    digits = r"\p{N}{1,3}" if kind == "llama" else r"\p{N}"
-    split = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    llama, qwen = ["<|bos|>", "<|end_of_text|>", "<|header|>", "<|eot_id|>"], ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    specials = llama if kind == "llama" else qwen
+@dataclass(frozen=True)
+class Style:
+    """How a family's tokenizer differs from the others: split of digits, special tokens (those of ``names`` among them), chat template."""
+
+    digits: str
+    specials: tuple[str, ...]
+    names: dict[str, str]
+    chat_template: str
+    nfc: bool
+
+
+STYLES = {
+    "llama": Style(
+        digits=r"\p{N}{1,3}",
+        specials=("<|bos|>", "<|end_of_text|>", "<|header|>", "<|eot_id|>"),
+        names={"bos_token": "<|bos|>", "eos_token": "<|end_of_text|>"},
+        chat_template=HEADERS,
+        nfc=False,
+    ),
+    "qwen2": Style(
+        digits=r"\p{N}",
+        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        names={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        chat_template=CHATML,
+        nfc=True,
+    ),
+}
+
+
+def tiny_tokenizer(style: Style) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most ``VOCAB`` tokens, pre-tokenized as in the released models; it adds a BOS where the style names one."""
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    split = words + style.digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     backend = tokenizers.Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(tokenizers.Regex(split), behavior="isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    if kind == "qwen2":
+    isolated = pre_tokenizers.Split(tokenizers.Regex(split), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([isolated, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    if style.nfc:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet, specials = sorted(pre_tokenizers.ByteLevel.alphabet()), list(style.specials)
     trainer = trainers.BpeTrainer(vocab_size=VOCAB - 2, initial_alphabet=alphabet, special_tokens=specials, show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
-    if kind == "llama":
-        bos = specials[0]
+    if (bos := style.names.get("bos_token")) is not None:
         added = [(bos, backend.token_to_id(bos))]
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=added)
-        return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token="<|end_of_text|>", chat_template=HEADERS)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=style.chat_template, **style.names)
 
 
-def randomise(model: torch.nn.Module, seed: int) -> None:
+def randomize(model: torch.nn.Module, seed: int) -> None:
     """Weights large enough that every part of the model matters: transformers starts biases at 0 and norms at 1, which hides mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -157,9 +183,9 @@ def tiny_model(name: str, model: torch.nn.Module, kind: str, seed: int, dtype: t
     """Saves a model with random weights, its tokenizer, and reference.npz / reference.json of what transformers computes with them."""
     folder = FIXTURES / name
     shutil.rmtree(folder, ignore_errors=True)
-    randomise(model, seed)
+    randomize(model, seed)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
-    tiny_tokenizer(kind).save_pretrained(folder)
+    tiny_tokenizer(STYLES[kind]).save_pretrained(folder)
     for path in folder.iterdir():
         path.chmod(0o644)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -189,7 +215,7 @@ def chats(tokenizer) -> list[dict]:
 
 
 def texts(tokenizer) -> list[dict]:
-    """Text with its ids without and with what the tokenizer adds of itself, and the ids' text without special tokens."""
+    """Text with its ids without and with the tokens that the tokenizer adds, and the ids' text without special tokens."""
     rows = []
     for text in TEXTS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -202,7 +228,7 @@ def smollm2(path: Path) -> None:
     """What transformers computes in float32 with the embedded default model."""
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # transformers knows no pre-tokenizer "smollm" and splits as GPT-2 does. The released tokenizer.json of SmolLM2 splits digits first, as
-    # llama.cpp does: put that in place.
+    # llama.cpp does: use that one.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     )

@@ -50,10 +50,9 @@ def score(options: argparse.Namespace) -> None:
     from perturbjax.cluster.distributed import Team, is_main, join
     from perturbjax.errors import InputError
     from perturbjax.inference import Engine
-    from perturbjax.noise.dense import Noise
-    from perturbjax.noise.population import Population
+    from perturbjax.noise import Noise, Population
     from perturbjax.pretrained import load_model
-    from perturbjax.scoring.select import top_k
+    from perturbjax.scoring import top_k
     from perturbjax.tasks import load_task
 
     if options.coordinator:
@@ -67,7 +66,7 @@ def score(options: argparse.Namespace) -> None:
         engine.follow()
         return
     with Team().leading():
-        candidates = Population(seed=0, size=options.population, sigmas=options.sigmas).candidates()
+        candidates = Population(seed=0, size=options.population, sigmas=options.sigmas)[:]
         outputs = engine.run(candidates, engine.prepare(task.examples()[: options.examples], task.templates[0]))
     assert outputs.log_probs is not None
     keys = np.concatenate([np.asarray(candidates.key_data, np.float64), np.asarray(candidates.sigma, np.float64)[:, None]], axis=1)

@@ -15,13 +15,12 @@ import numpy as np
 from inputs import at_least, exit_code
 
 from perturbjax.inference import Engine
-from perturbjax.noise.dense import Noise
-from perturbjax.noise.population import Population
+from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import load_model
 from perturbjax.randopt.config import SearchConfig
 from perturbjax.randopt.replies import run_base, run_members, vote_curve
 from perturbjax.report.intervals import paired_bootstrap
-from perturbjax.scoring.select import top_k
+from perturbjax.scoring import top_k
 from perturbjax.tasks import load_task
 from perturbjax.tasks.splits import make_splits
 

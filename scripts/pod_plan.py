@@ -92,11 +92,11 @@ def main() -> int:
 
     from perturbjax.bench.plan import CHIPS, Plan
     from perturbjax.errors import InputError
-    from perturbjax.noise.dense import Noise
+    from perturbjax.noise import Noise
     from perturbjax.pretrained.hf_config import decoder_config
 
     try:
-        config = decoder_config(json.loads(options.config.read_text()), str(options.config))
+        config = decoder_config(json.loads(options.config.read_text()))
         devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
         plan = Plan(config, devices, int(options.mesh.split("x")[1]), Noise(options.noise), options.strategy)
     except (InputError, ValueError) as error:  # a config that is none, a topology that does not exist

@@ -23,7 +23,7 @@ from inputs import at_least, directory, exit_code
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.voting import vote_winners
 from perturbjax.report.intervals import paired_bootstrap, sign_test
-from perturbjax.scoring.select import top_k
+from perturbjax.scoring import top_k
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from racing_matrices import equals, far_apart, relatives  # pyright: ignore[reportMissingImports] (beside the tests)

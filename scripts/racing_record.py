@@ -69,7 +69,7 @@ def main() -> None:
         if not part:
             continue
         started = time.perf_counter()
-        outputs = engine.run(parts.population.candidates(part), prepared)
+        outputs = engine.run(parts.population[part], prepared)
         record["scores"][part] = outputs.scores
         for i, row in zip(part, outputs.answers, strict=True):
             record["answers"][i] = [-1 if a is None else e.choices.index(a) for a, e in zip(row, examples, strict=True)]

@@ -20,8 +20,7 @@ import numpy as np
 from perturbjax.bench.workloads import Workload
 from perturbjax.inference import Engine, Outputs, Prepared
 from perturbjax.inference.generation import GenerationBatch
-from perturbjax.noise.dense import Noise
-from perturbjax.noise.population import Population
+from perturbjax.noise import Noise, Population
 from perturbjax.scoring.strategy import STRATEGIES
 
 SLOT_TOKENS = (512, 1024, 2048, 4096)
@@ -118,7 +117,7 @@ def measure(workload: Workload, settings: Settings, step: Callable[[str], None])
         for strategy in strategies(workload, noise):
             case = _case(workload, settings, population, name, strategy)
             _compile(case, plain=False)
-            case.engine.run(population[:1].candidates(), case.prepared)
+            case.engine.run(population[:1], case.prepared)
             cases.append(case)
             step(f"{name}, {strategy}")
     for number in range(settings.rounds):
@@ -149,7 +148,7 @@ def _case(workload: Workload, settings: Settings, population: Population, name: 
 
     def run() -> list[Outputs]:
         starts = range(0, len(population), engine.chunk)
-        return [engine.run(population[start : start + engine.chunk].candidates(), prepared) for start in starts]
+        return [engine.run(population[start : start + engine.chunk], prepared) for start in starts]
 
     return Case(name, prepared.strategy, engine, prepared, run)
 

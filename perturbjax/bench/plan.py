@@ -16,7 +16,8 @@ from perturbjax._compat import is_out_of_memory
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.generation import generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.noise.dense import Noise
+from perturbjax.models.partition import partition
+from perturbjax.noise import Noise
 from perturbjax.pretrained.params import nest
 from perturbjax.scoring import ChunkProgram
 
@@ -55,19 +56,19 @@ class Plan:
     def __init__(self, config: DecoderConfig, devices: Sequence[Any], model: int, noise: Noise, strategy: str):
         self.config, self.noise, self.strategy = config, noise, strategy
         self.mesh = sharding.make_mesh(devices, model)
-        self.split = sharding.split_model(config, model)
+        self.parallel = partition(config, model)
         shapes = param_shapes(config)
         params = nest({path: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for path, shape in shapes.items()})
-        self.spread = sharding.spread(params, self.mesh, self.split.cuts(config) if self.split else None)
+        self.params = sharding.shard_params(params, self.mesh, self.parallel.dims(config) if self.parallel else None)
         self.parameters = sum(math.prod(shape) for shape in shapes.values())
 
-    def scoring(self, slots: int, rows: int, tokens: int, in_flight: int = 1, capacity: int | None = None) -> Any:
-        """The compiled program that scores ``slots`` passes of packed rows. ``capacity``: candidates of one call; one a group at least."""
+    def scoring(self, slots: int, rows: int, tokens: int, in_flight: int = 1, max_candidates: int | None = None) -> Any:
+        """The compiled program that scores ``slots`` passes of packed rows. ``max_candidates``: of one call; one a group at least."""
         shapes = dict.fromkeys(("tokens", "positions", "example", "branch"), (slots, rows, tokens))
         shapes |= {"query": (slots, QUERIES), "ids": (slots, QUERIES, CHOICES), "count": ()}
         data = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
         data["lead"] = jax.ShapeDtypeStruct((min(128, tokens),), np.bool_)
-        return self._compile(choice_values(self.config, single=False, split=self.split), data, in_flight, capacity)
+        return self._compile(choice_values(self.config, single=False, parallel=self.parallel), data, in_flight, max_candidates)
 
     def generation(self, rows: int, prompt: int, new: int, in_flight: int = 1) -> Any:
         """The compiled program that continues ``rows`` prompts greedily, ``new`` tokens each."""
@@ -81,15 +82,15 @@ class Plan:
         }
         data = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
         data |= {"live": jax.ShapeDtypeStruct((1, rows), np.bool_), "temperature": jax.ShapeDtypeStruct((), np.float32)}
-        return self._compile(generate_replies(self.config, new, (1,), sample=False, split=self.split), data, in_flight)
+        return self._compile(generate_replies(self.config, new, (1,), sample=False, parallel=self.parallel), data, in_flight)
 
-    def _compile(self, fn: Callable[..., Any], data: Any, in_flight: int, capacity: int | None = None) -> Any:
-        least = self.mesh.shape[sharding.CANDIDATE] * in_flight
-        return ChunkProgram(fn, self.spread, self.noise, self.mesh, capacity or least, in_flight, self.strategy).lower(data).compile()
+    def _compile(self, fn: Callable[..., Any], data: Any, in_flight: int, max_candidates: int | None = None) -> Any:
+        least = self.mesh.shape[sharding.DATA] * in_flight
+        return ChunkProgram(fn, self.params, self.noise, self.mesh, max_candidates or least, in_flight, self.strategy).lower(data).compile()
 
     def cache_bytes(self, rows: int, tokens: int) -> int:
         """Keys and values of every layer on one device, bfloat16."""
-        local = self.split.local(self.config) if self.split else self.config
+        local = self.parallel.local(self.config) if self.parallel else self.config
         return 2 * 2 * self.config.num_layers * local.num_kv_heads * self.config.head_dim * rows * tokens
 
     def flops(self, rows: int, tokens: int, logits: int) -> float:

@@ -12,7 +12,7 @@ import jax
 
 from perturbjax.bench import scopes
 from perturbjax.bench.measure import SIGMA, Case, Row, Settings
-from perturbjax.noise.population import Population
+from perturbjax.noise import Population
 from perturbjax.pretrained import Model
 
 
@@ -84,7 +84,7 @@ def steps(rows: list[Row], settings: Settings, directory: Path | None) -> list[d
     """Shares of the time by scope, from traces of one candidate and of the plain model: for the last row of each kind, with the first kind
     of noise and what ``auto`` chose for it. The traces are kept in ``directory`` if there is one."""
     noise = next(iter(settings.noises))
-    one = Population(seed=settings.seed, size=1, sigmas=(SIGMA,)).candidates()
+    one = Population(seed=settings.seed, size=1, sigmas=(SIGMA,))[:]
     found = []
     for row in {row.workload.kind: row for row in rows if row.workload.kind != "early stopping"}.values():
         case = next(case for case in row.cases if case.noise == noise and case.strategy == row.chosen[noise])

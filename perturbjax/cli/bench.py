@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from perturbjax.errors import InputError
-from perturbjax.noise.dense import Noise
+from perturbjax.noise import Noise
 from perturbjax.randopt.config import one_of, positive_integer
 from perturbjax.randopt.setup import resolve_dtype, versions
 from perturbjax.runs.compile_cache import use_compile_cache

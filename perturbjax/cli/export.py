@@ -42,7 +42,7 @@ def run_export(config: ExportConfig, console: Console) -> None:
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise InputError(f"--out {config.out}: exists and is not an empty directory; give a new one")
     use_compile_cache(config.compile_cache, console)
-    from perturbjax.noise.dense import perturb
+    from perturbjax.noise import perturb
     from perturbjax.pretrained.export import export_safetensors
     from perturbjax.randopt.ensemble import merge
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from perturbjax.inference.packing import PROMPT, SHARED
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.decoder import bind
-from perturbjax.sharding import Split
+from perturbjax.models.decoder import decoder_from_params
+from perturbjax.models.partition import TensorParallel
 
 
 def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
@@ -23,15 +23,15 @@ def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
     return (same_example & open_branch | shared) & (order[None, :] <= order[:, None])[None]
 
 
-def choice_values(config: DecoderConfig, single: bool, split: Split | None = None):
+def choice_values(config: DecoderConfig, single: bool, parallel: TensorParallel | None = None):
     """The function of one candidate that ``ChunkProgram`` runs on a ``PackedBatch``: float32 (S, Q, C).
 
-    With ``single``, logits of the C ids at each query; else log-probabilities over the vocabulary. ``split``: how the model is dealt to
-    the devices of "model".
+    With ``single``, logits of the C ids at each query; else log-probabilities over the vocabulary. ``parallel``: how the model is
+    sharded over the devices of "model".
     """
 
     def fn(params: Any, _, data: dict[str, jax.Array]) -> jax.Array:
-        decoder = bind(config, params, split)
+        decoder = decoder_from_params(config, params, parallel)
         rows = jnp.arange(data["tokens"].shape[1])
         # The first row holds the prefix itself and sees it through its own mask.
         lead = (rows > 0)[:, None] & data["lead"][None]

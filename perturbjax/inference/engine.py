@@ -22,13 +22,14 @@ from perturbjax.inference.decode import NO_TOKEN
 from perturbjax.inference.generation import GenerationBatch, batch_prompts, generate_replies
 from perturbjax.inference.outputs import Outputs, Prepared, judge
 from perturbjax.inference.packing import Packing, ScoringExample, common_prefix, pack, unpack
-from perturbjax.noise.dense import Noise, leaf_paths
-from perturbjax.noise.population import Candidate
+from perturbjax.models.partition import partition
+from perturbjax.noise import Candidate, Noise
 from perturbjax.noise.values import fold_in, root_key_data
 from perturbjax.pretrained import Model
-from perturbjax.scoring.scorer import ChunkProgram
-from perturbjax.scoring.strategy import Work, choose
+from perturbjax.scoring import ChunkProgram
+from perturbjax.scoring.strategy import Work, cheapest
 from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tree import leaf_paths
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Engine:
         model: the base; its params are put on the mesh once and never written.
         task: what is asked and how it is judged.
         noise: what perturbs.
-        mesh: all devices along "candidate" by default; the model is dealt to those along "model" (``sharding.split_model``).
+        mesh: all devices along "data" by default; the model is sharded over those along "model" (``models.partition``).
         chunk: candidates of one compiled call (rounded up to fill the mesh).
         in_flight: candidates evaluated together on each device, under vmap; halved, with a warning, when they do not fit.
         max_new_tokens: generation budget; the task's own by default.
@@ -68,12 +69,12 @@ class Engine:
         self.mesh = mesh or sharding.make_mesh()
         self.in_flight, self.strategy = in_flight, strategy
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
-        self.split = sharding.split_model(model.config, self.mesh.shape[sharding.MODEL])
-        self.spread = sharding.spread(model.params, self.mesh, self.split.cuts(model.config) if self.split else None)
+        self.parallel = partition(model.config, self.mesh.shape[sharding.MODEL])
+        self.params = sharding.shard_params(model.params, self.mesh, self.parallel.dims(model.config) if self.parallel else None)
         self._team = Team()
         self._requested = chunk
         self._programs: dict[tuple[str, str | None, bool], ChunkProgram] = {}
-        width = self.mesh.shape[sharding.CANDIDATE] * in_flight
+        width = self.mesh.shape[sharding.DATA] * in_flight
         self.chunk = -(-chunk // width) * width
 
     @property
@@ -116,11 +117,11 @@ class Engine:
         """What was asked for, or the cost model's choice. ``whole_head``: all logits are needed, not those of a few ids."""
         if self.strategy != "auto":
             return self.strategy
-        sizes = {path: leaf.size for path, leaf in leaf_paths(self.spread.arrays).items() if self.noise.scale_of(path)}
+        sizes = {path: leaf.size for path, leaf in leaf_paths(self.params.arrays).items() if self.noise.scale_of(path)}
         looked_up = sizes.get(EMBEDDING, 0) if not (whole_head and self.model.config.tied_head) else 0
         in_dots = 1 - looked_up / max(1, sum(sizes.values()))
-        work = Work(tokens, passes * in_dots, copies, self.in_flight * self.spread.device_bytes)
-        chosen = choose(work, self.noise, _compat.free_bytes(self.mesh.devices.flat[0]))
+        work = Work(tokens, passes * in_dots, copies, self.in_flight * self.params.device_bytes)
+        chosen = cheapest(work, self.noise, _compat.free_bytes(self.mesh.devices.flat[0]))
         _log.info("strategy %s for %s", chosen, work)
         return chosen
 
@@ -213,7 +214,7 @@ class Engine:
                     raise
                 reason = str(error).splitlines()[0]
             if self.in_flight == 1:
-                raise MemoryError(f"one candidate at a time does not fit on a device ({reason}); deal the model to more of them: --mesh")
+                raise MemoryError(f"one candidate at a time does not fit on a device ({reason}); shard the model over more of them: --mesh")
             _log.warning("out of memory with %d candidates in flight, going on with %d (%s)", self.in_flight, self.in_flight // 2, reason)
             self._set_in_flight(self.in_flight // 2)
 
@@ -246,12 +247,12 @@ class Engine:
         name = "generate" if isinstance(layout, GenerationBatch) else "single" if single else "normalised"
         if (name, strategy, sample) not in self._programs:
             if isinstance(layout, GenerationBatch):
-                fn = generate_replies(self.model.config, self.max_new_tokens, self.model.tokenizer.stop_ids, sample, self.split)
+                fn = generate_replies(self.model.config, self.max_new_tokens, self.model.tokenizer.stop_ids, sample, self.parallel)
             else:
-                fn = choice_values(self.model.config, single, self.split)
+                fn = choice_values(self.model.config, single, self.parallel)
             noise = None if strategy is None else self.noise
             self._programs[name, strategy, sample] = ChunkProgram(
-                fn, self.spread, noise, self.mesh, self._requested, self.in_flight, strategy or "copy"
+                fn, self.params, noise, self.mesh, self._requested, self.in_flight, strategy or "copy"
             )
         return self._programs[name, strategy, sample]
 

@@ -12,8 +12,8 @@ import numpy as np
 from perturbjax.inference.decode import ROW_SIZES, Replies, generate, no_replies
 from perturbjax.inference.packing import PREFIX_BUCKETS, bucket
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.decoder import bind, run_prefix
-from perturbjax.sharding import Split
+from perturbjax.models.decoder import decoder_from_params, run_prefix
+from perturbjax.models.partition import TensorParallel
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 SLOT_CAPACITY = 8
@@ -25,7 +25,7 @@ class GenerationBatch:
     """What the compiled program reads: S slots (capacity), B rows, T prompt tokens.
 
     Attributes:
-        prefix: (1, P) token ids, padded, P = 0 where there is none; prefix_length: how many are real.
+        prefix: (1, P) token ids, padded, P = 0 where there is none; prefix_length: how many are valid.
         tokens: (S, B, T) prompts after the prefix; lengths: (S, B); live: (S, B), False on padding rows; row_ids: (S, B) number of the
         example.
         count: slots in use.
@@ -74,15 +74,17 @@ def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> Ge
     )
 
 
-def generate_replies(config: DecoderConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool, split: Split | None = None):
+def generate_replies(
+    config: DecoderConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool, parallel: TensorParallel | None = None
+):
     """The function of one candidate that ``ChunkProgram`` runs on a ``GenerationBatch``: ``Replies`` with leading S.
 
-    With ``sample``, tokens are drawn with the candidate's key (of the plain model: noise and samples never share one). ``split``: how the
-    model is dealt to the devices of "model".
+    With ``sample``, tokens are drawn with the candidate's key (of the plain model: noise and samples never share one). ``parallel``: how
+    the model is sharded over the devices of "model".
     """
 
     def fn(params: Any, candidate: Any, data: dict[str, jax.Array]) -> Replies:
-        decoder = bind(config, params, split)
+        decoder = decoder_from_params(config, params, parallel)
         prefix = run_prefix(decoder, data["prefix"], data["prefix_length"]) if data["prefix"].shape[1] else None
 
         def slot(index: jax.Array, results: Replies) -> Replies:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +51,23 @@ class Outputs:
     nonfinite: int
     log_probs: np.ndarray | None = None
     row_steps: np.ndarray | None = None
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Outputs:
+        """The given models, in the given order; ``seconds`` and ``nonfinite`` stay those of the whole."""
+        index = np.asarray(rows, np.int64)
+        arrays = {name: None if (array := getattr(self, name)) is None else array[index] for name in _PER_MODEL}
+        return replace(self, answers=tuple(self.answers[row] for row in index), **arrays)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Outputs]) -> Outputs:
+        """The models of several outputs on the same examples, one after the other."""
+        columns = {name: [getattr(part, name) for part in parts] for name in _PER_MODEL}
+        arrays = {name: None if any(part is None for part in column) else np.concatenate(column) for name, column in columns.items()}
+        answers = tuple(row for part in parts for row in part.answers)
+        return cls(answers=answers, seconds=sum(p.seconds for p in parts), nonfinite=sum(p.nonfinite for p in parts), **arrays)
+
+
+_PER_MODEL = ("scores", "lenient", "tokens", "log_probs", "row_steps")
 
 
 def judge(

@@ -1,7 +1,7 @@
 """``LazyArray``: a parameter whose noise has not been made yet.
 
-It holds a block of the base, the key and the step of the noise, and where in the leaf the block lies. Taking part of it moves the block;
-reshaping it is remembered and replayed after the noise is made. So one rule (``materialise``) makes every view of every part of a leaf.
+It holds a block of the base, the key and the step of the noise, and where in the leaf the block lies. Taking part of it narrows the block;
+reshaping it is remembered and replayed after the noise is made. So one rule (``materialize``) makes every view of every part of a leaf.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.interpret.views import View
-from perturbjax.noise import values as spec
-from perturbjax.noise.dense import Noise, Params, Place, Places, leaf_paths, perturb_block, perturb_leaf, scales
-from perturbjax.noise.population import Candidate
-from perturbjax.noise.values import Coordinates, Window
+from perturbjax.noise import Candidate
+from perturbjax.noise.block import Block, Slice
+from perturbjax.noise.dense import Blocks, perturb_block
+from perturbjax.noise.low_rank import low_rank_factors, low_rank_product
+from perturbjax.noise.spec import Noise, scales
+from perturbjax.noise.values import fold_in
+from perturbjax.tree import Params, leaf_paths, path_hash
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """What is static about a perturbed parameter: its path, its whole shape, the kind of noise, and whether dots keep the base as it is and
-    apply the factors of low-rank noise beside it."""
+    """What is static about a perturbed parameter: its path, the kind of noise, and whether dots keep the base as it is and apply the
+    factors of low-rank noise beside it."""
 
     path: str
-    shape: tuple[int, ...]
     noise: Noise
     factored: bool
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("base", "key_data", "step", "coordinates", "factors", "stack"),
+    data_fields=("base", "key_data", "step", "block", "factors", "stack"),
     meta_fields=("leaf", "views"),
 )
 @dataclass(frozen=True)
@@ -47,18 +49,18 @@ class LazyArray:
         base: the block of the unperturbed leaf, its dims in the leaf's order.
         key_data: the leaf's key, uint32[2].
         step: sigma * sign * scale, float32 scalar.
-        coordinates: which block of the leaf ``base`` is; None for all of it.
+        block: which block of the leaf ``base`` is.
         factors: the block's low-rank noise as A (..., R, r) and B (..., C, r); None for noise of full rank.
         stack: where ``base`` is one matrix of several: all of them, and which it is, counted over the leading dims. A kernel reads it there
             instead of having it copied out.
-        leaf: path, whole shape, noise, and how dots use the factors.
+        leaf: path, noise, and how dots use the factors.
         views: reshapes, transposes, casts and the like, in order, between the perturbed block and the value this stands for.
     """
 
     base: jax.Array
     key_data: jax.Array
     step: jax.Array
-    coordinates: Coordinates | None
+    block: Block
     factors: tuple[jax.Array, jax.Array] | None
     stack: tuple[jax.Array, int | jax.Array] | None
     leaf: Leaf
@@ -79,7 +81,7 @@ class LazyArray:
 
     @property
     def is_vector(self) -> bool:
-        """Whether at most one dim of the block is longer than 1: perturbing it whole costs no more than using it."""
+        """Whether at most one dim of the block is longer than 1: perturbing all of it costs no more than using it."""
         return sum(n > 1 for n in self.base.shape) <= 1
 
     def _viewed(self, block: jax.Array) -> jax.Array:
@@ -99,14 +101,14 @@ class LazyArray:
         """This, with one more view on top."""
         return replace(self, views=(*self.views, view))
 
-    def materialise(self) -> jax.Array:
+    def materialize(self) -> jax.Array:
         """Makes the noise and returns the perturbed values: ``view(round(block + step * E))``, rounded once, before any cast."""
         with jax.named_scope("noise"):
             if self.factors is None:
-                block = perturb_block(self.base, self.key_data, self.step, self.leaf.noise, self.leaf.shape, self.coordinates)
+                perturbed = perturb_block(self.base, self.key_data, self.step, self.leaf.noise, self.block)
             else:
-                block = (self.base.astype(jnp.float32) + self.step * spec.low_rank_product(*self.factors)).astype(self.base.dtype)
-        return self._viewed(block)
+                perturbed = (self.base.astype(jnp.float32) + self.step * low_rank_product(*self.factors)).astype(self.base.dtype)
+        return self._viewed(perturbed)
 
     def _views_and_operand_shapes(self) -> list[tuple[View, tuple[int, ...]]]:
         """Each view with the shape of its operand, last view first."""
@@ -127,58 +129,42 @@ class LazyArray:
             dims.append(dim)
         return tuple(dims)
 
-    def restrict(self, dim: int, part: Window | jax.Array) -> LazyArray | None:
-        """The window or the listed positions ``part`` of view dim ``dim``, in its place; None where the views do not keep that dim.
+    def take(self, dim: int, part: Slice | jax.Array) -> LazyArray | None:
+        """The slice, or the listed positions, ``part`` of view dim ``dim``; None where the views do not keep that dim.
 
         Positions must lie inside the dim.
         """
-        size = part.size if isinstance(part, Window) else part.shape[0]
+        size = part.size if isinstance(part, Slice) else part.shape[0]
         views: list[View] = []
         for view, shape in self._views_and_operand_shapes():
             if (found := view.source(dim, shape)) is None:
                 return None
             views.insert(0, view.resized(dim, size, shape))
             dim = found
-        whole = self.coordinates or (None,) * self.base.ndim
-        coordinates = (*whole[:dim], _compose(whole[dim], part), *whole[dim + 1 :])
         factors = None if self.factors is None else _take_of_factors(self.factors, dim, part)
         base, stack = _take(self.base, dim, part), self._stack_of(dim, part)
-        return replace(self, base=base, coordinates=coordinates, factors=factors, stack=stack, views=tuple(views))
+        return replace(self, base=base, block=self.block.take(dim, part), factors=factors, stack=stack, views=tuple(views))
 
-    def _stack_of(self, dim: int, part: Window | jax.Array) -> tuple[jax.Array, int | jax.Array] | None:
-        if dim >= self.base.ndim - 2 or not isinstance(part, Window) or part.size > 1:
+    def _stack_of(self, dim: int, part: Slice | jax.Array) -> tuple[jax.Array, int | jax.Array] | None:
+        if dim >= self.base.ndim - 2 or not isinstance(part, Slice) or part.size > 1:
             return None
         whole, index = self.stack or (self.base, 0)
         return whole, index + part.start * math.prod(whole.shape[dim + 1 : -2])
 
 
-def _take(x: jax.Array, dim: int, part: Window | jax.Array) -> jax.Array:
-    if isinstance(part, Window):
+def _take(x: jax.Array, dim: int, part: Slice | jax.Array) -> jax.Array:
+    if isinstance(part, Slice):
         return jax.lax.dynamic_slice_in_dim(x, part.start, part.size, dim)
     return jnp.take(x, part, axis=dim, mode="clip")
 
 
-def _take_of_factors(factors: tuple[jax.Array, jax.Array], dim: int, part: Window | jax.Array) -> tuple[jax.Array, jax.Array]:
+def _take_of_factors(factors: tuple[jax.Array, jax.Array], dim: int, part: Slice | jax.Array) -> tuple[jax.Array, jax.Array]:
     """The factors of that part of the block: rows belong to the first, columns to the second, leading dims to both."""
     a, b = factors
     rows = a.ndim - 2
     a = _take(a, dim, part) if dim <= rows else a
     b = _take(b, min(dim, rows), part) if dim != rows else b
     return a, b
-
-
-def _compose(outer: Window | jax.Array | None, inner: Window | jax.Array) -> Window | jax.Array:
-    """Coordinates in the leaf of positions ``inner`` of a block whose coordinates are ``outer``."""
-    if outer is None:
-        return inner
-    if isinstance(outer, Window):
-        start = jnp.asarray(outer.start).astype(jnp.int32)
-        if isinstance(inner, Window):
-            return Window(start + jnp.asarray(inner.start).astype(jnp.int32), inner.size)
-        return start + inner.astype(jnp.int32)
-    if isinstance(inner, Window):
-        return jax.lax.dynamic_slice_in_dim(outer, inner.start, inner.size, 0)
-    return outer[inner]
 
 
 SMALL = 1024
@@ -193,7 +179,7 @@ def lazy(
     leaf_scales: Mapping[str, jax.Array] | None = None,
     *,
     factored: bool = False,
-    places: Places | None = None,
+    blocks: Blocks | None = None,
 ) -> Params:
     """The candidate's parameters with their noise yet to be made: what ``lazily(fn)`` takes in place of ``perturb(...)``.
 
@@ -205,7 +191,7 @@ def lazy(
         factored: with low-rank noise, let dots use the factors: x (W + s A B^T) becomes x W + s (x A) B^T, so that candidates under vmap
             share one product with W (EGGROLL, arXiv 2511.16652). The perturbed weight is then never rounded to its dtype. Without low-rank
             noise this changes nothing.
-        places: which block of the leaf some of the arrays are (``perturb``); give the scales of the whole leaves with it.
+        blocks: which block of the leaf some of the arrays are (``perturb``); give the scales of the whole leaves with it.
 
     Returns:
         The same tree: a ``LazyArray`` for every leaf that moves, the perturbed leaf where it is less than 1/1024 of what moves, and the
@@ -219,27 +205,27 @@ def lazy(
     leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
     step = candidate.sigma * candidate.sign
     leaves = leaf_paths(params)
-    at = {path: (places or {}).get(path, Place(jnp.shape(leaf), None)) for path, leaf in leaves.items()}
+    at = {path: (blocks or {}).get(path, Block(jnp.shape(leaf))) for path, leaf in leaves.items()}
     # Of whole leaves, so that no device decides otherwise than another.
-    moving = sum(math.prod(at[path].shape) for path in leaf_scales)
+    moving = sum(math.prod(at[path].global_shape) for path in leaf_scales)
     paths = iter(leaves)
 
     def one(leaf: Any) -> Any:
         path = next(paths)
         if path not in leaf_scales:
             return leaf
-        shape, coordinates = at[path]
+        block = at[path]
         # Never weakly typed: what perturb returns is not, and types must promote alike.
         base, leaf_step = jnp.asarray(leaf, jnp.result_type(leaf)), step * leaf_scales[path]
-        key = spec.fold_in(candidate.key_data, spec.leaf_hash(path))
-        if math.prod(shape) * SMALL < moving:
+        key = fold_in(candidate.key_data, path_hash(path))
+        if math.prod(block.global_shape) * SMALL < moving:
             with jax.named_scope("noise"):
-                return perturb_leaf(base, key, leaf_step, noise, at[path])
+                return perturb_block(base, key, leaf_step, noise, block)
         factors = None
         if noise.rank is not None and base.ndim >= 2:
             # Made now, r (R + C) numbers: at the point of use XLA would fuse them into their product and draw each anew for every element.
             with jax.named_scope("noise"):
-                factors = spec.low_rank_factors(key, shape, noise.rank, noise.distribution, coordinates)
-        return LazyArray(base, key, leaf_step, coordinates, factors, None, Leaf(path, shape, noise, factored))
+                factors = low_rank_factors(key, block, noise.rank, noise.distribution)
+        return LazyArray(base, key, leaf_step, block, factors, None, Leaf(path, noise, factored))
 
     return jax.tree.map(one, params)

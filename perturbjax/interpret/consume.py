@@ -14,24 +14,24 @@ from jax.lax import GatherScatterMode
 
 from perturbjax.interpret.array import LazyArray
 from perturbjax.interpret.dot import perturbed_dot_general
-from perturbjax.noise.values import Window
+from perturbjax.noise.block import Slice
 
 if TYPE_CHECKING:
     from perturbjax.interpret.interpreter import Interpreter
 
-Rule = Callable[..., "list[Any] | None"]
-"""(interpreter, equation, values) -> outputs, or None where the rule does not apply and the value must be made whole."""
+Consumer = Callable[..., "list[Any] | None"]
+"""(interpreter, equation, values) -> outputs, or None where the rule does not apply and the value must be materialized."""
 
 
 def _dot_general(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     for value in values:
         if isinstance(value, LazyArray):
-            run.report.record(value, "dot_general")
+            run.usage.record(value, "dot_general")
     return [perturbed_dot_general(*values, **eqn.params)]
 
 
 def _conv(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
-    lhs, rhs = (run.whole(value, "conv_general_dilated") for value in values)
+    lhs, rhs = (run.materialize(value, "conv_general_dilated") for value in values)
     return [eqn.primitive.bind(lhs, rhs, **eqn.params)]
 
 
@@ -43,8 +43,8 @@ def _slice(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | No
         stride = 1 if strides is None else strides[dim]
         if (start, limit, stride) == (0, size, 1):
             continue
-        positions = Window(start, limit - start) if stride == 1 else jnp.arange(start, limit, stride, dtype=jnp.int32)
-        if (part := part.restrict(dim, positions)) is None:
+        positions = Slice(start, limit - start) if stride == 1 else jnp.arange(start, limit, stride, dtype=jnp.int32)
+        if (part := part.take(dim, positions)) is None:
             return None
     return [part]
 
@@ -57,7 +57,7 @@ def _dynamic_slice(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[A
         if size == whole:
             continue
         inside = jnp.clip(jnp.asarray(start).astype(jnp.int32), 0, whole - size)
-        if (part := part.restrict(dim, Window(inside, size))) is None:
+        if (part := part.take(dim, Slice(inside, size))) is None:
             return None
     return [part]
 
@@ -75,12 +75,12 @@ def _gather(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | N
     if indices.dtype.itemsize < 4:  # the bounds below may lie outside a narrow type
         indices = indices.astype(jnp.int32)
     ids = indices[..., dims.start_index_map.index(dim)]
-    part = table.restrict(dim, jnp.clip(ids, 0, table.shape[dim] - 1).astype(jnp.int32).reshape(-1))
+    part = table.take(dim, jnp.clip(ids, 0, table.shape[dim] - 1).astype(jnp.int32).reshape(-1))
     if part is None:
         return None
-    run.report.record(part, "gather")
+    run.usage.record(part, "gather")
     kept = tuple(size for d, size in enumerate(sizes) if d not in dims.collapsed_slice_dims)
-    rows = jnp.moveaxis(part.materialise(), dim, 0).reshape(ids.shape + kept)
+    rows = jnp.moveaxis(part.materialize(), dim, 0).reshape(ids.shape + kept)
     if eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP:
         inside = jnp.ones(ids.shape, bool)
         for i, d in enumerate(dims.start_index_map):
@@ -102,11 +102,11 @@ def _split(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | No
     (value,) = values
     sizes, axis = eqn.params["sizes"], eqn.params["axis"]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    parts = [value.restrict(axis, Window(start, size)) for start, size in zip(starts, sizes, strict=True)]
+    parts = [value.take(axis, Slice(start, size)) for start, size in zip(starts, sizes, strict=True)]
     return None if any(part is None for part in parts) else parts
 
 
-CONSUMERS: dict[str, Rule] = {
+CONSUMERS: dict[str, Consumer] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
     "slice": _slice,

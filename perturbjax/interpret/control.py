@@ -14,10 +14,11 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as p
 from jax.sharding import PartitionSpec
 
+from perturbjax import _compat
 from perturbjax.interpret.array import LazyArray
-from perturbjax.interpret.report import WHILE_STEPS
+from perturbjax.interpret.usage import WHILE_STEPS
 from perturbjax.interpret.views import View
-from perturbjax.noise.values import Window
+from perturbjax.noise.block import Block, Slice
 
 if TYPE_CHECKING:
     from perturbjax.interpret.interpreter import Interpreter
@@ -25,24 +26,24 @@ if TYPE_CHECKING:
 
 def _scan(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     """Lazy constants stay lazy; a lazy scanned input becomes, in each step, the slice of the base and its place in the leaf."""
-    consts_end = eqn.params["num_consts"]
-    carry_end = consts_end + eqn.params["num_carry"]
+    num_consts, num_carry = _compat.scan_operands(eqn)
+    consts_end, carry_end = num_consts, num_consts + num_carry
     consts, init, xs = values[:consts_end], values[consts_end:carry_end], values[carry_end:]
-    init = [run.whole(value, "scan", "an initial carry changes from step to step") for value in init]
+    init = [run.materialize(value, "scan", "an initial carry changes from step to step") for value in init]
     length = eqn.params["length"]
 
     def sliceable(x: LazyArray) -> bool:
-        return length > 0 and x.restrict(0, Window(0, 1)) is not None
+        return length > 0 and x.take(0, Slice(0, 1)) is not None
 
-    xs = [run.whole(x, "scan", "its views hide the scanned dim") if isinstance(x, LazyArray) and not sliceable(x) else x for x in xs]
+    xs = [run.materialize(x, "scan", "its views hide the scanned dim") if isinstance(x, LazyArray) and not sliceable(x) else x for x in xs]
     plain = [x for x in xs if not isinstance(x, LazyArray)]
 
     def body(carry: list[Any], scanned: tuple[jax.Array, list[Any]]) -> tuple[list[Any], list[Any]]:
         index, slices = scanned[0], iter(scanned[1])
         inner = [_step_slice(x, index) if isinstance(x, LazyArray) else next(slices) for x in xs]
-        with run.report.repeated(eqn.params["length"]):
+        with run.usage.repeated(eqn.params["length"]):
             outputs = run.run_closed(eqn.params["jaxpr"], [*consts, *carry, *inner])
-        outputs = [run.whole(output, "scan", "an output of the loop") for output in outputs]
+        outputs = [run.materialize(output, "scan", "an output of the loop") for output in outputs]
         return outputs[: len(init)], outputs[len(init) :]
 
     carry, ys = jax.lax.scan(
@@ -52,27 +53,27 @@ def _scan(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 
 
 def _step_slice(value: LazyArray, index: jax.Array) -> LazyArray:
-    part = value.restrict(0, Window(index, 1))
+    part = value.take(0, Slice(index, 1))
     assert part is not None
     return part.viewed(View.of(p.squeeze_p, {"dimensions": (0,)}))
 
 
 def _while(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
-    """Lazy constants stay lazy, so their noise is made in every step; carries are made whole."""
+    """Lazy constants stay lazy, so their noise is made in every step; carries are materialized."""
     cond_end = eqn.params["cond_nconsts"]
     body_end = cond_end + eqn.params["body_nconsts"]
     cond_consts, body_consts = values[:cond_end], values[cond_end:body_end]
-    init = tuple(run.whole(value, "while", "an initial carry changes from step to step") for value in values[body_end:])
+    init = tuple(run.materialize(value, "while", "an initial carry changes from step to step") for value in values[body_end:])
 
     def cond(carry: tuple[Any, ...]) -> Any:
-        with run.report.repeated(WHILE_STEPS):
+        with run.usage.repeated(WHILE_STEPS):
             (go_on,) = run.run_closed(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
-        return run.whole(go_on, "while", "a loop condition")
+        return run.materialize(go_on, "while", "a loop condition")
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        with run.report.repeated(WHILE_STEPS):
+        with run.usage.repeated(WHILE_STEPS):
             outputs = run.run_closed(eqn.params["body_jaxpr"], [*body_consts, *carry])
-        return tuple(run.whole(output, "while", "an output of the loop") for output in outputs)
+        return tuple(run.materialize(output, "while", "an output of the loop") for output in outputs)
 
     return list(jax.lax.while_loop(cond, body, init))
 
@@ -81,9 +82,9 @@ def _cond(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     """Lazy operands stay lazy inside the branches, so noise is made in the branch that is taken."""
 
     def branch(closed: Any, operands: list[Any]) -> list[Any]:
-        return [run.whole(output, "cond", "an output of a branch") for output in run.run_closed(closed, operands)]
+        return [run.materialize(output, "cond", "an output of a branch") for output in run.run_closed(closed, operands)]
 
-    index = run.whole(values[0], "cond", "the index of the branch")
+    index = run.materialize(values[0], "cond", "the index of the branch")
     return _switch([partial(branch, closed) for closed in eqn.params["branches"]])(index, values[1:])
 
 
@@ -113,8 +114,8 @@ def _shard_map(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     # The specs say where an operand goes; inside, a constraint on its mesh axes is an error.
     values = [value.unconstrained() if isinstance(value, LazyArray) else value for value in values]
     prepared = [
-        run.whole(value, "shard_map", "a view of it is split over the mesh")
-        if isinstance(value, LazyArray) and (value.views or value.coordinates) and any(spec)
+        run.materialize(value, "shard_map", "a view of it is sharded")
+        if isinstance(value, LazyArray) and (value.views or value.block.index is not None) and any(spec)
         else value
         for value, spec in zip(values, specs, strict=True)
     ]
@@ -124,7 +125,7 @@ def _shard_map(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     def local(*shards: Any) -> list[Any]:
         inner = [_shard(shard, spec) if isinstance(shard, LazyArray) else shard for shard, spec in zip(shards, specs, strict=True)]
         outputs = run.run(params["jaxpr"], (), inner)
-        return [run.whole(output, "shard_map", "an output") for output in outputs]
+        return [run.materialize(output, "shard_map", "an output") for output in outputs]
 
     mapped = jax.shard_map(
         local, mesh=params["mesh"], in_specs=tuple(in_specs), out_specs=list(params["out_specs"]), check_vma=params["check_vma"],
@@ -147,10 +148,8 @@ def _shard(shard: LazyArray, spec: PartitionSpec) -> LazyArray:
     if not any(spec):
         return shard
     axes = [*spec, *[None] * (shard.base.ndim - len(spec))]
-    windows = (
-        None if axis is None else Window(jax.lax.axis_index(axis) * size, size) for axis, size in zip(axes, shard.base.shape, strict=True)
-    )
-    return replace(shard, coordinates=tuple(windows))
+    index = (None if axis is None else Slice(jax.lax.axis_index(axis) * n, n) for axis, n in zip(axes, shard.base.shape, strict=True))
+    return replace(shard, block=Block(shard.block.global_shape, tuple(index)))
 
 
 CONTROL: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}

@@ -16,12 +16,12 @@ from perturbjax.interpret.array import LazyArray
 from perturbjax.interpret.views import View
 from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.platforms import lowerings  # pyright: ignore[reportMissingImports]
-from perturbjax.noise.values import Window
+from perturbjax.noise.block import Slice
 
 Dims = tuple[int, ...]
 NARROW = 128
-"""A matrix with a shorter side is made whole: it has less than a register's width on TPU, and lies in memory in another layout than kernels
-read, so it would be copied anyway."""
+"""A matrix with a shorter side is materialized: it has less than a register's width on TPU, and its layout in memory is not the one that
+kernels read, so it would be copied anyway."""
 
 
 def perturbed_dot_general(
@@ -35,7 +35,7 @@ def perturbed_dot_general(
     """``lax.dot_general`` of arrays or LazyArrays: the noise of a lazy operand is made here and nowhere else.
 
     On TPU and GPU a product with one lazy matrix is ``perturbjax.kernels``' ``perturbed_matmul``: noise and perturbed weight exist tile by
-    tile, never in memory. On other platforms, and in any other product, the operand is made whole first.
+    tile, never in memory. On other platforms, and in any other product, the operand is materialized first.
 
     Where a lazy matrix asks for it (``lazy(..., factored=True)``), x (W + s A B^T) is computed as x W + s (x A) B^T, sums in float32: W
     stays as it is, and candidates under vmap share the product with it (EGGROLL, arXiv 2511.16652).
@@ -47,7 +47,7 @@ def perturbed_dot_general(
     """
 
     def whole() -> jax.Array:
-        operands = [value.materialise() if isinstance(value, LazyArray) else value for value in (lhs, rhs)]
+        operands = [value.materialize() if isinstance(value, LazyArray) else value for value in (lhs, rhs)]
         return jax.lax.dot_general(operands[0], operands[1], dimension_numbers, preferred_element_type=preferred_element_type, **params)
 
     for lazy, other, side in ((rhs, lhs, 1), (lhs, rhs, 0)):
@@ -102,7 +102,7 @@ class _Kernel:
         lazy, dtypes = self.lazy, (jnp.bfloat16, jnp.float32)
         typed = self.other.dtype == lazy.base.dtype and lazy.base.dtype in dtypes and (self.dtype is None or self.dtype in dtypes)
         as_is = not any(_rounds(view, lazy.base.dtype) for view in lazy.views)
-        block = all(isinstance(c, Window | None) for c in lazy.coordinates or ())
+        block = all(isinstance(part, Slice | None) for part in lazy.block.dims)
         wide = min(lazy.base.shape[-2:]) >= NARROW and self.other.size > 0
         precise = self.params.get("precision") in (None, *((p, p) for p in (Precision.DEFAULT, Precision.HIGHEST)))
         # Operation by operation, outside of jit, it would be compiled anew in every call.
@@ -121,7 +121,7 @@ class _Kernel:
             stack.reshape(-1, *stack.shape[-2:]),
             lazy.key_data,
             lazy.step,
-            shape=lazy.leaf.shape,
+            shape=lazy.block.global_shape,
             distribution=lazy.leaf.noise.distribution,
             rank=lazy.leaf.noise.rank,
             factors=factors,
@@ -145,9 +145,9 @@ def _rounds(view: View, dtype: Any) -> bool:
 
 def _offsets(lazy: LazyArray) -> tuple[int | jax.Array, int | jax.Array, int | jax.Array]:
     """Where in its leaf a matrix begins: the flat index of the leading dims, the row, the column."""
-    *leading, row, column = (c.start if isinstance(c, Window) else 0 for c in lazy.coordinates or (None,) * lazy.base.ndim)
+    *leading, row, column = (part.start if isinstance(part, Slice) else 0 for part in lazy.block.dims)
     flat: int | jax.Array = 0
-    for start, n in zip(leading, lazy.leaf.shape, strict=False):
+    for start, n in zip(leading, lazy.block.global_shape, strict=False):
         flat = flat * n + (start if isinstance(start, int) else start.astype(jnp.uint32))
     return flat, row, column
 

@@ -6,7 +6,7 @@
 4. a view (transpose, reshape, convert, ...): remembered;
 5. a part (slice, dynamic_slice, gather of rows): the block is narrowed, so noise is made for that part alone (``consume``);
 6. a consumer (dot_general, convolution): the noise is made right there (``consume``);
-7. anything else: the value is made whole, recorded in the report, and the equation bound as it is.
+7. anything else: the value is materialized, recorded as a use, and the equation bound as it is.
 
 Forward only. A parameter that is used twice gets the same noise twice, because noise is a function of key and position.
 """
@@ -23,7 +23,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from perturbjax.interpret.array import LazyArray
 from perturbjax.interpret.consume import CONSUMERS
 from perturbjax.interpret.control import CONTROL
-from perturbjax.interpret.report import Report
+from perturbjax.interpret.usage import Usage
 from perturbjax.interpret.views import VIEWS, View
 
 _NESTED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
@@ -34,10 +34,10 @@ class Interpreter:
     """Evaluates jaxprs over arrays and LazyArrays.
 
     Attributes:
-        report: gets every use of a lazy parameter.
+        usage: gets every use of a lazy parameter.
     """
 
-    report: Report
+    usage: Usage
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """Outputs of ``jaxpr``, some of them possibly lazy."""
@@ -73,14 +73,14 @@ class Interpreter:
             return outputs
         reason = "its rule does not cover this use" if name in CONSUMERS else "no rule for this primitive"
         shape = getattr(eqn.outvars[0].aval, "shape", ()) if eqn.outvars else ()
-        return bind(eqn, [self.whole(value, name, None if _broadcast(value, shape) else reason) for value in values])
+        return bind(eqn, [self.materialize(value, name, None if _broadcast(value, shape) else reason) for value in values])
 
-    def whole(self, value: Any, primitive: str, reason: str | None = None) -> Any:
+    def materialize(self, value: Any, primitive: str, reason: str | None = None) -> Any:
         """The value itself, perturbed if it is lazy; the use is recorded, with the reason if it is not a use in place."""
         if not isinstance(value, LazyArray):
             return value
-        self.report.record(value, primitive, reason)
-        return value.materialise()
+        self.usage.record(value, primitive, reason)
+        return value.materialize()
 
 
 def _broadcast(value: Any, shape: tuple[int, ...]) -> bool:

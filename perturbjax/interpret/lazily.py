@@ -1,4 +1,4 @@
-"""``lazily(fn)``: the function that runs ``fn`` with noise made at the point of use."""
+"""``perturbed(fn, noise)`` and ``lazily(fn)``: the function that runs ``fn`` with noise made at the point of use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,38 @@ from typing import Any
 import jax
 
 from perturbjax import _compat
-from perturbjax.interpret.array import LazyArray
+from perturbjax.interpret.array import LazyArray, lazy
 from perturbjax.interpret.interpreter import Interpreter
-from perturbjax.interpret.report import Report
+from perturbjax.interpret.usage import Usage
+from perturbjax.noise import Candidate
+from perturbjax.noise.spec import Noise
+from perturbjax.tree import Params
+
+
+def perturbed(fn: Callable[..., Any], noise: Noise) -> Callable[..., Any]:
+    """``fn`` of a candidate: ``perturbed(fn, noise)(candidate, params, *args)`` equals ``fn(perturb(params, candidate, noise), *args)``.
+
+    The noise of each parameter is made where ``fn`` consumes it (``lazily``), so under ``jax.vmap`` over candidates no perturbed copy of
+    the parameters exists. Call the result under ``jax.jit``.
+
+    Args:
+        fn: function of (params, *args); any JAX function, unmodified.
+        noise: static.
+
+    >>> import jax.numpy as jnp
+    >>> import perturbjax as pj
+    >>> params, x = {"w": jnp.eye(3)}, jnp.ones((2, 3))
+    >>> population, fn = pj.Population(seed=0, size=8, sigmas=(0.1,)), lambda params, x: x @ params["w"]
+    >>> y = jax.vmap(pj.perturbed(fn, pj.Noise()), in_axes=(0, None, None))(population[2:5], params, x)
+    >>> y.shape, bool(jnp.allclose(y[1], fn(pj.perturb(params, population[3], pj.Noise()), x)))
+    ((3, 2, 3), True)
+    """
+    run = lazily(fn)
+
+    def of_candidate(candidate: Candidate, params: Params, *args: Any, **kwargs: Any) -> Any:
+        return run(lazy(params, candidate, noise), *args, **kwargs)
+
+    return of_candidate
 
 
 def lazily(fn: Callable[..., Any], *, strict: bool = False) -> Lazily:
@@ -19,14 +48,14 @@ def lazily(fn: Callable[..., Any], *, strict: bool = False) -> Lazily:
 
     ``lazily(fn)(lazy(params, candidate, noise), x)`` equals ``fn(perturb(params, candidate, noise), x)``: in float32 to rounding, in
     bfloat16 exactly up to how the compiler groups sums. ``fn`` is any JAX function, unmodified (plain, Flax, Equinox, Haiku); call the
-    result under ``jax.jit``, and ``jax.vmap`` it over candidates. Forward only.
+    result under ``jax.jit``, and ``jax.vmap`` it over candidates. Forward only: differentiating it raises ``TypeError``.
 
     Args:
         fn: function of arrays or pytrees of arrays; close over anything else.
-        strict: raise where a matrix or more would have to be made whole, naming primitive and parameter.
+        strict: raise where a matrix or more would have to be materialized, naming primitive and parameter.
 
     Returns:
-        A callable of the same signature; its ``report(*args)`` lists every use of a lazy parameter.
+        A callable of the same signature; its ``usage(*args)`` lists every use of a lazy parameter.
 
     >>> import jax.numpy as jnp
     >>> import perturbjax as pj
@@ -36,8 +65,8 @@ def lazily(fn: Callable[..., Any], *, strict: bool = False) -> Lazily:
     >>> y = jax.jit(pj.lazily(fn))(theta, jnp.ones((2, 3)))
     >>> bool(jnp.allclose(y, fn(pj.perturb(params, pj.Population(seed=0, size=4, sigmas=(0.1,))[2], pj.Noise()), jnp.ones((2, 3)))))
     True
-    >>> print(pj.lazily(fn).report(theta, jnp.ones((2, 3))))
-    2 uses of 2 parameters, 0 made whole
+    >>> print(pj.lazily(fn).usage(theta, jnp.ones((2, 3))))
+    2 uses of 2 parameters, 0 materialized
     """
     return Lazily(fn, strict)
 
@@ -50,15 +79,15 @@ class Lazily:
         functools.update_wrapper(self, fn, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._run(Report(self._strict), args, kwargs)
+        return self._run(Usage(self._strict), args, kwargs)
 
-    def report(self, *args: Any, **kwargs: Any) -> Report:
+    def usage(self, *args: Any, **kwargs: Any) -> Usage:
         """Every use of a lazy parameter in a call with these arguments. Traces, computes nothing."""
-        report = Report(self._strict)
-        jax.eval_shape(lambda args, kwargs: self._run(report, args, kwargs), args, kwargs)
-        return report
+        usage = Usage(self._strict)
+        jax.eval_shape(lambda args, kwargs: self._run(usage, args, kwargs), args, kwargs)
+        return usage
 
-    def _run(self, report: Report, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, usage: Usage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, LazyArray))
 
         def flat(*leaves: Any) -> list[Any]:
@@ -70,8 +99,24 @@ class Lazily:
         result: Any = None
         # The base stands in for the perturbed parameter: same shape, dtype and sharding.
         closed = jax.make_jaxpr(flat)(*(leaf.base if isinstance(leaf, LazyArray) else leaf for leaf in leaves))
-        # Modules that return their state from a scan or remat would have every layer made whole, only to be thrown away.
+        # Modules that return their state from a scan or remat would have every layer materialized, only to be thrown away.
         closed = _compat.without_dead_code(closed)
-        run = Interpreter(report)
-        outputs = [run.whole(output, "return", "the function returns it") for output in run.run_closed(closed, leaves)]
-        return jax.tree.unflatten(result, outputs)
+        run = Interpreter(usage)
+
+        def evaluate(leaves: list[Any]) -> list[Any]:
+            return [run.materialize(output, "return", "the function returns it") for output in run.run_closed(closed, leaves)]
+
+        return jax.tree.unflatten(result, _forward_only(evaluate)(leaves))
+
+
+def _forward_only(fn: Callable[[list[Any]], list[Any]]) -> Callable[[list[Any]], list[Any]]:
+    guarded = jax.custom_jvp(fn)
+
+    @guarded.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise TypeError(
+            "a lazily perturbed function is forward only and cannot be differentiated: "
+            "take the gradient of fn(perturb(params, candidate, noise), ...) instead"
+        )
+
+    return guarded

@@ -29,7 +29,7 @@ class KVCache(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """A prefix that all rows share: its cache (B = 1) and which of its P positions are real, bool (P,)."""
+    """A prefix that all rows share: its cache (B = 1) and which of its P positions are valid, bool (P,)."""
 
     cache: KVCache
     valid: jax.Array

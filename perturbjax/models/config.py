@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 
-SUPPORTED_ARCHITECTURES = ("llama", "qwen2")
-
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """A pre-norm, rotary, grouped-query, SwiGLU decoder (Llama 2/3.x, SmolLM2, Qwen2, Qwen2.5).
 
     Attributes:
-        architecture: one of ``SUPPORTED_ARCHITECTURES``; only loaders and export look at it.
+        architecture: name of the model family in the table of ``pretrained.families``; nothing in this room reads it.
         vocab_size: V, rows of the embedding.
         hidden_size: D.
         intermediate_size: F.

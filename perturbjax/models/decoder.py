@@ -2,10 +2,10 @@
 
 Axis letters: B rows, T new tokens of a row, S key positions, P positions of a shared prefix, D model, F ffn, V vocab, L layers, H query
 heads, K key/value heads, G = H / K, E head dim. Parameters are laid out as ``config.param_shapes`` says and travel as a plain nested dict
-(``bind(config, params)`` makes the module), so perturbation, sharding and export see ordinary pytrees.
+(``decoder_from_params`` makes the module), so perturbation, sharding and export see ordinary pytrees.
 
-One module serves one device and several: with a ``Split`` the parameters are one device's blocks, all sizes but D and L are the device's
-own, and sums over the "model" axis stand where the blocks of a matrix meet: after o, after down, and where tokens are looked up.
+One module serves one device and several: with a ``TensorParallel`` the parameters are one device's blocks, all sizes but D and L are the
+device's own, and sums over the "model" axis stand where the blocks of a matrix meet: after o, after down, and where tokens are looked up.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from flax import nnx
 
 from perturbjax.models.attention import Attention, KVCache, Past, Prefix, causal_mask, rotary
 from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
-from perturbjax.sharding import MODEL, Split
+from perturbjax.sharding import MODEL
+from perturbjax.tree import leaf_paths
 
 
 class MLP(nnx.Module):
@@ -42,18 +44,18 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Tokens to hidden states, and hidden states to logits. Built abstractly by ``bind``; its own initialisation is for tiny test
-    models.
+    """Tokens to hidden states, and hidden states to logits. Built abstractly by ``decoder_from_params``; its own initialization is for
+    tiny test models.
 
     Attributes:
         config: the sizes of what this device has.
-        split: how the model is dealt to devices; None where one has all of it.
+        parallel: how the model is sharded over devices; None where one has all of it.
         vocabulary: what to ask about logits, of which this device has some.
     """
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any, split: Split | None = None):
-        self.split, self.vocabulary = split, Vocabulary(config.vocab_size, split.size if split else 1)
-        self.config = config = split.local(config) if split else config
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any, parallel: TensorParallel | None = None):
+        self.parallel, self.vocabulary = parallel, Vocabulary(config.vocab_size, parallel.size if parallel else 1)
+        self.config = config = parallel.local(config) if parallel else config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.layers = nnx.vmap(lambda rngs: Block(config, rngs, dtype))(rngs.split(config.num_layers))
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
@@ -104,9 +106,9 @@ class Decoder(nnx.Module):
                 parts = [(own, mask)]
                 if prefix is not None:
                     parts.append((shared, prefix.valid[None, None]))
-                x = x + self._summed(block.attention.attend(q, parts, past, number), self.split and self.split.attention)
+                x = x + self._summed(block.attention.attend(q, parts, past, number), self.parallel and self.parallel.attention)
             with jax.named_scope("mlp"):
-                x = x + self._summed(block.mlp(block.mlp_norm(x)), self.split and self.split.mlp)
+                x = x + self._summed(block.mlp(block.mlp_norm(x)), self.parallel and self.parallel.mlp)
             return x, KVCache(k, v)
 
         shared = prefix.cache if prefix is not None else None
@@ -114,9 +116,9 @@ class Decoder(nnx.Module):
         return self.norm(x), new
 
     @staticmethod
-    def _summed(x: jax.Array, dealt: bool | None) -> jax.Array:
-        """The sum of what the devices have, where the matrix that made ``x`` is dealt to them by rows."""
-        return jax.lax.psum(x, MODEL) if dealt else x
+    def _summed(x: jax.Array, sharded: bool | None) -> jax.Array:
+        """The sum over the devices, where the matrix that made ``x`` is sharded by rows."""
+        return jax.lax.psum(x, MODEL) if sharded else x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of hidden states (..., D): float32 (..., V), of this device's tokens; ``vocabulary`` knows how to use them."""
@@ -131,7 +133,7 @@ class Decoder(nnx.Module):
         if not self.config.tied_head:
             return self.vocabulary.take(self.logits(hidden_QxD), ids_QxC)
         with jax.named_scope("head"):
-            ids, here = self.vocabulary.own(ids_QxC) if self.split else (ids_QxC, None)
+            ids, here = self.vocabulary.local(ids_QxC) if self.parallel else (ids_QxC, None)
             rows = jnp.take(self.embed.embedding[...], ids, axis=0)
             values = jnp.einsum("qd,qcd->qc", hidden_QxD, rows, preferred_element_type=jnp.float32)
             return values if here is None else jax.lax.psum(jnp.where(here, values, 0.0), MODEL)
@@ -143,32 +145,29 @@ def _after_lead(heads_BxKxTxE: jax.Array, count: int) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(lead, (len(heads_BxKxTxE), *lead.shape[1:])), heads_BxKxTxE], axis=2)
 
 
-def bind(config: DecoderConfig, params: Any, split: Split | None = None) -> Decoder:
+def decoder_from_params(config: DecoderConfig, params: Any, parallel: TensorParallel | None = None) -> Decoder:
     """The module over a nested dict of parameters (arrays or tracers), shaped as ``param_shapes(config)``. Nothing is copied.
 
-    With ``split``, ``config`` is still that of the whole model, the parameters are one device's (``split.cuts``), and the module runs
-    inside ``shard_map`` over the "model" axis.
+    With ``parallel``, ``config`` is still that of the whole model, the parameters are one device's (``TensorParallel.dims``), and the
+    module runs inside ``shard_map`` over the "model" axis.
 
     Raises:
         ValueError: a missing, superfluous or mis-shaped parameter, named.
     """
-    expected = param_shapes(split.local(config) if split else config)
-    got = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
+    expected = param_shapes(parallel.local(config) if parallel else config)
+    got = {path: jnp.shape(leaf) for path, leaf in leaf_paths(params).items()}
     for path in sorted(expected.keys() | got.keys()):
         if expected.get(path) != got.get(path):
             raise ValueError(f"parameter {path}: shape {got.get(path)} where the model needs {expected.get(path)}")
     # Activations have the type of the weights; norms, rotary angles, attention weights and logits are float32 inside.
     dtype = params["embed"]["embedding"].dtype
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype, split)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype, parallel)))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
 
 
 def run_prefix(decoder: Decoder, prefix_1xP: jax.Array, length: jax.Array) -> Prefix:
-    """Runs a prefix that all rows share, once: its cache, and which of its positions are real."""
+    """Runs a prefix that all rows share, once: its cache, and which of its positions are valid."""
     valid = jnp.arange(prefix_1xP.shape[1]) < length
     _, cache = decoder(prefix_1xP, jnp.arange(prefix_1xP.shape[1])[None], causal_mask(valid[None]))
     return Prefix(cache, valid)

@@ -1,6 +1,6 @@
-"""The vocabulary of a decoder, whole or dealt over the "model" axis: what needs all tokens at once, from the logits of some.
+"""The vocabulary of a decoder, whole or sharded over the "model" axis: what needs all tokens at once, from the logits of some.
 
-Axis letters as in ``decoder``; v are the tokens of this device. Behind the last real token of the last device lie logits that mean nothing.
+Axis letters as in ``decoder``; v are the tokens of this device. The last device is padded: logits after the last token mean nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from perturbjax.sharding import MODEL
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """V = ``size`` tokens, dealt to ``devices`` of the "model" axis in order, the same number to each."""
+    """V = ``size`` tokens, sharded over ``devices`` of the "model" axis in order, the same number to each."""
 
     size: int
     devices: int
@@ -28,7 +28,7 @@ class Vocabulary:
         return -(-self.size // self.devices)
 
     @property
-    def dealt(self) -> bool:
+    def sharded(self) -> bool:
         return self.devices > 1
 
     @property
@@ -36,53 +36,53 @@ class Vocabulary:
         """() this device's first token."""
         return jax.lax.axis_index(MODEL) * self.rows
 
-    def own(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Ids as places among this device's tokens, and which of them are there (the others are at place 0)."""
+    def local(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Ids as positions among this device's tokens, and which of them are there (the others are at position 0)."""
         local = ids - self.start
         here = (local >= 0) & (local < self.rows)
         return jnp.where(here, local, 0), here
 
     def look_up(self, table: Callable[[jax.Array], jax.Array], ids: jax.Array) -> jax.Array:
-        """``table(ids)`` of a table by tokens, ids (...) -> (..., D); of a dealt one each device gives what it has."""
-        if not self.dealt:
+        """``table(ids)`` of a table by tokens, ids (...) -> (..., D); of a sharded one each device gives what it has."""
+        if not self.sharded:
             return table(ids)
-        local, here = self.own(ids)
+        local, here = self.local(ids)
         rows = table(local)
         return jax.lax.psum(jnp.where(here[..., None], rows, jnp.zeros((), rows.dtype)), MODEL)
 
     def take(self, logits: jax.Array, ids: jax.Array) -> jax.Array:
         """The logits of C tokens in each row: (Q, v), ids (Q, C) -> (Q, C), the same on every device."""
-        if not self.dealt:
+        if not self.sharded:
             return jnp.take_along_axis(logits, ids, axis=1)
-        local, here = self.own(ids)
+        local, here = self.local(ids)
         return jax.lax.psum(jnp.where(here, jnp.take_along_axis(logits, local, axis=1), 0.0), MODEL)
 
-    def real(self, logits: jax.Array, other: float) -> jax.Array:
-        """Logits (..., v) with ``other`` behind the last token."""
+    def pad(self, logits: jax.Array, value: float) -> jax.Array:
+        """Logits (..., v) with ``value`` after the last token."""
         if self.devices * self.rows == self.size:
             return logits
         inside = self.start + jnp.arange(self.rows) < self.size
-        return jnp.where(jax.lax.expand_dims(inside, range(logits.ndim - 1)), logits, other)
+        return jnp.where(jax.lax.expand_dims(inside, range(logits.ndim - 1)), logits, value)
 
     def logsumexp(self, logits: jax.Array) -> jax.Array:
         """log(sum(exp(logits))) over all tokens: (..., v) -> (..., 1)."""
-        if not self.dealt:
+        if not self.sharded:
             return jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        logits = self.real(logits, -jnp.inf)
+        logits = self.pad(logits, -jnp.inf)
         top = jax.lax.pmax(logits.max(axis=-1, keepdims=True), MODEL)
         top = jnp.where(jnp.isfinite(top), top, 0.0)
         return jnp.log(jax.lax.psum(jnp.exp(logits - top).sum(axis=-1, keepdims=True), MODEL)) + top
 
     def total(self, logits: jax.Array) -> jax.Array:
         """Sum over all tokens: (..., v) -> (...)."""
-        total = self.real(logits, 0.0).sum(axis=-1)
-        return jax.lax.psum(total, MODEL) if self.dealt else total
+        total = self.pad(logits, 0.0).sum(axis=-1)
+        return jax.lax.psum(total, MODEL) if self.sharded else total
 
     def argmax(self, logits: jax.Array) -> jax.Array:
         """The first token with the highest logit: (B, v) -> int32 (B,). The same on every device, to the bit: it decides when loops end."""
-        if not self.dealt:
+        if not self.sharded:
             return _argmax(logits)
-        logits = self.real(logits, -jnp.inf)
+        logits = self.pad(logits, -jnp.inf)
         place = _argmax(logits)
         top = jnp.take_along_axis(logits, place[:, None], axis=1)[:, 0]
         pairs = jax.lax.all_gather(jnp.stack([jax.lax.bitcast_convert_type(top, jnp.int32), place + self.start]), MODEL)
@@ -92,7 +92,7 @@ class Vocabulary:
 
     def draw(self, keys: jax.Array, logits: jax.Array) -> jax.Array:
         """A token of each row from the softmax: B keys, (B, v) -> int32 (B,). The draws of ``jax.random.categorical`` on all logits."""
-        if not self.dealt:
+        if not self.sharded:
             return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
         gumbel = jax.vmap(lambda key: jax.random.gumbel(key, (self.size,), logits.dtype))(keys)
         padded = jnp.pad(gumbel, ((0, 0), (0, self.devices * self.rows - self.size)))

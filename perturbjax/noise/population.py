@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Population:
-    """N candidates as metadata: a seed and a rule. Indexing gives a Candidate, slicing a Population.
+    """N candidates as metadata: a seed and a rule. ``population[17]`` is a candidate, ``population[2:5]`` a batched one.
 
     Candidate i has noise number n = i and sigma ``sigmas[n % len(sigmas)]`` (round robin, never a draw), sign +1. With ``antithetic``,
     candidates 2j and 2j + 1 share noise number n = j, and with it sigma, and have signs +1 and -1.
@@ -48,52 +48,54 @@ class Population:
     Attributes:
         seed: of the root key; not negative, below 2**63.
         size: N, at most 2**32.
-        sigmas: positive, finite noise scales.
+        sigmas: positive, finite, distinct noise scales.
         antithetic: pair candidates; N must then be even.
-        start, step: which indices of the whole population these are (set by slicing).
+
+    Raises:
+        ValueError: a field outside its range; it is named.
     """
 
     seed: int
     size: int
     sigmas: tuple[float, ...] = (1e-3,)
     antithetic: bool = False
-    start: int = 0
-    step: int = 1
 
     def __post_init__(self):
         sigmas = (self.sigmas,) if isinstance(self.sigmas, int | float) else self.sigmas
-        object.__setattr__(self, "sigmas", tuple(float(s) for s in sigmas))
+        object.__setattr__(self, "sigmas", tuple(float(sigma) for sigma in sigmas))
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed}: must be a whole number from 0 to 2**63 - 1")
-        if self.size < 0 or self.start < 0 or self.step < 1 or (self.size and self.start + (self.size - 1) * self.step >= 2**32):
+        if not 0 <= self.size <= 2**32:
             raise ValueError(f"size {self.size}: must be a whole number from 0 to 2**32")
-        if not self.sigmas or not all(math.isfinite(s) and s > 0 for s in self.sigmas):
-            raise ValueError(f"sigmas {self.sigmas}: at least one, each positive and finite")
-        if self.antithetic and self.start == 0 and self.step == 1 and self.size % 2:
-            raise ValueError(f"size {self.size}: antithetic pairs need an even population; use {self.size + 1}")
+        if self.antithetic and self.size % 2:
+            raise ValueError(f"size {self.size}: antithetic candidates come in pairs; use {self.size + 1}")
+        if not self.sigmas:
+            raise ValueError("sigmas (): at least one noise scale is required")
+        limits = np.finfo(np.float32)
+        for sigma in self.sigmas:
+            if not (math.isfinite(sigma) and float(limits.tiny) <= sigma <= float(limits.max)):
+                raise ValueError(f"sigmas {sigma}: each must be positive, finite and in the range of float32; 0.0005 to 0.003 is usual")
+        if len({float(np.float32(sigma)) for sigma in self.sigmas}) < len(self.sigmas):
+            raise ValueError(f"sigmas {','.join(map(repr, self.sigmas))}: a noise scale occurs twice; name each once")
 
     def __len__(self) -> int:
         return self.size
 
-    @property
-    def indices(self) -> np.ndarray:
-        """Indices in the whole population, int64 (N,)."""
-        return self.start + self.step * np.arange(self.size, dtype=np.int64)
+    def __getitem__(self, item: int | slice | Sequence[int] | np.ndarray) -> Candidate:
+        """The candidate of an index, or those of a slice or of a list of indices, batched along a leading axis.
 
-    @overload
-    def __getitem__(self, item: int) -> Candidate: ...
-    @overload
-    def __getitem__(self, item: slice) -> Population: ...
-    def __getitem__(self, item: int | slice) -> Candidate | Population:
-        positions = range(self.size)[item]
-        if isinstance(positions, range):
-            if positions.step < 1:
-                raise IndexError(f"slice step {positions.step}: a population is sliced forwards only")
-            start = self.start + self.step * positions.start
-            # Slices of an antithetic population may cut a pair, so the evenness check is for whole populations only.
-            step = self.step * positions.step
-            return _slice_of(self, len(positions), start, step)
-        return jax.tree.map(lambda leaf: leaf[0], self.candidates([self.start + self.step * positions]))
+        Raises:
+            IndexError: an index outside 0 .. N - 1.
+        """
+        if isinstance(item, int | np.integer):
+            return jax.tree.map(lambda leaf: leaf[0], self._batched(np.asarray([range(self.size)[item]])))
+        if isinstance(item, slice):
+            start, stop, step = item.indices(self.size)
+            return self._batched(np.arange(start, stop, step, dtype=np.int64))
+        index = np.asarray(item, np.int64)
+        if index.ndim != 1 or (index.size and not (index.min() >= 0 and index.max() < self.size)):
+            raise IndexError(f"candidate indices {item}: a list of numbers from 0 to {self.size - 1} is required")
+        return self._batched(index)
 
     def noise_number(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """The number folded into the root key, per candidate index: int64."""
@@ -104,11 +106,7 @@ class Population:
         """sigma per candidate index: float32."""
         return np.asarray(self.sigmas, np.float32)[self.noise_number(indices) % len(self.sigmas)]
 
-    def candidates(self, indices: np.ndarray | Sequence[int] | None = None) -> Candidate:
-        """The candidates of these indices of the whole population (all of this one's if None), batched along a leading axis."""
-        index = self.indices if indices is None else np.asarray(indices, np.int64)
-        if index.size and not (index.min() >= 0 and index.max() < 2**32):
-            raise IndexError(f"candidate index {index.min()}..{index.max()}: must lie in 0 .. 2**32 - 1")
+    def _batched(self, index: np.ndarray) -> Candidate:
         numbers = jnp.asarray(self.noise_number(index), jnp.uint32)
         sign = np.where(index % 2 == 1, -1.0, 1.0) if self.antithetic else np.ones(index.shape)
         return Candidate(
@@ -117,12 +115,3 @@ class Population:
             sign=jnp.asarray(sign, jnp.float32),
             key_data=jax.vmap(fold_in, (None, 0))(root_key_data(self.seed), numbers),
         )
-
-
-def _slice_of(population: Population, size: int, start: int, step: int) -> Population:
-    # Bypasses the evenness check of a whole antithetic population when the slice happens to begin at 0.
-    part = object.__new__(Population)
-    for name, value in (("seed", population.seed), ("size", size), ("sigmas", population.sigmas),
-                        ("antithetic", population.antithetic), ("start", start), ("step", step)):  # fmt: skip
-        object.__setattr__(part, name, value)
-    return part

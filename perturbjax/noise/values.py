@@ -1,8 +1,8 @@
 """The noise specification: a perturbation is a pure function of (key, leaf path, flat index).
 
-Nothing here knows about batches, meshes, kernels or models, so every other way to make the same noise (a scan slice, an embedding
-row, a shard, a kernel tile) needs only an index map onto these functions. Golden values are pinned in ``tests/test_noise.py``;
-changing them is a breaking change.
+Nothing here knows about batches, meshes, kernels or models, so every other way to make the same noise (a scan's slice, an embedding row, a
+shard, a kernel's tile) needs only an index map onto these functions: a ``Block``. Golden values are pinned in the tests; changing them is a
+breaking change.
 
 Keys
     root key: ``jax.random.key(seed, impl="threefry2x32")``; candidate key: ``fold_in(root, index)``;
@@ -12,8 +12,8 @@ Values (flat index n, C order)
     gaussian: ``jax.random.normal(leaf_key, shape, float32).ravel()[n]``, bit for bit.
     rademacher: one bit a weight. The leaf is viewed as (B, R, C) = (leading dims, second-to-last or 1, last); element (b, r, c) is +1 if
     bit ``r % 32`` of word ``(b * ceil(R / 32) + r // 32) * C + c`` of ``jax.random.bits(leaf_key, ...)`` is set, else -1.
-    low rank r: E = A B^T / sqrt(r), A (..., R, r) and B (..., C, r) from the leaf key folded with 1 and 2; leaves of less than two dims
-    stay dense.
+    low rank r: E = A B^T / sqrt(r), A (..., R, r) and B (..., C, r) from the leaf key folded with 1 and 2 (``low_rank``); leaves of less
+    than two dims stay dense.
 
 Why own threefry rounds: XLA:CPU lowers ``jax.random.bits`` to rolled loops over whole arrays. The same rounds unrolled in jnp on iota
 counters fuse with whatever consumes the noise; ``scripts/bench_noise.py`` prints the ratio. With partitionable threefry (JAX's default)
@@ -21,10 +21,7 @@ word n is ``x0 ^ x1`` of the block with counter (n >> 32, n & 0xffffffff), a fun
 """
 
 import math
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +29,13 @@ import numpy as np
 from jax.extend.core.primitives import threefry2x32_p
 
 from perturbjax import _compat
+from perturbjax.noise.block import Block, Slice, as_block
 from perturbjax.noise.erf_inv import erf_inv
 
 KEY_IMPL = "threefry2x32"
-DISTRIBUTIONS = ("gaussian", "rademacher")
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_WORD_BITS = 32
+WORD_BITS = 32
+"""Bits of one word of the generator: so many rows of a leaf share a word of rademacher noise."""
 
 
 def root_key_data(seed: int | jax.Array) -> jax.Array:
@@ -61,35 +59,9 @@ def fold_in(key_data: jax.Array, data: int | jax.Array) -> jax.Array:
     return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), data))
 
 
-def leaf_hash(path: str) -> int:
-    """crc32 of a leaf's path: the number folded into the candidate key for this leaf."""
-    return zlib.crc32(path.encode())
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=("start",), meta_fields=("size",))
-@dataclass(frozen=True)
-class Window:
-    """``size`` consecutive coordinates along one dim of a leaf, from ``start``, which may be traced."""
-
-    start: int | jax.Array
-    size: int
-
-
-Coordinates = Sequence["Window | jax.Array | None"]
-"""Which block of a leaf, dim by dim: None for all of it, a window, or the coordinates themselves (1-D, in any order). The block is their
-outer product: ``leaf[np.ix_(...)]``."""
-
-
-def block_shape(shape: Sequence[int], coordinates: Coordinates | None) -> tuple[int, ...]:
-    """Shape of a block of a leaf of ``shape``; None is the whole leaf."""
-    if coordinates is None:
-        return tuple(shape)
-    return tuple(n if c is None else c.size if isinstance(c, Window) else c.shape[0] for n, c in zip(shape, coordinates, strict=True))
-
-
-def threefry2x32(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> tuple[jax.Array, jax.Array]:
+def threefry2x32(key_data: jax.Array, block: Block | Sequence[int]) -> tuple[jax.Array, jax.Array]:
     """Threefry-2x32 on the flat indices of a block: two uint32 arrays of its shape."""
-    hi, lo = counters(shape, coordinates, start=key_data[1])
+    hi, lo = counters(block, start=key_data[1])
     return threefry_rounds((key_data[0], key_data[1]), jnp.asarray(hi, jnp.uint32) + key_data[0], lo)
 
 
@@ -100,46 +72,46 @@ def threefry_rounds(key: tuple[jax.Array, jax.Array], x0: jax.Array, x1: jax.Arr
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
             x0 = x0 + x1
-            x1 = (x1 << np.uint32(rotation)) | (x1 >> np.uint32(_WORD_BITS - rotation))
+            x1 = (x1 << np.uint32(rotation)) | (x1 >> np.uint32(WORD_BITS - rotation))
             x1 = x0 ^ x1
         x0 = x0 + keys[(group + 1) % 3]
         x1 = x1 + (keys[(group + 2) % 3] + np.uint32(group + 1))
     return x0, x1
 
 
-def counters(shape: Sequence[int], coordinates: Coordinates | None = None, start: jax.Array | int = 0) -> tuple[jax.Array | int, jax.Array]:
-    """High and low words of the flat indices, in a leaf of ``shape`` in C order, of a block's elements: each uint32 of the block's shape.
+def counters(block: Block | Sequence[int], start: jax.Array | int = 0) -> tuple[jax.Array | int, jax.Array]:
+    """High and low words of the flat indices, in C order in the whole leaf, of a block's elements: each uint32 of the block's shape.
 
     The high word is the plain integer 0 where no index of the leaf reaches 2**32. Stacked layers of a 70B model do (80 x 8192 x 28672).
     ``start`` is added to the low word, without carry. Threefry adds the key there; added first, it makes the sum depend on the candidate.
     Counters alone are loop invariants, which XLA hoists out of the loop over candidates and keeps, as big as the weights.
     """
-    block = block_shape(shape, coordinates)
-    wide = math.prod(shape) > 2**_WORD_BITS
+    block = as_block(block)
+    shape, sizes = block.global_shape, block.shape
+    wide = math.prod(shape) > 2**WORD_BITS
     start = jnp.asarray(start, jnp.uint32)
-    hi: jax.Array | int = jnp.zeros(block, jnp.uint32) if wide else 0
-    lo = jnp.zeros(block, jnp.uint32) if wide else jnp.full(block, start)
-    for d, n in enumerate(block):
-        chosen = None if coordinates is None else coordinates[d]
+    hi: jax.Array | int = jnp.zeros(sizes, jnp.uint32) if wide else 0
+    lo = jnp.zeros(sizes, jnp.uint32) if wide else jnp.full(sizes, start)
+    for d, (n, part) in enumerate(zip(sizes, block.dims, strict=True)):
         stride = math.prod(shape[d + 1 :])
-        if chosen is None or isinstance(chosen, Window):
+        if part is None or isinstance(part, Slice):
             index = jnp.arange(n, dtype=jnp.uint32)
-            if chosen is not None:
-                index = index + jnp.asarray(chosen.start).astype(jnp.uint32)
+            if part is not None:
+                index = index + jnp.asarray(part.start).astype(jnp.uint32)
         else:
-            index = chosen.astype(jnp.uint32)
+            index = part.astype(jnp.uint32)
         if wide:
-            add_hi, add_lo = (jax.lax.broadcast_in_dim(part, block, (d,)) for part in _multiply_wide(index, stride))
+            add_hi, add_lo = (jax.lax.broadcast_in_dim(word, sizes, (d,)) for word in _multiply_wide(index, stride))
             lo = lo + add_lo
             hi = hi + add_hi + (lo < add_lo).astype(jnp.uint32)
         else:
-            lo = lo + jax.lax.broadcast_in_dim(index * np.uint32(stride), block, (d,))
+            lo = lo + jax.lax.broadcast_in_dim(index * np.uint32(stride), sizes, (d,))
     return hi, lo + start if wide else lo
 
 
 def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
     """``x * factor`` modulo 2**64 as (high, low) uint32 words; ``factor`` is a Python integer below 2**64."""
-    f_lo, f_hi = jnp.uint32(factor & 0xFFFFFFFF), jnp.uint32(factor >> _WORD_BITS)
+    f_lo, f_hi = jnp.uint32(factor & 0xFFFFFFFF), jnp.uint32(factor >> WORD_BITS)
     half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
     x0, x1, f0, f1 = x & mask, x >> half, f_lo & mask, f_lo >> half
     low = x0 * f0
@@ -149,20 +121,20 @@ def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
     return high + x * f_hi, x * f_lo
 
 
-def bits(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:
+def bits(key_data: jax.Array, block: Block | Sequence[int]) -> jax.Array:
     """``jax.random.bits(key, shape)``, or a block of it: uint32, bit for bit."""
-    x0, x1 = threefry2x32(key_data, shape, coordinates)
+    x0, x1 = threefry2x32(key_data, block)
     return x0 ^ x1
 
 
-def gaussian(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:
+def gaussian(key_data: jax.Array, block: Block | Sequence[int]) -> jax.Array:
     """``jax.random.normal(key, shape, float32)``, or a block of it, bit for bit."""
-    return _gaussian(key_data, tuple(shape), coordinates)
+    return _gaussian(key_data, as_block(block))
 
 
-@partial(jax.jit, static_argnums=1)  # compiled even when called eagerly: one operation at a time rounds differently from a fused loop
-def _gaussian(key_data: jax.Array, shape: tuple[int, ...], coordinates: Coordinates | None) -> jax.Array:
-    return normal_of_words(bits(key_data, shape, coordinates), erf_inv)
+@jax.jit  # compiled even when called eagerly: one operation at a time rounds differently from a fused loop
+def _gaussian(key_data: jax.Array, block: Block) -> jax.Array:
+    return normal_of_words(bits(key_data, block), erf_inv)
 
 
 def normal_of_words(words: jax.Array, inverse: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -173,31 +145,31 @@ def normal_of_words(words: jax.Array, inverse: Callable[[jax.Array], jax.Array])
     return np.float32(np.sqrt(2)) * inverse(unit * (np.float32(1) - low) + low)
 
 
-def rademacher_sign_bits(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:
+def rademacher_sign_bits(key_data: jax.Array, block: Block | Sequence[int]) -> jax.Array:
     """Rademacher noise, or a block of it, as one sign bit an element in bit 31: 0 where it is +1, 0x80000000 where it is -1. uint32."""
-    return _rademacher_sign_bits(key_data, tuple(shape), coordinates)
+    return _rademacher_sign_bits(key_data, as_block(block))
 
 
-@partial(jax.jit, static_argnums=1)
-def _rademacher_sign_bits(key_data: jax.Array, shape: tuple[int, ...], coordinates: Coordinates | None) -> jax.Array:
-    block = block_shape(shape, coordinates)
+@jax.jit
+def _rademacher_sign_bits(key_data: jax.Array, block: Block) -> jax.Array:
+    shape = block.global_shape
     _, rows, columns = matrix_view(shape)
-    word_shape = (*shape[:-2], -(-rows // _WORD_BITS), columns)
-    *leading, column = coordinates or (None,)
-    chosen = leading.pop() if leading else None
-    bit = jnp.arange(min(rows, _WORD_BITS), dtype=jnp.uint32)
-    if chosen is None:
-        words = _words(key_data, word_shape, None if coordinates is None else (*leading, None, column))
-        return _expand(words, bit)[:, :rows].reshape(block)
-    if isinstance(chosen, Window):
-        # A window may begin inside a word: one more group, and what lies before the window is cut off again.
-        first = jnp.asarray(chosen.start).astype(jnp.uint32)
-        groups = Window(first // _WORD_BITS, -(-chosen.size // _WORD_BITS) + 1)
-        signs = _expand(_words(key_data, word_shape, (*leading, groups, column)), jnp.arange(_WORD_BITS, dtype=jnp.uint32))
-        return jax.lax.dynamic_slice_in_dim(signs, (first % _WORD_BITS).astype(jnp.int32), chosen.size, axis=1).reshape(block)
-    listed = chosen.astype(jnp.uint32)
-    words = _words(key_data, word_shape, (*leading, listed // _WORD_BITS, column))
-    return _sign_bit(words, (listed % _WORD_BITS)[:, None]).reshape(block)
+    word_shape = (*shape[:-2], -(-rows // WORD_BITS), columns)
+    *leading, column = block.index or (None,)
+    row = leading.pop() if leading else None
+    bit = jnp.arange(min(rows, WORD_BITS), dtype=jnp.uint32)
+    if row is None:
+        words = _words(key_data, Block(word_shape, None if block.index is None else (*leading, None, column)))
+        return _expand(words, bit)[:, :rows].reshape(block.shape)
+    if isinstance(row, Slice):
+        # A slice may begin inside a word: one more group is made, and the rows before the slice are dropped again.
+        first = jnp.asarray(row.start).astype(jnp.uint32)
+        groups = Slice(first // WORD_BITS, -(-row.size // WORD_BITS) + 1)
+        signs = _expand(_words(key_data, Block(word_shape, (*leading, groups, column))), jnp.arange(WORD_BITS, dtype=jnp.uint32))
+        return jax.lax.dynamic_slice_in_dim(signs, (first % WORD_BITS).astype(jnp.int32), row.size, axis=1).reshape(block.shape)
+    listed = row.astype(jnp.uint32)
+    words = _words(key_data, Block(word_shape, (*leading, listed // WORD_BITS, column)))
+    return _sign_bit(words, (listed % WORD_BITS)[:, None]).reshape(block.shape)
 
 
 def _expand(words: jax.Array, bit: jax.Array) -> jax.Array:
@@ -210,15 +182,15 @@ def _expand(words: jax.Array, bit: jax.Array) -> jax.Array:
 
 def _sign_bit(words: jax.Array, bit: jax.Array) -> jax.Array:
     """Bit number ``bit`` of each word, inverted and moved to bit 31."""
-    shift = jnp.uint32(_WORD_BITS - 1) - bit
+    shift = jnp.uint32(WORD_BITS - 1) - bit
     return (~words << jax.lax.expand_dims(shift, range(words.ndim - bit.ndim))) & jnp.uint32(0x80000000)
 
 
-def _words(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None) -> jax.Array:
+def _words(key_data: jax.Array, block: Block) -> jax.Array:
     """The words of a rademacher leaf, or a block of them."""
     # jax's own primitive and not the rounds above: its rolled loop is a boundary that XLA does not fuse across. Fused, the 20 rounds would
     # be repeated for each of the 32 rows that share a word; unfused they cost one 32nd of a pass.
-    hi, lo = counters(shape, coordinates)
+    hi, lo = counters(block)
     lo = _compat.varying_like(lo, key_data)
     key_data = _compat.varying_like(key_data, lo)
     hi = _compat.varying_like(jnp.broadcast_to(jnp.asarray(hi, jnp.uint32), lo.shape), lo)
@@ -226,44 +198,10 @@ def _words(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates |
     return x0 ^ x1
 
 
-def rademacher(key_data: jax.Array, shape: Sequence[int], coordinates: Coordinates | None = None) -> jax.Array:
+def rademacher(key_data: jax.Array, block: Block | Sequence[int]) -> jax.Array:
     """Signs +1/-1 as float32, or a block of them, one bit of threefry output each."""
     one = jnp.uint32(0x3F800000)
-    return jax.lax.bitcast_convert_type(rademacher_sign_bits(key_data, shape, coordinates) | one, jnp.float32)
-
-
-def dense(key_data: jax.Array, shape: Sequence[int], distribution: str, coordinates: Coordinates | None = None) -> jax.Array:
-    """Full-rank noise of one leaf, or a block of it: float32, mean 0, variance 1."""
-    if distribution == "gaussian":
-        return gaussian(key_data, shape, coordinates)
-    if distribution == "rademacher":
-        return rademacher(key_data, shape, coordinates)
-    raise ValueError(f"distribution {distribution!r}: must be one of {', '.join(DISTRIBUTIONS)}")
-
-
-def low_rank_factors(
-    key_data: jax.Array, shape: Sequence[int], rank: int, distribution: str, coordinates: Coordinates | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """A (..., R, rank) and B (..., C, rank), float32, with E = A B^T / sqrt(rank) for a leaf, or a block of it, of shape (..., R, C)."""
-    *leading, rows, columns = shape
-    *outer, row, column = (None,) * len(shape) if coordinates is None else coordinates
-    a = dense(fold_in(key_data, 1), (*leading, rows, rank), distribution, (*outer, row, None))
-    b = dense(fold_in(key_data, 2), (*leading, columns, rank), distribution, (*outer, column, None))
-    return a, b
-
-
-def low_rank(key_data: jax.Array, shape: Sequence[int], rank: int, distribution: str, coordinates: Coordinates | None = None) -> jax.Array:
-    """Rank-``rank`` noise of a leaf with two or more dims, or a block of it (EGGROLL, arXiv 2511.16652, eq. for E): float32, mean 0,
-    variance 1."""
-    return low_rank_product(*low_rank_factors(key_data, shape, rank, distribution, coordinates))
-
-
-def low_rank_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """A B^T / sqrt(r) of factors (..., R, r) and (..., C, r): (..., R, C)."""
-    if a.shape[-1] == 1:
-        return a * b.reshape(*b.shape[:-2], 1, b.shape[-2])  # an outer product fuses with what consumes it; a dot would be stored first
-    product = jnp.einsum("...ik,...jk->...ij", a, b, precision=jax.lax.Precision.HIGHEST)
-    return product / jnp.float32(math.sqrt(a.shape[-1]))
+    return jax.lax.bitcast_convert_type(rademacher_sign_bits(key_data, block) | one, jnp.float32)
 
 
 def matrix_view(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Chat templates: jinja2 in its sandbox, set up as transformers sets it up, with limits because a template is a stranger's program."""
+"""Chat templates: jinja2 in its sandbox, set up as in transformers, with limits on its work because a template is untrusted code."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from perturbjax.errors import InputError
+from perturbjax.pretrained.files import one_line
 
 _MAX_STEPS = 100_000
 """Loop steps over ``range`` that one rendering may take in all."""
@@ -29,21 +30,30 @@ class ChatTemplate:
 
     Attributes:
         source: the template.
-        clock: the moment that the template takes for now.
+        clock: the moment that ``strftime_now`` formats.
     """
 
-    def __init__(self, source: str, variables: Mapping[str, str], where: str) -> None:
-        """``variables``: bos_token and the like, as the template sees them. ``where`` names the model in errors (``InputError``)."""
+    def __init__(self, source: str, variables: Mapping[str, str], name: str) -> None:
+        """Compiles a template.
+
+        Args:
+            source: jinja2.
+            variables: bos_token and the like, as the template sees them.
+            name: the model's name, for errors of ``render``.
+
+        Raises:
+            InputError: the template does not compile.
+        """
         self.source = source
         self._variables = dict(variables)
-        self._where = where
+        self._name = name
         self._environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
         self.clock = datetime.now()
         self._environment.globals["strftime_now"] = lambda form: self.clock.strftime(form)
         try:
             self._template = self._environment.from_string(source)
         except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
-            raise InputError(f"{where}: the chat template does not compile: {one_line(error)}") from error
+            raise InputError(f"the chat template does not compile: {one_line(error)}") from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The conversation as text, ending where the assistant's reply begins.
@@ -61,11 +71,11 @@ class ChatTemplate:
             )
         # A template can raise anything that Python can: a failed addition is a TypeError, a deep macro a RecursionError.
         except Exception as error:
-            raise InputError(f"{self._where}: the chat template failed: {one_line(error)}") from error
+            raise InputError(f"model {self._name!r}: the chat template failed: {one_line(error)}") from error
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox plus what stops a template from running or growing for ever: jinja2 limits one ``range``, not loops within loops."""
+    """jinja2's sandbox with bounds on loop steps and sizes: jinja2 bounds one ``range``, not nested loops."""
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -94,7 +104,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _GenerationBlock(Extension):
-    """``{% generation %}...{% endgeneration %}`` marks the assistant's words for training; here it only shows its body."""
+    """``{% generation %}...{% endgeneration %}`` marks the assistant's words for training; rendering yields its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 reads a class attribute
 
@@ -109,8 +119,3 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def one_line(error: Exception) -> str:
-    """An exception of someone else's code, fit to end an ``InputError``."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

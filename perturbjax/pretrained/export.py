@@ -13,10 +13,12 @@ from safetensors.numpy import save_file
 
 from perturbjax.errors import InputError
 from perturbjax.models.config import param_shapes
+from perturbjax.pretrained.families import FAMILIES, TensorNames
 from perturbjax.pretrained.hf_config import decoder_config, same_factors
-from perturbjax.pretrained.hf_loader import HF_NAMES, INDEX, SINGLE
+from perturbjax.pretrained.hf_loader import INDEX, SINGLE
 from perturbjax.pretrained.model import Model
-from perturbjax.pretrained.params import DTYPES, LAYERS, flatten
+from perturbjax.pretrained.params import DTYPES, LAYERS, transposed_kernel
+from perturbjax.tree import leaf_paths
 
 SHARD_BYTES = 4 * 2**30
 """Largest safetensors file written, unless one tensor alone is larger."""
@@ -44,19 +46,18 @@ def export_safetensors(model: Model, params: Mapping[str, Any], out_dir: str | o
     """
     out = Path(out_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out}: exists and is not an empty directory; give a new one")
-    described = decoder_config(model.hf_config, f"{model.name}: config.json")
-    if not same_factors(described.rope_factors, model.config.rope_factors):
-        reason = "its rotary factors are not those of a released Llama 3.x, and config.json has no other way to say them"
-        raise InputError(f"export of {model.name}: {reason}")
+        raise InputError(f"out_dir {str(out)!r}: exists and is not an empty directory; give a new one")
+    if not same_factors(decoder_config(model.hf_config).rope_factors, model.config.rope_factors):
+        reason = "its rotary factors are not those of a released Llama 3.x, and config.json has no other way to state them"
+        raise InputError(f"model {model.name!r}: cannot be exported: {reason}")
     arrays = _checked(model, params)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be created: {error.strerror}") from error
+        raise InputError(f"out_dir {str(out)!r}: cannot be created: {error.strerror}") from error
     try:
-        _write_weights(partial, arrays, shard_bytes)
+        _write_weights(partial, FAMILIES[model.config.architecture].tensors, arrays, shard_bytes)
         dtype = str(next(iter(arrays.values())).dtype)
         # transformers 5 reads "dtype", older ones "torch_dtype".
         config = {key: value for key, value in model.hf_config.items() if key != "dtype"} | {"torch_dtype": dtype}
@@ -76,41 +77,40 @@ def export_safetensors(model: Model, params: Mapping[str, Any], out_dir: str | o
 
 
 def _checked(model: Model, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    arrays = {path: np.asarray(leaf) for path, leaf in leaf_paths(params).items()}
     shapes = {path: array.shape for path, array in arrays.items()}
     expected = param_shapes(model.config)
     if shapes != expected:
         path = min(path for path in shapes.keys() | expected.keys() if shapes.get(path) != expected.get(path))
-        raise ValueError(f"params do not fit {model.name}: {path} is {shapes.get(path)}, expected {expected.get(path)}")
+        raise ValueError(f"params: {path} is {shapes.get(path)} where model {model.name!r} has {expected.get(path)}")
     dtypes = {array.dtype for array in arrays.values()}
     if len(dtypes) != 1 or not dtypes <= set(DTYPES.values()):
-        raise ValueError(f"params must all be one of {', '.join(DTYPES)}, got {', '.join(sorted(map(str, dtypes)))}")
+        raise ValueError(f"params: must all be one of {', '.join(DTYPES)}, got {', '.join(sorted(map(str, dtypes)))}")
     return arrays
 
 
-def _hf_tensors(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face name and a view in its orientation: kernels (out, in), one tensor a layer."""
+def _hf_tensors(names: Mapping[str, TensorNames], arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of all layers by their Hugging Face names, as views in the orientation of the files."""
     for path, array in arrays.items():
-        stacked = path.startswith(LAYERS)
-        for layer, tensor in enumerate(array if stacked else array[None]):
-            yield HF_NAMES[path].format(layer), tensor.T if path.endswith("kernel") else tensor
+        for layer, tensor in enumerate(array if path.startswith(LAYERS) else array[None]):
+            yield names[path].hf.format(layer), transposed_kernel(path, tensor)
 
 
-def _write_weights(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> None:
+def _write_weights(folder: Path, names: Mapping[str, TensorNames], arrays: Mapping[str, np.ndarray], shard_bytes: int) -> None:
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
-    for name, tensor in _hf_tensors(arrays):
+    for name, tensor in _hf_tensors(names, arrays):
         if size + tensor.nbytes > shard_bytes and shards[-1]:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
-    names = [SINGLE] if len(shards) == 1 else [f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors" for index in range(len(shards))]
-    for file, shard in zip(names, shards, strict=True):
-        # The views become whole arrays one shard at a time. "pt" is what transformers asks of the metadata.
+    files = [SINGLE] if len(shards) == 1 else [f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors" for index in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        # The views are copied to contiguous arrays one shard at a time. transformers requires "pt" in the metadata.
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in shard.items()}, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
-        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(array.nbytes for array in arrays.values())
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 

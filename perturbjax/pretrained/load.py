@@ -1,4 +1,4 @@
-"""Finding and loading a model by what the user calls it."""
+"""Finding a model by its name, path or hub id, and loading it."""
 
 import hashlib
 import importlib.util
@@ -43,78 +43,85 @@ def load_model(spec: str, dtype: str = "float32", stored: bool = False) -> Model
     """Loads a model.
 
     Args:
-        spec: a name in ``EMBEDDED``, a ``.gguf`` file, a Hugging Face directory, or a hub id ``organisation/name``; tried in this order.
+        spec: a name in ``EMBEDDED``, a Hugging Face directory, a ``.gguf`` file, or a hub id ``organization/name``; tried in this order.
         dtype: ``float32`` or ``bfloat16``, what the parameters are kept in.
-        stored: leave them in their files until they are put on a mesh (``sharding.spread``), of which each process reads its part alone.
+        stored: leave the parameters in their files (``StoredLeaf``), so that each process of a run reads only the shards of its devices.
 
     Raises:
-        InputError: nothing of that name, or a file that is damaged or not supported; one line that says what to do.
+        InputError: nothing of that name, or a file that is damaged or not supported; one line, ``model 'SPEC': `` and what to do.
+        ValueError: another dtype.
     """
     if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
-    where = f"--model {spec}"
+        raise ValueError(f"dtype {dtype!r}: must be one of {', '.join(DTYPES)}")
+    try:
+        return _load(spec, dtype, stored)
+    except InputError as error:
+        raise InputError(f"model {spec!r}: {error}") from error
+
+
+def _load(spec: str, dtype: str, stored: bool) -> Model:
     if spec in EMBEDDED:
-        return _load_file(_embedded_file(EMBEDDED[spec], where), dtype, where, spec, stored)
+        return _load_file(_embedded_file(EMBEDDED[spec]), dtype, spec, stored)
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return _load_directory(path, dtype, where, None, stored)
+        return _load_directory(path, dtype, path.resolve().name, stored)
     if path.is_file():
-        return _load_file(path, dtype, where, None, stored)
+        return _load_file(path, dtype, path.stem, stored)
     if _HUB_ID.fullmatch(spec) and path.suffix != ".gguf":
-        return _load_directory(_download(spec, where), dtype, where, spec, stored)
-    choices = f"{', '.join(EMBEDDED)}, a .gguf file, a Hugging Face directory, or a hub id organisation/name"
-    raise InputError(f"{where}: no such file or model; give one of: {choices}")
+        return _load_directory(_download(spec), dtype, spec, stored)
+    choices = f"{', '.join(EMBEDDED)}, a .gguf file, a Hugging Face directory, or a hub id organization/name"
+    raise InputError(f"no such file or model; give one of: {choices}")
 
 
 # The loaders need the libraries of an extra, so they are imported where they are used.
-def _load_file(path: Path, dtype: str, where: str, name: str | None, stored: bool) -> Model:
+def _load_file(path: Path, dtype: str, name: str, stored: bool) -> Model:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        raise InputError(f"{where}: {path.suffix} files are pickles, which can run any code and are never read; convert to safetensors")
+        raise InputError(f"{path.suffix} files are pickles, which can run any code and are never read; convert to safetensors")
     if path.suffix == ".safetensors":
-        raise InputError(f"{where}: give the directory that holds it together with config.json and tokenizer.json: {path.parent}")
+        raise InputError(f"give the directory that holds it together with config.json and tokenizer.json: {path.parent}")
     try:
         from perturbjax.pretrained.gguf_loader import load_gguf
     except ImportError as error:
-        raise InputError(f"{where}: reading GGUF files needs {error.name}; run: {_INSTALL_EXTRA}") from error
-    return load_gguf(path, dtype, where, name, stored)
+        raise InputError(f"reading GGUF files needs {error.name}; run: {_INSTALL_EXTRA}") from error
+    return load_gguf(path, dtype, name, stored)
 
 
-def _load_directory(path: Path, dtype: str, where: str, name: str | None, stored: bool) -> Model:
+def _load_directory(path: Path, dtype: str, name: str, stored: bool) -> Model:
     if not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
-        raise InputError(f"{where}: a directory without config.json; give the GGUF file itself: {files[0]}")
+        raise InputError(f"a directory without config.json; give the GGUF file itself: {files[0]}")
     try:
         from perturbjax.pretrained.hf_loader import load_directory
     except ImportError as error:
-        raise InputError(f"{where}: reading Hugging Face models needs {error.name}; run: {_INSTALL_EXTRA}") from error
-    return load_directory(path, dtype, where, name, stored)
+        raise InputError(f"reading Hugging Face models needs {error.name}; run: {_INSTALL_EXTRA}") from error
+    return load_directory(path, dtype, name, stored)
 
 
-def _embedded_file(embedded: _Embedded, where: str) -> Path:
-    # find_spec locates the package without importing it: its own code would want llama.cpp.
+def _embedded_file(embedded: _Embedded) -> Path:
+    # find_spec locates the package without importing it: its own code imports llama.cpp.
     found = importlib.util.find_spec(embedded.package)
     if found is None or not found.submodule_search_locations:
-        raise InputError(f"{where}: its file is not installed; run: {embedded.install}")
+        raise InputError(f"its file is not installed; run: {embedded.install}")
     path = Path(next(iter(found.submodule_search_locations))) / embedded.file
     if not path.is_file() or path.stat().st_size != embedded.size:
-        raise InputError(f"{where}: {path} is missing or not {embedded.size} bytes long; run: {embedded.install} --force-reinstall")
+        raise InputError(f"{path} is missing or not {embedded.size} bytes long; run: {embedded.install} --force-reinstall")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != embedded.sha256:
-        raise InputError(f"{where}: {path} has sha256 {digest}, not {embedded.sha256}; run: {embedded.install} --force-reinstall")
+        raise InputError(f"{path} has sha256 {digest}, not {embedded.sha256}; run: {embedded.install} --force-reinstall")
     return path
 
 
-def _download(spec: str, where: str) -> Path:
+def _download(spec: str) -> Path:
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
-        raise InputError(f"{where}: no such path, and downloading needs huggingface_hub; run: {_INSTALL_EXTRA}") from error
+        raise InputError(f"no such path, and downloading needs huggingface_hub; run: {_INSTALL_EXTRA}") from error
     try:
         return Path(huggingface_hub.snapshot_download(spec, allow_patterns=_HUB_FILES + _HUB_WEIGHTS))
     # Also covers gated ones.
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise InputError(f"{where}: no such path, and the hub has no such model that is open to you") from error
+        raise InputError("no such path, and the hub has no such model that is open to you") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{where}: no such path, and the hub cannot be reached ({reason}); give a local file or directory") from error
+        raise InputError(f"no such path, and the hub cannot be reached ({reason}); give a local file or directory") from error

@@ -1,4 +1,4 @@
-"""A loaded model: parameters with all that is needed to talk to it."""
+"""A loaded model: parameters, configuration and tokenizer."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model:
-    """A pretrained decoder with all that is needed to talk to it.
+    """A pretrained decoder with all that is needed to prompt it and to write it back.
 
     Attributes:
         name: short name for people.
-        source: one line for people: where it came from and how it was quantised. Say it beside any figure.
+        source: one line for people: where it came from and how it was quantized. Say it beside any figure.
         config: its shape.
         params: nested plain dict of numpy arrays or ``StoredLeaf``, paths and shapes as ``param_shapes(config)``. Read-only by convention.
         tokenizer: text <-> ids and the chat format.

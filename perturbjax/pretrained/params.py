@@ -1,6 +1,7 @@
-"""The parameter tree of a decoder as plain nested dicts: of numpy arrays, built layer by layer, or of leaves still in their file."""
+"""The parameter tree of a decoder as nested dicts: numpy arrays filled layer by layer, or leaves that stay in their file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,25 +11,14 @@ from perturbjax.errors import InputError
 from perturbjax.models.config import DecoderConfig, param_shapes
 
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-"""The dtypes that parameters are kept in, by the name that ``--dtype`` takes."""
+"""The dtypes that parameters are kept in, by name."""
 
 LAYERS = "layers/"
 """Paths below this prefix are stacked along a leading axis of length L."""
 
 
-def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts -> ``{"a/b/c": leaf}``, in the order of the dicts."""
-    flat: dict[str, Any] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}/{rest}": leaf for rest, leaf in flatten(value).items()}
-        else:
-            flat[key] = value
-    return flat
-
-
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``flatten``."""
+    """``{"a/b/c": leaf}`` -> nested dicts: the inverse of ``tree.leaf_paths`` for such trees."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
@@ -37,6 +27,41 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
+
+
+def tensor_names(config: DecoderConfig, names: Mapping[str, str]) -> dict[str, str]:
+    """Tensor name -> path of its parameter, for all tensors that a model of this shape consists of.
+
+    Args:
+        config: the shape of the model.
+        names: path -> tensor name, ``{}`` being the layer.
+    """
+    return {
+        names[path].format(layer): path
+        for path in param_shapes(config)
+        for layer in (range(config.num_layers) if path.startswith(LAYERS) else (0,))
+    }
+
+
+def check_names(config: DecoderConfig, expected: Collection[str], found: Collection[str]) -> None:
+    """Checks that a file holds the tensors that its configuration asks for, and no others.
+
+    Raises:
+        InputError: some are missing, or there are others (they would change what the model computes).
+    """
+    for names, what in (
+        (sorted(set(expected) - set(found)), "missing"),
+        (sorted(set(found) - set(expected)), f"not part of a plain {config.architecture} decoder, so the model is not supported"),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            noun, verb = ("tensor", "is") if len(names) == 1 else ("tensors", "are")
+            raise InputError(f"{noun} {', '.join(names[:3])}{more} {verb} {what}")
+
+
+def transposed_kernel(path: str, tensor: np.ndarray) -> np.ndarray:
+    """A view of the tensor of one layer in the other orientation: kernels are (in, out) here and (out, in) in both file formats."""
+    return tensor.T if path.endswith("kernel") else tensor
 
 
 def assemble(config: DecoderConfig, dtype: str, read: Callable[[str, int | None], np.ndarray]) -> dict[str, Any]:
@@ -70,35 +95,39 @@ ReadPart = Callable[[str, int | None, tuple[slice, ...]], np.ndarray]
 
 
 class StoredLeaf:
-    """A parameter that is still in its file: it has an array's shape and dtype, and slicing it reads what was asked for and no more.
+    """A parameter that is still in its file: it has the shape and dtype of an array, and slicing it reads that slice only.
 
     Args:
         path: of the parameter.
         shape: of the whole parameter, stacked over layers.
         dtype: a key of ``DTYPES``; values are rounded to it once.
         read: (path, layer or None, index) -> that part of that tensor, without the L axis, any float dtype.
+        source: the file or directory, for errors.
     """
 
-    def __init__(self, path: str, shape: tuple[int, ...], dtype: str, read: ReadPart):
-        self.path, self.shape, self.dtype, self._read = path, shape, DTYPES[dtype], read
+    def __init__(self, path: str, shape: tuple[int, ...], dtype: str, read: ReadPart, source: Path):
+        self.path, self.shape, self.dtype, self._read, self._source = path, shape, DTYPES[dtype], read, source
 
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """The part at ``index``, one slice a dim, read now.
+        """The part at ``index``, one slice of step 1 a dim, read now.
 
         Raises:
             InputError: it holds NaN or infinity, or cannot be read.
         """
         index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True))
         out = np.empty([part.stop - part.start for part in index], self.dtype)
-        if not self.path.startswith(LAYERS):
-            out[...] = _checked(self._read(self.path, None, index), out.shape, self.path)
-            return out
-        for place, layer in enumerate(range(index[0].start, index[0].stop)):
-            out[place] = _checked(self._read(self.path, layer, index[1:]), out.shape[1:], f"{self.path} of layer {layer}")
+        try:
+            if self.path.startswith(LAYERS):
+                for row, layer in enumerate(range(index[0].start, index[0].stop)):
+                    out[row] = _checked(self._read(self.path, layer, index[1:]), out.shape[1:], f"{self.path} of layer {layer}")
+            else:
+                out[...] = _checked(self._read(self.path, None, index), out.shape, self.path)
+        except InputError as error:
+            raise InputError(f"{self._source}: {error}") from error
         return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -107,9 +136,9 @@ class StoredLeaf:
         return whole if dtype is None else whole.astype(dtype)
 
 
-def defer(config: DecoderConfig, dtype: str, read: ReadPart) -> dict[str, Any]:
-    """The tree of ``param_shapes(config)`` with every leaf still in its file: what ``assemble`` makes, for those who need only parts."""
-    return nest({path: StoredLeaf(path, shape, dtype, read) for path, shape in param_shapes(config).items()})
+def defer(config: DecoderConfig, dtype: str, read: ReadPart, source: Path) -> dict[str, Any]:
+    """The tree that ``assemble`` fills, with a ``StoredLeaf`` in place of every array: for processes that need only parts of it."""
+    return nest({path: StoredLeaf(path, shape, dtype, read, source) for path, shape in param_shapes(config).items()})
 
 
 def _checked(tensor: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:

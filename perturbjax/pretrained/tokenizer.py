@@ -1,20 +1,37 @@
-"""Text <-> token ids, and the prompt of a task as the model's own chat format: one class for every source of a tokenizer."""
+"""Text <-> token ids, and prompts in the model's own chat format: one class for every source of a tokenizer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import tokenizers
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained.chat_template import ChatTemplate
-from perturbjax.tasks.base import Message, Prompt
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
 """Tokens that end a reply wherever they are special tokens of the vocabulary, whatever the model's metadata names as its one EOS."""
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that a chat template sees under these names, as in transformers."""
+
+Message = Mapping[str, str]
+"""One chat turn: ``{"role": "system" | "user" | "assistant", "content": ...}``."""
+
+
+class Prompt(Protocol):
+    """What ``encode_prompt`` reads; ``tasks.Prompt`` is one.
+
+    Attributes:
+        messages: chat turns; when empty, ``text`` alone is used.
+        text: plain text after the rendered chat, or the whole prompt without messages.
+    """
+
+    @property
+    def messages(self) -> Sequence[Message]: ...
+
+    @property
+    def text(self) -> str: ...
 
 
 class Tokenizer:
@@ -36,7 +53,7 @@ class Tokenizer:
         special_tokens: Mapping[str, str],
         eos_ids: Iterable[int],
         chat_template: str | None,
-        where: str,
+        name: str,
         tokenizer_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Wraps a ``tokenizers`` backend.
@@ -46,7 +63,7 @@ class Tokenizer:
             special_tokens: name -> text of those that the model defines.
             eos_ids: the ids that the model's metadata names as ends.
             chat_template: jinja2 source, or None for the plain fallback of ``render_chat``.
-            where: names the model in errors.
+            name: the model's name, for errors of the chat template.
             tokenizer_config: the tokenizer_config.json it came with, for export.
 
         Raises:
@@ -59,27 +76,29 @@ class Tokenizer:
         special_ids = {token.content: index for index, token in backend.get_added_tokens_decoder().items() if token.special}
         self._backend = backend
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self.special_tokens = {name: special_tokens[name] for name in SPECIAL_NAMES if name in special_tokens}
-        unknown = [f"{name} {text!r}" for name, text in self.special_tokens.items() if text not in vocabulary]
+        self.special_tokens = {key: special_tokens[key] for key in SPECIAL_NAMES if key in special_tokens}
+        unknown = [f"{key} {text!r}" for key, text in self.special_tokens.items() if text not in vocabulary]
         if unknown:
-            raise InputError(f"{where}: the tokenizer's {', '.join(unknown)} is not in its vocabulary")
-        ends = set(eos_ids) | {vocabulary[text] for name, text in self.special_tokens.items() if name == "eos_token"}
+            raise InputError(f"the tokenizer's {', '.join(unknown)} is not in its vocabulary")
+        ends = set(eos_ids) | {vocabulary[text] for key, text in self.special_tokens.items() if key == "eos_token"}
         ends |= {special_ids[text] for text in TURN_ENDS if text in special_ids}
         self.stop_ids = tuple(sorted(ends))
         if not self.stop_ids or not all(0 <= index < self.vocab_size for index in self.stop_ids):
-            raise InputError(f"{where}: end-of-text ids {list(self.stop_ids)}; at least one is required, all below {self.vocab_size}")
+            raise InputError(f"end-of-text ids {list(self.stop_ids)}; at least one is required, all below {self.vocab_size}")
         pad = self.special_tokens.get("pad_token")
         self.pad_id = self.stop_ids[0] if pad is None else vocabulary[pad]
         bos = self.special_tokens.get("bos_token")
         with_specials = backend.encode("", add_special_tokens=True).ids
         self.bos_id = vocabulary[bos] if bos is not None and with_specials[:1] == [vocabulary[bos]] else None
-        self._template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens, where)
+        self._template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens, name)
         self._tokenizer_config = dict(tokenizer_config or {})
 
     @property
     def clock(self) -> str | None:
-        """The moment that the chat template takes for now, ISO 8601; None without a template. Llama 3.x writes the date into every prompt,
-        so a run sets it to that of its beginning when it is resumed on another day."""
+        """The moment that the chat template's ``strftime_now`` formats, ISO 8601; None without a template.
+
+        Llama 3.x writes the date into every prompt, so a run that is resumed on another day sets it to the moment when the run started.
+        """
         return None if self._template is None else self._template.clock.isoformat()
 
     @clock.setter
@@ -92,7 +111,7 @@ class Tokenizer:
         return None if self._template is None else self._template.source
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens written in the text are recognised, nothing is added."""
+        """Token ids; special tokens written in the text are recognized, nothing is added."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:

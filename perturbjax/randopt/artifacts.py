@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from perturbjax.errors import InputError
 from perturbjax.runs.files import write_atomically
 
 
@@ -32,3 +33,19 @@ def write_candidates(path: Path, sigmas: np.ndarray, scores: np.ndarray) -> None
 def candidate_scores(scores: np.ndarray) -> np.ndarray:
     """Mean score of each candidate over the examples it was scored on: (N, D) with NaN elsewhere -> (N,) float64."""
     return np.nanmean(scores.astype(np.float64), axis=1)
+
+
+def read_candidates(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) sigma, score and examples_scored of the candidates.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["sigma", "score", "examples_scored"])
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); resume the search to write it again") from error
+    return table["sigma"].to_numpy(), table["score"].to_numpy(), table["examples_scored"].to_numpy()

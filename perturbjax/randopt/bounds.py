@@ -13,8 +13,8 @@ deviations of one score is binomial given i's own luck, and h follows from one i
 
 What the error probability means: over the random order of the examples, any one candidate of the best K is lost *in this round* with
 probability at most ``error``; a race with several rounds divides its error among them (Bonferroni). No correction over candidates is
-made, because the statement is about each: the expected share of the best K that is lost is at most the error. The normal approximation is
-checked by simulation, least favourable configuration included, in tests/test_search_racing.py.
+made, because the statement is about each: the expected fraction of the best K that is lost is at most the error. The normal approximation is
+checked by simulation, least favourable configuration included, in tests/randopt/test_racing.py.
 
 What is certain needs no approximation: scores lie between 0 and 1, so a lead greater than D - d, or equal to it with the lower index, can
 no longer be lost.

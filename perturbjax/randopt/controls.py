@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.noise.population import Population
+from perturbjax.noise import Population
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.replies import Engine, OnStage, Replies, VoteCurve, run_base, run_members, run_samples, vote_curve
 from perturbjax.randopt.selection import choose, k_curve, pool_of, pools, tie_summary

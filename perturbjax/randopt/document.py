@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.noise.dense import Noise, Rule
-from perturbjax.noise.population import Population
+from perturbjax.noise import Noise, Population, Rule
 from perturbjax.runs.files import write_atomically
 
 FORMAT = "perturbjax.ensemble"

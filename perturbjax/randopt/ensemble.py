@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.noise.dense import Noise, Params, fingerprint, perturb, scales
-from perturbjax.noise.population import Candidate, Population
+from perturbjax.noise import Candidate, Noise, Population, perturb, scales
 from perturbjax.randopt.document import EnsembleDocument, read_document, write_document
+from perturbjax.tree import Params, fingerprint
 
 
 class Ensemble:
@@ -71,7 +71,7 @@ class Ensemble:
     @property
     def candidates(self) -> Candidate:
         """The members, batched along a leading axis (K,), best first."""
-        return self.population.candidates(self.members)
+        return self.population[self.members]
 
     def check_base(self, params: Params) -> None:
         """Raise ``InputError`` unless ``params`` are the base that the members were found around. Hashes every byte of them."""

@@ -1,14 +1,19 @@
-"""A saved ensemble put to work: its votes with their shares, and its accuracy beside the base's on any split."""
+"""A saved ensemble put to work: how its members vote, and its accuracy beside the base's on any split."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.replies import Engine, OnStage, Prepared, Replies, run_base, run_members, vote_curve, vote_keys
+from perturbjax.randopt.replies import Engine, OnStage, run_base, run_members, vote_curve, vote_keys
+from perturbjax.randopt.results import VoteEntry
 from perturbjax.randopt.selection import k_curve
+from perturbjax.randopt.summaries import vote_entry
 from perturbjax.randopt.voting import tally, vote
-from perturbjax.report.accounting import comparison, derived_seed, entry
+from perturbjax.report import Entry, entry
 from perturbjax.tasks.base import Example, Task
+from perturbjax.tree import derived_seed
 
 
 @dataclass(frozen=True)
@@ -29,44 +34,37 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class EnsembleEvaluation:
-    """Votes of an ensemble on a split: ``predictions`` per example, and the members' ``replies``, best member first."""
+class BaseComparison:
+    """Base and ensemble on one split: ``randopt`` is keyed by the number of votes."""
 
-    predictions: tuple[Prediction, ...]
-    replies: Replies
+    base: Entry
+    randopt: dict[str, VoteEntry]
 
 
-def evaluate_ensemble(
-    engine: Engine, task: Task, ensemble: Ensemble, prepared: Prepared, on_stage: OnStage | None = None
-) -> EnsembleEvaluation:
-    """Run every member once on prepared examples and let them vote. Gold answers are not needed; without them the scores mean nothing."""
-    replies = run_members(engine, ensemble.population, ensemble.members, prepared, "members", on_stage)
-    keys = vote_keys(task, prepared.examples, replies.answers)
-    predictions = []
-    for b, example in enumerate(prepared.examples):
-        answers, votes_for = [row[b] for row in replies.answers], [row[b] for row in keys]
+def predictions(task: Task, examples: Sequence[Example], outputs: Outputs) -> tuple[Prediction, ...]:
+    """The vote of the models of ``outputs`` on each example. Gold answers are not needed."""
+    keys = vote_keys(task, examples, outputs.answers)
+    voted = []
+    for b, example in enumerate(examples):
+        answers, votes_for = [row[b] for row in outputs.answers], [row[b] for row in keys]
         answer, votes = vote(answers, votes_for), tally(answers, votes_for)
-        predictions.append(Prediction(example, answer, votes, 0.0 if answer is None else votes[answer] / len(ensemble)))
-    return EnsembleEvaluation(tuple(predictions), replies)
+        voted.append(Prediction(example, answer, votes, 0.0 if answer is None else votes[answer] / len(answers)))
+    return tuple(voted)
+
+
+def run_ensemble(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage | None = None) -> Outputs:
+    """Run every member once on prepared examples, best member first."""
+    return run_members(engine, ensemble.population, ensemble.members, prepared, "members", on_stage)
 
 
 def compare_to_base(
-    engine: Engine, task: Task, ensemble: Ensemble, prepared: Prepared, seed: int = 0, on_stage: OnStage | None = None
-) -> dict[str, Any]:
-    """Base and ensemble on one prepared split with gold answers: ``{"base": entry, "randopt": {K: entry}}`` as in results.json.
-
-    Entries carry n, accuracy, interval, lenient_accuracy and tokens; those of the ensemble also the paired difference to the base.
-    """
-    curve = vote_curve(task, prepared.examples, evaluate_ensemble(engine, task, ensemble, prepared, on_stage).replies)
+    engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, seed: int = 0, on_stage: OnStage | None = None
+) -> BaseComparison:
+    """Base and ensemble on one prepared split with gold answers; entries are as in results.json."""
+    curve = vote_curve(task, prepared.examples, run_ensemble(engine, ensemble, prepared, on_stage))
     base = run_base(engine, prepared)
-    return {
-        "base": entry(base.scores[0], base.lenient[0], base.tokens[0]),
-        "randopt": {
-            str(k): {
-                "K": k,
-                **entry(curve.scores[k - 1], curve.lenient[k - 1], curve.tokens[k - 1]),
-                **comparison(curve.scores[k - 1], base.scores[0], derived_seed(seed, "bootstrap")),
-            }
-            for k in k_curve(len(ensemble))
-        },
-    }
+    bootstrap = derived_seed(seed, "bootstrap")
+    return BaseComparison(
+        base=entry(base.scores[0], base.lenient[0], base.tokens[0]),
+        randopt={str(k): vote_entry(curve, k, base.scores[0], bootstrap) for k in k_curve(len(ensemble))},
+    )

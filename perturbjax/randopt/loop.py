@@ -126,7 +126,7 @@ def search(
         on_round(number, int(scored.sum()), len(entrants))
         for start in range(0, len(remaining), engine.chunk):
             indices = remaining[start : start + engine.chunk]
-            outputs = engine.run(population.candidates(indices), prepared)
+            outputs = engine.run(population[indices], prepared)
             commits.settle()
             _record(state.table, outputs, indices, race, number)
             commits.begin(_report(state, outputs, len(indices), entrants, race, number, commits.waited))

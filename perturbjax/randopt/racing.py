@@ -5,31 +5,31 @@ population, so the outcome depends neither on chunks nor on when a run was kille
 members of an ensemble; a candidate that was stopped has no rank, because its mean is over fewer examples than theirs.
 
 - ``off``: one round, every candidate answers every example.
-- ``halving``: after each round a fixed share of the candidates goes on, ranked by their mean so far. Successive halving (Karnin, Koren,
+- ``halving``: after each round a fixed fraction of the candidates goes on, ranked by their mean so far. Successive halving (Karnin, Koren,
   Somekh 2013; Jamieson, Talwalkar 2016) with a fixed number of rounds, ended early: 2 K finalists, from which the full score picks K.
   Its cost is known beforehand; what it loses is not bounded.
-- ``bounds``: a candidate stops when it is very likely that K others end above it (``search.bounds``). What it loses is bounded; its cost
+- ``bounds``: a candidate stops when it is very likely that K others end above it (``randopt.bounds``). What it loses is bounded; its cost
   depends on how far apart the candidates are.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from perturbjax.randopt.bounds import may_reach_top
-from perturbjax.scoring.select import top_k
+from perturbjax.scoring import top_k
 
-Rule = Literal["off", "halving", "bounds"]
-RULES: tuple[Rule, ...] = ("off", "halving", "bounds")
+RacingRule = Literal["off", "halving", "bounds"]
+RACING_RULES: tuple[RacingRule, ...] = get_args(RacingRule)
 
 
 @dataclass(frozen=True)
 class Race:
-    """When to look, and who goes on. The defaults are those of ``perturbjax search``.
+    """When to look, and who goes on. The defaults are those of ``perturbjax randopt``.
 
     Attributes:
-        rule: which of ``RULES``.
+        rule: which of ``RACING_RULES``.
         candidates: N.
         examples: D, in the order in which they are asked; it must not depend on the scores.
         top_k: K.
@@ -39,7 +39,7 @@ class Race:
         error: of ``bounds``: the probability with which any one candidate of the full evaluation's best K may be lost.
     """
 
-    rule: Rule
+    rule: RacingRule
     candidates: int
     examples: int
     top_k: int
@@ -63,8 +63,8 @@ class Race:
         ends = (0, *self.ends)
         return slice(ends[number], ends[number + 1])
 
-    def entrants(self, scores: np.ndarray, number: int) -> np.ndarray:
-        """Who takes part in round ``number``.
+    def survivors(self, scores: np.ndarray, number: int) -> np.ndarray:
+        """Who takes part in round ``number`` (a rung of successive halving).
 
         Args:
             scores: (N, D) float32, NaN where not scored.
@@ -78,33 +78,33 @@ class Race:
         """
         alive = np.arange(self.candidates)
         for before in range(number):
-            alive = self._survivors(scores, alive, before)
+            alive = self._promoted(scores, alive, before)
         return alive
 
     def finalists_of(self, scores: np.ndarray) -> np.ndarray:
         """Who has answered every example when all rounds are complete."""
-        return self.entrants(scores, len(self.ends) - 1)
+        return self.survivors(scores, len(self.ends) - 1)
 
     @property
     def _fewest(self) -> int:
         """How many go on at the least."""
         return max(self.top_k, round(self.finalists * self.top_k)) if self.rule == "halving" else self.top_k
 
-    def _survivors(self, scores: np.ndarray, alive: np.ndarray, number: int) -> np.ndarray:
+    def _promoted(self, scores: np.ndarray, alive: np.ndarray, number: int) -> np.ndarray:
         end = self.ends[number]
         seen = np.asarray(scores[alive, :end], np.float64)
         missing = alive[np.isnan(seen).any(axis=1)]
         if missing.size:
             raise ValueError(f"round {number}: candidate {missing[0]} has not answered all of its first {end} examples")
         if self.rule == "halving":
-            going_on = np.sort(top_k(seen, min(len(alive), self._quota(number + 1))))
+            promoted = np.sort(top_k(seen, min(len(alive), self._quota(number + 1))))
         else:
-            share = self.error / (len(self.ends) - 1)
-            going_on = np.flatnonzero(may_reach_top(seen, self.examples, self.top_k, share, self.candidates))
-        return alive[going_on]
+            error = self.error / (len(self.ends) - 1)
+            promoted = np.flatnonzero(may_reach_top(seen, self.examples, self.top_k, error, self.candidates))
+        return alive[promoted]
 
     def _quota(self, number: int) -> int:
-        """Entrants of round ``number`` under ``halving``: from N down to the finalists, by the same factor each time."""
+        """Survivors of round ``number`` under ``halving``: from N down to the finalists, by the same factor each time."""
         factor = (self._fewest / self.candidates) ** (number / (len(self.ends) - 1))
         # A whole number may come out a hair above itself.
         return max(self._fewest, int(np.ceil(self.candidates * factor - 1e-6)))

@@ -1,12 +1,12 @@
-"""Choices made from scores: which candidates, which sigma, which K; and how far ties decided them."""
+"""Choices made from scores: which candidates, which sigma, which K."""
 
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from perturbjax.noise.population import Population
-from perturbjax.scoring.select import top_k
+from perturbjax.noise import Population
+from perturbjax.scoring import top_k
 
 Value = TypeVar("Value")
 
@@ -53,28 +53,9 @@ def pools(population: Population, scores: np.ndarray, k: int) -> dict[str | floa
 def pool_of(population: Population, scores: np.ndarray, sigma: str | float) -> np.ndarray:
     """Indices of the finalists of one sigma, or of ``ALL``, ascending."""
     ranked = finalists(scores)
-    return ranked if sigma == ALL else ranked[population.sigma_of(population.indices[ranked]) == np.float32(sigma)]
+    return ranked if sigma == ALL else ranked[population.sigma_of(ranked) == np.float32(sigma)]
 
 
-def choose(options: Sequence[Value], accuracies: Sequence[float]) -> Value:
+def best_option(options: Sequence[Value], accuracies: Sequence[float]) -> Value:
     """The option with the highest accuracy; a tie goes to the earliest, so callers list the more general option first."""
     return options[int(np.argmax(np.asarray(accuracies, np.float64)))]
-
-
-def tie_summary(scores: np.ndarray, members: np.ndarray, pool: np.ndarray) -> dict[str, float | int]:
-    """How many candidates share the score of the last member, and how many of those made it in.
-
-    Scores on D right/wrong examples take only D + 1 values, so the K-th place is often shared; which of the equals are taken is then an
-    accident of their index, and ``tied_candidates`` far above ``tied_inside_k`` says that the selection was partly arbitrary.
-
-    Args:
-        scores: (N,) mean search scores.
-        members: (K,) the chosen candidates, best first.
-        pool: indices of all the candidates they were chosen from, finalists of the race: the others have no score to tie with.
-    """
-    last = scores[members[-1]]
-    return {
-        "score_at_k": float(last),
-        "tied_candidates": int((scores[pool] == last).sum()),
-        "tied_inside_k": int((scores[members] == last).sum()),
-    }

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perturbjax.errors import InputError
-from perturbjax.noise.dense import Noise, coverage, fingerprint
-from perturbjax.noise.population import Population
+from perturbjax.noise import Noise, Population, coverage
 from perturbjax.randopt.config import SearchConfig
 from perturbjax.runs.console import Console
 from perturbjax.runs.identity import make_identity
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.runs.share import KIND, Share
 from perturbjax.tasks.base import Task, Template
+from perturbjax.tree import fingerprint
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

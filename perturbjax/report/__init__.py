@@ -1,9 +1,13 @@
-"""results.json -> report.html, plots and the table for the terminal.
+"""What every chapter's results and report are made of: typed figures with intervals, words for numbers, tables, figures and the page.
 
-``write_report`` needs the ``report`` extra (jinja2, matplotlib), imported when it is called; the rest needs nothing.
+``figure`` and ``page`` need the ``report`` extra (matplotlib, jinja2); the rest needs nothing.
 """
 
-from perturbjax.report.headline import Headline as Headline
-from perturbjax.report.headline import headline as headline
-from perturbjax.report.page import write_report as write_report
-from perturbjax.report.table import results_table as results_table
+from perturbjax.report.accounting import compared_entry as compared_entry
+from perturbjax.report.accounting import comparison as comparison
+from perturbjax.report.accounting import entry as entry
+from perturbjax.report.schema import ComparedEntry as ComparedEntry
+from perturbjax.report.schema import Comparison as Comparison
+from perturbjax.report.schema import Entry as Entry
+from perturbjax.report.schema import Headline as Headline
+from perturbjax.report.schema import Source as Source

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from perturbjax.runs.console import Console
 from perturbjax.errors import InputError
-from perturbjax.noise.population import Population
+from perturbjax.noise import Population
 
 if TYPE_CHECKING:
     from perturbjax.inference import Engine
@@ -32,7 +32,7 @@ def trace_candidates(engine: "Engine", population: Population, prepared: Any, di
     """Trace the scoring of as many candidates as are in flight at once; their scores are thrown away."""
     from perturbjax.bench.scopes import trace
 
-    few = population[: engine.mesh.size * engine.in_flight].candidates()
+    few = population[: engine.mesh.size * engine.in_flight]
     engine.run(few, prepared)  # compiles, if a finished run has left that to us
     seconds = trace(directory, lambda: engine.run(few, prepared))
     console.note(f"traced {len(few.index)} candidates in {seconds:.1f} s; open the trace with: xprof --logdir {directory}")

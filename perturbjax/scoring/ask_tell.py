@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.noise.population import Candidate, Population
+from perturbjax.noise import Candidate, Population
 from perturbjax.scoring.select import top_k
 
 
@@ -65,7 +65,7 @@ class AskTell:
             raise ValueError(f"n = {n}: ask for at least one candidate")
         positions = np.flatnonzero(~self._asked)[:n]
         self._asked[positions] = True
-        return positions, self.population.candidates(self.population.indices[positions])
+        return positions, self.population[positions]
 
     def tell(self, indices: Sequence[int] | np.ndarray, scores: Any) -> None:
         """Keeps the scores of candidates that were asked for, in any order and any grouping.

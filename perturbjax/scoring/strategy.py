@@ -16,12 +16,13 @@ A strategy whose memory does not fit is not considered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from perturbjax.noise.dense import Noise
+from perturbjax.noise import DISTRIBUTIONS, Noise
 
-STRATEGIES = ("lazy", "copy", "low_rank")
+Strategy = Literal["lazy", "copy", "low_rank"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 """How the noise of a candidate meets the base weights.
 
 lazy: made at the point of use, in every pass over the weights; one layer's noise exists at a time for each candidate in flight.
@@ -29,7 +30,6 @@ copy: one perturbed copy of the weights per candidate in flight, made inside the
 low_rank: noise as its two factors beside a product with the base weights that all candidates in flight share.
 """
 
-NOISE_COST: Mapping[str, float] = {"gaussian": 190.0, "rademacher": 8.0}
 LOW_RANK_COST = 2.0
 COPY_COST = 45.0
 STORE_COST = 5.0
@@ -54,17 +54,17 @@ class Work:
     copy_bytes: int
 
 
-def costs(work: Work, noise: Noise) -> dict[str, float]:
+def costs(work: Work, noise: Noise) -> dict[Strategy, float]:
     """Token equivalents per weight that each strategy adds to the products; only strategies that this noise allows."""
-    dense = NOISE_COST[noise.distribution]
+    dense = DISTRIBUTIONS[noise.distribution].cost
     made = dense if noise.rank is None else LOW_RANK_COST
-    table = {"copy": work.copies * (dense + COPY_COST), "lazy": work.passes * (made + STORE_COST)}
+    table: dict[Strategy, float] = {"copy": work.copies * (dense + COPY_COST), "lazy": work.passes * (made + STORE_COST)}
     if noise.rank is not None:
         table["low_rank"] = FACTOR_COST * work.tokens + LAUNCH_COST * work.passes
     return table
 
 
-def choose(work: Work, noise: Noise, free_bytes: int | None) -> str:
+def cheapest(work: Work, noise: Noise, free_bytes: int | None) -> Strategy:
     """The cheapest strategy whose memory fits into ``free_bytes`` of a device (None: unknown, taken as enough)."""
     table = costs(work, noise)
     if free_bytes is not None and work.copy_bytes > free_bytes:

@@ -28,12 +28,13 @@ class Splits:
 
 
 def make_splits(examples: Sequence[Example], search: int, select: int, test: int, seed: int) -> Splits:
-    """Deal the examples into three disjoint splits of the asked sizes.
+    """Assign the examples to three disjoint splits of the asked sizes.
 
     The order is that of sha256(seed, id): it depends on nothing but the seed and the examples' ids, so it is the same on every platform
     and with every library version (numpy does not promise that of its permutations, NEP 19) and does not depend on the order of the rows.
-    Rows with the same content under different ids would put one question into two splits; only the first of them in that order is dealt.
-    The test split is dealt first and select second, so a bigger search split leaves the test questions as they were.
+    Rows that ask the same (``same_question_key``) under different ids would put one question into two splits; only the first of them in
+    that order is assigned. The test split is filled first and select second, so a bigger search split leaves the test questions as they
+    were.
 
     Raises:
         InputError: a size is not a positive integer, an id occurs twice, or there are fewer distinct examples than asked for.
@@ -47,7 +48,7 @@ def make_splits(examples: Sequence[Example], search: int, select: int, test: int
         raise InputError(f"--task: example id {twice!r} occurs more than once; ids must be unique to keep the splits disjoint")
 
     ordered = sorted(examples, key=lambda example: (hashlib.sha256(f"{seed}\0{example.id}".encode()).digest(), example.id))
-    distinct = list({_content(example): example for example in reversed(ordered)}.values())[::-1]
+    distinct = list({same_question_key(example): example for example in reversed(ordered)}.values())[::-1]
     needed = search + select + test
     if len(distinct) < needed:
         repeated = len(examples) - len(distinct)
@@ -63,5 +64,12 @@ def make_splits(examples: Sequence[Example], search: int, select: int, test: int
     )
 
 
-def _content(example: Example) -> tuple[str, tuple[str, ...], str]:
-    return example.question, example.choices, repr(sorted(example.fields.items()))
+def same_question_key(example: Example) -> tuple[str, str, str]:
+    """Equal for two examples exactly where they ask the same: question, options in their order, and fields (a BoolQ passage).
+
+    Ids, gold answers and white space around the question do not count. A task that answers by letter keeps the options' texts in its
+    fields, so they are compared in place of the letters; the list "A. ..." that is made of them says nothing more.
+    """
+    options = example.fields.get("options", example.choices)
+    fields = sorted((name, value) for name, value in example.fields.items() if name not in ("options", "listed"))
+    return example.question.strip(), repr(tuple(options)), repr(fields)

@@ -18,10 +18,9 @@ from perturbjax.inference import Engine
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.packing import ScoringExample, pack
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.noise.dense import Noise
-from perturbjax.noise.population import Population
+from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import load_model
-from perturbjax.scoring.scorer import ChunkProgram
+from perturbjax.scoring import ChunkProgram
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks import load_task
 
@@ -222,7 +221,7 @@ def test_the_programs_compiled_are_those_that_run(model, caplog):
     engine = Engine(model, task, Noise("rademacher"), chunk=2, strategy="copy")
     prepared = engine.prepare(task.examples()[:4], task.templates[0])
     engine.compiled(prepared)
-    candidates = Population(seed=0, size=2).candidates()
+    candidates = Population(seed=0, size=2)[:]
     with jax.log_compiles(), caplog.at_level(logging.DEBUG):
         engine.run(candidates, prepared)
         assert "XLA compilation of jit(_local)" not in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from support.paths import ROOT
 
 from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, largest
-from perturbjax.noise.dense import Noise
+from perturbjax.noise import Noise
 from perturbjax.pretrained.hf_config import decoder_config
 
 SCRIPT = ROOT / "scripts" / "pod_plan.py"
@@ -55,7 +55,7 @@ def test_mistakes_are_said_in_one_line(arguments, message):
 def tiny() -> Plan:
     config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config |= {"intermediate_size": 128, "vocab_size": 256, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 1e4}
-    return Plan(decoder_config(config | {"hidden_act": "silu", "tie_word_embeddings": True}, "tiny"), jax.devices()[:1], 1, Noise(), "lazy")
+    return Plan(decoder_config(config | {"hidden_act": "silu", "tie_word_embeddings": True}), jax.devices()[:1], 1, Noise(), "lazy")
 
 
 def test_sizes_and_flops_are_those_of_the_model(tiny):

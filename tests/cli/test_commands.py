@@ -103,8 +103,8 @@ def test_arguments_that_cannot_be_read_are_one_line(arguments, message, capsys):
         ({"max_new_tokens": 4}, "--max-new-tokens 4: task even chooses between given answers"),
         ({"task": "nope"}, "--task 'nope': unknown task"),
         ({"task": "/nope/nope.jsonl"}, "--task /nope/nope.jsonl: "),
-        ({"model": "nope"}, "--model nope: "),
-        ({"model": "/nope/model.gguf"}, "--model /nope/model.gguf: "),
+        ({"model": "nope"}, "model 'nope': "),
+        ({"model": "/nope/model.gguf"}, "model '/nope/model.gguf': "),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(changes, message, tmp_path, capsys, monkeypatch):
@@ -296,7 +296,7 @@ def test_predict_votes_and_shows_the_shares(finished, tmp_path, capsys):
 def test_export_writes_the_member_the_merge_and_the_base(finished, tmp_path, capsys):
     import jax
 
-    from perturbjax.noise.dense import perturb
+    from perturbjax.noise import perturb
     from perturbjax.pretrained import load_model
 
     run = finished / "run"

@@ -12,7 +12,7 @@ from perturbjax.inference import decode as generate_module
 from perturbjax.inference.decode import NO_TOKEN, ROW_SIZES, generate
 from perturbjax.inference.generation import batch_prompts, generate_replies
 from perturbjax.models import attention
-from perturbjax.models.decoder import bind, causal_mask, run_prefix
+from perturbjax.models.decoder import causal_mask, decoder_from_params, run_prefix
 from perturbjax.noise.values import KEY_IMPL, root_key_data
 from perturbjax.pretrained import load_model
 
@@ -36,7 +36,7 @@ def model():
 
 @partial(jax.jit, static_argnums=0)
 def _next_logits(config, params, row, length):
-    decoder = bind(config, params)
+    decoder = decoder_from_params(config, params)
     hidden, _ = decoder(row, jnp.arange(row.shape[1])[None], causal_mask(jnp.ones(row.shape, bool)))
     return decoder.logits(hidden[:, length - 1])[0]
 
@@ -94,7 +94,7 @@ def run(model, sampled, stops, order, live):
 
     @jax.jit
     def replies(params, live):
-        decoder = bind(model.config, params)
+        decoder = decoder_from_params(model.config, params)
         prefix = run_prefix(decoder, prefix_row, jnp.int32(len(PREFIX)))
         key = KEY if sampled else None
         return generate(

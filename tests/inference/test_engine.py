@@ -16,15 +16,15 @@ from support.toy import POPULATION, TEMPLATE, Toy
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
 from perturbjax.inference.packing import common_prefix
-from perturbjax.models.decoder import bind, causal_mask
-from perturbjax.noise.dense import Noise, Rule, fingerprint, perturb
-from perturbjax.noise.population import Candidate
+from perturbjax.models.decoder import causal_mask, decoder_from_params
+from perturbjax.noise import Candidate, Noise, Rule, perturb
 from perturbjax.pretrained import load_model
 from perturbjax.scoring import ChunkProgram, score_population
 from perturbjax.scoring.scorer import _strategy_of
 from perturbjax.scoring.strategy import Work, choose, costs
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks.base import Example
+from perturbjax.tree import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def mesh_of_one():
 
 @partial(jax.jit, static_argnums=0)
 def _padded_logits(config, params, row):
-    decoder = bind(config, params)
+    decoder = decoder_from_params(config, params)
     hidden, _ = decoder(row, jnp.arange(row.shape[1])[None], causal_mask(jnp.ones(row.shape, bool)))
     return decoder.logits(hidden)[0]
 
@@ -56,7 +56,7 @@ def test_choice_log_probabilities_equal_the_unpacked_ones(model, choices):
     noise = Noise("gaussian")
     engine = Engine(model, task, noise, mesh_of_one(), chunk=2)
     prepared = engine.prepare(task.examples(), TEMPLATE)
-    candidates = POPULATION[:3].candidates()
+    candidates = POPULATION[:3]
     outputs = engine.run(candidates, prepared)
     assert outputs.log_probs is not None
     encode = model.tokenizer.encode
@@ -91,7 +91,7 @@ def test_strategies_give_the_same_answers(model, kind, noise):
     found = {}
     for strategy in ("lazy", "copy", *(["low_rank"] if noise.rank else [])):
         engine = Engine(model, task, noise, mesh_of_one(), chunk=4, strategy=strategy)
-        found[strategy] = engine.run(POPULATION[:4].candidates(), engine.prepare(examples, TEMPLATE))
+        found[strategy] = engine.run(POPULATION[:4], engine.prepare(examples, TEMPLATE))
     for outputs in found.values():
         assert outputs.answers == found["copy"].answers
         if kind == "choice":
@@ -128,7 +128,7 @@ def test_chunking_and_candidates_in_flight_do_not_change_answers(model, kind):
     answers, scores = [], []
     for chunk, in_flight in ((1, 1), (8, 1), (4, 2)):
         engine = Engine(model, task, Noise("rademacher"), mesh_of_one(), chunk=chunk, in_flight=in_flight)
-        outputs = engine.run(POPULATION[:7].candidates(), engine.prepare(task.examples(), TEMPLATE))
+        outputs = engine.run(POPULATION[:7], engine.prepare(task.examples(), TEMPLATE))
         answers.append(outputs.answers)
         scores.append(outputs.scores)
     assert all(a == answers[0] for a in answers)
@@ -143,7 +143,7 @@ import jax, numpy as np
 from support.paths import FIXTURES
 from support.toy import POPULATION, TEMPLATE, Toy
 from perturbjax.inference import Engine
-from perturbjax.noise.dense import Noise
+from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 model = load_model(str(FIXTURES / "tiny_qwen2"))
@@ -152,7 +152,7 @@ for kind in ("choice", "generation"):
     task = Toy(kind)
     for devices in (1, 8):
         engine = Engine(model, task, Noise(), make_mesh(jax.devices()[:devices]), chunk=8)
-        o = engine.run(POPULATION.candidates(), engine.prepare(task.examples(), TEMPLATE))
+        o = engine.run(POPULATION[:], engine.prepare(task.examples(), TEMPLATE))
         out[f"{kind} {devices}"] = [o.answers, o.scores.tolist(), o.tokens.tolist()]
 print(json.dumps(out))
 """
@@ -169,15 +169,15 @@ def test_population_examples_and_lengths_compile_nothing_anew():
     engine = Engine(model, task, Noise(), mesh_of_one(), chunk=2, strategy="lazy")
     examples = task.examples()
     for count, candidates in ((2, 1), (5, 4), (8, 7)):
-        engine.run(POPULATION[:candidates].candidates(), engine.prepare(examples[:count], TEMPLATE))
+        engine.run(POPULATION[:candidates], engine.prepare(examples[:count], TEMPLATE))
     assert engine.traces == 1
     long = Example("long", "river " * 180, "x", ("x", "y"))
-    engine.run(POPULATION[:1].candidates(), engine.prepare([*examples, long], TEMPLATE))
+    engine.run(POPULATION[:1], engine.prepare([*examples, long], TEMPLATE))
     assert engine.traces == 2
     generation = Toy("generation")
     engine = Engine(model, generation, Noise(), mesh_of_one(), chunk=2)
     for count, candidates in ((5, 1), (6, 4), (8, 7)):
-        engine.run(POPULATION[:candidates].candidates(), engine.prepare(examples[:count], TEMPLATE))
+        engine.run(POPULATION[:candidates], engine.prepare(examples[:count], TEMPLATE))
     assert engine.traces == 1
 
 
@@ -228,7 +228,7 @@ def test_a_broken_candidate_scores_zero_is_counted_and_stops_nothing(model):
     for kind in ("choice", "generation"):
         task = Toy(kind)
         engine = Engine(model, task, Noise(), mesh_of_one(), chunk=4)
-        good = POPULATION[:3].candidates()
+        good = POPULATION[:3]
         broken = good._replace(sigma=good.sigma.at[1].set(jnp.inf))
         prepared = engine.prepare(task.examples(), TEMPLATE)
         outputs, fine = engine.run(broken, prepared), engine.run(good, prepared)
@@ -241,7 +241,7 @@ def test_the_base_is_bit_identical_after_a_search(model):
     task = Toy("choice")
     engine = Engine(model, task, Noise(), mesh_of_one(), chunk=4)
     before = fingerprint(model.params)
-    engine.run(POPULATION.candidates(), engine.prepare(task.examples(), TEMPLATE))
+    engine.run(POPULATION[:], engine.prepare(task.examples(), TEMPLATE))
     assert fingerprint(model.params) == before == fingerprint(jax.device_get(engine.spread.arrays))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from support.tiny_gguf import FIXTURES
 
 from perturbjax.inference.decode import generate
-from perturbjax.models.decoder import bind
+from perturbjax.models.decoder import decoder_from_params
 from perturbjax.pretrained import load_model
 from perturbjax.tasks.base import Prompt
 
@@ -30,7 +30,7 @@ def test_greedy_generations_equal_transformers():
     @jax.jit
     def run(params):
         live = jnp.ones(len(rows), bool)
-        decoder = bind(model.config, params)
+        decoder = decoder_from_params(model.config, params)
         return generate(decoder, jnp.asarray(tokens), jnp.asarray(lengths), live, reference["max_new_tokens"], model.tokenizer.stop_ids)
 
     replies = run(model.params)

@@ -10,8 +10,7 @@ from support.paths import FIXTURES, SUPPORT
 from support.toy import TEMPLATE, Toy
 
 from perturbjax.inference import Engine
-from perturbjax.noise.dense import Noise
-from perturbjax.noise.population import Candidate
+from perturbjax.noise import Candidate, Noise
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 

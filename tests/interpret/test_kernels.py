@@ -46,7 +46,7 @@ def test_every_program_equals_the_oracle(name, monkeypatch):
     case = CASES[name]
     params, args = cast((case.params, case.args), "float32")
     noise = pj.Noise("rademacher")
-    found = jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(POPULATION.candidates([1, 4]))
+    found = jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(POPULATION[[1, 4]])
     for i, index in enumerate((1, 4)):
         expected = dense(case, params, POPULATION[index], noise, args)
         assert relative_error(jax.tree.map(lambda leaf, i=i: leaf[i], found), expected) < 1e-5
@@ -83,7 +83,7 @@ def test_kernels_in_loops_under_vmap(lowering, noise, monkeypatch):
     def fn(candidate):
         return pj.lazily(stacked)(pj.lazy(PARAMS, candidate, noise), x)
 
-    several = population.candidates([0, 1, 3])
+    several = population[[0, 1, 3]]
     assert count(jax.make_jaxpr(jax.vmap(fn))(several).jaxpr, "pallas_call") == 0
     use(monkeypatch, lowering)
     program = jax.make_jaxpr(jax.vmap(fn))(several).jaxpr

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import perturbjax as pj
-from perturbjax.scoring.scorer import ChunkProgram
+from perturbjax.scoring import ChunkProgram
 from perturbjax.sharding import make_mesh
 
 WIDTH, HIDDEN, LAYERS, BATCH = 256, 512, 8, 4

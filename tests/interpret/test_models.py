@@ -9,7 +9,7 @@ from support.oracle import jit, relative_error
 
 import perturbjax as pj
 from perturbjax.interpret import LazyArray
-from perturbjax.noise.dense import is_perturbable
+from perturbjax.noise.spec import is_perturbable
 
 SIGMA = 0.02
 

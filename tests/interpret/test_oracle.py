@@ -7,14 +7,14 @@ from support.lazy_cases import CASES, NOISES
 from support.oracle import POPULATION, cast, dense, jit, relative_error
 
 import perturbjax as pj
-from perturbjax.noise.dense import leaf_paths
+from perturbjax.tree import leaf_paths
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gaussian_in_float32_under_vmap(name):
     case, noise = CASES[name], pj.Noise()
     params, args = cast((case.params, case.args), "float32")
-    several = POPULATION.candidates([1, 4])
+    several = POPULATION[[1, 4]]
     found = jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(several)
     base = case.fn(params, *args)
     for i, index in enumerate((1, 4)):

@@ -118,7 +118,7 @@ def test_lazily_keeps_the_structure_of_arguments_and_results():
 
 def test_lazy_parameters_are_a_pytree_that_jit_and_vmap_take():
     fn = lambda p, x: x @ p["w"].T.T  # noqa: E731
-    several = jax.vmap(lambda candidate: pj.lazy(MATRICES, candidate, pj.Noise()))(POPULATION.candidates([0, 1]))
+    several = jax.vmap(lambda candidate: pj.lazy(MATRICES, candidate, pj.Noise()))(POPULATION[[0, 1]])
     outputs = jit(jax.vmap(pj.lazily(fn), (0, None)))(several, INPUTS)
     for i in (0, 1):
         alone = jit(fn)(pj.perturb(MATRICES, POPULATION[i], pj.Noise()), INPUTS)

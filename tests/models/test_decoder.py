@@ -8,7 +8,7 @@ from flax import nnx
 from support.paths import FIXTURES
 
 from perturbjax.inference.decode import NO_TOKEN, generate
-from perturbjax.models.decoder import Prefix, bind, causal_mask
+from perturbjax.models.decoder import Prefix, causal_mask, decoder_from_params
 from perturbjax.noise.values import root_key_data
 from perturbjax.pretrained import load_model
 
@@ -21,7 +21,7 @@ PROMPTS = [RNG.integers(5, 120, n) for n in (4, 11, 1, 7)]
 @pytest.fixture(scope="module", params=MODELS)
 def decoder(request):
     model = load_model(str(FIXTURES / request.param))
-    return bind(model.config, jax.tree.map(jnp.asarray, model.params))
+    return decoder_from_params(model.config, jax.tree.map(jnp.asarray, model.params))
 
 
 @nnx.jit
@@ -123,7 +123,7 @@ def test_sampling_follows_the_model_and_ignores_the_batch(decoder):
 
 
 def test_non_finite_logits_are_reported(decoder):
-    broken = bind(decoder.config, jax.tree.map(lambda p: p * jnp.float32(np.nan), load_model(str(FIXTURES / _name(decoder))).params))
+    broken = decoder_from_params(decoder.config, jax.tree.map(lambda p: p * jnp.float32(np.nan), load_model(str(FIXTURES / _name(decoder))).params))
     tokens, lengths = padded(PROMPTS, 16)
     assert not generate(broken, tokens, lengths, jnp.ones(4, bool), 2, ()).finite.any()
 
@@ -135,9 +135,9 @@ def _name(decoder):
 def test_mis_shaped_and_missing_parameters_are_named(decoder):
     params = load_model(str(FIXTURES / _name(decoder))).params
     with pytest.raises(ValueError, match=r"norm/scale.*None"):
-        bind(decoder.config, {k: v for k, v in params.items() if k != "norm"})
+        decoder_from_params(decoder.config, {k: v for k, v in params.items() if k != "norm"})
     with pytest.raises(ValueError, match=r"norm/scale: shape \(3,\)"):
-        bind(decoder.config, params | {"norm": {"scale": np.ones(3, np.float32)}})
+        decoder_from_params(decoder.config, params | {"norm": {"scale": np.ones(3, np.float32)}})
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -146,7 +146,7 @@ def test_bfloat16_weights_give_bfloat16_activations_and_float32_logits(name):
     logits = {}
     for dtype in ("float32", "bfloat16"):
         model = load_model(str(FIXTURES / name), dtype)
-        decoder = bind(model.config, jax.tree.map(jnp.asarray, model.params))
+        decoder = decoder_from_params(model.config, jax.tree.map(jnp.asarray, model.params))
         with jax.numpy_dtype_promotion("standard"):  # flax's RMSNorm multiplies float32 with a bfloat16 scale
             hidden, cache = decoder(tokens, jnp.arange(len(PREFIX))[None], causal_mask(jnp.ones(tokens.shape, bool)))
         assert {hidden.dtype, cache.keys.dtype, cache.values.dtype} == {jnp.dtype(dtype)}

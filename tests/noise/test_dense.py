@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbjax.noise.dense import Noise, Rule, coverage, fingerprint, leaf_paths, perturb, scales
-from perturbjax.noise.population import Candidate, Population
+from perturbjax.noise import Candidate, Noise, Population, Rule, coverage, perturb, scales
+from perturbjax.tree import fingerprint, leaf_paths
 
 POPULATION = Population(seed=3, size=12, sigmas=(0.01, 0.02, 0.05))
 NOISES = [Noise(d, r, s) for d in ("gaussian", "rademacher") for r in (None, 2) for s in ("absolute", "rms", "modular")]
@@ -121,7 +121,7 @@ def test_noise_of_a_leaf_ignores_the_other_leaves_and_their_order():
 def test_vmapped_candidates_equal_single_ones():
     params = base("float32")
     noise = Noise(rank=2)
-    together = jax.vmap(lambda c: perturb(params, c, noise))(POPULATION[3:6].candidates())
+    together = jax.vmap(lambda c: perturb(params, c, noise))(POPULATION[3:6])
     for i in range(3):
         for got, one in zip(jax.tree.leaves(together), jax.tree.leaves(perturb(params, POPULATION[3 + i], noise)), strict=True):
             np.testing.assert_allclose(np.asarray(got[i], np.float32), np.asarray(one, np.float32), rtol=1e-6, atol=1e-7)

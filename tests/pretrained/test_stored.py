@@ -9,9 +9,10 @@ from support.paths import FIXTURES
 from support.tiny_gguf import gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
-from perturbjax.noise.dense import Noise, coverage, fingerprint, leaf_paths
+from perturbjax.noise import Noise, coverage
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import split_model
+from perturbjax.tree import fingerprint, leaf_paths
 
 
 def source(name, folder):

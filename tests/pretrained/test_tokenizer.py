@@ -130,8 +130,8 @@ def test_a_run_does_not_see_the_clock_move():
 )
 def test_templates_that_misbehave(source, fragment):
     with pytest.raises(InputError, match=fragment) as caught:
-        ChatTemplate(source, {}, "--model m").render(USER)
-    assert str(caught.value).startswith("--model m: the chat template failed") and "\n" not in str(caught.value)
+        ChatTemplate(source, {}, "m").render(USER)
+    assert str(caught.value).startswith("model 'm': the chat template failed") and "\n" not in str(caught.value)
 
 
 def test_the_loop_allowance_is_for_each_rendering():
@@ -141,7 +141,7 @@ def test_the_loop_allowance_is_for_each_rendering():
 
 def test_a_template_that_does_not_compile():
     with pytest.raises(InputError, match="does not compile"):
-        ChatTemplate("{% if %}", {}, "--model m")
+        ChatTemplate("{% if %}", {}, "m")
 
 
 @pytest.mark.parametrize("messages", [[{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": None}]])

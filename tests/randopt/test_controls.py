@@ -8,15 +8,14 @@ import pytest
 from support.numpy_engine import ColourTask, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
-from perturbjax.noise.dense import Noise
-from perturbjax.noise.population import Candidate, Population
+from perturbjax.noise import Candidate, Noise, Population
 from perturbjax.randopt.controls import TEMPERATURES, SearchRecord, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.ensembles import compare_to_base, evaluate_ensemble
 from perturbjax.randopt.racing import Race, Rule
 from perturbjax.randopt.selection import choose, k_curve, pools, tie_summary
 from perturbjax.report.intervals import wilson
-from perturbjax.scoring.select import top_k
+from perturbjax.scoring import top_k
 from perturbjax.tasks.splits import make_splits
 
 TOP_K = 7
@@ -34,7 +33,7 @@ class Run:
         self.population = population
         prepared = self.engine.prepare(self.splits.search, self.task.templates[0])
         blocks = [
-            self.engine.run(population.candidates(population.indices[i : i + chunk]), prepared) for i in range(0, len(population), chunk)
+            self.engine.run(population[population.indices[i : i + chunk]], prepared) for i in range(0, len(population), chunk)
         ]
         self.scores = np.concatenate([block.scores for block in blocks])
         self.base_scores = self.engine.run(Candidate.base(1), prepared).scores[0]
@@ -64,7 +63,7 @@ class Run:
 
     def answers(self, indices, part, template=0):
         prepared = self.engine.prepare(getattr(self.splits, part), self.task.templates[template])
-        return [self.engine.run(self.population.candidates([i]), prepared).answers[0] for i in indices]
+        return [self.engine.run(self.population[[i]], prepared).answers[0] for i in indices]
 
     def vote_scores(self, answers, part):
         """Majority vote, counted the slow way."""

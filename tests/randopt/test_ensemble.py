@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from perturbjax.errors import InputError
-from perturbjax.noise.dense import Noise, Rule, fingerprint, perturb
-from perturbjax.noise.population import Population
+from perturbjax.noise import Noise, Population, Rule, perturb
 from perturbjax.randopt.ensemble import Ensemble, _apply, _merge, merge
+from perturbjax.tree import fingerprint
 
 NOISES = [
     Noise(),
@@ -71,7 +71,7 @@ def test_memory_does_not_grow_with_members(what):
     x = jnp.ones((4, 256))
 
     def temporaries(count):
-        candidates = Population(0, count, (0.1,)).candidates()
+        candidates = Population(0, count, (0.1,))[:]
         if what == "apply":
             lowered = _apply.lower(_matmul, Noise(), params, candidates, x)
         else:
@@ -250,7 +250,7 @@ def test_missing_file_is_bad_input(tmp_path):
 @pytest.mark.parametrize("weights", [None, [3.0, 1.0, 0.0]])
 def test_merge_is_the_weighted_mean_of_dense_members(noise, dtype, weights):
     params = make_params(dtype)
-    candidates = POPULATION.candidates([2, 5, 9])
+    candidates = POPULATION[[2, 5, 9]]
     merged = merge(params, candidates, noise, weights)
     shares = np.full(3, 1 / 3) if weights is None else np.array(weights) / 4
     thetas = [dense(params, POPULATION[i], noise=noise) for i in (2, 5, 9)]
@@ -265,7 +265,7 @@ def test_merge_is_the_weighted_mean_of_dense_members(noise, dtype, weights):
 
 def test_merge_of_an_antithetic_pair_is_the_base():
     params = make_params()
-    merged = merge(params, Population(0, 2, (0.1,), antithetic=True).candidates(), Noise())
+    merged = merge(params, Population(0, 2, (0.1,), antithetic=True)[:], Noise())
     for mine, base in zip(jax.tree.leaves(merged), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(mine, base, atol=3e-7)
 
@@ -273,4 +273,4 @@ def test_merge_of_an_antithetic_pair_is_the_base():
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])
 def test_merge_refuses_bad_weights(weights):
     with pytest.raises(InputError, match="weights"):
-        merge(make_params(), POPULATION.candidates([0, 1]), Noise(), weights)
+        merge(make_params(), POPULATION[[0, 1]], Noise(), weights)

@@ -20,7 +20,7 @@ from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import RULES, Race
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.state import RunState
-from perturbjax.scoring.select import top_k
+from perturbjax.scoring import top_k
 
 
 def run_race(race: Race, full: np.ndarray) -> np.ndarray:

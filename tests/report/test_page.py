@@ -13,8 +13,7 @@ from matplotlib.image import imread
 from support.numpy_engine import ColourTask, Kind, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
-from perturbjax.noise.dense import Noise
-from perturbjax.noise.population import Candidate, Population
+from perturbjax.noise import Candidate, Noise, Population
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.controls import SearchRecord, evaluate_run
 from perturbjax.randopt.racing import Race, Rule
@@ -31,7 +30,7 @@ def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.
     engine = NumpyEngine(task, base_params(), noise, chunk=size)
     splits = make_splits(task.examples(), 32, 24, 80, 0)
     prepared = engine.prepare(splits.search, task.templates[0])
-    outputs = engine.run(population.candidates(), prepared)
+    outputs = engine.run(population[:], prepared)
     scores = np.zeros_like(outputs.scores) if ruined else outputs.scores
     base = engine.run(Candidate.base(1), prepared).scores[0] * (0 if ruined else 1)
     race = Race(racing, size, 32, top_k, smallest=8)

@@ -21,7 +21,7 @@ from perturbjax.bench.hlo import read_computations
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.generation import generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.noise.dense import Noise
+from perturbjax.noise import Noise
 from perturbjax.pretrained.params import nest
 from perturbjax.scoring import ChunkProgram
 from support.kernels_compile import KERNEL_CALLS, TPUS, targets

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturbjax.models.decoder import bind, causal_mask
+from perturbjax.models.decoder import causal_mask, decoder_from_params
 from perturbjax.pretrained import load_model
 from support.paths import FIXTURES
 
@@ -226,7 +226,7 @@ def _() -> Built:
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), llama.params)
 
     def fn(params: Any, ids: jax.Array) -> jax.Array:
-        decoder = bind(llama.config, params)
+        decoder = decoder_from_params(llama.config, params)
         return decoder.logits(decoder(ids, jnp.broadcast_to(jnp.arange(6), ids.shape), causal_mask(jnp.ones(ids.shape, bool)))[0])
 
     return fn, params, IDS

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.models.decoder import bind, causal_mask
+from perturbjax.models.decoder import causal_mask, decoder_from_params
 
 
 def logits_of(model, rows):
@@ -18,7 +18,7 @@ def logits_of(model, rows):
 
     @jax.jit
     def forward(params):
-        decoder = bind(model.config, params)
+        decoder = decoder_from_params(model.config, params)
         hidden, _ = decoder(jnp.asarray(tokens), jnp.asarray(positions), causal_mask(jnp.asarray(valid, bool)))
         return decoder.logits(hidden)
 

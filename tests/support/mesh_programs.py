@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from perturbjax.inference import Engine
-from perturbjax.noise.dense import Noise, Rule
+from perturbjax.noise import Noise, Rule
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh, split_model
 from support.paths import FIXTURES
@@ -41,7 +41,7 @@ def compare(name, task, mesh, noise, strategy):
     for where, stored in ((make_mesh(jax.devices()[:1]), False), (mesh, True)):
         model = load_model(str(FIXTURES / name), stored=stored)
         engine = Engine(model, task, noise, where, chunk=UNEVEN, strategy=strategy)
-        outputs.append(engine.run(POPULATION[:UNEVEN].candidates(), engine.prepare(task.examples(), TEMPLATE)))
+        outputs.append(engine.run(POPULATION[:UNEVEN], engine.prepare(task.examples(), TEMPLATE)))
     one, other = outputs
     same = one.answers == other.answers and np.array_equal(one.scores, other.scores) and np.array_equal(one.tokens, other.tokens)
     if one.log_probs is None:

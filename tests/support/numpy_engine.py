@@ -7,8 +7,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from perturbjax.noise.dense import Noise, perturb
-from perturbjax.noise.population import Candidate
+from perturbjax.noise import Candidate, Noise, perturb
 from perturbjax.tasks.base import Example, Prompt, Template
 
 CHOICES = ("red", "green", "blue")

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from perturbjax.inference import Engine
-from perturbjax.noise.dense import Noise
-from perturbjax.noise.population import Population
+from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 from support.paths import FIXTURES
@@ -25,7 +24,7 @@ ROOM = 2 * 2**30
 def main() -> None:
     model, task = load_model(str(FIXTURES / "tiny_qwen2")), Toy("choice")
     engines = [Engine(model, task, Noise(), make_mesh(jax.devices()[:1]), width, width, strategy="copy") for width in (1, IN_FLIGHT)]
-    candidates = Population(seed=4, size=16, sigmas=(0.02, 0.1)).candidates()
+    candidates = Population(seed=4, size=16, sigmas=(0.02, 0.1))[:]
     one_at_a_time = engines[0].run(candidates, engines[0].prepare(task.examples(), TEMPLATE))
     prepared = engines[1].prepare(task.examples(), TEMPLATE)
     engines[1].compiled(prepared)

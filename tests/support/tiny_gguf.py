@@ -1,4 +1,7 @@
-"""Writes a small Hugging Face fixture as a GGUF file, as llama.cpp lays it out; written anew so that it can judge the loader."""
+"""Writes a small Hugging Face fixture as a GGUF file in llama.cpp's layout.
+
+It shares no table with the package: tensor names and the order of rows are stated again here, so that tests check the loader against them.
+"""
 
 import json
 from collections.abc import Mapping
@@ -28,6 +31,9 @@ _BLOCK = {
 }
 _OTHER = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
 
+_PRE_TOKENIZERS = {"llama": "llama-bpe", "qwen2": "qwen2"}
+_INTERLEAVED = {"llama": ("self_attn.q_proj.weight", "self_attn.k_proj.weight"), "qwen2": ()}
+
 
 def gguf_tensors(fixture: str) -> dict[str, np.ndarray]:
     """The fixture's tensors under GGUF names, float32, q and k rows in llama.cpp's order for Llama models."""
@@ -40,7 +46,7 @@ def gguf_tensors(fixture: str) -> dict[str, np.ndarray]:
                 tensors[_OTHER[name]] = tensor
                 continue
             layer, rest = name.removeprefix("model.layers.").split(".", 1)
-            if config["model_type"] == "llama" and rest in ("self_attn.q_proj.weight", "self_attn.k_proj.weight"):
+            if rest in _INTERLEAVED[config["model_type"]]:
                 tensor = interleaved(tensor, config["num_attention_heads" if "q_proj" in rest else "num_key_value_heads"])
             tensors[f"blk.{layer}.{_BLOCK[rest]}"] = tensor
     return tensors
@@ -79,7 +85,7 @@ def gguf_metadata(fixture: str) -> dict[str, Any]:
         f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
         f"{arch}.rope.freq_base": config["rope_parameters"]["rope_theta"],
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "llama-bpe" if arch == "llama" else "qwen2",
+        "tokenizer.ggml.pre": _PRE_TOKENIZERS[arch],
         "tokenizer.ggml.tokens": tokens + unused,
         "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens] + [5] * len(unused),
         "tokenizer.ggml.merges": [" ".join(merge) for merge in tokenizer["model"]["merges"]],
@@ -102,7 +108,7 @@ def write_gguf(
     types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
     architecture: str | None = None,
 ) -> Path:
-    """Writes the file; ``types`` names the tensors to quantise, None values in ``metadata`` leave a key out."""
+    """Writes the file; ``types`` names the tensors to quantize; None values in ``metadata`` leave a key out."""
     architecture = architecture or next(key.split(".")[0] for key in metadata if key.endswith(".block_count"))
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():

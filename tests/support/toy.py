@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from perturbjax.noise.population import Population
+from perturbjax.noise import Population
 from perturbjax.tasks.base import Example, Prompt, Template
 
 POPULATION = Population(seed=4, size=10, sigmas=(0.02, 0.1))

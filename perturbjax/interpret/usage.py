@@ -1,4 +1,4 @@
-"""What became of every lazy parameter: used in place, or made whole, and why. Nothing is made whole silently."""
+"""What became of every lazy parameter: used in place, or materialized, and why. Nothing is materialized silently."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Use:
         shape: of the part whose noise is made there.
         nbytes: of that part, perturbed.
         times: how often the loops around it repeat it; a while loop counts as ``WHILE_STEPS``.
-        reason: why it was made whole, or None where it was used in place (a dot, a convolution, gathered rows, a vector).
+        reason: why it was materialized, or None where it was used in place (a dot, a convolution, gathered rows, a vector).
     """
 
     path: str
@@ -44,11 +44,11 @@ class Use:
 
     def __str__(self) -> str:
         size = f"{self.nbytes / 2**20:.3g} MiB"
-        return f"{self.path}: {self.primitive} on {self.shape} ({size})" + ("" if self.in_place else f", made whole: {self.reason}")
+        return f"{self.path}: {self.primitive} on {self.shape} ({size})" + ("" if self.in_place else f", materialized: {self.reason}")
 
 
 @dataclass
-class Report:
+class Usage:
     """All uses, in the order of the program; one of a loop's body stands once, with its ``times``."""
 
     strict: bool = False
@@ -70,15 +70,15 @@ class Report:
         return sum(math.prod(use.shape) * use.times for use in self.uses)
 
     @property
-    def materialised(self) -> list[Use]:
-        """The uses for which a matrix or more was made whole outside a dot, convolution or gather."""
+    def materialized(self) -> list[Use]:
+        """The uses for which a matrix or more was materialized outside a dot, convolution or gather."""
         return [use for use in self.uses if not use.in_place]
 
     def record(self, value: LazyArray, primitive: str, reason: str | None = None) -> None:
         """Notes one use. A block with at most one long dim counts as used in place: it is no bigger than an activation.
 
         Raises:
-            ValueError: in strict mode, for a matrix or more that must be made whole.
+            ValueError: in strict mode, for a matrix or more that must be materialized.
         """
         reason = None if value.is_vector else reason
         nbytes = value.base.size * np.dtype(value.base.dtype).itemsize
@@ -92,6 +92,6 @@ class Report:
         self.uses.append(use)
 
     def __str__(self) -> str:
-        whole = self.materialised
-        head = f"{len(self.uses)} uses of {len({use.path for use in self.uses})} parameters, {len(whole)} made whole"
-        return "\n".join([head, *(f"  {use}" for use in whole)])
+        materialized = self.materialized
+        head = f"{len(self.uses)} uses of {len({use.path for use in self.uses})} parameters, {len(materialized)} materialized"
+        return "\n".join([head, *(f"  {use}" for use in materialized)])

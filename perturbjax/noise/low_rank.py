@@ -1,0 +1,34 @@
+"""Low-rank noise: E = A B^T / sqrt(r) for leaves with two or more dims (EGGROLL, arXiv 2511.16652)."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from perturbjax.noise.block import Block, as_block
+from perturbjax.noise.distributions import DISTRIBUTIONS
+from perturbjax.noise.values import fold_in
+
+
+def low_rank_factors(key_data: jax.Array, block: Block | Sequence[int], rank: int, distribution: str) -> tuple[jax.Array, jax.Array]:
+    """A (..., R, rank) and B (..., C, rank), float32, with E = A B^T / sqrt(rank) for a leaf, or a block of it, of shape (..., R, C)."""
+    block, draw = as_block(block), DISTRIBUTIONS[distribution].values
+    *leading, rows, columns = block.global_shape
+    *outer, row, column = block.dims
+    a = draw(fold_in(key_data, 1), Block((*leading, rows, rank), (*outer, row, None)))
+    b = draw(fold_in(key_data, 2), Block((*leading, columns, rank), (*outer, column, None)))
+    return a, b
+
+
+def low_rank(key_data: jax.Array, block: Block | Sequence[int], rank: int, distribution: str) -> jax.Array:
+    """Rank-``rank`` noise of a leaf with two or more dims, or a block of it (EGGROLL, eq. for E): float32, mean 0, variance 1."""
+    return low_rank_product(*low_rank_factors(key_data, block, rank, distribution))
+
+
+def low_rank_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A B^T / sqrt(r) of factors (..., R, r) and (..., C, r): (..., R, C)."""
+    if a.shape[-1] == 1:
+        return a * b.reshape(*b.shape[:-2], 1, b.shape[-2])  # an outer product fuses with what consumes it; a dot would be stored first
+    product = jnp.einsum("...ik,...jk->...ij", a, b, precision=jax.lax.Precision.HIGHEST)
+    return product / jnp.float32(math.sqrt(a.shape[-1]))

@@ -1,0 +1,142 @@
+"""``Noise``: the distribution, structure and scale of a perturbation, and which leaves it moves."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from perturbjax.noise.distributions import DISTRIBUTIONS
+from perturbjax.tree import Params, leaf_paths
+
+Scale = Literal["absolute", "rms", "modular"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens to the leaves whose path matches ``pattern`` (``re.search``): another scale than ``Noise.scale``, or None, which
+    excludes them."""
+
+    pattern: str
+    scale: Scale | None
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"rule pattern {self.pattern!r}: not a regular expression ({error})") from None
+        if self.scale is not None and self.scale not in SCALES:
+            raise ValueError(f"rule scale {self.scale!r}: must be one of {', '.join(SCALES)}, or None to exclude")
+
+    def matches(self, path: str) -> bool:
+        return re.search(self.pattern, path) is not None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The distribution, structure and scale of a perturbation; frozen, hashable and static under jit.
+
+    Attributes:
+        distribution: a name in ``DISTRIBUTIONS``: "gaussian" (RandOpt, arXiv 2603.12228) or "rademacher" (random signs, one bit a weight).
+        rank: None for full-rank noise, or r for E = A B^T / sqrt(r) on leaves with two or more dims (EGGROLL, arXiv 2511.16652).
+        scale: factor of sigma per leaf.
+            "absolute": 1, as in RandOpt.
+            "rms": the root mean square of the leaf.
+            "modular": sigma is the size of the step in the modular norm (Large et al., arXiv 2405.14813): a matrix (..., in, out) gets
+            sqrt(out / in) / (sqrt(in) + sqrt(out)), because the spectral norm of full-rank noise is about sqrt(in) + sqrt(out) and a
+            linear module's norm is sqrt(in / out) times the spectral norm; rank-r noise has spectral norm about sqrt(in * out / r), so
+            that takes the sum's place.
+            Embeddings (path holds "embed") and leaves of fewer than two dims get 1: their norm is the RMS of a row.
+            The formula is ours after that paper; Modular-Norm RandOpt (arXiv 2609.25745) weighs modules otherwise.
+        rules: first match wins.
+    """
+
+    distribution: str = "gaussian"
+    rank: int | None = None
+    scale: Scale = "absolute"
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "rules", tuple(self.rules))
+        if self.distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution {self.distribution!r}: must be one of {', '.join(DISTRIBUTIONS)}")
+        if self.scale not in SCALES:
+            raise ValueError(f"scale {self.scale!r}: must be one of {', '.join(SCALES)}")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank {self.rank}: must be at least 1, or None for full rank")
+
+    def scale_of(self, path: str) -> Scale | None:
+        """The scale of a leaf, or None where a rule excludes it."""
+        return next((rule.scale for rule in self.rules if rule.matches(path)), self.scale)
+
+
+def is_perturbable(leaf: Any) -> bool:
+    """Floating-point arrays move; integers, booleans and complex numbers never do."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
+def mean_square(path: str, leaf: Any) -> jax.Array:
+    """Mean of the squares of a leaf, float32 (), matrix by matrix: a leaf of which devices hold blocks is added up in the same order."""
+    leaf = jnp.asarray(leaf)
+    matrices = leaf.reshape(-1, *leaf.shape[-2:])
+    return jax.lax.map(matrix_mean_square, matrices).mean()
+
+
+def matrix_mean_square(matrix: jax.Array) -> jax.Array:
+    """Mean of the squares of one matrix (or vector), float32 ()."""
+    return jnp.mean(jnp.square(matrix.astype(jnp.float32)))
+
+
+def scales(params: Params, noise: Noise, squares: Callable[[str, Any], jax.Array] = mean_square) -> dict[str, jax.Array]:
+    """Path -> float32 factor of sigma, for every leaf that moves. Compute once, on the whole base, and hand to ``perturb`` where leaves
+    are sharded.
+
+    Args:
+        params: the base; of leaves whose ``squares`` are known without them, shape and type are enough.
+        noise: static.
+        squares: (path, leaf) -> mean of its squares, for the scale "rms".
+    """
+    return {
+        path: _scale(path, leaf, noise, name, squares)
+        for path, leaf in leaf_paths(params).items()
+        if (name := noise.scale_of(path)) and is_perturbable(leaf)
+    }
+
+
+def _scale(path: str, leaf: Any, noise: Noise, name: Scale, squares: Callable[[str, Any], jax.Array]) -> jax.Array:
+    shape = jnp.shape(leaf)
+    if name == "rms":
+        return jnp.sqrt(squares(path, leaf))
+    if name == "modular" and len(shape) >= 2 and "embed" not in path:
+        fan_in, fan_out = shape[-2], shape[-1]
+        spectral = math.sqrt(fan_in) + math.sqrt(fan_out) if noise.rank is None else math.sqrt(fan_in * fan_out / noise.rank)
+        return jnp.float32(math.sqrt(fan_out / fan_in) / spectral)
+    return jnp.float32(1)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a noise setting does to a tree: ``moved`` of ``total`` elements, and the rules that matched no leaf."""
+
+    moved: int
+    total: int
+    unused_rules: tuple[Rule, ...]
+
+    @property
+    def fraction(self) -> float:
+        return self.moved / self.total if self.total else 0.0
+
+
+def coverage(params: Params, noise: Noise) -> Coverage:
+    """Reports which fraction of the parameters moves and which rules match nothing."""
+    leaves = leaf_paths(params)
+    sizes = {path: math.prod(jnp.shape(leaf)) for path, leaf in leaves.items()}
+    moved = sum(sizes[path] for path, leaf in leaves.items() if noise.scale_of(path) and is_perturbable(leaf))
+    unused = tuple(rule for rule in noise.rules if not any(map(rule.matches, leaves)))
+    return Coverage(moved, sum(sizes.values()), unused)

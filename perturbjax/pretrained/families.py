@@ -1,0 +1,127 @@
+"""The model families: what is particular to each, in one table that the loaders, export and every check read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class TensorNames(NamedTuple):
+    """What the two file formats call a parameter; ``{}`` is the layer."""
+
+    hf: str
+    gguf: str
+
+
+class Refusal(NamedTuple):
+    """An option of config.json that the decoder does not implement.
+
+    Attributes:
+        option: its key, or a few words where several keys together make it.
+        is_set: config.json -> whether the model needs the option.
+        required: what would be accepted instead, for people.
+    """
+
+    option: str
+    is_set: Callable[[Mapping[str, Any]], bool]
+    required: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: what GGUF files say in ``general.architecture``, and ``DecoderConfig.architecture``.
+        hf_class: the one entry of ``architectures`` in config.json.
+        model_type: of config.json.
+        decoder: fields of ``DecoderConfig`` that the family alone decides.
+        defaults: what transformers assumes for keys that config.json leaves out.
+        refusals: options of config.json that are refused.
+        hf_extras: keys that export writes into config.json for a model that came without one, beside those of every family.
+        tensors: path in the parameter tree -> its names; the paths are a superset of ``param_shapes`` of any member.
+        gguf_permutes_qk: GGUF files keep the rows of the q and k kernels in interleaved rotary order.
+    """
+
+    name: str
+    hf_class: str
+    model_type: str
+    decoder: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    refusals: tuple[Refusal, ...]
+    hf_extras: Mapping[str, Any]
+    tensors: Mapping[str, TensorNames]
+    gguf_permutes_qk: bool
+
+
+_WINDOW_LAYERS = 28
+"""What transformers assumes for ``max_window_layers``."""
+
+
+def _slides(raw: Mapping[str, Any]) -> bool:
+    """Whether any layer of a Qwen model attends to a sliding window: ``layer_types`` decides, before transformers 5 two older keys."""
+    if raw.get("layer_types") is not None:
+        return not isinstance(raw["layer_types"], list) or any(kind != "full_attention" for kind in raw["layer_types"])
+    first, layers = raw.get("max_window_layers"), raw.get("num_hidden_layers")
+    first = _WINDOW_LAYERS if first is None else first
+    return bool(raw.get("use_sliding_window")) and not (isinstance(first, int) and isinstance(layers, int) and first >= layers)
+
+
+_ATTENTION_BIAS = Refusal("attention_bias", lambda raw: bool(raw.get("attention_bias")), "false")
+_SLIDING_WINDOW = Refusal("sliding window attention", _slides, "use_sliding_window false and only full_attention layers")
+
+# What the families share, stated once. A family adds to it or overrides it.
+_REFUSALS = (
+    Refusal("hidden_act", lambda raw: raw.get("hidden_act", "silu") not in ("silu", "swish"), "silu"),
+    Refusal("quantization_config", lambda raw: bool(raw.get("quantization_config")), "unquantized safetensors, or a GGUF file"),
+    Refusal("mlp_bias", lambda raw: bool(raw.get("mlp_bias")), "false"),
+)
+_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}
+_TENSORS = {
+    "embed/embedding": TensorNames("model.embed_tokens.weight", "token_embd.weight"),
+    "layers/attention_norm/scale": TensorNames("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
+    "layers/attention/q/kernel": TensorNames("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight"),
+    "layers/attention/k/kernel": TensorNames("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight"),
+    "layers/attention/v/kernel": TensorNames("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight"),
+    "layers/attention/o/kernel": TensorNames("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
+    "layers/attention/q/bias": TensorNames("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias"),
+    "layers/attention/k/bias": TensorNames("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias"),
+    "layers/attention/v/bias": TensorNames("model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias"),
+    "layers/mlp_norm/scale": TensorNames("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    "layers/mlp/gate/kernel": TensorNames("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
+    "layers/mlp/up/kernel": TensorNames("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
+    "layers/mlp/down/kernel": TensorNames("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
+    "norm/scale": TensorNames("model.norm.weight", "output_norm.weight"),
+    "head/kernel": TensorNames("lm_head.weight", "output.weight"),
+}
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        family.name: family
+        for family in (
+            Family(
+                name="llama",
+                hf_class="LlamaForCausalLM",
+                model_type="llama",
+                decoder={"qkv_bias": False},
+                defaults=_DEFAULTS | {"max_position_embeddings": 2048, "num_key_value_heads": None},
+                refusals=(*_REFUSALS, _ATTENTION_BIAS),
+                hf_extras={"attention_bias": False, "mlp_bias": False},
+                tensors=_TENSORS,
+                gguf_permutes_qk=True,
+            ),
+            Family(
+                name="qwen2",
+                hf_class="Qwen2ForCausalLM",
+                model_type="qwen2",
+                decoder={"qkv_bias": True},
+                defaults=_DEFAULTS | {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+                refusals=(*_REFUSALS, _SLIDING_WINDOW),
+                hf_extras={"use_sliding_window": False},
+                tensors=_TENSORS,
+                gguf_permutes_qk=False,
+            ),
+        )
+    }
+)
+"""Every supported family, by its name. Another one is another record here, and fields of ``DecoderConfig`` if it computes something new."""

@@ -1,0 +1,106 @@
+"""The verdict in plain words, computed from the paired intervals and nothing else."""
+
+import numpy as np
+
+from perturbjax.randopt.results import CONTROLS, RandOptEntry, Results
+from perturbjax.report.schema import Comparison, Entry, Headline, Verdict
+from perturbjax.report.words import count, percent, points, points_range, probability
+
+
+def headline(results: Results) -> Headline:
+    """Grade RandOpt at the K and sigma that the select split chose; the other K of the curve do not count."""
+    best = results.chosen
+    # A control that is the base itself (the default prompt was the best) is no further rival.
+    rivals = [name for name in CONTROLS if not (name == "best_prompt" and results.same_prompt)]
+    title = _title(results, rivals)
+    return Headline(best.verdict, title, (_effect(best, results.base), *_rivals(rivals, results), _cost(best, results.base)))
+
+
+def _against(results: Results, name: str) -> Comparison:
+    return getattr(results.chosen.against, name)
+
+
+def _title(results: Results, rivals: list[str]) -> str:
+    verdict = results.chosen.verdict
+    losses = [name for name in CONTROLS if _against(results, name).verdict == "hurt"]
+    undecided = [name for name in rivals if _against(results, name).verdict == "no clear effect"]
+    if verdict == "helped" and losses:
+        return f"RandOpt helped, but {_names(losses, results)} did better"
+    if verdict == "helped" and undecided:
+        return f"RandOpt helped, but not clearly more than {_names(undecided, results)}"
+    title = {"helped": "RandOpt helped", "hurt": "RandOpt hurt", "no clear effect": "No clear effect of RandOpt"}[verdict]
+    return f"{title}; {_names(losses, results)} did better" if losses else title
+
+
+def _effect(best: RandOptEntry, base: Entry) -> str:
+    who = f"the vote of {best.K} perturbed models" if best.K > 1 else "the best-ranked perturbed model"
+    change = f"{points(best.difference)} points (95 % interval {points_range(best.difference_interval)})"
+    low, high = best.difference_interval
+    if best.verdict == "no clear effect" and low <= 0 <= high:
+        conclusion = f"The difference of {change} is not clearly different from zero: more test questions would be needed to tell."
+    elif best.verdict == "no clear effect":
+        conclusion = (
+            f"The difference is {change}. The interval excludes zero, but so few answers changed that chance alone gives such a split with "
+            f"probability {probability(best.p_value)} (exact test): more test questions would be needed to tell."
+        )
+    else:
+        conclusion = f"That is {change}, more than chance explains."
+    return (
+        f"On {count(best.n)} test questions {who} got {percent(best.accuracy)} right, the unperturbed model "
+        f"{percent(base.accuracy)}. {conclusion} It answered {best.gained} questions right that the base got wrong, and "
+        f"{best.lost} the other way round."
+    )
+
+
+def _rivals(rivals: list[str], results: Results) -> list[str]:
+    sentences = []
+    for name in rivals:
+        comparison, who = _against(results, name), _name(name, results)
+        accuracy = percent(getattr(results, name).accuracy)
+        figures = f"{points(comparison.difference)} points for RandOpt, 95 % interval {points_range(comparison.difference_interval)}"
+        outcome: dict[Verdict, str] = {
+            "helped": f"RandOpt is clearly better than {who}, which got {accuracy} ({figures}).",
+            "hurt": f"{_upper(who)} beats RandOpt: it got {accuracy} ({figures}).",
+            "no clear effect": f"{_upper(who)} got {accuracy}, {_order(comparison)}; the two are not clearly different ({figures}).",
+        }
+        sentences.append(outcome[comparison.verdict])
+    if results.same_prompt:
+        sentences.append(
+            "No other prompt of the task did better for the base on the select split, so the best-prompt control is the base itself."
+        )
+    return sentences
+
+
+def _order(comparison: Comparison) -> str:
+    return {1: "less than RandOpt", 0: "as much as RandOpt", -1: "more than RandOpt"}[int(np.sign(comparison.difference))]
+
+
+def _cost(best: RandOptEntry, base: Entry) -> str:
+    times = best.tokens / base.tokens if base.tokens else float(best.K)
+    return (
+        f"The price: {count(best.search_tokens)} tokens to search and choose, once, then {times:.3g} times the tokens of the base "
+        "for every answer."
+    )
+
+
+def _name(name: str, results: Results) -> str:
+    k = results.selection.K
+    return {
+        "self_consistency": f"self-consistency ({k} {'votes' if k > 1 else 'sample'} of the base)",
+        "best_prompt": f"the base with another prompt ({results.best_prompt.prompt})",
+        "random_k": f"an ensemble of {k} candidates drawn without selection" if k > 1 else "one candidate drawn without selection",
+    }[name]
+
+
+def _names(names: list[str], results: Results) -> str:
+    short = {
+        "self_consistency": "self-consistency of the base",
+        "best_prompt": "another prompt",
+        "random_k": "candidates drawn without selection" if results.selection.K > 1 else "a candidate drawn without selection",
+    }
+    *head, last = [short[name] for name in names]
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,177 @@
+"""The report page of a RandOpt run: what was done, whether it helped and how sure one can be."""
+
+import json
+import shlex
+import statistics
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from perturbjax.errors import InputError
+from perturbjax.randopt import rows as words
+from perturbjax.randopt.artifacts import read_candidates
+from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt.headline import headline
+from perturbjax.randopt.results import Results, read_results
+from perturbjax.records import from_json
+from perturbjax.report.page import missing_extra, write_page
+from perturbjax.report.schema import Devices
+from perturbjax.report.words import count, percent
+from perturbjax.runs.files import read_json
+from perturbjax.runs.identity import SETTINGS
+
+_SETTINGS = ("model", "task", *SETTINGS, "template", "max_new_tokens", "dtype")
+"""The settings that the result depends on."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the page reads of config.json."""
+
+    config: SearchConfig
+    devices: Devices
+    versions: dict[str, str]
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` of a finished run; a second call gives the same bytes.
+
+    Args:
+        run_dir: holds results.json, candidates.parquet, config.json and, for the measured speed over time, metrics.jsonl.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        InputError: a file is missing or damaged, or the ``report`` extra is not installed.
+    """
+    run_dir = Path(run_dir)
+    results, config = read_results(run_dir / "results.json"), read_json(run_dir / "config.json")
+    record = {field.name: config[field.name] for field in fields(RunRecord) if field.name in config}
+    record = from_json(RunRecord, record, str(run_dir / "config.json"))
+    values = {
+        "results": results,
+        "config": config,
+        "headline": headline(results),
+        "rows": list(words.rows(results)),
+        "lenient": words.has_lenient(results),
+        "asked": words.search_words(results),
+        "setup": _setup(results, record),
+        "command": reproduce_command(record.config),
+        "caveats": _caveats(results),
+        "speed": _speed_over_time(run_dir / "metrics.jsonl"),
+    }
+    plots = _write_plots(run_dir, results)
+    report = run_dir / "report.html"
+    write_page(report, "perturbjax.randopt", values, {"sigma_words": words.sigma_words}, plots)
+    return report
+
+
+def _write_plots(run_dir: Path, results: Results) -> list[Path]:
+    try:
+        from perturbjax.randopt.plots import plot_accuracy, plot_racing, plot_scores, plot_share
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+
+    folder = run_dir / "plots"
+    candidates = read_candidates(run_dir / "candidates.parquet")
+    folder.mkdir(exist_ok=True)
+    plots = [folder / f"{name}.png" for name in ("score_distribution", "accuracy_by_k", "share_at_or_above_base")]
+    plot_scores(plots[0], results, *candidates)
+    plot_accuracy(plots[1], results)
+    plot_share(plots[2], results)
+    if results.raced:
+        plots.append(folder / "racing.png")
+        plot_racing(plots[3], results)
+    return plots
+
+
+def reproduce_command(config: SearchConfig) -> str:
+    """The ``perturbjax search`` call that gives the same candidates, ensemble and answers."""
+    parts = ["perturbjax", "search"]
+    for name in _SETTINGS:
+        value, flag = getattr(config, name), "--" + name.replace("_", "-")
+        if value is True:
+            parts.append(flag)
+        elif isinstance(value, tuple):
+            parts += [flag, ",".join(map(repr, value))]
+        elif value is not None and value is not False:
+            parts += [flag, str(value)]
+    return shlex.join(parts)
+
+
+def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
+    config, splits, selection, devices = record.config, results.splits, results.selection, record.devices
+    rank = "full rank" if config.rank is None else f"rank {config.rank}"
+    return [
+        ("Model", f"{results.model.name}: {results.model.source}"),
+        ("Task", f"{results.task.name}: {results.task.source}"),
+        ("Splits", f"{count(splits.search)} search, {count(splits.select)} select, {count(splits.test)} test, disjoint"),
+        ("Population", f"N = {count(results.population.n)} candidates" + (", antithetic pairs" if config.antithetic else "")),
+        ("Racing", words.racing_words(results) if results.raced else config.racing),
+        ("Sigmas", ", ".join(f"{sigma:g}" for sigma in config.sigmas)),
+        ("Noise", f"{config.noise}, {rank}, scale {config.scale}"),
+        ("Prompt of the search", selection.search_prompt),
+        ("Votes", f"at most {config.top_k}; K = {selection.K} from {words.sigma_words(selection.sigma)} chosen on select"),
+        ("Seed", str(config.seed)),
+        ("Weights", config.dtype),
+        ("Ran on", f"{devices.count} device(s): {', '.join(devices.kinds)} ({devices.backend})"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
+    ]
+
+
+def _caveats(results: Results) -> list[str]:
+    """What could mislead a reader of this very run."""
+    best, ties = results.chosen, results.ties
+    notes = []
+    if best.verdict == "no clear effect":
+        half = (best.difference_interval[1] - best.difference_interval[0]) / 2
+        notes.append(
+            f"With {count(results.splits.test)} test questions the uncertainty is about ±{100 * half:.1f} points: "
+            "a smaller effect cannot be seen."
+        )
+    if ties.tied_candidates > ties.tied_inside_k:
+        notes.append(
+            f"{ties.tied_candidates} candidates share the search score of the last voter ({percent(ties.score_at_k)}) and only "
+            f"{ties.tied_inside_k} of them vote. Which ones is decided by their index, that is by nothing."
+        )
+    if best.members_search_mean > best.members_test_mean:
+        notes.append(
+            f"The voters look better on the questions that chose them: on average {percent(best.members_search_mean)} on search, "
+            f"{percent(best.members_test_mean)} on test. Part of any search score is luck."
+        )
+    if results.raced and len(results.selection.candidates.sigma) <= len(results.population.per_sigma):
+        notes.append(
+            f"The race kept the best of all sigmas. A sigma of which fewer than {results.most_votes} candidates finished could "
+            "not be chosen alone."
+        )
+    if results.population.nonfinite:
+        notes.append(
+            f"{results.population.nonfinite} candidates gave NaN or infinite outputs and scored 0: the largest sigma is too large."
+        )
+    notes.append("The intervals are for one run with one seed. Another seed draws other candidates; its spread is not in them.")
+    notes.append(
+        "The curve shows several K on the same test questions. Only the ringed one was chosen beforehand; the best-looking is no evidence."
+    )
+    return notes
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Candidates per second over the chunks of a run."""
+
+    chunks: int
+    median: float
+    slowest: float
+    fastest: float
+
+
+def _speed_over_time(path: Path) -> Speed | None:
+    """The speed of the chunks in metrics.jsonl, None without any."""
+    if not path.is_file():
+        return None
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        speeds = [float(line["candidates_per_s"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it, or resume the search") from error
+    return Speed(len(speeds), statistics.median(speeds), min(speeds), max(speeds)) if speeds else None

@@ -1,0 +1,279 @@
+"""results.json of a RandOpt run, typed: what was searched, what select chose, how it did on test beside its controls."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from perturbjax.records import from_json
+from perturbjax.report.schema import ComparedEntry, Comparison, Entry, Interval, Source
+from perturbjax.runs.files import read_json
+
+RESULTS_VERSION = 2
+"""Of the layout of results.json."""
+
+CONTROLS = ("self_consistency", "best_prompt", "random_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseEntry(Entry):
+    """The unperturbed model under the prompt template of the search."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEntry(ComparedEntry):
+    """The unperturbed model under the template that did best on select."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteEntry(ComparedEntry):
+    """A vote of ``K``."""
+
+    K: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlEntry(VoteEntry):
+    """A control with as many votes as the chosen ensemble; ``curve`` has it at every K."""
+
+    curve: dict[str, VoteEntry]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfConsistencyEntry(ControlEntry):
+    """Samples of the base at the temperature that voted best on select."""
+
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomEntry(ControlEntry):
+    """Candidates drawn without looking at their scores; ``members`` in the order of the draw."""
+
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Against:
+    """RandOpt compared to each of ``CONTROLS`` at as many votes."""
+
+    self_consistency: Comparison
+    best_prompt: Comparison
+    random_k: Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandOptEntry(VoteEntry):
+    """The vote of the K best members.
+
+    Attributes:
+        against: the controls.
+        members_search_mean: mean search score of the members; ``members_test_mean``: on the test split.
+    """
+
+    against: Against
+    members_search_mean: float
+    members_test_mean: float
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """Examples of each split."""
+
+    search: int
+    select: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a choice made on select, and its accuracy there."""
+
+    value: str | int | float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that select chose from."""
+
+    sigma: tuple[Option, ...]
+    K: tuple[Option, ...]
+    prompt: tuple[Option, ...]
+    temperature: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What select chose.
+
+    Attributes:
+        sigma: one of the population's, or ``"all"``.
+        K: size of the ensemble.
+        prompt: template under which the base does best; ``search_prompt`` is that of the search.
+        temperature: of self-consistency.
+        members: candidate indices, best first, as many as may vote at most.
+        candidates: the options.
+    """
+
+    sigma: str | float
+    K: int
+    prompt: str
+    temperature: float
+    members: tuple[int, ...]
+    candidates: Options
+    search_prompt: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the race.
+
+    Attributes:
+        candidates: that took part; ``examples``: that each has been asked by its end; ``tokens``: spent in it.
+        mean_score, best_score, base_score: on those examples, of the candidates and of the base.
+        kept: how many went on; ``kept_mean_score``: their mean score there.
+        nonfinite: candidates with NaN or inf in their outputs.
+    """
+
+    candidates: int
+    examples: int
+    tokens: int
+    mean_score: float
+    best_score: float
+    base_score: float
+    kept: int
+    kept_mean_score: float
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class RacingSummary:
+    """What the race did and saved.
+
+    Attributes:
+        rule: which candidates stop; ``error`` is what ``bounds`` promises, None for the others.
+        tokens: spent in all; ``full_tokens``: what asking every candidate everything takes; ``share``: the former over the latter.
+    """
+
+    rule: str
+    error: float | None
+    rounds: tuple[Round, ...]
+    tokens: int
+    full_tokens: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Ties:
+    """How far ties decided who votes: candidates with the score of the last member, and how many of those are members."""
+
+    score_at_k: float
+    tied_candidates: int
+    tied_inside_k: int
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Of the search, and of plain inference with the base on the same tokens; None where no time was measured."""
+
+    candidates_per_s: float | None
+    tokens_per_s: float | None
+    reference_tokens_per_s: float
+    efficiency: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Density:
+    """Which part of ``n`` candidates scores at or above the base: the RandOpt paper's density at margin 0, with its Wilson interval."""
+
+    n: int
+    share_at_or_above_base: float
+    share_interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmaSummary(Density):
+    """The candidates of one sigma."""
+
+    sigma: float
+    mean: float
+    best: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationSummary(Density):
+    """The population on the first ``examples`` of the search split, those that every candidate was asked."""
+
+    examples: int
+    mean_score: float
+    best_score: float
+    base_search_score: float
+    nonfinite: int
+    per_sigma: tuple[SigmaSummary, ...]
+
+
+@dataclass(frozen=True)
+class TaskSource(Source):
+    """The task of the run."""
+
+    kind: Literal["choice", "generation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The content of results.json; ``randopt`` and the curves are keyed by K, ``seconds`` by stage."""
+
+    version: int
+    model: Source
+    task: TaskSource
+    base: BaseEntry
+    self_consistency: SelfConsistencyEntry
+    best_prompt: PromptEntry
+    random_k: RandomEntry
+    randopt: dict[str, RandOptEntry]
+    splits: SplitSizes
+    selection: Selection
+    racing: RacingSummary
+    ties: Ties
+    throughput: Throughput
+    population: PopulationSummary
+    seconds: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if self.version != RESULTS_VERSION:
+            raise ValueError(f"version {self.version}: this release reads {RESULTS_VERSION}; use the release that wrote it")
+        if str(self.selection.K) not in self.randopt:
+            raise ValueError(f"selection.K {self.selection.K}: randopt has no entry for it")
+
+    @property
+    def chosen(self) -> RandOptEntry:
+        """RandOpt at the K that the select split chose."""
+        return self.randopt[str(self.selection.K)]
+
+    @property
+    def most_votes(self) -> int:
+        """The largest K of the run, ``--top-k``."""
+        return max(map(int, self.randopt))
+
+    @property
+    def raced(self) -> bool:
+        """Whether a race stopped candidates before the end, or could have."""
+        return len(self.racing.rounds) > 1
+
+    @property
+    def same_prompt(self) -> bool:
+        """Whether no other prompt did better for the base, so that the best-prompt control is the base itself."""
+        return self.best_prompt.prompt == self.selection.search_prompt
+
+
+def read_results(path: Path) -> Results:
+    """results.json of a finished run.
+
+    Raises:
+        InputError: the file is missing or damaged; the field is named.
+    """
+    return from_json(Results, read_json(path), str(path))

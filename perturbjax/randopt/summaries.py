@@ -1,0 +1,126 @@
+"""Votes, population and race in figures, from the score matrices."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from perturbjax.noise import Population
+from perturbjax.randopt.racing import Race
+from perturbjax.randopt.replies import VoteCurve
+from perturbjax.randopt.results import PopulationSummary, RacingSummary, Round, SigmaSummary, Ties, VoteEntry
+from perturbjax.report import compared_entry, entry
+from perturbjax.report.intervals import wilson
+from perturbjax.report.schema import Interval
+
+
+def vote_entry(curve: VoteCurve, k: int, base_scores: np.ndarray, seed: int, search_tokens: int = 0) -> VoteEntry:
+    """The vote of the first ``k``, compared to the base's (B,) scores; ``seed`` is that of the bootstrap."""
+    scores = curve.scores[k - 1]
+    figures = entry(scores, curve.lenient[k - 1], curve.tokens[k - 1], search_tokens)
+    return VoteEntry(**vars(compared_entry(figures, scores, base_scores, seed)), K=k)
+
+
+def population_summary(population: Population, scores_NxD: np.ndarray, base_scores: np.ndarray, nonfinite: int) -> PopulationSummary:
+    """The population on the search split: its scores against the base's, in all and per sigma.
+
+    A race stops candidates early, so the figures are on the examples that all candidates were asked (those of the first round): means over
+    different numbers of examples cannot be compared, and those who got further are a selection.
+
+    Args:
+        population: N candidates.
+        scores_NxD: search scores, NaN where a race did not ask.
+        base_scores: (D,) of the unperturbed model.
+        nonfinite: candidates with NaN or inf in their outputs on these examples (they score 0).
+    """
+    sigmas = population.sigma_of(np.arange(len(population)))
+    asked = ~np.isnan(scores_NxD).any(axis=0)
+    scores = scores_NxD[:, asked].mean(axis=1, dtype=np.float64)
+    base_score = float(base_scores[asked].mean(dtype=np.float64))
+    per_sigma = []
+    for sigma in population.sigmas:
+        mine = scores[sigmas == np.float32(sigma)]
+        if mine.size:  # a population smaller than the list of sigmas leaves some without candidates
+            density, interval = _density(mine, base_score)
+            per_sigma.append(
+                SigmaSummary(
+                    sigma=float(sigma),
+                    n=int(mine.size),
+                    mean=float(mine.mean()),
+                    best=float(mine.max()),
+                    share_at_or_above_base=density,
+                    share_interval=interval,
+                )
+            )
+    density, interval = _density(scores, base_score)
+    return PopulationSummary(
+        n=len(population),
+        examples=int(asked.sum()),
+        mean_score=float(scores.mean()),
+        best_score=float(scores.max()),
+        base_search_score=base_score,
+        share_at_or_above_base=density,
+        share_interval=interval,
+        nonfinite=int(nonfinite),
+        per_sigma=tuple(per_sigma),
+    )
+
+
+def racing_summary(
+    race: Race, scores: np.ndarray, base_scores: np.ndarray, tokens: np.ndarray, base_tokens: int, nonfinite: Sequence[int]
+) -> RacingSummary:
+    """What the race did and saved.
+
+    ``full_tokens`` is N times ``base_tokens``, which is exact where no text is generated (other models give replies of other lengths), and
+    the tokens themselves where nobody was stopped.
+
+    Args:
+        race: rule and rounds.
+        scores: (N, D), NaN where it did not ask.
+        base_scores: (D,) of the unperturbed model.
+        tokens: (N, R) spent, by candidate and round.
+        base_tokens: of the unperturbed model on all D examples.
+        nonfinite: candidates with NaN or inf in their outputs, by round.
+    """
+    rounds = []
+    for number, end in enumerate(race.ends):
+        survivors = race.survivors(scores, number)
+        promoted = race.survivors(scores, number + 1) if number + 1 < len(race.ends) else survivors
+        asked = scores[:, :end].astype(np.float64)
+        rounds.append(
+            Round(
+                candidates=len(survivors),
+                examples=end,
+                tokens=int(tokens[:, number].sum()),
+                mean_score=float(asked[survivors].mean()),
+                best_score=float(asked[survivors].mean(axis=1).max()),
+                base_score=float(base_scores[:end].mean(dtype=np.float64)),
+                kept=len(promoted),
+                kept_mean_score=float(asked[promoted].mean()),
+                nonfinite=int(nonfinite[number]),
+            )
+        )
+    spent = int(tokens.sum())
+    full = spent if len(rounds) == 1 else len(scores) * int(base_tokens)
+    error = race.error if race.rule == "bounds" else None
+    return RacingSummary(race.rule, error, tuple(rounds), spent, full, spent / full if full else 1.0)
+
+
+def tie_summary(scores: np.ndarray, members: np.ndarray, pool: np.ndarray) -> Ties:
+    """How many candidates share the score of the last member, and how many of those made it in.
+
+    Scores on D right/wrong examples take only D + 1 values, so the K-th place is often shared; which of the equals are taken is then an
+    accident of their index, and ``tied_candidates`` far above ``tied_inside_k`` says that the selection was partly arbitrary.
+
+    Args:
+        scores: (N,) mean search scores.
+        members: (K,) the chosen candidates, best first.
+        pool: indices of all the candidates they were chosen from, finalists of the race: the others have no score to tie with.
+    """
+    last = scores[members[-1]]
+    return Ties(float(last), int((scores[pool] == last).sum()), int((scores[members] == last).sum()))
+
+
+def _density(scores: np.ndarray, base_score: float) -> tuple[float, Interval]:
+    # Equal counts of right answers must compare equal whatever the order of summation was.
+    at_or_above = int((scores >= base_score - 1e-9).sum())
+    return at_or_above / scores.size, wilson(at_or_above, scores.size)

@@ -1,0 +1,158 @@
+"""One compiled program that evaluates a chunk of candidates, each perturbed inside it.
+
+The program's shapes are the most candidates of a chunk and the data's; how many of the candidates are valid is an argument. So neither the
+population's size nor a last, partly filled chunk compiles anything anew, and padding costs nothing: the loop stops before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from perturbjax import _compat, sharding
+from perturbjax.interpret import lazily, lazy
+from perturbjax.noise import Candidate, Noise, coverage, perturb, scales
+from perturbjax.scoring.strategy import STRATEGIES
+
+_log = logging.getLogger(__name__)
+
+
+class ChunkProgram:
+    """``fn(params, candidate, data)`` for up to ``max_candidates`` at a time, with ``params`` perturbed by each candidate's noise.
+
+    Args:
+        fn: the function of one candidate; returns a pytree of arrays. Its ``params`` are already perturbed.
+        params: the base; put on the mesh once and never written. ``ShardedParams`` are there already, and may be sharded over "model"; then
+            ``fn`` gets one device's blocks and sums over the axis itself. Any other tree is put on every device.
+        noise: what perturbs; None leaves the base as it is (the plain model, for reference timings and sampling).
+        mesh: candidates are sharded over its "data" axis.
+        max_candidates: of one call; rounded up to a multiple of devices times ``in_flight``.
+        in_flight: candidates vmapped together on each device.
+        strategy: how the noise meets the weights, one of ``STRATEGIES``.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Any | sharding.ShardedParams,
+        noise: Noise | None,
+        mesh: Mesh,
+        max_candidates: int,
+        in_flight: int = 1,
+        strategy: str = "copy",
+    ):
+        if strategy not in STRATEGIES:
+            raise ValueError(f"strategy {strategy!r}: must be one of {', '.join(STRATEGIES)}")
+        if strategy == "low_rank" and noise is not None and noise.rank is None:
+            raise ValueError("strategy 'low_rank': the noise has full rank; give it a rank, or use lazy or copy")
+        devices = mesh.shape[sharding.DATA]
+        step = devices * in_flight
+        self.max_candidates = -(-max_candidates // step) * step
+        self.mesh, self.in_flight, self.noise, self.strategy = mesh, in_flight, noise, strategy
+        self.traces = 0
+        self._params = params if isinstance(params, sharding.ShardedParams) else sharding.shard_params(params, mesh)
+        for rule in coverage(self._params.whole(), noise).unused_rules if noise else ():
+            _log.warning("noise rule %r matches no parameter", rule.pattern)
+        self._fn = fn
+        # Scales are those of whole leaves, so they cannot depend on the mesh.
+        self._scales = sharding.put_replicated(self._scales_of_leaves(), mesh)
+        over, same = sharding.OVER_DATA, sharding.REPLICATED
+        specs = (self._params.specs(), same, over, over, same)
+        mapped = jax.shard_map(self._local, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
+        # The one collective over "data": every process gets all results, after the last candidate.
+        gathered = NamedSharding(mesh, same) if sharding.spans_processes(mesh) else None
+        platform = mesh.devices.flat[0].platform
+        self._program = jax.jit(mapped, out_shardings=gathered, compiler_options=_compat.compiler_options(platform))
+
+    def _scales_of_leaves(self) -> dict[str, Any]:
+        if self.noise is None:
+            return {}
+        noise, whole = self.noise, self._params.whole()
+        if sharding.is_abstract(self._params.arrays):
+            return jax.eval_shape(lambda: scales(whole, noise, lambda *_: jnp.float32(1)))
+        return scales(whole, noise, lambda path, _: self._params.mean_square(path, self.mesh))
+
+    def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any, true: jax.Array) -> Any:
+        fn, theta, blocks = self._fn, params, self._params.blocks()
+        if self.noise is not None and self.strategy == "copy":
+            with jax.named_scope("noise"):
+                theta = perturb(params, candidate, self.noise, leaf_scales, blocks)
+        elif self.noise is not None:
+            fn = lazily(fn)
+            theta = lazy(params, candidate, self.noise, leaf_scales, factored=self.strategy == "low_rank", blocks=blocks)
+        # An optimization barrier: a cond whose predicate is always true but not constant keeps the function in a computation of its own,
+        # apart from the noise made so far. Without it XLA:CPU fuses noise into its consumers and repeats it there, or into a library call
+        # for a following matmul, which then makes a dozen passes over arrays of the weights' size.
+        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, theta, candidate, data))
+        return jax.lax.cond(true, fn, lambda *_: empty, theta, candidate, data)
+
+    def _local(self, params: Any, leaf_scales: dict[str, jax.Array], num_valid: jax.Array, candidates: Candidate, data: Any) -> Any:
+        """One device's part: ``num_valid[0]`` of its candidates are valid, the others padding."""
+        self.traces += 1
+        width = self.in_flight
+        true = num_valid[0] > 0
+        blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), candidates)
+
+        def block(index: jax.Array) -> Any:
+            several = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), blocks)
+            if width == 1:
+                one = self._one(params, leaf_scales, jax.tree.map(lambda leaf: leaf[0], several), data, true)
+                return jax.tree.map(lambda leaf: leaf[None], one)
+            return jax.vmap(self._one, (None, None, 0, None, None))(params, leaf_scales, several, data, true)
+
+        shapes = jax.eval_shape(block, jax.ShapeDtypeStruct((), jnp.int32))
+        results = jax.tree.map(lambda s: jnp.zeros((blocks.index.shape[0], *s.shape), s.dtype), shapes)
+
+        def step(index, results):
+            return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, block(index))
+
+        results = jax.lax.fori_loop(0, -(-num_valid[0] // width), step, results)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
+
+    def __call__(self, candidates: Candidate, data: Any) -> Any:
+        """Evaluates any number of candidates (leading axis n), chunk by chunk; numpy results with leading axis n, in order."""
+        total = candidates.index.shape[0]
+        pieces = (slice(i, i + self.max_candidates) for i in range(0, total, self.max_candidates))
+        parts = [self._chunk(Candidate(*(leaf[piece] for leaf in candidates)), data) for piece in pieces]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _chunk(self, candidates: Candidate, data: Any) -> Any:
+        num_valid, padded, slots = self._assign(candidates)
+        if sharding.spans_processes(self.mesh):
+            data = sharding.put_replicated(data, self.mesh)
+        results = self._program(self._params.arrays, self._scales, num_valid, padded, data)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[slots], results)
+
+    def _assign(self, candidates: Candidate) -> tuple[jax.Array, Candidate, np.ndarray]:
+        """How many candidates each device gets, the padded candidates, and the slot that each candidate is in."""
+        devices = self.mesh.shape[sharding.DATA]
+        of_device = np.arange(self.max_candidates).reshape(devices, -1)
+        assigned = np.array_split(np.arange(candidates.index.shape[0]), devices)
+        slots = np.concatenate([of_device[d, : len(part)] for d, part in enumerate(assigned)])
+
+        def pad(leaf):
+            out = np.zeros((self.max_candidates, *leaf.shape[1:]), leaf.dtype)
+            out[slots] = np.asarray(leaf)
+            return out
+
+        padded = sharding.put_over_data(jax.tree.map(pad, candidates), self.mesh)
+        num_valid = sharding.put_over_data(np.array([len(part) for part in assigned], np.int32), self.mesh)
+        return num_valid, padded, slots
+
+    def lower(self, data: Any) -> Any:
+        """The lowered program, for ``compile().memory_analysis()`` and the like. What this compiles, a call need not compile again.
+        With parameters and data that are only shapes, for devices that are not there."""
+        if sharding.is_abstract(self._params.arrays):
+            devices, several = self.mesh.shape[sharding.DATA], jax.eval_shape(lambda: Candidate.base(self.max_candidates))
+            num_valid, padded = sharding.put_over_data((jax.ShapeDtypeStruct((devices,), jnp.int32), several), self.mesh)
+            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), data)
+            data = sharding.put_replicated(shapes, self.mesh)
+        else:
+            num_valid, padded, _ = self._assign(Candidate.base(self.max_candidates))
+        return self._program.lower(self._params.arrays, self._scales, num_valid, padded, data)

@@ -1,0 +1,67 @@
+"""Leaves of a pytree by path, and digests: what a parameter, a base and a run are known by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+Params = Any
+"""A pytree of arrays."""
+
+
+def leaf_path(keypath: tuple[Any, ...]) -> str:
+    """A leaf's path, its keys joined by "/": what noise and rules know it by."""
+    return jax.tree_util.keystr(keypath, simple=True, separator="/")
+
+
+def path_hash(path: str) -> int:
+    """crc32 of a leaf's path: the number that is folded into the candidate's key for this leaf."""
+    return zlib.crc32(path.encode())
+
+
+def leaf_paths(params: Params) -> dict[str, Any]:
+    """Path -> leaf, in tree order.
+
+    Raises:
+        ValueError: two leaves share a path or the crc32 of one, and would share their noise.
+    """
+    leaves: dict[str, Any] = {}
+    hashes: dict[int, str] = {}
+    for keypath, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        path = leaf_path(keypath)
+        other = hashes.setdefault(path_hash(path), path)
+        if path in leaves or other != path:
+            raise ValueError(f"parameters {other!r} and {path!r} have one crc32, so they would get the same noise: rename one of them")
+        leaves[path] = leaf
+    return leaves
+
+
+def map_with_paths(fn: Callable[[str, Any], Any], tree: Any) -> Any:
+    """The tree of ``fn(path, leaf)``."""
+    return jax.tree_util.tree_map_with_path(lambda keypath, leaf: fn(leaf_path(keypath), leaf), tree)
+
+
+def fingerprint(params: Params) -> str:
+    """Identity of a base: "sha256:..." over sorted paths, shapes, dtypes and bytes."""
+    hasher = hashlib.sha256()
+    for path, leaf in sorted(leaf_paths(params).items()):
+        array = np.ascontiguousarray(np.asarray(leaf))
+        hasher.update(f"{path}\0{array.shape}\0{array.dtype.name}\0".encode())
+        hasher.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
+    return f"sha256:{hasher.hexdigest()}"
+
+
+def digest(content: Any) -> str:
+    """``sha256:<hex>`` of a JSON value in canonical form."""
+    return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def derived_seed(seed: int, label: str) -> int:
+    """A seed in [0, 2**31) for one purpose, from a run's seed; equal on every platform."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{label}".encode()).digest()[:4], "big") >> 1

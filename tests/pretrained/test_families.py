@@ -1,0 +1,75 @@
+"""The table of model families: what every record must satisfy, so that the loaders and export can rely on it."""
+
+import dataclasses
+
+import pytest
+
+from perturbjax.errors import InputError
+from perturbjax.models import DecoderConfig, param_shapes
+from perturbjax.pretrained.families import FAMILIES
+from perturbjax.pretrained.hf_config import decoder_config, hf_config
+from perturbjax.pretrained.params import check_names, tensor_names
+
+
+def small(family, tied_head):
+    return DecoderConfig(
+        architecture=family.name,
+        vocab_size=11,
+        hidden_size=8,
+        intermediate_size=12,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        rope_theta=5e5,
+        norm_eps=1e-5,
+        tied_head=tied_head,
+        max_positions=77,
+        **family.decoder,
+    )
+
+
+def test_names_and_classes_are_unique():
+    for attribute in ("name", "hf_class", "model_type"):
+        assert len({getattr(family, attribute) for family in FAMILIES.values()}) == len(FAMILIES)
+    assert all(key == family.name for key, family in FAMILIES.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_every_parameter_has_its_own_tensor_in_both_formats(family, tied_head):
+    config = small(family, tied_head)
+    shapes = param_shapes(config)
+    for file_format in ("hf", "gguf"):
+        expected = tensor_names(config, {path: getattr(tensor, file_format) for path, tensor in family.tensors.items()})
+        stacked = sum(path.startswith("layers/") for path in shapes)
+        assert set(expected.values()) == shapes.keys() and len(expected) == 3 * stacked + len(shapes) - stacked
+        check_names(config, expected, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_config_json_that_is_written_describes_the_same_decoder(family, tied_head):
+    config = small(family, tied_head)
+    raw = hf_config(config, (1, 2), 0, 1)
+    assert decoder_config(raw) == config
+    assert decoder_config({key: value for key, value in raw.items() if key != "architectures"}) == config, "model_type alone will do"
+    assert family.hf_extras.items() <= raw.items()
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+def test_refusals_say_what_is_required(family):
+    raw = hf_config(small(family, True), (1,), None, 1)
+    keys = [refusal.option for refusal in family.refusals if " " not in refusal.option]
+    assert {"hidden_act", "quantization_config", "mlp_bias"} <= set(keys)
+    for refusal in family.refusals:
+        assert not refusal.is_set(raw)
+    for key in keys:
+        with pytest.raises(InputError, match=rf"^config\.json: {key} 'other' is not supported; required: "):
+            decoder_config(raw | {key: "other"})
+
+
+def test_a_name_outside_the_table_is_an_error():
+    config = dataclasses.replace(small(FAMILIES["llama"], True), architecture="gemma3")
+    with pytest.raises(KeyError, match="gemma3"):
+        hf_config(config, (1,), None, 1)
