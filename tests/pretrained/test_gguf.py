@@ -158,11 +158,11 @@ def test_wrong_magic(tmp_path):
     refused(path, "not a GGUF file")
 
 
-@pytest.mark.parametrize("share", [0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 0.999])
-def test_cut_off_anywhere(llama, share, tmp_path):
+@pytest.mark.parametrize("fraction", [0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 0.999])
+def test_cut_off_anywhere(llama, fraction, tmp_path):
     whole = llama[0].read_bytes()
     path = tmp_path / "cut.gguf"
-    path.write_bytes(whole[: max(5, int(len(whole) * share))])
+    path.write_bytes(whole[: max(5, int(len(whole) * fraction))])
     refused(path, "cut off")
 
 

@@ -170,12 +170,12 @@ def test_config_that_is_not_supported(fixture, changes, fragments, tmp_path):
     refused(directory, *fragments)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.00002, 0.001, 0.5, 0.9999])
+@pytest.mark.parametrize("fraction", [0.0, 0.00002, 0.001, 0.5, 0.9999])
 @pytest.mark.parametrize("file", ["model.safetensors", "model-00002-of-00003.safetensors"])
-def test_cut_off_weights(file, share, tmp_path):
+def test_cut_off_weights(file, fraction, tmp_path):
     directory = copy("tiny_llama3" if file == "model.safetensors" else "tiny_llama_tied", tmp_path)
     whole = (directory / file).read_bytes()
-    (directory / file).write_bytes(whole[: int(len(whole) * share)])
+    (directory / file).write_bytes(whole[: int(len(whole) * fraction)])
     refused(directory, file, "cut off")
 
 

@@ -1,4 +1,4 @@
-"""Parameters that stay in their file: every part is the part of what loading the whole gives, and nothing else is read."""
+"""Parameters that stay in their file: a slice equals that slice of the loaded array, and errors name the file."""
 
 import shutil
 
@@ -9,9 +9,9 @@ from support.paths import FIXTURES
 from support.tiny_gguf import gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
+from perturbjax.models.partition import partition
 from perturbjax.noise import Noise, coverage
 from perturbjax.pretrained import load_model
-from perturbjax.sharding import split_model
 from perturbjax.tree import fingerprint, leaf_paths
 
 
@@ -24,7 +24,7 @@ def source(name, folder):
 
 @pytest.mark.parametrize("name", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_llama3.gguf"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_part_is_the_part_of_the_whole(name, dtype, tmp_path):
+def test_a_slice_equals_that_slice_of_the_loaded_array(name, dtype, tmp_path):
     spec = source(name, tmp_path)
     whole, stored = load_model(spec, dtype), load_model(spec, dtype, stored=True)
     draws = np.random.default_rng(0)
@@ -42,26 +42,29 @@ def test_every_part_is_the_part_of_the_whole(name, dtype, tmp_path):
 @pytest.mark.parametrize("size", [2, 4, 5, 8])
 def test_the_blocks_of_the_devices_make_up_the_whole(size):
     whole, stored = (load_model(str(FIXTURES / "tiny_qwen2"), stored=stored) for stored in (False, True))
-    split = split_model(whole.config, size)
-    assert split is not None
-    for path, cut in split.cuts(whole.config).items():
+    parallel = partition(whole.config, size)
+    assert parallel is not None
+    for path, sharded in parallel.dims(whole.config).items():
         leaf = leaf_paths(whole.params)[path]
-        shape = cut.dealt(leaf.shape)
+        shape = sharded.stored_shape(leaf.shape)
         indices = [
-            tuple(slice(d * cut.size, (d + 1) * cut.size) if dim == cut.dim else slice(None) for dim in range(leaf.ndim))
-            for d in range(size)
+            tuple(
+                slice(device * sharded.size, (device + 1) * sharded.size) if dim == sharded.dim else slice(None) for dim in range(leaf.ndim)
+            )
+            for device in range(size)
         ]
-        blocks = [cut.block(leaf_paths(stored.params)[path], index) for index in indices]
-        dealt = np.concatenate(blocks, cut.dim)
-        assert dealt.shape == shape
-        np.testing.assert_array_equal(dealt.take(cut.undealt(leaf.shape[cut.dim]), cut.dim), leaf)
-        outside = np.ones(shape[cut.dim], bool)
-        outside[cut.undealt(leaf.shape[cut.dim])] = False
-        if size * cut.size > leaf.shape[cut.dim] and "embed" in path:
-            assert outside.any() and not dealt.compress(outside, cut.dim).any(), "what lies behind the end is zero"
+        blocks = [sharded.read(leaf_paths(stored.params)[path], index) for index in indices]
+        joined = np.concatenate(blocks, sharded.dim)
+        assert joined.shape == shape
+        positions = sharded.positions(leaf.shape[sharded.dim])
+        np.testing.assert_array_equal(joined.take(positions, sharded.dim), leaf)
+        padding = np.ones(shape[sharded.dim], bool)
+        padding[positions] = False
+        if size * sharded.size > leaf.shape[sharded.dim] and "embed" in path:
+            assert padding.any() and not joined.compress(padding, sharded.dim).any(), "the padding is zero"
 
 
-def test_what_is_wrong_with_a_file_is_said_when_it_is_opened_or_read(tmp_path):
+def test_a_damaged_file_is_reported_when_it_is_opened_or_read(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(FIXTURES / "tiny_llama3", folder)
     file = folder / "model.safetensors"
@@ -74,9 +77,9 @@ def test_what_is_wrong_with_a_file_is_said_when_it_is_opened_or_read(tmp_path):
     broken[40, 3] = np.nan
     save_file(tensors | {name: broken}, file)
     leaf = leaf_paths(load_model(str(folder), stored=True).params)["layers/mlp/up/kernel"]
-    assert np.isfinite(leaf[0:2, 0:32, 0:40]).all(), "the rest can be read"
-    with pytest.raises(InputError, match="layers/mlp/up/kernel of layer 1 holds NaN or infinity"):
+    assert np.isfinite(leaf[0:2, 0:32, 0:40]).all(), "other slices can still be read"
+    with pytest.raises(InputError, match=f"^{folder}: layers/mlp/up/kernel of layer 1 holds NaN or infinity"):
         leaf[1:2, 0:32, 32:64]
     file.unlink()
-    with pytest.raises(InputError, match=rf"tensor {name.replace('1', '0')} cannot be read any more"):
+    with pytest.raises(InputError, match=rf"^{folder}: model.safetensors: tensor {name.replace('1', '0')} cannot be read any more"):
         leaf[0:1, 0:32, 32:64]
