@@ -279,7 +279,7 @@ def test_score_population_equals_a_loop_over_dense_candidates(noise, strategy):
 
 def test_rules_that_match_nothing_are_reported(caplog):
     params = {"w": jnp.ones((2, 2))}
-    noise = Noise(rules=(Rule("^w$", scale="rms"), Rule("bias", exclude=True)))
+    noise = Noise(rules=(Rule("^w$", "rms"), Rule("bias", None)))
     score_population(lambda p, x: p["w"].sum() * x, params, POPULATION[:2], jnp.float32(1), noise, mesh_of_one())
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["noise rule 'bias' matches no parameter"]
 

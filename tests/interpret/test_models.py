@@ -1,4 +1,4 @@
-"""Flax NNX, Linen, Equinox and Haiku models, unmodified, against the dense oracle; none has a matrix made whole."""
+"""Flax NNX, Linen, Equinox and Haiku models, unmodified, against the dense oracle; none has a matrix materialized."""
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,9 @@ def test_models_of_other_libraries(name):
         theta = pj.lazy(params, candidate, noise)
         found = jit(pj.lazily(fn))(theta, x)
         expected = jit(fn)(pj.perturb(params, candidate, noise), x)
-        report = pj.lazily(fn, strict=True).report(theta, x)
+        report = pj.lazily(fn, strict=True).usage(theta, x)
         assert relative_error(found, expected) < (1e-5 if found.dtype == np.float32 else 2**-6)
         assert np.abs(expected - jit(fn)(params, x)).max() > 1e-3
-        assert not report.materialised
+        assert not report.materialized
         lazy_leaves = [leaf for leaf in jax.tree.leaves(theta, is_leaf=is_lazy) if is_lazy(leaf)]
         assert {use.path for use in report.uses} == {leaf.leaf.path for leaf in lazy_leaves}

@@ -49,6 +49,6 @@ def test_what_is_made_whole(name):
     case = CASES[name]
     params, args = cast((case.params, case.args), "bfloat16")
     theta = pj.lazy(params, POPULATION[3], pj.Noise("rademacher"))
-    report = pj.lazily(case.fn).report(theta, *args)
-    assert tuple(use.primitive for use in report.materialised) == case.whole
+    report = pj.lazily(case.fn).usage(theta, *args)
+    assert tuple(use.primitive for use in report.materialized) == case.whole
     assert {use.path for use in report.uses} <= set(leaf_paths(params))

@@ -137,7 +137,7 @@ def test_modular_scale_gives_matrices_the_stated_spectral_norm():
 
 def test_rules_first_match_wins_and_coverage_reports():
     params = base("float32")
-    rules = (Rule("scale$", exclude=True), Rule("^layers/", scale="rms"), Rule("nothing", exclude=True))
+    rules = (Rule("scale$", None), Rule("^layers/", "rms"), Rule("nothing", None))
     noise = Noise(rules=rules)
     assert set(scales(params, noise)) == {"embed/embedding", "layers/kernel", "bias", "temperature"}
     moved = perturb(params, POPULATION[1], noise)
@@ -160,10 +160,9 @@ def test_leaves_with_one_crc_are_refused():
         (lambda: Noise("normal"), "distribution 'normal'"),
         (lambda: Noise(scale="big"), "scale 'big'"),
         (lambda: Noise(rank=0), "rank 0"),
-        (lambda: Rule("(", exclude=True), "regular expression"),
-        (lambda: Rule("a"), "either a scale or exclude"),
-        (lambda: Rule("a", scale="rms", exclude=True), "either a scale or exclude"),
-        (lambda: Rule("a", scale="x"), "scale 'x'"),
+        (lambda: Rule("(", None), "regular expression"),
+        (lambda: Rule("a", "twice"), "or None to exclude"),
+        (lambda: Rule("a", "x"), "scale 'x'"),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from jax.extend.core.primitives import threefry2x32_p
 
 from perturbjax._compat import compiler_options
+from perturbjax.noise import DISTRIBUTIONS, Block, Noise, Slice
 from perturbjax.noise import values as noise
 from perturbjax.noise.erf_inv import erf_inv
+from perturbjax.noise.low_rank import low_rank
+from perturbjax.tree import path_hash
 
 KEY = noise.root_key_data(7)
 SHAPES = [(), (1,), (7,), (33,), (5, 3), (64, 48), (33, 1), (3, 40, 17), (2, 2, 65, 8)]
@@ -34,7 +37,7 @@ def test_gaussian_equals_jax_random_inside_one_compiled_fusion():
     shape = (1024, 1024)
     expected = jax.random.normal(jax_key(KEY), shape)
     for options in (None, compiler_options("cpu")):
-        got = jax.jit(noise.gaussian, static_argnums=1, compiler_options=options)(KEY, shape)
+        got = jax.jit(noise.gaussian, compiler_options=options)(KEY, Block(shape))
         assert (got == expected).all()
 
 
@@ -60,7 +63,7 @@ def test_rademacher_follows_the_bit_layout(shape):
     np.testing.assert_array_equal(np.asarray(noise.rademacher(KEY, shape)), expected.reshape(shape))
 
 
-@pytest.mark.parametrize("distribution", noise.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("shape", [(6, 5), (3, 40, 17)])
 @pytest.mark.parametrize("rank", [1, 4])
 def test_low_rank_is_the_product_of_its_factors(distribution, shape, rank):
@@ -68,20 +71,24 @@ def test_low_rank_is_the_product_of_its_factors(distribution, shape, rank):
     factor = {"gaussian": lambda k, s: jax.random.normal(jax_key(k), s), "rademacher": noise.rademacher}[distribution]
     a, b = factor(noise.fold_in(KEY, 1), (*leading, rows, rank)), factor(noise.fold_in(KEY, 2), (*leading, columns, rank))
     expected = np.asarray(a, np.float64) @ np.swapaxes(np.asarray(b, np.float64), -1, -2) / math.sqrt(rank)
-    got = np.asarray(noise.low_rank(KEY, shape, rank, distribution))
+    got = np.asarray(low_rank(KEY, shape, rank, distribution))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     assert np.linalg.matrix_rank(got.reshape(-1, rows, columns)[0]) == min(rank, rows, columns)
 
 
-def coordinates_and_index(draw, shape):
-    """A block of a leaf, and the numpy index that takes the same block."""
+def dense(key_data, block, distribution):
+    return DISTRIBUTIONS[distribution].values(key_data, block if isinstance(block, Block) else Block(block))
+
+
+def block_and_index(draw, shape, leaf=None):
+    """A block of a leaf of ``leaf``, or ``shape``, that lies within ``shape``; and the numpy index that takes the same block."""
     chosen, index = [], []
     for n in shape:
-        kind = draw(st.sampled_from(("all", "window", "list")))
-        if kind == "window":
+        kind = draw(st.sampled_from(("all", "slice", "list")))
+        if kind == "slice":
             size = draw(st.integers(1, min(n, 6)))
             start = draw(st.integers(0, n - size))
-            chosen.append(noise.Window(jnp.int32(start) if draw(st.booleans()) else start, size))
+            chosen.append(Slice(jnp.int32(start) if draw(st.booleans()) else start, size))
             index.append(range(start, start + size))
         elif kind == "list" or n > 200:
             ids = draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4))
@@ -90,7 +97,7 @@ def coordinates_and_index(draw, shape):
         else:
             chosen.append(None)
             index.append(range(n))
-    return tuple(chosen), index
+    return Block(tuple(leaf or shape), tuple(chosen)), index
 
 
 @given(data=st.data(), shape=st.sampled_from([(7,), (33,), (5, 3), (70, 6), (3, 40, 5), (2, 2, 65, 4)]), kind=st.sampled_from(
@@ -98,23 +105,26 @@ def coordinates_and_index(draw, shape):
 @settings(max_examples=60, deadline=None)
 def test_any_block_equals_that_block_of_the_whole(data, shape, kind):
     distribution, rank = kind
-    coordinates, index = coordinates_and_index(data.draw, shape)
+    block, index = block_and_index(data.draw, shape)
+    assert block.shape == tuple(map(len, index))
     if rank is None or len(shape) < 2:
-        whole, part = noise.dense(KEY, shape, distribution), noise.dense(KEY, shape, distribution, coordinates)
+        whole, part = dense(KEY, shape, distribution), dense(KEY, block, distribution)
         np.testing.assert_array_equal(part, np.asarray(whole)[np.ix_(*index)])
     else:
-        whole, part = noise.low_rank(KEY, shape, rank, distribution), noise.low_rank(KEY, shape, rank, distribution, coordinates)
+        whole, part = low_rank(KEY, shape, rank, distribution), low_rank(KEY, block, rank, distribution)
         np.testing.assert_allclose(part, np.asarray(whole)[np.ix_(*index)], rtol=1e-6, atol=1e-6)
 
 
 @given(data=st.data(), shape=st.sampled_from([(80, 8192, 28672), (2**20, 2**13), (2**33,), (3, 5)]))
 @settings(max_examples=60, deadline=None)
 def test_counters_are_the_flat_index_beyond_32_bits(data, shape):
-    coordinates, index = coordinates_and_index(data.draw, [min(n, 2**31 - 1) for n in shape])
-    hi, lo = noise.counters(shape, coordinates)
+    within = [min(n, 2**31 - 1) for n in shape]
+    block, index = block_and_index(data.draw, within, shape)
+    # "All of it" is all of what a test can hold.
+    block = Block(shape, tuple(Slice(0, n) if part is None else part for part, n in zip(block.dims, within, strict=True)))
+    hi, lo = noise.counters(block)
     flat = sum(part.astype(np.uint64) * np.uint64(math.prod(shape[d + 1 :])) for d, part in enumerate(np.ix_(*map(np.array, index))))
-    block = noise.block_shape(shape, coordinates)
-    np.testing.assert_array_equal(np.broadcast_to(np.asarray(hi, np.uint64), block) << np.uint64(32) | np.asarray(lo, np.uint64), flat)
+    np.testing.assert_array_equal(np.broadcast_to(np.asarray(hi, np.uint64), block.shape) << np.uint64(32) | np.asarray(lo, np.uint64), flat)
 
 
 def test_leaves_beyond_2_to_the_32_use_the_high_counter_word():
@@ -122,10 +132,10 @@ def test_leaves_beyond_2_to_the_32_use_the_high_counter_word():
     shape = (80, 8192, 28672)
     layer, rest = divmod(2**32, 8192 * 28672)
     row, column = divmod(rest, 28672)
-    block = (noise.Window(layer, 1), noise.Window(row, 1), noise.Window(column - 4, 8))
-    hi, _ = noise.counters(shape, block)
+    block = Block(shape, (Slice(layer, 1), Slice(row, 1), Slice(column - 4, 8)))
+    hi, _ = noise.counters(block)
     np.testing.assert_array_equal(np.asarray(hi).ravel(), [0] * 4 + [1] * 4)
-    both = noise.bits(KEY, shape, block)
+    both = noise.bits(KEY, block)
     low = jax.random.bits(jax_key(KEY), (4,))
     assert not np.array_equal(both.ravel()[4:], low), "counter 2**32 must not repeat counter 0"
     expected = threefry2x32_p.bind(*KEY, jnp.repeat(jnp.uint32([0, 1]), 4), jnp.arange(-4, 4).astype(jnp.uint32))
@@ -134,17 +144,17 @@ def test_leaves_beyond_2_to_the_32_use_the_high_counter_word():
 
 def test_vmapped_equals_looped():
     keys = jax.vmap(noise.fold_in, (None, 0))(KEY, jnp.arange(3, dtype=jnp.uint32))
-    for distribution in noise.DISTRIBUTIONS:
-        batched = jax.vmap(lambda k, d=distribution: noise.dense(k, (40, 9), d))(keys)
+    for distribution in DISTRIBUTIONS:
+        batched = jax.vmap(lambda k, d=distribution: dense(k, (40, 9), d))(keys)
         for i in range(3):
-            np.testing.assert_array_equal(batched[i], noise.dense(noise.fold_in(KEY, i), (40, 9), distribution))
+            np.testing.assert_array_equal(batched[i], dense(noise.fold_in(KEY, i), (40, 9), distribution))
 
 
-@pytest.mark.parametrize("distribution", noise.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("rank", [None, 3])
 def test_moments(distribution, rank):
     shape = (2000, 500)
-    values = noise.dense(KEY, shape, distribution) if rank is None else noise.low_rank(KEY, shape, rank, distribution)
+    values = dense(KEY, shape, distribution) if rank is None else low_rank(KEY, shape, rank, distribution)
     n = values.size if rank is None else rank * sum(shape)  # low-rank elements are not independent: count the factors' draws
     assert abs(float(values.mean())) < 4 / math.sqrt(n if rank is None else min(shape))
     assert abs(float(values.var()) - 1) < 8 / math.sqrt(n)
@@ -156,7 +166,7 @@ def test_keys_follow_the_specification():
     assert (noise.root_key_data(5) == jax.random.key_data(jax.random.key(5, impl="threefry2x32"))).all()
     assert (noise.root_key_data(jax.random.key(5, impl="threefry2x32")) == noise.root_key_data(5)).all()
     assert (noise.fold_in(KEY, 9) == jax.random.key_data(jax.random.fold_in(jax_key(KEY), 9))).all()
-    assert noise.leaf_hash("layers/mlp/up/kernel") == 3402393033 == zlib.crc32(b"layers/mlp/up/kernel")
+    assert path_hash("layers/mlp/up/kernel") == 3402393033 == zlib.crc32(b"layers/mlp/up/kernel")
 
 
 def test_other_key_implementations_are_refused():
@@ -166,12 +176,12 @@ def test_other_key_implementations_are_refused():
 
 def test_unknown_distribution_is_refused():
     with pytest.raises(ValueError, match=r"'cauchy'.*gaussian, rademacher"):
-        noise.dense(KEY, (3,), "cauchy")
+        Noise("cauchy")
 
 
 def test_golden_values():
     """Changing any of these is a breaking change: every saved ensemble would rebuild other models."""
-    leaf = noise.fold_in(noise.fold_in(noise.root_key_data(0), 17), noise.leaf_hash("layers/mlp/up/kernel"))
+    leaf = noise.fold_in(noise.fold_in(noise.root_key_data(0), 17), path_hash("layers/mlp/up/kernel"))
     assert [int(w) for w in leaf] == GOLDEN["leaf_key"]
     np.testing.assert_array_equal(np.asarray(noise.gaussian(leaf, (6,))), np.array(GOLDEN["gaussian"], np.float32))
     assert "".join("+" if v > 0 else "-" for v in np.asarray(noise.rademacher(leaf, (40, 1))).ravel()) == GOLDEN["rademacher"]

@@ -9,11 +9,16 @@ from support.numpy_engine import ColourTask, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population
-from perturbjax.randopt.controls import TEMPERATURES, SearchRecord, evaluate_run
+from perturbjax.randopt.controls import SearchRecord, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.ensembles import compare_to_base, evaluate_ensemble
-from perturbjax.randopt.racing import Race, Rule
-from perturbjax.randopt.selection import choose, k_curve, pools, tie_summary
+from perturbjax.randopt.ensembles import compare_to_base, predict
+from perturbjax.randopt.on_select import TEMPERATURES
+from perturbjax.randopt.racing import Race, RacingRule
+from perturbjax.randopt.results import Option, Results, Ties
+from perturbjax.randopt.selection import best_option, k_curve, pools
+from perturbjax.randopt.summaries import tie_summary
+from perturbjax.records import from_json, to_json
+from perturbjax.report import Source
 from perturbjax.report.intervals import wilson
 from perturbjax.scoring import top_k
 from perturbjax.tasks.splits import make_splits
@@ -25,16 +30,14 @@ POPULATION = Population(5, 30, (0.1, 0.4, 0.8))
 class Run:
     """One evaluated run, with everything that went in."""
 
-    def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0, rule: Rule = "off"):
+    def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0, rule: RacingRule = "off"):
         self.task = ColourTask(kind, count=200)
         self.noise, self.params = Noise(), base_params()
         self.engine = NumpyEngine(self.task, self.params, self.noise, chunk)
         self.splits = make_splits(self.task.examples(), 40, 30, 90, 0)
         self.population = population
         prepared = self.engine.prepare(self.splits.search, self.task.templates[0])
-        blocks = [
-            self.engine.run(population[population.indices[i : i + chunk]], prepared) for i in range(0, len(population), chunk)
-        ]
+        blocks = [self.engine.run(population[i : i + chunk], prepared) for i in range(0, len(population), chunk)]
         self.scores = np.concatenate([block.scores for block in blocks])
         self.base_scores = self.engine.run(Candidate.base(1), prepared).scores[0]
         self.tokens = int(sum(block.tokens.sum() for block in blocks))
@@ -43,7 +46,7 @@ class Run:
         self.race = Race(rule, len(population), 40, top_k, smallest=10, error=0.9)
         self.seen = self.scores.copy()
         for number in range(len(self.race.ends)):
-            self.seen[np.setdiff1d(np.arange(len(population)), self.race.entrants(self.seen, number)), self.race.columns(number)] = np.nan
+            self.seen[np.setdiff1d(np.arange(len(population)), self.race.survivors(self.seen, number)), self.race.columns(number)] = np.nan
         asked = [np.sum(~np.isnan(self.seen[:, self.race.columns(number)]), axis=1) for number in range(len(self.race.ends))]
         tokens = 10 * np.stack(asked, axis=1)
         nonfinite = [2, *range(len(asked) - 1)]
@@ -54,12 +57,13 @@ class Run:
             self.splits,
             population,
             record,
+            model=Source("tiny", "drawn by the tests"),
             top_k=top_k,
             seed=seed,
             on_stage=lambda *stage: self.stages.append(stage),
         )
         self.log = list(self.engine.log)
-        self.results = self.evaluation.results
+        self.results = to_json(self.evaluation.results)
 
     def answers(self, indices, part, template=0):
         prepared = self.engine.prepare(getattr(self.splits, part), self.task.templates[template])
@@ -226,6 +230,7 @@ def test_stages_start_advance_and_end(run):
 def test_results_are_plain_json_and_repeat(run):
     text = json.dumps(run.results, allow_nan=False)
     assert json.loads(text) == run.results
+    assert from_json(Results, json.loads(text), "results.json") == run.evaluation.results
     again = Run(run.task.kind, chunk=9)
     strip = lambda results: {key: value for key, value in results.items() if key != "seconds"}  # noqa: E731
     assert strip(again.results) == strip(run.results)  # whatever the chunk
@@ -326,14 +331,14 @@ def test_a_saved_ensemble_votes_as_in_the_run(run, tmp_path):
     ensemble.save(tmp_path / "ensemble.json")
     loaded = Ensemble.load(tmp_path / "ensemble.json")
     prepared = run.engine.prepare(run.splits.test, run.task.templates[0])
-    compared = compare_to_base(run.engine, run.task, loaded, prepared)
+    compared = to_json(compare_to_base(run.engine, run.task, loaded, prepared))
     for k, entry in compared["randopt"].items():
         expected = run.results["randopt"][k]
         assert entry == {key: value for key, value in expected.items() if key in entry} | {"search_tokens": 0}
     assert compared["base"] == {key: value for key, value in run.results["base"].items() if key != "prompt"}
 
     answers = run.answers(run.evaluation.members, "test")
-    predictions = evaluate_ensemble(run.engine, run.task, loaded, prepared).predictions
+    predictions = predict(run.engine, run.task, loaded, prepared)
     scores = [run.task.score(p.answer, p.example) for p in predictions]
     np.testing.assert_array_equal(scores, run.vote_scores(answers, "test"))
     for b, prediction in enumerate(predictions):
@@ -372,11 +377,14 @@ def test_pools_rank_within_each_sigma_and_break_ties_by_index():
 
 
 def test_ties_go_to_the_first_option():
-    assert choose(["all", 0.1, 0.2], [0.5, 0.7, 0.7]) == 0.1
-    assert choose([8, 5, 2, 1], [0.5, 0.5, 0.5, 0.5]) == 8
+    def best(values, accuracies):
+        return best_option([Option(*pair) for pair in zip(values, accuracies, strict=True)])
+
+    assert best(["all", 0.1, 0.2], [0.5, 0.7, 0.7]) == 0.1
+    assert best([8, 5, 2, 1], [0.5, 0.5, 0.5, 0.5]) == 8
 
 
 def test_tie_summary_counts_inside_and_outside():
     scores = np.array([0.9, 0.5, 0.5, 0.5, 0.1])
-    assert tie_summary(scores, np.array([0, 1]), np.arange(5)) == {"score_at_k": 0.5, "tied_candidates": 3, "tied_inside_k": 1}
-    assert tie_summary(scores, np.array([0, 1]), np.array([0, 1, 4])) == {"score_at_k": 0.5, "tied_candidates": 1, "tied_inside_k": 1}
+    assert tie_summary(scores, np.array([0, 1]), np.arange(5)) == Ties(score_at_k=0.5, tied_candidates=3, tied_inside_k=1)
+    assert tie_summary(scores, np.array([0, 1]), np.array([0, 1, 4])) == Ties(score_at_k=0.5, tied_candidates=1, tied_inside_k=1)

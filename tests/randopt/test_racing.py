@@ -17,7 +17,7 @@ from perturbjax.errors import InputError
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.bounds import critical_lead, may_reach_top
 from perturbjax.randopt.loop import search
-from perturbjax.randopt.racing import RULES, Race
+from perturbjax.randopt.racing import RACING_RULES, Race
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.state import RunState
 from perturbjax.scoring import top_k
@@ -27,8 +27,8 @@ def run_race(race: Race, full: np.ndarray) -> np.ndarray:
     """Ask only what the race asks: the score matrix with NaN elsewhere."""
     scores = np.full(full.shape, np.nan, np.float32)
     for number in range(len(race.ends)):
-        entrants, columns = race.entrants(scores, number), race.columns(number)
-        scores[entrants, columns] = full[entrants, columns]
+        survivors, columns = race.survivors(scores, number), race.columns(number)
+        scores[survivors, columns] = full[survivors, columns]
     return scores
 
 
@@ -42,7 +42,7 @@ def kept(race: Race, full: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("race", "ends", "entrants"),
+    ("race", "ends", "survivors"),
     [
         (Race("off", 256, 128, 16), (128,), [256]),
         (Race("halving", 256, 128, 16), (16, 32, 64, 128), [256, 128, 64, 32]),
@@ -60,11 +60,11 @@ def kept(race: Race, full: np.ndarray) -> np.ndarray:
         (Race("halving", 256, 32, 16), (16, 32), [256, 32]),
     ],
 )
-def test_rounds_double_and_entrants_shrink_to_the_finalists(race, ends, entrants):
+def test_rounds_double_and_survivors_shrink_to_the_finalists(race, ends, survivors):
     assert race.ends == ends
     full = np.random.default_rng(0).integers(0, 2, (race.candidates, race.examples)).astype(np.float32)
     scores = run_race(race, full)
-    assert [len(race.entrants(scores, number)) for number in range(len(ends))] == entrants
+    assert [len(race.survivors(scores, number)) for number in range(len(ends))] == survivors
     np.testing.assert_array_equal(race.finalists_of(scores), finalists(scores))
 
 
@@ -78,7 +78,7 @@ def test_halving_keeps_the_best_so_far_and_ties_go_to_the_lower_index(size, exam
     scores = run_race(race, full)
     alive = list(range(size))
     for number, end in enumerate(race.ends[:-1]):
-        later = race.entrants(scores, number + 1).tolist()
+        later = race.survivors(scores, number + 1).tolist()
         assert k <= len(later) <= len(alive)
         assert later == sorted(sorted(alive, key=lambda i: (-full[i, :end].sum(), i))[: len(later)])
         alive = later
@@ -91,19 +91,19 @@ def test_who_goes_on_does_not_depend_on_scores_of_later_rounds():
     full[5:] *= full[4] * 0  # hopeless
     full[:5] = 1
     scores = run_race(race, full)
-    assert len(race.entrants(scores, 1)) < 20
+    assert len(race.survivors(scores, 1)) < 20
     changed = scores.copy()
     changed[:, race.ends[0] :] = 0.5
-    np.testing.assert_array_equal(race.entrants(changed, 1), race.entrants(scores, 1))
+    np.testing.assert_array_equal(race.survivors(changed, 1), race.survivors(scores, 1))
 
 
 def test_a_round_that_is_not_complete_is_refused():
     race = Race("halving", 40, 64, 4)
     scores = run_race(race, expected_scores(np.arange(40), range(64)))
     scores[7, 3] = np.nan
-    assert len(race.entrants(scores, 0)) == 40
+    assert len(race.survivors(scores, 0)) == 40
     with pytest.raises(ValueError, match="round 0: candidate 7 has not answered all of its first 16"):
-        race.entrants(scores, 1)
+        race.survivors(scores, 1)
 
 
 def test_the_critical_lead_solves_its_equation():
@@ -194,7 +194,7 @@ def test_halving_meets_its_target_on_the_recorded_scores_of_a_real_search(task):
 
 
 N, D = 30, 32
-RACES = [Race(rule, N, D, 3, rounds=3, smallest=4, error=0.4) for rule in RULES]
+RACES = [Race(rule, N, D, 3, rounds=3, smallest=4, error=0.4) for rule in RACING_RULES]
 
 
 class Killed(BaseException):
@@ -220,7 +220,7 @@ def raced_search(folder: Path, race: Race, chunk: int, stop_after: int | None = 
     return engine
 
 
-@pytest.mark.parametrize("race", RACES, ids=RULES)
+@pytest.mark.parametrize("race", RACES, ids=RACING_RULES)
 def test_a_raced_search_asks_what_the_race_asks_and_nothing_else(tmp_path, race):
     engine = raced_search(tmp_path / "run", race, 8)
     expected = run_race(race, expected_scores(np.arange(N), range(D)))
@@ -233,14 +233,14 @@ def test_a_raced_search_asks_what_the_race_asks_and_nothing_else(tmp_path, race)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for number in range(len(race.ends)):
         mine = [line for line in lines if line["round"] == number + 1]
-        entrants = race.entrants(expected, number)
-        assert mine[-1]["done"] == mine[-1]["total"] == sum(line["candidates"] for line in mine) == len(entrants)
-        means = expected[entrants, : race.ends[number]].mean(axis=1)
+        survivors = race.survivors(expected, number)
+        assert mine[-1]["done"] == mine[-1]["total"] == sum(line["candidates"] for line in mine) == len(survivors)
+        means = expected[survivors, : race.ends[number]].mean(axis=1)
         assert (mine[-1]["best"], mine[-1]["mean"]) == pytest.approx((means.max(), means.mean()))
         assert {(line["rounds"], line["examples"]) for line in mine} == {(len(race.ends), race.ends[number] - race.columns(number).start)}
 
 
-@pytest.mark.parametrize("race", RACES[1:], ids=RULES[1:])
+@pytest.mark.parametrize("race", RACES[1:], ids=RACING_RULES[1:])
 def test_a_race_killed_anywhere_and_resumed_in_other_chunks_ends_with_the_same_bytes(tmp_path, race):
     raced_search(tmp_path / "whole", race, 8)
     rounds = [json.loads(line)["round"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]

@@ -49,7 +49,7 @@ class Case:
     """``fn(params, *args)``.
 
     Attributes:
-        whole: the primitives for which a matrix or more is made whole, in the order of the program.
+        whole: the primitives for which a matrix or more is materialized, in the order of the program.
         exact: values are only moved, so the outputs are equal to the last bit.
         every_noise: run with every kind of noise.
     """
@@ -376,5 +376,5 @@ add("parameters as keyword of a closure", lambda p, x: (lambda *, weights: x @ w
 NOISES = [
     pj.Noise("gaussian", 1, "rms"),
     pj.Noise("rademacher", 2, "modular"),
-    pj.Noise(rules=(pj.Rule("^(bias|norms)", exclude=True), pj.Rule("^w$", scale="rms"))),
+    pj.Noise(rules=(pj.Rule("^(bias|norms)", None), pj.Rule("^w$", "rms"))),
 ]

@@ -86,7 +86,7 @@ def _() -> Built:
     return of_nnx(Stacked(nnx.Rngs(0)), IDS)
 
 
-@model("NNX transformer, scanned and rematerialised")
+@model("NNX transformer, scanned and rematerialized")
 def _() -> Built:
     return of_nnx(Stacked(nnx.Rngs(0), remat=True), IDS)
 

@@ -86,6 +86,6 @@ if __name__ == "__main__":
             theta = pj.lazy(PARAMS, POPULATION[2], noise)
             found = jit(pj.lazily(fn))(theta, x)
             error = relative_error(found, jit(fn)(pj.perturb(PARAMS, POPULATION[2], noise), x))
-            made = tuple(use.primitive for use in pj.lazily(fn).report(theta, x).materialised)
+            made = tuple(use.primitive for use in pj.lazily(fn).usage(theta, x).materialized)
             moved = np.abs(found - jit(fn)(PARAMS, x)).max() > 1e-3
             print("ok" if error < 1e-5 and made == whole and moved else "WRONG", name, noise.distribution, noise.rank, f"{error:.1e}", made)

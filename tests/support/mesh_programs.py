@@ -24,7 +24,7 @@ FORCED = (
     ("tiny_llama3", "4x2", ("x", "y"), Noise(), "lazy"),
     ("tiny_llama3", "2x4", ("river of stone", "x"), Noise("rademacher", scale="rms"), "lazy"),
     ("tiny_qwen2", "1x5", ("river of stone", "x"), Noise("gaussian", scale="modular"), "copy"),
-    ("tiny_qwen2", "2x4", ("x", "y"), Noise("rademacher", rank=2, rules=(Rule("norm", exclude=True),)), "low_rank"),
+    ("tiny_qwen2", "2x4", ("x", "y"), Noise("rademacher", rank=2, rules=(Rule("norm", None),)), "low_rank"),
 )
 GENERATED = (("tiny_llama3", "2x4", Noise("rademacher"), "copy"),)
 

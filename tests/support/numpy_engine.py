@@ -1,4 +1,4 @@
-"""A deterministic engine for tests of evaluation: a real (linear) model, perturbed by the real noise, behind the engine protocol."""
+"""A deterministic engine for tests of evaluation: a real (linear) model, perturbed by the real noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from perturbjax.inference.outputs import Outputs
 from perturbjax.noise import Candidate, Noise, perturb
 from perturbjax.tasks.base import Example, Prompt, Template
 
@@ -65,16 +66,6 @@ class NumpyPrepared:
     x: np.ndarray
 
 
-@dataclass(frozen=True)
-class NumpyOutputs:
-    answers: tuple[tuple[str | None, ...], ...]
-    scores: np.ndarray
-    lenient: np.ndarray
-    tokens: np.ndarray
-    seconds: float
-    nonfinite: int
-
-
 class NumpyEngine:
     """``log`` records every call as (what, candidate indices or number of samples, template, ids of the examples)."""
 
@@ -91,14 +82,14 @@ class NumpyEngine:
     def logits(self, candidates: Candidate, prepared: NumpyPrepared) -> np.ndarray:
         return np.einsum("bf,nfc->nbc", prepared.x, np.asarray(self._perturbed(candidates), np.float64))
 
-    def run(self, candidates: Candidate, prepared: NumpyPrepared) -> NumpyOutputs:
+    def run(self, candidates: Candidate, prepared: NumpyPrepared) -> Outputs:
         count = candidates.index.shape[0]
         assert count <= self.chunk or count == 1
         is_base = count == 1 and float(candidates.sigma[0]) == 0.0
         self._note("base" if is_base else "run", tuple(np.asarray(candidates.index).tolist()), prepared)
         return self._outputs(self.logits(candidates, prepared), prepared, np.full(count, 10 * len(prepared.examples)))
 
-    def sample(self, prepared: NumpyPrepared, num_samples: int, temperature: float, seed: int) -> NumpyOutputs:
+    def sample(self, prepared: NumpyPrepared, num_samples: int, temperature: float, seed: int) -> Outputs:
         self._note("sample", (num_samples, temperature, seed), prepared)
         logits = self.logits(Candidate.base(1), prepared)
         gumbel = np.random.default_rng(seed).gumbel(size=(num_samples, *logits.shape[1:]))
@@ -113,7 +104,7 @@ class NumpyEngine:
     def _note(self, what: str, detail: tuple, prepared: NumpyPrepared) -> None:
         self.log.append((what, detail, prepared.template.name, tuple(example.id for example in prepared.examples)))
 
-    def _outputs(self, logits: np.ndarray, prepared: NumpyPrepared, tokens: np.ndarray) -> NumpyOutputs:
+    def _outputs(self, logits: np.ndarray, prepared: NumpyPrepared, tokens: np.ndarray) -> Outputs:
         ordered = np.sort(logits, axis=-1)
         hesitant = (self.task.kind == "generation") & (ordered[..., -1] - ordered[..., -2] < 0.25)
         texts = [
@@ -128,8 +119,8 @@ class NumpyEngine:
         def read(strict: bool):
             return tuple(tuple(self.task.extract(t, e, strict) for t, e in zip(row, prepared.examples, strict=True)) for row in texts)
 
-        def judge(answers):
+        def grade(answers):
             return np.array([[self.task.score(a, e) for a, e in zip(row, prepared.examples, strict=True)] for row in answers], np.float32)
 
         strict = read(True)
-        return NumpyOutputs(strict, judge(strict), judge(read(False)), tokens.astype(np.int64), 0.5, 0)
+        return Outputs(strict, grade(strict), grade(read(False)), tokens.astype(np.int64), 0.5, 0)
