@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged, not JSON ({error}); restore the file, or start anew in another --out") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged, a JSON object is required; restore the file, or start anew in another --out")

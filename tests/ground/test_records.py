@@ -1,0 +1,132 @@
+"""JSON to typed records and back: what fits is kept exactly, what does not is named in one line."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from perturbjax.errors import InputError
+from perturbjax.records import from_json, refuse, to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    share: float
+    kind: Literal["a", "b"]
+
+    def __post_init__(self):
+        if self.share < 0:
+            raise ValueError(f"share {self.share}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    count: int
+    flag: bool
+    name: str
+    note: str | None
+    sigma: str | float
+    answer: str | int | float
+    sizes: tuple[int, ...]
+    interval: tuple[float, float]
+    by_name: dict[str, Inner]
+    inner: Inner
+    other: Inner | None
+    out: Path | None = None
+
+
+GOOD = {
+    "count": 3,
+    "flag": True,
+    "name": "x",
+    "note": None,
+    "sigma": "all",
+    "answer": 7,
+    "sizes": [1, 2],
+    "interval": [0, 0.5],
+    "by_name": {"k": {"share": 1, "kind": "b"}},
+    "inner": {"share": 0.25, "kind": "a"},
+    "other": None,
+    "out": "runs/x",
+}
+
+
+def test_a_record_survives_json():
+    record = from_json(Outer, GOOD, "f")
+    assert record == Outer(3, True, "x", None, "all", 7, (1, 2), (0.0, 0.5), {"k": Inner(1.0, "b")}, Inner(0.25, "a"), None, Path("runs/x"))
+    assert type(record.answer) is int and type(record.interval[0]) is float
+    assert from_json(Outer, json.loads(json.dumps(to_json(record))), "f") == record
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["count"], True, "f: count true: an integer is required"),
+        (["count"], 1.0, "f: count 1.0: an integer is required"),
+        (["count"], "1", 'f: count "1": an integer is required'),
+        (["count"], None, "f: count null: an integer is required"),
+        (["count"], 2**63, "f: count 9223372036854775808: an integer is required"),
+        (["count"], 10**400, f"f: count 1{'0' * 79}: an integer is required"),
+        (["flag"], 1, "f: flag 1: true or false is required"),
+        (["name"], 5, "f: name 5: text is required"),
+        (["note"], [], "f: note []: text or null is required"),
+        (["sigma"], True, "f: sigma true: text or a finite number is required"),
+        (["answer"], {}, "f: answer {}: text or an integer or a finite number is required"),
+        (["sizes"], {"a": 1}, 'f: sizes {"a": 1}: a list is required'),
+        (["sizes"], [1, 2.5], "f: sizes[1] 2.5: an integer is required"),
+        (["interval"], [1.0], "f: interval [1.0]: a list of 2 is required"),
+        (["interval"], [1.0, float("nan")], "f: interval[1] NaN: a finite number is required"),
+        (["interval"], [float("-inf"), 1.0], "f: interval[0] -Infinity: a finite number is required"),
+        (["interval"], [1.0, 10**400], f"f: interval[1] 1{'0' * 79}: a finite number is required"),
+        (["by_name"], [], "f: by_name []: an object is required"),
+        (["by_name", "k", "kind"], "c", 'f: by_name.k.kind "c": a or b is required'),
+        (["inner"], 5, "f: inner 5: an object is required"),
+        (["inner", "share"], "high", 'f: inner.share "high": a finite number is required'),
+        (["inner", "share"], -1, "f: inner.share -1.0: must not be negative"),
+        (["inner", "more"], 1, "f: inner.more is an unknown field; one of share, kind is required"),
+        (["other"], {"share": 1}, "f: other.kind is missing"),
+        (["other"], 5, "f: other 5: an object or null is required"),
+        (["out"], 5, "f: out 5: a path or null is required"),
+        (["x" * 500], 1, f"f: {'x' * 80} is an unknown field; one of {', '.join(GOOD)} is required"),
+    ],
+)
+def test_the_field_its_value_and_what_is_required_are_named(path, value, message):
+    content = json.loads(json.dumps(GOOD))
+    *head, last = path
+    place = content
+    for key in head:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(InputError) as error:
+        from_json(Outer, content, "f")
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_field_is_required_even_with_a_default(name):
+    with pytest.raises(InputError, match=f"^f: {name} is missing$"):
+        from_json(Outer, {key: value for key, value in GOOD.items() if key != name}, "f")
+
+
+@pytest.mark.parametrize("value", [None, [], 5, "x", float("nan")])
+def test_what_is_no_object_is_refused(value):
+    with pytest.raises(InputError, match=r"^f: \S+: an object is required$"):
+        from_json(Inner, value, "f")
+
+
+def test_values_are_cut_and_lines_stay_one():
+    with pytest.raises(InputError) as error:
+        refuse("f", "text", "line\n" * 100, "something shorter is required")
+    shown = ('"' + r"line\n" * 100)[:80]
+    assert str(error.value) == f"f: text {shown}: something shorter is required"
+
+
+def test_a_type_that_json_cannot_hold_is_a_mistake_of_the_program():
+    @dataclasses.dataclass(frozen=True)
+    class Bad:
+        x: set[int]
+
+    with pytest.raises(TypeError, match="not one that a record can hold"):
+        from_json(Bad, {"x": []}, "f")
