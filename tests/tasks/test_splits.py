@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from perturbjax.errors import InputError
 from perturbjax.tasks.base import Example
-from perturbjax.tasks.splits import make_splits
+from perturbjax.tasks.choice import option_fields
+from perturbjax.tasks.splits import make_splits, same_question_key
 
 
 def rows(count):
@@ -69,6 +70,20 @@ def test_one_question_never_meets_two_splits():
 def test_equal_questions_about_other_passages_are_other_examples():
     about = [Example(f"{i}", "Is it so?", "yes", fields={"passage": f"text {i}"}) for i in range(3)]
     assert len(make_splits(about, 1, 1, 1, 0).test) == 1
+
+
+def test_the_same_question_is_told_by_question_options_and_fields():
+    def key(question="Is it so?", choices=("no", "yes"), name="0", answer="yes", **fields):
+        return same_question_key(Example(name, question, answer, choices, fields))
+
+    assert key() == key(" Is it so?\n", name="1", answer="no")
+    # Two BoolQ rows about two passages.
+    assert key(passage="Rain.") == key(passage="Rain.") != key(passage="Snow.") != key()
+    assert key(choices=("yes", "no")) != key() != key("Was it so?")
+    # Answering by letter: the options are what is asked, and a row that lists its choices asks the same.
+    colors = option_fields(["red", "blue"])
+    assert key(choices=("A", "B"), **colors) == key(choices=("red", "blue"), **colors) == key(choices=("red", "blue"))
+    assert key(choices=("A", "B"), **colors) != key(choices=("A", "B"), **option_fields(["red", "green"]))
 
 
 @pytest.mark.parametrize("name", ["search", "select", "test"])
