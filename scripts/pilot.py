@@ -43,11 +43,11 @@ def main() -> None:
         started = time.perf_counter()
         task = load_task(name)
         template = task.templates[0]
-        # Dealt as in the default run, so that its test rows are not among these.
+        # Assigned as in the default run, so that its test rows are not among these.
         splits = make_splits(task.examples(), options.examples, options.examples, defaults.test_examples, defaults.seed)
         engine = Engine(model, task, Noise(defaults.noise), chunk=defaults.chunk)
         search, select = engine.prepare(splits.search, template), engine.prepare(splits.select, template)
-        scores = run_members(engine, population, population.indices, search, "search").scores
+        scores = run_members(engine, population, np.arange(len(population)), search, "search").scores
         best = top_k(scores, options.top_k)
         vote = vote_curve(task, splits.select, run_members(engine, population, best, select, "select")).scores[-1]
         base = run_base(engine, select).scores[0]

@@ -76,7 +76,7 @@ def replay(race: Race, record: Record, order: np.ndarray) -> Outcome:
     scores = np.full(full.shape, np.nan, np.float32)
     spent, entered = 0, []
     for number in range(len(race.ends)):
-        entrants, columns = race.entrants(scores, number), race.columns(number)
+        entrants, columns = race.survivors(scores, number), race.columns(number)
         scores[entrants, columns] = full[entrants, columns]
         spent += len(entrants) * record.tokens(columns, order)
         entered.append(len(entrants))

@@ -4,18 +4,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from perturbjax.errors import InputError
-from perturbjax.randopt.config import positive_integer
+from perturbjax.runs.config import positive_integer
 from perturbjax.randopt.setup import Parts, load_task_with_budget, make_engine, reopen_ensemble
+from perturbjax.records import to_json
+from perturbjax.report import Comparison, Entry
+from perturbjax.report.words import percent, percent_range, points_range
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
-from perturbjax.runs.identity import digest, task_fingerprint
+from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.tasks.base import Example, Task
+from perturbjax.tasks.splits import same_question_key
+from perturbjax.tree import digest
 
 
 @dataclass(frozen=True)
@@ -31,26 +36,26 @@ class EvaluateConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Run directory of a finished search."""
     task: str | None = None
-    """Task to measure on, as for search; when left out, the run's own, on rows that none of its splits used."""
+    """Task to measure on, as for randopt; when left out, the run's own, on rows that none of its splits used."""
     examples: int | None = None
     """How many rows; all there are when left out."""
     name: str | None = None
     """NAME in the name of the file written; the task's when left out."""
     compile_cache: str = "auto"
-    """As for search."""
+    """As for randopt."""
 
 
 def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     """Measure, write, show."""
     if config.examples is not None:
-        positive_integer("--examples", config.examples)
+        positive_integer("examples", config.examples)
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
     use_compile_cache(config.compile_cache, console)
     from perturbjax.randopt.ensembles import compare_to_base
 
-    parts, ensemble = reopen_ensemble(config.run, console)
-    own = config.task is None or config.task == parts.config.task
+    parts, ensemble = reopen_ensemble(config.run, console.note)
+    own = config.task is None or config.task == parts.config.data.task
     task = parts.task if config.task is None or own else load_task_with_budget(config.task, None)
     rows = unused_rows(parts) if own else foreign_rows(parts, task)
     if config.examples is not None and config.examples > len(rows):
@@ -61,7 +66,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     template = parts.template if own else task.templates[0]
     engine = make_engine(parts, task)
     with console.stages() as on_stage:
-        compared = compare_to_base(engine, task, ensemble, engine.prepare(rows, template), parts.config.seed, on_stage)
+        compared = compare_to_base(engine, task, ensemble, engine.prepare(rows, template), parts.config.search.seed, on_stage)
     path = config.run / f"evaluation-{config.name or re.sub(r'[^A-Za-z0-9_.-]', '_', task.name)}.json"
     record = {
         "task": {"name": task.name, "source": task.source, "fingerprint": task_fingerprint(task, rows)},
@@ -70,10 +75,10 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         "members": [int(index) for index in ensemble.members],
         "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
     }
-    write_json(path, record | compared)
+    write_json(path, record | to_json(compared))
     console.line(f"{len(rows)} questions of {task.name} that the run has not used, prompt {template.name}")
-    console.line(_row("base model", compared["base"]))
-    for k, entry in compared["randopt"].items():
+    console.line(_row("base model", compared.base))
+    for k, entry in compared.randopt.items():
         console.line(_row(f"RandOpt @{k}", entry))
     console.line(f"written to {path}")
 
@@ -81,11 +86,11 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
 def unused_rows(parts: Parts) -> list[Example]:
     """Rows of the run's own task that are in none of its splits, repeated ones once, in an order that depends on seed and ids alone."""
     splits = parts.splits
-    seen = {_content(example) for example in (*splits.search, *splits.select, *splits.test)}
+    seen = {same_question_key(example) for example in (*splits.search, *splits.select, *splits.test)}
     rows = []
-    for example in sorted(parts.task.examples(), key=lambda e: digest([parts.config.seed, e.id])):
-        if _content(example) not in seen:
-            seen.add(_content(example))
+    for example in sorted(parts.task.examples(), key=lambda e: digest([parts.config.search.seed, e.id])):
+        if same_question_key(example) not in seen:
+            seen.add(same_question_key(example))
             rows.append(example)
     return rows
 
@@ -96,23 +101,17 @@ def foreign_rows(parts: Parts, task: Task) -> Sequence[Example]:
     Raises:
         InputError: one of them is in the run's search or select split.
     """
-    used = {_content(e): name for name in ("search", "select") for e in getattr(parts.splits, name)}
+    used = {same_question_key(e): name for name in ("search", "select") for e in getattr(parts.splits, name)}
     rows = task.examples()
     for example in rows:
-        if _content(example) in used:
-            split = used[_content(example)]
+        if same_question_key(example) in used:
+            split = used[same_question_key(example)]
             raise InputError(f"--task {task.name}: row {example.id} is in the run's {split} split, which chose the members; remove it")
     return rows
 
 
-def _content(example: Example) -> tuple[str, tuple[str, ...]]:
-    return example.question.strip(), example.choices
-
-
-def _row(label: str, entry: dict[str, Any]) -> str:
-    low, high = entry["interval"]
-    text = f"{label:<14} {100 * entry['accuracy']:5.1f} % right  [{100 * low:.1f} to {100 * high:.1f}]"
-    if "difference" in entry:
-        low, high = entry["difference_interval"]
-        text += f"  {100 * entry['difference']:+.1f} points to the base  [{100 * low:+.1f} to {100 * high:+.1f}]"
+def _row(label: str, entry: Entry) -> str:
+    text = f"{label:<14} {percent(entry.accuracy):>7} right  [{percent_range(entry.interval)[:-2]}]"
+    if isinstance(entry, Comparison):
+        text += f"  {100 * entry.difference:+.1f} points to the base  [{points_range(entry.difference_interval)}]"
     return text

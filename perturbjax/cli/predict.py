@@ -33,7 +33,7 @@ class PredictConfig:
     out: Path
     """File of answers to write; replaced if it exists."""
     compile_cache: str = "auto"
-    """As for search."""
+    """As for randopt."""
 
 
 def run_predict(config: PredictConfig, console: Console) -> None:
@@ -44,16 +44,16 @@ def run_predict(config: PredictConfig, console: Console) -> None:
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
     rows = read_questions(config.questions)
     use_compile_cache(config.compile_cache, console)
-    from perturbjax.randopt.ensembles import evaluate_ensemble
+    from perturbjax.randopt.ensembles import predict
 
-    parts, ensemble = reopen_ensemble(config.run, console)
+    parts, ensemble = reopen_ensemble(config.run, console.note)
     examples = to_examples(parts, rows, config.questions)
     engine = make_engine(parts)
     with console.stages() as on_stage:
-        outcome = evaluate_ensemble(engine, parts.task, ensemble, engine.prepare(examples, parts.template), on_stage)
+        predictions = predict(engine, parts.task, ensemble, engine.prepare(examples, parts.template), on_stage)
     answers = (
         {"question": p.example.question, "answer": p.answer, "share": p.share, "votes": p.votes, "members": len(ensemble)}
-        for p in outcome.predictions
+        for p in predictions
     )
     write_lines(config.out, answers)
     console.line(f"{len(examples)} answers by {len(ensemble)} members written to {config.out}")

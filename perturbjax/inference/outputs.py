@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -55,14 +56,14 @@ class Outputs:
     def take(self, rows: Sequence[int] | np.ndarray) -> Outputs:
         """The given models, in the given order; ``seconds`` and ``nonfinite`` stay those of the whole."""
         index = np.asarray(rows, np.int64)
-        arrays = {name: None if (array := getattr(self, name)) is None else array[index] for name in _PER_MODEL}
+        arrays: dict[str, Any] = {name: None if (array := getattr(self, name)) is None else array[index] for name in _PER_MODEL}
         return replace(self, answers=tuple(self.answers[row] for row in index), **arrays)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Outputs]) -> Outputs:
         """The models of several outputs on the same examples, one after the other."""
         columns = {name: [getattr(part, name) for part in parts] for name in _PER_MODEL}
-        arrays = {name: None if any(part is None for part in column) else np.concatenate(column) for name, column in columns.items()}
+        arrays: dict[str, Any] = {name: np.concatenate(column) for name, column in columns.items() if column[0] is not None}
         answers = tuple(row for part in parts for row in part.answers)
         return cls(answers=answers, seconds=sum(p.seconds for p in parts), nonfinite=sum(p.nonfinite for p in parts), **arrays)
 

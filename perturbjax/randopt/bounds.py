@@ -8,13 +8,13 @@ Pairing matters: candidates are close relatives of one base and differ on few ex
 A candidate is out when at least K others lead it by more than ``c`` standard deviations. That is Gupta's (1965) subset selection, turned
 from the best one to the best K: a candidate i that belongs to the best K of the full evaluation has at least N - K others that do not end
 above it, and is wrongly out only if chance puts K of the others c standard deviations ahead. This is likeliest when all are equally good
-(the least favourable configuration). There, in the normal approximation, the number of others ahead of i by h = c sqrt(2) standard
+(the least favorable configuration). There, in the normal approximation, the number of others ahead of i by h = c sqrt(2) standard
 deviations of one score is binomial given i's own luck, and h follows from one integral.
 
 What the error probability means: over the random order of the examples, any one candidate of the best K is lost *in this round* with
 probability at most ``error``; a race with several rounds divides its error among them (Bonferroni). No correction over candidates is
-made, because the statement is about each: the expected fraction of the best K that is lost is at most the error. The normal approximation is
-checked by simulation, least favourable configuration included, in tests/randopt/test_racing.py.
+made, because the statement is about each: the expected fraction of the best K that is lost is at most the error. The normal approximation
+is checked by simulation, least favorable configuration included, in tests/randopt/test_racing.py.
 
 What is certain needs no approximation: scores lie between 0 and 1, so a lead greater than D - d, or equal to it with the lower index, can
 no longer be lost.

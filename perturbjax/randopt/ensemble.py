@@ -12,7 +12,7 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, perturb, scales
-from perturbjax.randopt.document import EnsembleDocument, read_document, write_document
+from perturbjax.randopt.document import make_document, read_document, write_document
 from perturbjax.tree import Params, fingerprint
 
 
@@ -56,7 +56,7 @@ class Ensemble:
         if positions.min() < 0 or positions.max() >= len(population):
             raise InputError(f"indices: {positions.min()} to {positions.max()} are outside the population's 0 to {len(population) - 1}")
         self.population = population
-        self.members = population.indices[positions]
+        self.members = positions.astype(np.int64)
         self.noise = noise
         self.fingerprint = params if isinstance(params, str) else fingerprint(params)
         self.scores = None if scores is None else np.asarray(scores, np.float64)
@@ -117,16 +117,9 @@ class Ensemble:
 
     def save(self, path: str | Path) -> None:
         """Write ensemble.json, atomically; equal ensembles give equal bytes."""
-        write_document(
-            Path(path),
-            EnsembleDocument(
-                self.population,
-                tuple(self.members.tolist()),
-                self.noise,
-                self.fingerprint,
-                None if self.scores is None else tuple(self.scores.tolist()),
-            ),
-        )
+        scores = None if self.scores is None else self.scores.tolist()
+        document = make_document(self.population, self.members.tolist(), self.noise, self.fingerprint, scores)
+        write_document(Path(path), document)
 
     @classmethod
     def load(cls, path: str | Path) -> "Ensemble":
@@ -136,9 +129,8 @@ class Ensemble:
             InputError: the file is missing, not JSON, of another format or version, or says something that cannot be.
         """
         document = read_document(Path(path))
-        whole = document.population
-        positions = [(index - whole.start) // whole.step for index in document.members]
-        return cls(whole, positions, document.noise, document.fingerprint, document.scores)
+        indices, scores = zip(*((member.index, member.score) for member in document.members), strict=True)
+        return cls(document.population, indices, document.noise, document.base_fingerprint, None if None in scores else scores)
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "noise"))

@@ -1,6 +1,5 @@
 """A saved ensemble put to work: how its members vote, and its accuracy beside the base's on any split."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,30 +40,29 @@ class BaseComparison:
     randopt: dict[str, VoteEntry]
 
 
-def predictions(task: Task, examples: Sequence[Example], outputs: Outputs) -> tuple[Prediction, ...]:
-    """The vote of the models of ``outputs`` on each example. Gold answers are not needed."""
-    keys = vote_keys(task, examples, outputs.answers)
-    voted = []
-    for b, example in enumerate(examples):
-        answers, votes_for = [row[b] for row in outputs.answers], [row[b] for row in keys]
-        answer, votes = vote(answers, votes_for), tally(answers, votes_for)
-        voted.append(Prediction(example, answer, votes, 0.0 if answer is None else votes[answer] / len(answers)))
-    return tuple(voted)
-
-
-def run_ensemble(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage | None = None) -> Outputs:
-    """Run every member once on prepared examples, best member first."""
-    return run_members(engine, ensemble.population, ensemble.members, prepared, "members", on_stage)
+def predict(engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, on_stage: OnStage | None = None) -> tuple[Prediction, ...]:
+    """Run every member once on prepared examples and let them vote. Gold answers are not needed."""
+    answers = _run(engine, ensemble, prepared, on_stage).answers
+    keys = vote_keys(task, prepared.examples, answers)
+    predictions = []
+    for example, given, voted_for in zip(prepared.examples, zip(*answers, strict=True), zip(*keys, strict=True), strict=True):
+        answer, votes = vote(given, voted_for), tally(given, voted_for)
+        predictions.append(Prediction(example, answer, votes, 0.0 if answer is None else votes[answer] / len(ensemble)))
+    return tuple(predictions)
 
 
 def compare_to_base(
     engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, seed: int = 0, on_stage: OnStage | None = None
 ) -> BaseComparison:
     """Base and ensemble on one prepared split with gold answers; entries are as in results.json."""
-    curve = vote_curve(task, prepared.examples, run_ensemble(engine, ensemble, prepared, on_stage))
+    curve = vote_curve(task, prepared.examples, _run(engine, ensemble, prepared, on_stage))
     base = run_base(engine, prepared)
     bootstrap = derived_seed(seed, "bootstrap")
     return BaseComparison(
         base=entry(base.scores[0], base.lenient[0], base.tokens[0]),
         randopt={str(k): vote_entry(curve, k, base.scores[0], bootstrap) for k in k_curve(len(ensemble))},
     )
+
+
+def _run(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage | None) -> Outputs:
+    return run_members(engine, ensemble.population, ensemble.members, prepared, "members", on_stage)

@@ -43,7 +43,7 @@ class CandidateSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def candidates(self, indices: np.ndarray, /) -> Any: ...
+    def __getitem__(self, item: np.ndarray, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -118,18 +118,18 @@ def search(
     metrics.rewind(state.step)
     commits = _Commits(state, metrics, on_chunk, committing or contextlib.nullcontext())
     for number, prepared in enumerate(slices):
-        entrants = race.entrants(state.table.scores, number)
-        scored = ~np.isnan(state.table.scores[entrants, race.columns(number).start])
-        remaining = entrants[~scored]
+        survivors = race.survivors(state.table.scores, number)
+        scored = ~np.isnan(state.table.scores[survivors, race.columns(number).start])
+        remaining = survivors[~scored]
         if not remaining.size:
             continue
-        on_round(number, int(scored.sum()), len(entrants))
+        on_round(number, int(scored.sum()), len(survivors))
         for start in range(0, len(remaining), engine.chunk):
             indices = remaining[start : start + engine.chunk]
             outputs = engine.run(population[indices], prepared)
             commits.settle()
             _record(state.table, outputs, indices, race, number)
-            commits.begin(_report(state, outputs, len(indices), entrants, race, number, commits.waited))
+            commits.begin(_report(state, outputs, len(indices), survivors, race, number, commits.waited))
         commits.settle()
         commits.tell()
 
@@ -192,9 +192,9 @@ def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, race: Race
     table.seconds += outputs.seconds
 
 
-def _report(state: RunState, outputs: Outputs, count: int, entrants: np.ndarray, race: Race, number: int, commit_s: float) -> ChunkReport:
+def _report(state: RunState, outputs: Outputs, count: int, survivors: np.ndarray, race: Race, number: int, commit_s: float) -> ChunkReport:
     table, columns = state.table, race.columns(number)
-    asked = table.scores[entrants, : columns.stop]
+    asked = table.scores[survivors, : columns.stop]
     means = candidate_scores(asked[~np.isnan(asked[:, columns.start])])
     return ChunkReport(
         chunk=state.step + 1,
@@ -203,7 +203,7 @@ def _report(state: RunState, outputs: Outputs, count: int, entrants: np.ndarray,
         examples=columns.stop - columns.start,
         candidates=count,
         done=len(means),
-        total=len(entrants),
+        total=len(survivors),
         candidates_per_s=count / outputs.seconds,
         tokens_per_s=float(outputs.tokens.sum()) / outputs.seconds,
         best=float(means.max()),

@@ -108,7 +108,7 @@ def plot_accuracy(path: Path, results: Results) -> None:
     axis.yaxis.set_major_locator(round_ticks())
     percent_axis(axis, "y")
     axis.set_xlabel("K, number of votes (ringed: chosen on the select split)")
-    axis.set_ylabel(f"right answers of {results['splits']['test']} test questions")
+    axis.set_ylabel(f"right answers of {results.splits.test} test questions")
     label_right(axis, labels)
     save(figure, path)
 
@@ -116,19 +116,19 @@ def plot_accuracy(path: Path, results: Results) -> None:
 def plot_share(path: Path, results: Results) -> None:
     """Share of candidates that score at least as well as the base on the search split, per sigma and in all, with 95 % intervals."""
     population = results.population
-    rows = [(f"sigma {s['sigma']:g}", s, BLUE) for s in population.per_sigma] + [("all", population, INK)]
+    rows = [(f"sigma {s.sigma:g}", s, BLUE) for s in population.per_sigma] + [("all", population, INK)]
     figure, (axis,) = new_figure(1.3 + 0.5 * len(rows))
     for y, (_, row, color) in enumerate(rows):
         share, bounds = row.share_at_or_above_base, row.share_interval
         axis.plot(bounds, (y, y), color=color, linewidth=2.2, solid_capstyle="butt")
         axis.plot(share, y, "o", color=color, markersize=8)
         axis.annotate(percent(share), (share, y), (0, 8), textcoords="offset points", ha="center", color=color, fontsize=10)
-    axis.set_yticks(range(len(rows)), [f"{name}\n{row['n']} candidates" for name, row, _ in rows])
+    axis.set_yticks(range(len(rows)), [f"{name}\n{row.n} candidates" for name, row, _ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.7)
     axis.set_xlim(-0.03, 1.03)
     percent_axis(axis, "x")
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel(f"candidates at or above the base's {percent(population['base_search_score'])} on {search_words(results)}")
+    axis.set_xlabel(f"candidates at or above the base's {percent(population.base_search_score)} on {search_words(results)}")
     save(figure, path)
 
 
@@ -142,7 +142,7 @@ def plot_racing(path: Path, results: Results) -> None:
     field.bar(starts, candidates, width=ends - starts, align="edge", color=BLUE, alpha=0.85, edgecolor="white", linewidth=0.8)
     for start, end, number in zip(starts, ends, candidates, strict=True):
         field.annotate(str(number), ((start + end) / 2, number), (0, 3), textcoords="offset points", ha="center", color=INK, fontsize=10)
-    share = f"{percent(results['racing']['share'])} of the tokens\nof asking all everything"
+    share = f"{percent(results.racing.share)} of the tokens\nof asking all everything"
     field.text(0.985, 0.80, share, transform=field.transAxes, ha="right", va="top", color=INK, fontsize=10)
     field.set_ylim(0, candidates[0] * 1.16)
     field.set_ylabel("candidates in the race")

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from perturbjax.inference.outputs import Outputs
 from perturbjax.noise import Candidate, Population
 from perturbjax.randopt.voting import vote_winners
 from perturbjax.tasks.base import Example, Task, Template

@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from perturbjax.errors import InputError
+from perturbjax.noise import Rule
 from perturbjax.randopt import rows as words
 from perturbjax.randopt.artifacts import read_candidates
-from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt.config import Config
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.records import from_json
@@ -17,17 +18,13 @@ from perturbjax.report.page import missing_extra, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count, percent
 from perturbjax.runs.files import read_json
-from perturbjax.runs.identity import SETTINGS
-
-_SETTINGS = ("model", "task", *SETTINGS, "template", "max_new_tokens", "dtype")
-"""The settings that the result depends on."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """What the page reads of config.json."""
 
-    config: SearchConfig
+    config: Config
     devices: Devices
     versions: dict[str, str]
 
@@ -85,35 +82,39 @@ def _write_plots(run_dir: Path, results: Results) -> list[Path]:
     return plots
 
 
-def reproduce_command(config: SearchConfig) -> str:
-    """The ``perturbjax search`` call that gives the same candidates, ensemble and answers."""
-    parts = ["perturbjax", "search"]
-    for name in _SETTINGS:
-        value, flag = getattr(config, name), "--" + name.replace("_", "-")
-        if value is True:
-            parts.append(flag)
-        elif isinstance(value, tuple):
-            parts += [flag, ",".join(map(repr, value))]
-        elif value is not None and value is not False:
-            parts += [flag, str(value)]
-    return shlex.join(parts)
+def reproduce_command(config: Config) -> str:
+    """The ``perturbjax randopt`` call that gives the same candidates, ensemble and answers."""
+    command = ["perturbjax", "randopt"]
+    for part in (getattr(config, name) for name in Config.IDENTITY):
+        for field in fields(part):
+            value, flag = getattr(part, field.name), "--" + field.name.replace("_", "-")
+            if value is True:
+                command.append(flag)
+            elif value is not None and value is not False and value != ():
+                command += [flag, ",".join(map(_argument, value)) if isinstance(value, tuple) else str(value)]
+    return shlex.join(command)
+
+
+def _argument(value: float | Rule) -> str:
+    return f"{value.pattern}={value.scale or 'exclude'}" if isinstance(value, Rule) else repr(value)
 
 
 def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
-    config, splits, selection, devices = record.config, results.splits, results.selection, record.devices
-    rank = "full rank" if config.rank is None else f"rank {config.rank}"
+    search, splits, selection, devices = record.config.search, results.splits, results.selection, record.devices
+    rank = "full rank" if search.rank is None else f"rank {search.rank}"
+    rules = f", rules {','.join(map(_argument, search.rules))}" if search.rules else ""
     return [
         ("Model", f"{results.model.name}: {results.model.source}"),
         ("Task", f"{results.task.name}: {results.task.source}"),
         ("Splits", f"{count(splits.search)} search, {count(splits.select)} select, {count(splits.test)} test, disjoint"),
-        ("Population", f"N = {count(results.population.n)} candidates" + (", antithetic pairs" if config.antithetic else "")),
-        ("Racing", words.racing_words(results) if results.raced else config.racing),
-        ("Sigmas", ", ".join(f"{sigma:g}" for sigma in config.sigmas)),
-        ("Noise", f"{config.noise}, {rank}, scale {config.scale}"),
+        ("Population", f"N = {count(results.population.n)} candidates" + (", antithetic pairs" if search.antithetic else "")),
+        ("Racing", words.racing_words(results) if results.raced else search.racing),
+        ("Sigmas", ", ".join(f"{sigma:g}" for sigma in search.sigmas)),
+        ("Noise", f"{search.noise}, {rank}, scale {search.scale}{rules}"),
         ("Prompt of the search", selection.search_prompt),
-        ("Votes", f"at most {config.top_k}; K = {selection.K} from {words.sigma_words(selection.sigma)} chosen on select"),
-        ("Seed", str(config.seed)),
-        ("Weights", config.dtype),
+        ("Votes", f"at most {search.top_k}; K = {selection.K} from {words.sigma_words(selection.sigma)} chosen on select"),
+        ("Seed", str(search.seed)),
+        ("Weights", record.config.base.dtype),
         ("Ran on", f"{devices.count} device(s): {', '.join(devices.kinds)} ({devices.backend})"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
     ]

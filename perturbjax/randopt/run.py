@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ from perturbjax.randopt.config import SearchConfig
 from perturbjax.randopt.loop import ChunkReport, search
 from perturbjax.randopt.setup import Parts, continue_run, describe_run, follow, load_parts, make_engine, require
 from perturbjax.randopt.table import ScoreTable
+from perturbjax.records import to_json
+from perturbjax.report import Source
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
-from perturbjax.runs.files import read_json, write_json
+from perturbjax.runs.files import write_json
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.profile import check_profile, trace_candidates
 from perturbjax.runs.rundir import RunDirectory, default_path
@@ -86,10 +89,9 @@ def _lead(config: SearchConfig, console: Console, peers: Peers, notice: Notice) 
             if base is not None:
                 evaluation = evaluate_population(parts, engine, base, table, console)
                 save_ensemble(parts, evaluation, directory)
-                model = {"name": parts.model.name, "source": parts.model.source}
-                seconds = evaluation.results["seconds"] | {"process": time.perf_counter() - started}
+                seconds = evaluation.results.seconds | {"process": time.perf_counter() - started}
                 # Last, so that a run with results.json is a run with everything before it.
-                write_json(directory.results, evaluation.results | {"model": model, "seconds": seconds})
+                write_json(directory.results, to_json(replace(evaluation.results, seconds=seconds)))
             finish(directory, console)
         except InputError:
             raise
@@ -188,6 +190,7 @@ def evaluate_population(parts: Parts, engine: "Engine", base: tuple[np.ndarray, 
             parts.splits,
             parts.population,
             record,
+            model=Source(parts.model.name, parts.model.source),
             top_k=parts.config.top_k,
             template=parts.template,
             seed=parts.config.seed,
@@ -204,10 +207,12 @@ def save_ensemble(parts: Parts, evaluation: "Evaluation", directory: RunDirector
 
 def finish(directory: RunDirectory, console: Console) -> None:
     """Write the report, show the table, say where things are."""
-    from perturbjax.report import results_table, write_report
+    from perturbjax.randopt.report import write_report
+    from perturbjax.randopt.results import read_results
+    from perturbjax.randopt.results_table import results_table
 
     report = write_report(directory.path)
-    console.line(results_table(read_json(directory.results)))
+    console.line(results_table(read_results(directory.results)))
     console.line()
     console.line(f"run directory  {directory.path.absolute()}")
     console.line(f"report         {Path(report).absolute()}")

@@ -1,14 +1,13 @@
 """Choices made from scores: which candidates, which sigma, which K."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from perturbjax.noise import Population
+from perturbjax.randopt.results import Option
 from perturbjax.scoring import top_k
-
-Value = TypeVar("Value")
 
 ALL = "all"
 """The pool of every candidate, whatever its sigma."""
@@ -56,6 +55,6 @@ def pool_of(population: Population, scores: np.ndarray, sigma: str | float) -> n
     return ranked if sigma == ALL else ranked[population.sigma_of(ranked) == np.float32(sigma)]
 
 
-def best_option(options: Sequence[Value], accuracies: Sequence[float]) -> Value:
-    """The option with the highest accuracy; a tie goes to the earliest, so callers list the more general option first."""
-    return options[int(np.argmax(np.asarray(accuracies, np.float64)))]
+def best_option(options: Sequence[Option]) -> Any:
+    """The value of the option with the highest accuracy; a tie goes to the earliest, so callers list the more general option first."""
+    return max(options, key=lambda option: option.accuracy).value

@@ -21,7 +21,7 @@ def entry_lines(rows: Sequence[tuple[str, Entry]], lenient: bool) -> list[str]:
         if isinstance(entry, Comparison):
             line += f"{points(entry.difference):>8}  {points_range(entry.difference_interval):<15} "
         else:
-            line += " " * 27
+            line += " " * 26
         line += f"{count(entry.tokens):>11}"
         lines.append(line + (f"  {percent(entry.lenient_accuracy):>7}" if lenient else ""))
     return lines

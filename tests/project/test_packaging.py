@@ -38,7 +38,9 @@ def test_the_wheel_holds_every_module_and_data_file(wheel):
     kernels = {"perturbjax/" + path.relative_to(ROOT).as_posix() for path in (ROOT / "kernels").rglob("*.py")}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "perturbjax").rglob("*.py")}
     assert kernels and kernels | modules == {name for name in wheel if name.endswith(".py")}
-    assert {"perturbjax/CHANGELOG.md", "perturbjax/py.typed", "perturbjax/report/templates/report.html"} <= set(wheel)
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "perturbjax").rglob("*.html")}
+    assert "perturbjax/report/templates/base.html" in pages
+    assert {"perturbjax/CHANGELOG.md", "perturbjax/py.typed", *pages} <= set(wheel)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,18 +13,19 @@ from matplotlib.image import imread
 from support.numpy_engine import ColourTask, Kind, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Candidate, Noise, Population
+from perturbjax.noise import Candidate, Noise, Population, Rule
 from perturbjax.randopt.artifacts import write_candidates
-from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt.config import Config, Data, Search
 from perturbjax.randopt.controls import SearchRecord, evaluate_run
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.plots import _bins
 from perturbjax.randopt.racing import Race, RacingRule
-from perturbjax.randopt.report import write_report
+from perturbjax.randopt.report import reproduce_command, write_report
 from perturbjax.randopt.results import Results
 from perturbjax.randopt.results_table import results_table
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
+from perturbjax.runs.config import Base, Machine
 from perturbjax.tasks.splits import make_splits
 
 
@@ -51,12 +51,12 @@ def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.
     record = SearchRecord(race, scores, base, 320, tokens, 4.0, [0] * len(race.ends))
     model = Source("tiny", "a linear model, quantised to nothing")
     results = to_json(evaluate_run(engine, task, splits, population, record, model=model, top_k=top_k).results)
-    settings = SearchConfig("tiny", "colours", size, top_k, sigmas, search_examples=32, select_examples=24, test_examples=80)
-    settings = replace(settings, racing=racing, template="plain", dtype="float32", chunk=8)
+    data = Data("colours", 32, 24, 80, template="plain")
+    config = Config(Base("tiny", "float32"), data, Search(size, top_k, sigmas, racing=racing), Machine(chunk=8))
     devices = {"backend": "cpu", "kinds": ["cpu"], "count": 1, "processes": 1}
     path.mkdir(exist_ok=True)
     (path / "results.json").write_text(json.dumps(results))
-    (path / "config.json").write_text(json.dumps({"config": to_json(settings), "devices": devices, "versions": {"jax": "0.10.2"}}))
+    (path / "config.json").write_text(json.dumps({"config": to_json(config), "devices": devices, "versions": {"jax": "0.10.2"}}))
     (path / "metrics.jsonl").write_text('{"chunk": 1, "candidates_per_s": 2.0}\n{"chunk": 2, "candidates_per_s": 4.0}\n')
     write_candidates(path / "candidates.parquet", population.sigma_of(np.arange(size)), scores)
     return results
@@ -216,11 +216,19 @@ def test_page_is_self_contained_and_complete(run):
 
 def test_command_reproduces_the_settings(run):
     path, _ = run
-    (command,) = re.findall(r"<pre>(perturbjax search .*?)</pre>", (path / "report.html").read_text())
+    (command,) = re.findall(r"<pre>(perturbjax randopt .*?)</pre>", (path / "report.html").read_text())
     words = shlex.split(command)
     given = dict(zip(words[2::2], words[3::2], strict=True))
     assert given["--seed"] == "0" and given["--sigmas"] == "0.1,0.4,0.8" and given["--population"] == "24"
-    assert not {"--rank", "--antithetic", "--max-new-tokens", "--chunk", "--out"} & set(words)
+    assert not {"--rank", "--rules", "--antithetic", "--max-new-tokens", "--chunk", "--out"} & set(words)
+
+
+def test_the_command_repeats_flags_and_rules():
+    search = Search(antithetic=True, rank=4, rules=(Rule("norm|bias", None), Rule("embed", "rms")))
+    words = shlex.split(reproduce_command(Config(search=search)))
+    assert words[:2] == ["perturbjax", "randopt"] and "--antithetic" in words and "False" not in words
+    assert words[words.index("--rules") + 1] == "norm|bias=exclude,embed=rms"
+    assert words[words.index("--rank") + 1] == "4"
 
 
 def test_plots_are_files_with_ink(run):
@@ -290,7 +298,7 @@ def test_a_raced_run_shows_its_race(tmp_path, rule):
     assert "at or above the base on the first 8 search questions" in table
     assert max(map(len, table.splitlines())) <= 100 and table.isascii()
     assert first["candidates"] == 24
-    (command,) = re.findall(r"<pre>(perturbjax search .*?)</pre>", (tmp_path / "report.html").read_text())
+    (command,) = re.findall(r"<pre>(perturbjax randopt .*?)</pre>", (tmp_path / "report.html").read_text())
     assert f"--racing {rule}" in command
 
 

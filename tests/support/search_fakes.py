@@ -25,8 +25,8 @@ class FakePopulation:
     def __len__(self) -> int:
         return self.size
 
-    def candidates(self, indices: np.ndarray) -> np.ndarray:
-        return np.asarray(indices)
+    def __getitem__(self, item: np.ndarray) -> np.ndarray:
+        return np.asarray(item)
 
 
 class FakeEngine:

@@ -1,0 +1,71 @@
+"""What the two halves of an evaluation work from: the finished search, and the arguments of ``evaluate_run``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from perturbjax.inference.outputs import Outputs
+from perturbjax.noise import Population
+from perturbjax.randopt.racing import Race
+from perturbjax.randopt.replies import Engine, OnStage
+from perturbjax.tasks.base import Task, Template
+from perturbjax.tasks.splits import Splits
+from perturbjax.tree import derived_seed
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What a finished search hands over.
+
+    Attributes:
+        race: its rule and rounds.
+        scores: (N, D) strict scores on the search split, NaN where the race did not ask.
+        base_scores: (D,) of the unperturbed model there, under the same template.
+        base_tokens: tokens that this put through the model.
+        tokens: (N, R) tokens that scoring put through the model, by candidate and round.
+        seconds: wall time of that scoring, compilation left out.
+        nonfinite: candidates with NaN or inf in their outputs, by round.
+    """
+
+    race: Race
+    scores: np.ndarray
+    base_scores: np.ndarray
+    base_tokens: int
+    tokens: np.ndarray
+    seconds: float
+    nonfinite: Sequence[int]
+
+    @property
+    def total_tokens(self) -> int:
+        return int(self.tokens.sum())
+
+    @property
+    def mean_scores(self) -> np.ndarray:
+        """(N,) float64, NaN where a candidate did not reach the end of the race."""
+        return self.scores.mean(axis=1, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The arguments of ``evaluate_run``, resolved."""
+
+    engine: Engine
+    task: Task
+    splits: Splits
+    population: Population
+    record: SearchRecord
+    top_k: int
+    template: Template
+    seed: int
+    on_stage: OnStage
+
+    def samples(self, prepared: Any, count: int, temperature: float, purpose: str) -> Outputs:
+        """``count`` samples of the base."""
+        return self.engine.sample(prepared, count, temperature, derived_seed(self.seed, purpose))
+
+    @property
+    def bootstrap(self) -> int:
+        """The seed of every bootstrap."""
+        return derived_seed(self.seed, "bootstrap")
