@@ -14,6 +14,7 @@ from perturbjax.bench import scopes
 from perturbjax.bench.measure import SIGMA, Case, Row, Settings
 from perturbjax.noise import Population
 from perturbjax.pretrained import Model
+from perturbjax.runs.profile import trace
 
 
 def header(model: Model, dtype: str) -> dict[str, Any]:
@@ -98,41 +99,42 @@ def steps(rows: list[Row], settings: Settings, directory: Path | None) -> list[d
             with contextlib.ExitStack() as stack:
                 kept = directory / name if directory is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 run()
-                seconds = scopes.trace(kept, run)
+                seconds = trace(kept, run)
                 texts = [str(program.as_text()) for program in case.engine.compiled(case.prepared, plain)]
                 shares = scopes.shares(kept, texts, seconds)
             found.append({"kind": row.workload.kind, "label": row.workload.label, "what": what, **vars(shares)})
     return found
 
 
-def table(rows: list[Row], steps: list[dict[str, Any]]) -> list[str]:
-    """Lines for the terminal."""
-    lines = []
+def row_lines(row: Row) -> list[str]:
+    """One measured row for the terminal."""
     titles = zip(("cand./s", "tokens/s", "efficiency", "rounds", "compile s", "temp MiB"), (8, 10, 12, 14, 11, 10), strict=True)
     columns = f"  {'noise':<12}{'strategy':<10}" + "".join(f"{title:>{width}}" for title, width in titles)
-    for row in rows:
-        tried = ", ".join(f"{size}: {rate:.0f}" for size, rate in row.tried.items())
-        unit = "tokens a pass" if row.workload.kind == "teacher-forced" else "rows"
-        lines += ["", f"{row.workload.kind}, {row.workload.label}, {row.population} candidate{'s' if row.population > 1 else ''}"]
-        lines += [f"  plain model {row.reference.rate:.0f} tokens/s in batches of {row.best} {unit} (tried {tried})", columns]
-        for case in row.cases:
-            entry = _case(row, case)
-            ratios = f"{min(entry['efficiency_rounds']):.2f} to {max(entry['efficiency_rounds']):.2f}"
-            note = f"  auto, {entry['of_best']:.0%} of the best" if entry["auto"] else ""
-            lines.append(
-                f"  {case.noise:<12}{case.strategy:<10}{entry['candidates_per_s']:>8.3g}{case.rate:>10.0f}{entry['efficiency']:>12.2f}"
-                f"{ratios:>14}{case.compile_s:>11.1f}{case.temp_bytes / 2**20:>10.0f}{note}"
-            )
-        if row.workload.kind == "early stopping":
-            ran, whole = row.cases[0].row_steps or (0, 0)
-            saved = f"{1 - ran / whole:.0%}" if whole else "none"
-            lines.append(
-                f"  rows that have stopped leave the batch: {ran} row steps instead of {whole}, {saved} saved ({row.cases[0].noise})"
-            )
-    lines += ["", "where the time of a step goes (a trace of one candidate; time of the operations, by innermost scope)"]
+    tried = ", ".join(f"{size}: {rate:.0f}" for size, rate in row.tried.items())
+    unit = "tokens a pass" if row.workload.kind == "teacher-forced" else "rows"
+    lines = ["", f"{row.workload.kind}, {row.workload.label}, {row.population} candidate{'s' if row.population > 1 else ''}"]
+    lines += [f"  plain model {row.reference.rate:.0f} tokens/s in batches of {row.best} {unit} (tried {tried})", columns]
+    for case in row.cases:
+        entry = _case(row, case)
+        ratios = f"{min(entry['efficiency_rounds']):.2f} to {max(entry['efficiency_rounds']):.2f}"
+        note = f"  auto, {entry['of_best']:.0%} of the best" if entry["auto"] else ""
+        lines.append(
+            f"  {case.noise:<12}{case.strategy:<10}{entry['candidates_per_s']:>8.3g}{case.rate:>10.0f}{entry['efficiency']:>12.2f}"
+            f"{ratios:>14}{case.compile_s:>11.1f}{case.temp_bytes / 2**20:>10.0f}{note}"
+        )
+    if row.workload.kind == "early stopping":
+        ran, whole = row.cases[0].row_steps or (0, 0)
+        saved = f"{1 - ran / whole:.0%}" if whole else "none"
+        lines.append(f"  rows that have stopped leave the batch: {ran} row steps instead of {whole}, {saved} saved ({row.cases[0].noise})")
+    return lines
+
+
+def step_lines(steps: list[dict[str, Any]]) -> list[str]:
+    """Where the time of a step goes, for the terminal."""
+    lines = ["", "where the time of a step goes (a trace of one candidate; time of the operations, by innermost scope)"]
     names = (*scopes.SCOPES, scopes.OTHER)
     lines.append(f"  {'':<40}" + "".join(f"{name:>10}" for name in names))
     for step in steps:
-        shares = "".join(f"{step['shares'][name]:>10.0%}" for name in names)
-        lines.append(f"  {step['kind'] + ', ' + step['what']:<40}{shares}")
+        fractions = "".join(f"{step['shares'][name]:>10.0%}" for name in names)
+        lines.append(f"  {step['kind'] + ', ' + step['what']:<40}{fractions}")
     return lines

@@ -8,14 +8,12 @@ instructions are, its own name breaking a tie. An event's time is its own, witho
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-from jax.profiler import ProfileData, ProfileOptions
+from jax.profiler import ProfileData
 
 from perturbjax.bench.hlo import read_computations
 
@@ -34,16 +32,6 @@ class Shares:
     shares: dict[str, float]
     covered: float
     seconds: float
-
-
-def trace(directory: Path, run: Callable[[], object]) -> float:
-    """Traces one run, which must be warm, into ``directory``; wall seconds of the run."""
-    options = ProfileOptions()
-    options.python_tracer_level = 0  # thousands of Python calls would hide the operations
-    with jax.profiler.trace(str(directory), profiler_options=options):
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
 
 
 def shares(directory: Path, texts: Iterable[str], seconds: float) -> Shares:

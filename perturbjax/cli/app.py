@@ -12,29 +12,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from perturbjax._version import __version__
-from perturbjax.cli.arguments import UsageError, parse
+from perturbjax.cli.arguments import UsageError, flag_names, parse, with_flags
 from perturbjax.cli.bench import BenchConfig, run_bench
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.export import ExportConfig, run_export
 from perturbjax.cli.predict import PredictConfig, run_predict
+from perturbjax.cli.randopt import run_randopt
 from perturbjax.errors import InputError
-from perturbjax.randopt.config import SearchConfig
-from perturbjax.randopt.run import run_search
+from perturbjax.randopt import Config
 from perturbjax.runs.console import Console
 
 PROG = "perturbjax"
 
 DESCRIPTION = """\
-RandOpt for JAX: sample seeded perturbations of a model's weights, score them, keep the best and let them vote.
+What lies around a pretrained model's weights. randopt: sample seeded perturbations, score them, keep the best and let them vote.
 
-- a first run: perturbjax search
-- on your own data: perturbjax search --task questions.jsonl --population 200 --top-k 10
+- a first run: perturbjax randopt
+- on your own data: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
 - after a kill: the same command with --resume
 
-RUN, for the other commands, is the run directory that search prints. Each command explains itself: perturbjax search --help"""
+RUN, for the other commands, is the run directory that randopt prints. Each command explains itself: perturbjax randopt --help"""
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
-    "search": (SearchConfig, run_search),
+    "randopt": (Config, run_randopt),
     "evaluate": (EvaluateConfig, run_evaluate),
     "predict": (PredictConfig, run_predict),
     "export": (ExportConfig, run_export),
@@ -50,12 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.line(f"{PROG} {__version__}")
         return 0
     logging.basicConfig(level=logging.WARNING, format=f"{PROG}: %(levelname)s: %(message)s")
+    flags: set[str] = set()
     try:
         config = parse({name: kind for name, (kind, _) in COMMANDS.items()}, arguments, PROG, DESCRIPTION)
-        call = next(call for kind, call in COMMANDS.values() if type(config) is kind)
+        call, flags = next((call, flag_names(kind)) for kind, call in COMMANDS.values() if type(config) is kind)
         call(config, console)
     except (UsageError, InputError) as error:
-        console.note(f"{PROG}: error: {' '.join(str(error).split())}")
+        console.note(f"{PROG}: error: {with_flags(' '.join(str(error).split()), flags)}")
         return 2
     except KeyboardInterrupt as error:
         _explain("interrupted", error, console)

@@ -1,18 +1,23 @@
 """How arguments are read: comma lists, plain optional values, and one line where tyro would draw a box."""
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tyro
 
+from perturbjax.noise.spec import SCALES, Rule
+
 _OPTIONAL: dict[type, str] = {int: "INT", str: "TEXT", Path: "PATH"}
+_SCALE = "|".join((*SCALES, "exclude"))
+_RULE = re.compile(rf"(?P<pattern>.+?)=(?P<scale>{_SCALE})(?:,|$)")
 _LISTS: dict[Any, tuple[type, str]] = {tuple[float, ...]: (float, "FLOAT"), tuple[int, ...]: (int, "INT"), tuple[str, ...]: (str, "TEXT")}
 
 
@@ -46,7 +51,7 @@ def parse(commands: Mapping[str, type], argv: Sequence[str], prog: str, descript
                 prog=prog,
                 description=description,
                 registry=_registry(),
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -78,6 +83,18 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         )
 
     @registry.primitive_rule
+    def rules(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type != tuple[Rule, ...]:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"REGEX={_SCALE},...",
+            instance_from_str=lambda words: parse_rules(words[0]),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [",".join(f"{rule.pattern}={rule.scale or 'exclude'}" for rule in value) or "none"],
+        )
+
+    @registry.primitive_rule
     def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
         # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
         options = typing.get_args(info.type)
@@ -95,6 +112,45 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         )
 
     return registry
+
+
+def parse_rules(text: str) -> tuple[Rule, ...]:
+    """``REGEX=scale`` or ``REGEX=exclude``, comma separated; a comma inside a regular expression is no separator.
+
+    >>> parse_rules("norm=exclude,layers/.{1,2}/mlp=rms")
+    (Rule(pattern='norm', scale=None), Rule(pattern='layers/.{1,2}/mlp', scale='rms'))
+    """
+    found, end = [], 0
+    while end < len(text):
+        if (match := _RULE.match(text, end)) is None:
+            raise ValueError(f"{text[end:][:80]!r}: REGEX={_SCALE} is required, comma separated")
+        found.append(Rule(match["pattern"], None if match["scale"] == "exclude" else cast(Any, match["scale"])))
+        end = match.end()
+    return tuple(found)
+
+
+def with_flags(message: str, names: Collection[str]) -> str:
+    """A message of the library in the words of the command line: an argument in backquotes, or one that the message begins with, becomes
+    its flag.
+
+    >>> with_flags("`top_k` 9: at most `population` 8 can be kept", ())
+    '--top-k 9: at most --population 8 can be kept'
+    >>> with_flags("model 'x.gguf': not a GGUF file", {"model"})
+    '--model x.gguf: not a GGUF file'
+    """
+    first = re.match(r"([a-z_]+) '([^']*)'(?=:)", message)
+    if first and first[1] in names:
+        message = f"--{first[1].replace('_', '-')} {first[2]}{message[first.end() :]}"
+    return re.sub(r"`([a-z_]+)`", lambda name: f"--{name[1].replace('_', '-')}", message)
+
+
+def flag_names(kind: type) -> set[str]:
+    """Names of the fields of a command's dataclass, those of the dataclasses in it included."""
+    names: set[str] = set()
+    for field in dataclasses.fields(kind):
+        default = field.default_factory() if callable(field.default_factory) else None
+        names |= flag_names(type(default)) if dataclasses.is_dataclass(default) else {field.name}
+    return names
 
 
 def _one_line(box: str) -> str:

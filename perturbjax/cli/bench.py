@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Noise
-from perturbjax.randopt.config import one_of, positive_integer
-from perturbjax.randopt.setup import resolve_dtype, versions
+from perturbjax.noise import DISTRIBUTIONS, Noise
 from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.config import check_choices, positive_integer
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
+from perturbjax.runs.machine import resolve_dtype, versions
 from perturbjax.runs.profile import check_profile
 
 if TYPE_CHECKING:
@@ -20,11 +20,7 @@ if TYPE_CHECKING:
     from perturbjax.bench.workloads import Workload
     from perturbjax.pretrained import Model
 
-NOISES: dict[str, Noise] = {
-    "gaussian": Noise("gaussian"),
-    "rademacher": Noise("rademacher"),
-    "rank1": Noise("gaussian", rank=1),
-}
+NOISES: dict[str, Noise] = {name: Noise(name) for name in DISTRIBUTIONS} | {"rank1": Noise(rank=1)}
 
 
 @dataclass(frozen=True)
@@ -39,27 +35,27 @@ class BenchConfig:
     goes."""
 
     model: str = "smollm2-135m"
-    """As for search."""
+    """As for randopt."""
     tokens: tuple[int, ...] = (256, 1024, 4096)
     """Tokens per candidate of the teacher-forced rows, comma separated: real SST-2 prompts that make nearly as many."""
     generation: bool = True
     """Measure generation too: 32 prompts of 64 tokens with 32 new tokens each, and countdown puzzles whose replies end by themselves."""
     noise: tuple[str, ...] = tuple(NOISES)
-    """Kinds of noise, comma separated: gaussian, rademacher, rank1."""
+    """Kinds of noise, comma separated: the distributions of randopt at full rank, and rank1."""
     rounds: int = 5
     """Timed rounds; medians are shown."""
     population: int | None = None
     """Candidates scored in every round; when left out, as many as take a second or two."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """As for search."""
+    """As for randopt."""
     chunk: int = 8
-    """As for search."""
+    """As for randopt."""
     in_flight: int = 1
-    """As for search."""
+    """As for randopt."""
     seed: int = 0
     """Seed of the noise."""
     compile_cache: str = "auto"
-    """As for search. Compile times are those of loading where a program is found there."""
+    """As for randopt. Compile times are those of loading where a program is found there."""
     profile: Path | None = None
     """Directory that gets a jax.profiler trace of one step of each kind, to be opened with xprof."""
     out: Path | None = None
@@ -68,18 +64,19 @@ class BenchConfig:
     def validate(self) -> None:
         """Raise ``InputError`` for settings that cannot be used."""
         for value in self.tokens:
-            positive_integer("--tokens", value)
+            positive_integer("tokens", value)
         if not self.tokens and not self.generation:
             raise InputError("--no-generation: nothing is left to measure; give --tokens")
         if not self.noise:
             raise InputError(f"--noise: at least one is required, of {', '.join(NOISES)}")
         for name in self.noise:
-            one_of("--noise", name, tuple(NOISES))
-        for flag, value in (("--rounds", self.rounds), ("--chunk", self.chunk), ("--in-flight", self.in_flight)):
-            positive_integer(flag, value)
+            if name not in NOISES:
+                raise InputError(f"--noise {name}: one of {', '.join(NOISES)} is required")
+        for field in ("rounds", "chunk", "in_flight"):
+            positive_integer(field, getattr(self, field))
         if self.population is not None:
-            positive_integer("--population", self.population)
-        one_of("--dtype", self.dtype, ("auto", "float32", "bfloat16"))
+            positive_integer("population", self.population)
+        check_choices(self)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: an integer from 0 to {2**32 - 1} is required")
         if self.profile is not None:
@@ -104,17 +101,28 @@ def run_bench(config: BenchConfig, console: Console) -> None:
     model = on_one_mesh(model)
     noises = {name: NOISES[name] for name in dict.fromkeys(config.noise)}
     settings = Settings(noises, config.seed, config.rounds, config.population, config.chunk, config.in_flight)
-    rows = measure_rows(list(workloads(config, model)), settings, console)
+    settings_record = dataclasses.asdict(config) | {"profile": None, "out": None}
+    header = record.header(model, dtype) | {"versions": versions(), "settings": settings_record}
+
+    def keep(rows: "list[Row]", steps: list[dict[str, Any]]) -> None:
+        if config.out is not None:
+            config.out.mkdir(parents=True, exist_ok=True)
+            write_json(config.out / "bench.json", {"header": header, **record.document(rows, steps)})
+
+    rows: list[Row] = []
+    for row in measure_rows(list(workloads(config, model)), settings, console):
+        # Shown and written as they come, so that a benchmark that is stopped keeps what it has finished.
+        rows.append(row)
+        for line in record.row_lines(row):
+            console.line(line)
+        keep(rows, [])
     steps = record.steps(rows, settings, config.profile)
-    for line in record.table(rows, steps):
+    for line in record.step_lines(steps):
         console.line(line)
+    keep(rows, steps)
     if config.profile is not None:
         console.line(f"traces in {config.profile}; open them with: xprof --logdir {config.profile}")
     if config.out is not None:
-        settings_record = dataclasses.asdict(config) | {"profile": None, "out": None}
-        header = record.header(model, dtype) | {"versions": versions(), "settings": settings_record}
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / "bench.json", {"header": header, **record.document(rows, steps)})
         console.line(f"written to {config.out / 'bench.json'}")
 
 
@@ -129,11 +137,11 @@ def workloads(config: BenchConfig, model: "Model") -> "Iterator[Workload]":
         yield make.early_stopping(model)
 
 
-def measure_rows(tasks: "list[Workload]", settings: "Settings", console: Console) -> "list[Row]":
+def measure_rows(tasks: "list[Workload]", settings: "Settings", console: Console) -> "Iterator[Row]":
     """One row after the other, under one progress display."""
     from perturbjax.bench.measure import count_steps, measure
 
-    rows, done = [], 0
+    done = 0
     total = sum(count_steps(workload, settings) for workload in tasks)
     with console.progress("bench", total, unit="step") as progress:
 
@@ -146,5 +154,4 @@ def measure_rows(tasks: "list[Workload]", settings: "Settings", console: Console
             return step
 
         for workload in tasks:
-            rows.append(measure(workload, settings, stepper(workload)))
-    return rows
+            yield measure(workload, settings, stepper(workload))

@@ -9,15 +9,15 @@ from typing import Annotated
 import tyro
 
 from perturbjax.errors import InputError
-from perturbjax.runs.config import positive_integer
+from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.randopt.setup import Parts, load_task_with_budget, make_engine, reopen_ensemble
 from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
 from perturbjax.report.words import percent, percent_range, points_range
 from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.config import positive_integer
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
-from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.tasks.base import Example, Task
 from perturbjax.tasks.splits import same_question_key
 from perturbjax.tree import digest

@@ -32,7 +32,7 @@ class ExportConfig:
     base: bool = False
     """The unperturbed base, as the run used it."""
     compile_cache: str = "auto"
-    """As for search."""
+    """As for randopt."""
 
 
 def run_export(config: ExportConfig, console: Console) -> None:
@@ -46,7 +46,7 @@ def run_export(config: ExportConfig, console: Console) -> None:
     from perturbjax.pretrained.export import export_safetensors
     from perturbjax.randopt.ensemble import merge
 
-    parts, ensemble = reopen_ensemble(config.run, console)
+    parts, ensemble = reopen_ensemble(config.run, console.note)
     params, what = parts.model.params, "the base"
     if config.rank is not None:
         if not 1 <= config.rank <= len(ensemble):

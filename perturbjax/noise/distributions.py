@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -92,3 +93,8 @@ _RECORDS = (
 )
 DISTRIBUTIONS: dict[str, Distribution] = {record.name: record for record in _RECORDS}
 """Name -> record, in the order in which they are offered; the first is the default."""
+
+if TYPE_CHECKING:
+    DistributionName = str
+else:
+    DistributionName = Literal[tuple(DISTRIBUTIONS)]

@@ -1,31 +1,27 @@
-"""What several subcommands do before their own work: load the parts, check them against each other, reopen a run."""
+"""What a search is made of: loading its parts, checking them against each other, reopening a run."""
 
 import copy
 import dataclasses
-import importlib.metadata
-import importlib.util
-import platform
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from perturbjax.errors import InputError
+from perturbjax.inference import Engine
+from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.noise import Noise, Population, coverage
-from perturbjax.randopt.config import SearchConfig
-from perturbjax.runs.console import Console
-from perturbjax.runs.identity import make_identity
+from perturbjax.pretrained import Model, load_model
+from perturbjax.randopt.config import Config
+from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.records import from_json, to_json
+from perturbjax.runs.config import Machine, Run
+from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
 from perturbjax.runs.rundir import RunDirectory
-from perturbjax.runs.share import KIND, Share
-from perturbjax.tasks.base import Task, Template
-from perturbjax.tree import fingerprint
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from perturbjax.inference import Engine
-    from perturbjax.pretrained import Model
-    from perturbjax.randopt.ensemble import Ensemble
-    from perturbjax.tasks.splits import Splits
+from perturbjax.tasks import load_task, template_by_name
+from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.splits import Splits, make_splits
+from perturbjax.tree import digest, fingerprint
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,11 @@ class Parts:
         identity: what makes two runs the same run.
     """
 
-    config: SearchConfig
+    config: Config
     task: Task
     template: Template
-    splits: "Splits"
-    model: "Model"
+    splits: Splits
+    model: Model
     noise: Noise
     population: Population
     dtype: str
@@ -54,101 +50,69 @@ class Parts:
     identity: dict[str, Any]
 
 
-def load_parts(config: SearchConfig, console: Console) -> Parts:
+def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     """Load task and model and make everything that follows from them and the settings.
 
     The task comes first: it is read in a moment, so a mistake in it is reported before a large model is.
 
+    Args:
+        config: the settings.
+        note: told what was loaded, a line each.
+
     Raises:
         InputError: any of it cannot be used.
     """
-    from perturbjax.pretrained import load_model
-    from perturbjax.tasks import template_by_name
-    from perturbjax.tasks.splits import make_splits
-
     config.validate()
-    task = load_task_with_budget(config.task, config.max_new_tokens)
-    template = task.templates[0] if config.template is None else template_by_name(task, config.template)
-    splits = make_splits(task.examples(), config.search_examples, config.select_examples, config.test_examples, config.seed)
-    noise = make_noise(config)
-    population = Population(seed=config.seed, size=config.population, sigmas=config.sigmas, antithetic=config.antithetic)
-    dtype = resolve_dtype(config.dtype)
-    model = load_model(config.model, dtype, stored=is_dealt(config))
-    console.note(f"model {model.name}: {model.source}")
-    console.note(f"task {task.name}: {task.source}")
-    moved = coverage(model.params, noise)
-    console.note(f"noise {noise.distribution}: moves {moved.share:.1%} of {moved.total:,} parameters")
-    digest = fingerprint(model.params)
-    identity = make_identity(
-        config,
-        model_fingerprint=digest,
-        dtype=dtype,
-        task=task,
-        template=template.name,
-        splits={"search": splits.search, "select": splits.select, "test": splits.test},
-    )
-    return Parts(config, task, template, splits, model, noise, population, dtype, digest, identity)
+    data, search = config.data, config.search
+    task = load_task_with_budget(data.task, data.max_new_tokens)
+    template = task.templates[0] if data.template is None else template_by_name(task, data.template)
+    splits = make_splits(task.examples(), data.search_examples, data.select_examples, data.test_examples, search.seed)
+    noise, population = search.to_noise(), search.to_population()
+    dtype = resolve_dtype(config.base.dtype)
+    model = load_model(config.base.model, dtype, stored=shares_a_model(config.machine))
+    note(f"model {model.name}: {model.source}")
+    note(f"task {task.name}: {task.source}")
+    covered = coverage(model.params, noise)
+    if not covered.moved:
+        raise InputError("`rules`: they exclude every parameter, so no candidate would differ from the base; let some move")
+    for rule in covered.unused_rules:
+        note(f"perturbjax: warning: noise rule {rule.pattern!r} matches no parameter")
+    note(f"noise {noise.distribution}: moves {covered.fraction:.1%} of {covered.total:,} parameters")
+    base = fingerprint(model.params)
+    identity = make_identity(config, base, dtype, task, template.name, vars(splits))
+    return Parts(config, task, template, splits, model, noise, population, dtype, base, identity)
 
 
-def make_engine(parts: Parts, task: Task | None = None) -> "Engine":
-    """The scoring engine of a run, for its own task or for another one."""
-    return _engine(parts.config, parts.model, task or parts.task, parts.noise)
+def make_identity(
+    config: Config, base: str, dtype: str, task: Task, template: str, splits: Mapping[str, Iterable[Example]]
+) -> dict[str, Any]:
+    """The identity of a run: the fields of ``Config.IDENTITY``, resolved, and fingerprints.
 
-
-def follow(config: SearchConfig) -> None:
-    """On every process but the first: its share of the work of a search, until process 0 has finished.
-
-    Raises:
-        InputError: the task or the model cannot be loaded here.
+    Args:
+        config: the settings, validated.
+        base: ``fingerprint(params)`` of the base.
+        dtype: the resolved type of the weights.
+        task: the loaded task, with its ``max_new_tokens`` as used.
+        template: the resolved template name.
+        splits: split name -> its examples.
     """
-    from perturbjax.pretrained import load_model
-
-    task = load_task_with_budget(config.task, config.max_new_tokens)
-    model = load_model(config.model, resolve_dtype(config.dtype), stored=is_dealt(config))
-    share = Share()
-    _engine(config, model, task, make_noise(config)).follow({KIND: share.obey})
-
-
-def _engine(config: SearchConfig, model: "Model", task: Task, noise: Noise) -> "Engine":
-    from perturbjax.inference import Engine
-
-    return Engine(model, task, noise, make_mesh(config), config.chunk, config.in_flight, strategy=config.strategy)
+    fields = {name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
+    parts = {name: list(examples) for name, examples in splits.items()}
+    return fields | {
+        "template": template,
+        "max_new_tokens": task.max_new_tokens,
+        "dtype": dtype,
+        "model_fingerprint": base,
+        "task_fingerprint": task_fingerprint(task, (example for part in parts.values() for example in part)),
+        "split_ids": digest({name: [example.id for example in part] for name, part in parts.items()}),
+    }
 
 
-def make_mesh(config: SearchConfig) -> "Mesh":
-    """The mesh that --mesh asks for, of all devices of all processes.
-
-    Raises:
-        InputError: there are more or fewer devices.
-    """
-    import jax
-
-    from perturbjax import sharding
-
-    devices = jax.device_count()
-    candidates, model = _axes(config) or (devices, 1)
-    if candidates * model != devices:
-        raise InputError(f"--mesh {config.mesh}: {candidates * model} devices, there are {devices}; use e.g. --mesh {devices}x1")
-    return sharding.make_mesh(model=model)
-
-
-def is_dealt(config: SearchConfig) -> bool:
-    """Whether a model is to be read by parts: several devices or processes share it."""
-    import jax
-
-    return jax.process_count() > 1 or (_axes(config) or (1, 1))[1] > 1
-
-
-def _axes(config: SearchConfig) -> tuple[int, int] | None:
-    if config.mesh is None:
-        return None
-    candidates, model = config.mesh.split("x")
-    return int(candidates), int(model)
-
-
-def make_noise(config: SearchConfig) -> Noise:
-    """The noise specification of the settings."""
-    return Noise(distribution=config.noise, rank=config.rank, scale=config.scale)
+def make_engine(parts: Parts, task: Task | None = None) -> Engine:
+    """The engine of a run, for its own task or for another one."""
+    machine = parts.config.machine
+    mesh, strategy = make_mesh(machine), parts.config.search.strategy
+    return Engine(parts.model, task or parts.task, parts.noise, mesh, machine.chunk, machine.in_flight, strategy=strategy)
 
 
 def load_task_with_budget(spec: str, max_new_tokens: int | None) -> Task:
@@ -157,73 +121,50 @@ def load_task_with_budget(spec: str, max_new_tokens: int | None) -> Task:
     Raises:
         InputError: no such task, or a budget for a task that generates nothing.
     """
-    from perturbjax.tasks import load_task
-
     task = load_task(spec)
     if max_new_tokens is not None:
         if task.kind != "generation":
-            raise InputError(f"--max-new-tokens {max_new_tokens}: task {task.name} chooses between given answers; leave it out")
+            raise InputError(f"`max_new_tokens` {max_new_tokens}: task {task.name} chooses between given answers; leave it out")
         # A copy: a user's task is an object of the user's module.
         task = copy.copy(task)
         task.max_new_tokens = max_new_tokens
     return task
 
 
-def resolve_dtype(dtype: str) -> str:
-    """``auto`` -> the type that this backend is fast in; XLA:CPU multiplies float32 faster than bfloat16 at every size tried."""
-    if dtype != "auto":
-        return dtype
-    import jax
-
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
 def describe_run(parts: Parts) -> dict[str, Any]:
     """The record in config.json: resolved settings, what they were run with and on."""
-    import jax
+    config = parts.config
 
-    settings: dict[str, Any] = dataclasses.asdict(parts.config) | {"sigmas": list(parts.config.sigmas)}
-    # Of the command that ran, not of the run.
-    settings |= {"out": None, "resume": False, "profile": None, "compile_cache": "auto"}
-    settings |= {"mesh": None, "coordinator": None, "num_processes": None, "process_id": None}
-    # Absolute, so that the run can be reopened from any directory.
-    for name in ("model", "task"):
-        if (path := Path(settings[name]).expanduser()).exists():
-            settings[name] = str(path.absolute())
+    def absolute(name: str) -> str:
+        # So that the run can be reopened from any directory.
+        return str(path.absolute()) if (path := Path(name).expanduser()).exists() else name
+
+    settings = dataclasses.replace(
+        config,
+        base=dataclasses.replace(config.base, model=absolute(config.base.model), dtype=parts.dtype),
+        data=dataclasses.replace(config.data, task=absolute(config.data.task), template=parts.template.name),
+        # Of the command that ran, not of the run.
+        machine=Machine(chunk=config.machine.chunk, in_flight=config.machine.in_flight),
+        run=Run(),
+    )
     return {
-        "config": settings | {"template": parts.template.name, "dtype": parts.dtype, "max_new_tokens": parts.config.max_new_tokens},
+        "config": to_json(settings),
         "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
         "task": {"name": parts.task.name, "source": parts.task.source, "fingerprint": parts.identity["task_fingerprint"]},
         "prompt_clock": parts.model.tokenizer.clock,
         "versions": versions(),
-        "devices": {
-            "backend": jax.default_backend(),
-            "kinds": sorted({device.device_kind for device in jax.devices()}),
-            "count": jax.device_count(),
-            "processes": jax.process_count(),
-        },
+        "devices": devices(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that a figure may depend on."""
-    packages = ("perturbjax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-def reopen(run: Path, console: Console) -> Parts:
+def reopen(run: Path, note: Callable[[str], None]) -> Parts:
     """The parts of an existing run, from its config.json; refused unless model, task and splits are still the same.
 
     Raises:
         InputError: no run there, or something it was made from has changed.
     """
     directory = RunDirectory(run)
-    saved = directory.read_config()["config"]
-    try:
-        config = SearchConfig(**(saved | {"sigmas": tuple(saved["sigmas"]), "out": None}))
-    except (TypeError, KeyError) as error:
-        raise InputError(f"{directory.config}: damaged ({error}); restore the file, or run the search anew") from error
-    parts = load_parts(config, console)
+    parts = load_parts(from_json(Config, directory.read_config().get("config"), f"{directory.config}: config"), note)
     continue_run(directory, parts)
     return parts
 
@@ -238,33 +179,20 @@ def continue_run(directory: RunDirectory, parts: Parts) -> None:
     parts.model.tokenizer.clock = directory.read_config()["prompt_clock"]
 
 
-def reopen_ensemble(run: Path, console: Console) -> "tuple[Parts, Ensemble]":
+def reopen_ensemble(run: Path, note: Callable[[str], None]) -> tuple[Parts, Ensemble]:
     """The parts and the saved ensemble of a finished run.
 
     Raises:
         InputError: no run there, its search has not finished, or something it was made from has changed.
     """
-    from perturbjax.randopt.ensemble import Ensemble
-
     directory = RunDirectory(run)
     directory.read_config()
     if not directory.ensemble.exists():
-        again = f"perturbjax search ... --out {run} --resume"
+        again = f"perturbjax randopt ... --out {run} --resume"
         raise InputError(f"{run}: no ensemble.json, the search has not finished; continue it with: {again}")
     ensemble = Ensemble.load(directory.ensemble)
-    parts = reopen(run, console)
+    parts = reopen(run, note)
     if ensemble.fingerprint != parts.fingerprint:
         bases = f"{ensemble.fingerprint[:19]}, the run's is {parts.fingerprint[:19]}"
         raise InputError(f"{directory.ensemble}: was found around another base ({bases}); restore the file, or run the search anew")
     return parts, ensemble
-
-
-def require(*modules: str) -> None:
-    """Check that optional packages are installed, before hours are spent on what they would show.
-
-    Raises:
-        InputError: one is missing; what to install.
-    """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"{', '.join(missing)} not installed; pip install 'perturbjax[demo]'")

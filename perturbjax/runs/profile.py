@@ -1,15 +1,14 @@
-"""``--profile DIR``: a trace of work that is warm, for xprof. The directory is checked early, before anything is compiled."""
+"""A trace of work that is warm, for xprof. The directory is checked early, before anything is compiled."""
 
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from perturbjax.runs.console import Console
+import jax
+from jax.profiler import ProfileOptions
+
 from perturbjax.errors import InputError
-from perturbjax.noise import Population
-
-if TYPE_CHECKING:
-    from perturbjax.inference import Engine
 
 
 def check_profile(directory: Path) -> None:
@@ -20,19 +19,19 @@ def check_profile(directory: Path) -> None:
     """
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise InputError(f"--profile {directory}: {existing} is a file; give a directory")
+        raise InputError(f"`profile` {directory}: {existing} is a file; give a directory")
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise InputError(f"--profile {directory}: cannot be written ({error.strerror or error}); give another directory") from None
+        raise InputError(f"`profile` {directory}: cannot be written ({error.strerror or error}); give another directory") from None
 
 
-def trace_candidates(engine: "Engine", population: Population, prepared: Any, directory: Path, console: Console) -> None:
-    """Trace the scoring of as many candidates as are in flight at once; their scores are thrown away."""
-    from perturbjax.bench.scopes import trace
-
-    few = population[: engine.mesh.size * engine.in_flight]
-    engine.run(few, prepared)  # compiles, if a finished run has left that to us
-    seconds = trace(directory, lambda: engine.run(few, prepared))
-    console.note(f"traced {len(few.index)} candidates in {seconds:.1f} s; open the trace with: xprof --logdir {directory}")
+def trace(directory: Path, run: Callable[[], object]) -> float:
+    """Traces one run, which must be warm, into ``directory``; wall seconds of the run."""
+    options = ProfileOptions()
+    options.python_tracer_level = 0  # thousands of Python calls would hide the operations
+    with jax.profiler.trace(str(directory), profiler_options=options):
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started

@@ -65,25 +65,25 @@ class RunDirectory:
         if not self.path.exists():
             parent = next(parent for parent in self.path.absolute().parents if parent.exists())
             if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-                raise InputError(f"--out {self.path}: {parent} is not a directory that can be written; give another --out")
+                raise InputError(f"`out` {self.path}: {parent} is not a directory that can be written; give another `out`")
             return False
         if not self.path.is_dir() or not os.access(self.path, os.W_OK | os.X_OK):
-            raise InputError(f"--out {self.path}: not a directory that can be written; give another --out")
+            raise InputError(f"`out` {self.path}: not a directory that can be written; give another `out`")
         if self.config.exists():
             if not resume:
-                raise InputError(f"--out {self.path}: already holds a run; continue it with --resume, or give another --out")
+                raise InputError(f"`out` {self.path}: already holds a run; continue it with `resume`, or give another `out`")
             return True
         others = [entry.name for entry in self.path.iterdir() if not entry.name.endswith(TEMPORARY_SUFFIX)]
         if others:
             what = f"{sorted(others)[0]} is there, config.json is not"
-            raise InputError(f"--out {self.path}: not empty and not a run ({what}); give another --out")
+            raise InputError(f"`out` {self.path}: not empty and not a run ({what}); give another `out`")
         return False
 
     def check_identity(self, identity: Identity) -> None:
         """Raise ``InputError``, naming every difference, unless the run here has this identity."""
         found = differences(identity, self.read_config()["identity"])
         if found:
-            raise InputError(f"--resume: {'; '.join(found)} (in {self.path}); use the run's own settings, or give another --out")
+            raise InputError(f"`resume`: {'; '.join(found)} (in {self.path}); use the run's own settings, or give another `out`")
 
     def create(self, identity: Identity, record: dict[str, Any]) -> None:
         """Make the directory and its ``config.json``: ``record`` plus the format and the identity."""
@@ -98,12 +98,12 @@ class RunDirectory:
             InputError: there is no run, or its config.json is damaged or of another format.
         """
         if not self.config.is_file():
-            raise InputError(f"{self.path}: no run directory (no config.json); give the directory that `perturbjax search` printed")
+            raise InputError(f"{self.path}: no run directory (no config.json); give the directory that perturbjax printed")
         content = read_json(self.config)
         if content.get("format") != FORMAT:
             raise InputError(f"{self.config}: format {content.get('format')!r}, this version reads {FORMAT}; use the version that wrote it")
         if not isinstance(content.get("identity"), dict) or content.get("identity_digest") != identity_digest(content["identity"]):
-            raise InputError(f"{self.config}: damaged, the identity of the run does not match its digest; start anew in another --out")
+            raise InputError(f"{self.config}: damaged, the identity of the run does not match its digest; start anew in another `out`")
         return content
 
     @contextlib.contextmanager
@@ -117,7 +117,7 @@ class RunDirectory:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(f"--out {self.path}: another process is writing this run; wait for it, or give another --out") from error
+                raise InputError(f"`out` {self.path}: another process is writing this run; wait for it, or give another `out`") from error
             except OSError:
                 # A file system without locks: two writers cannot be told apart there, which is no reason to refuse the first.
                 pass

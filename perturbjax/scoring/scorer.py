@@ -57,7 +57,7 @@ class Scorer:
     ):
         self._fn, self._noise, self._mesh = fn, noise or Noise(), mesh or sharding.make_mesh()
         self._params = sharding.shard_params(params, self._mesh)
-        self._chunk, self._in_flight, self._strategy = chunk, in_flight, strategy
+        self._chunk, self._in_flight = chunk, in_flight
         self._program: ChunkProgram | None = None if strategy == "auto" else self._compile(strategy)
 
     def __call__(self, candidates: Candidate, batch: Any) -> np.ndarray:
@@ -78,6 +78,11 @@ class Scorer:
     def traces(self) -> int:
         """How often ``fn`` was traced for a program so far."""
         return 0 if self._program is None else self._program.traces
+
+    @property
+    def strategy(self) -> str:
+        """How noise meets the weights: "auto" until the first batch has decided it."""
+        return "auto" if self._program is None else self._program.strategy
 
     def _compile(self, strategy: Strategy) -> ChunkProgram:
         fn = self._fn
