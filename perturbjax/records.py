@@ -99,9 +99,9 @@ def _is_integer(value: Any) -> TypeGuard[int]:
 
 def _read_union(kind: Any, value: Any, where: str, field: str) -> Any:
     for option in get_args(kind):
-        # Of a record or null, what is wrong with the record says more than that it is neither.
-        if dataclasses.is_dataclass(option) and isinstance(value, dict):
-            return _read_fields(option, value, where, field)
+        # Of a record or null, what is wrong inside the record says more than that it is neither.
+        if (isinstance(value, dict) and dataclasses.is_dataclass(option)) or (isinstance(value, list) and get_origin(option) is tuple):
+            return _read(option, value, where, field)
         with contextlib.suppress(InputError):
             return _read(option, value, where, field)
     refuse(where, field, value, f"{_describe(kind)} is required")

@@ -7,13 +7,13 @@ is a number, replies are read as numbers ("1,000" equals 1000.0), else as words,
 """
 
 import json
-import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from perturbjax.errors import InputError
+from perturbjax.records import from_json, refuse
 from perturbjax.tasks.base import Example, Template
 from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
 from perturbjax.tasks.generation import GenerationTask
@@ -82,15 +82,13 @@ def read_jsonl(path: str) -> tuple[Example, ...]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            example = _example(line, number)
-            if example.id in lines:
-                raise _BadLine(f'the id "{example.id}" is that of line {lines[example.id]}; ids must be unique')
-            if examples and bool(example.choices) != bool(examples[0].choices):
-                found, first = "given" if example.choices else "missing", next(iter(lines.values()))
-                raise _BadLine(f'"choices" is {found}, unlike line {first}; give it on every line or on none')
-        except _BadLine as defect:
-            raise InputError(f"--task {path}: line {number}: {defect}") from None
+        where = f"--task {path}: line {number}"
+        example = _example(line, number, where)
+        if example.id in lines:
+            refuse(where, "id", example.id, f"line {lines[example.id]} has it; ids must be unique")
+        if examples and bool(example.choices) != bool(examples[0].choices):
+            found, first = "given" if example.choices else "missing", next(iter(lines.values()))
+            raise InputError(f"{where}: choices is {found}, unlike line {first}; give it on every line or on none")
         lines[example.id] = number
         examples.append(example)
     if not examples:
@@ -98,45 +96,44 @@ def read_jsonl(path: str) -> tuple[Example, ...]:
     return tuple(examples)
 
 
-class _BadLine(ValueError):
-    pass
+@dataclass(frozen=True)
+class _Row:
+    """The fields of a line that are read."""
+
+    question: str
+    answer: str | int | float
+    id: str | int | float | None
+    choices: tuple[str | int | float, ...] | None
 
 
-def _example(line: str, number: int) -> Example:
+def _example(line: str, number: int, where: str) -> Example:
     try:
-        row = json.loads(line)
+        fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _BadLine(f"not valid JSON ({error}); each line must be one JSON object") from None
-    if not isinstance(row, dict):
-        raise _BadLine('not a JSON object; give {"question": ..., "answer": ...}')
-    for key in ("question", "answer"):
-        if key not in row:
-            raise _BadLine(f'"{key}" is missing; every line needs a question and an answer')
-    if not isinstance(row["question"], str):
-        raise _BadLine('"question" must be a string')
-    question, answer = _text(row["question"], "question"), _text(row["answer"], "answer")
-    name = _text(row["id"], "id") if row.get("id") is not None else f"line-{number}"
-    if row.get("choices") is None:
+        raise InputError(f"{where}: not valid JSON ({error}); each line must be one JSON object") from None
+    if isinstance(fields, dict):  # other fields are ignored, and the last two may be left out
+        fields = {"id": None, "choices": None} | {name: value for name, value in fields.items() if name in _Row.__annotations__}
+    row = from_json(_Row, fields, where)
+    question, answer = _text(row.question, "question", where), _text(row.answer, "answer", where)
+    name = f"line-{number}" if row.id is None else _text(row.id, "id", where)
+    if row.choices is None:
         return Example(name, question, answer)
-    if not isinstance(row["choices"], list) or not 2 <= len(row["choices"]) <= len(LETTERS):
-        raise _BadLine(f'"choices" must be a list of 2 to {len(LETTERS)} strings')
-    choices = tuple(_text(choice, "choices") for choice in row["choices"])
+    if not 2 <= len(row.choices) <= len(LETTERS):
+        refuse(where, "choices", fields["choices"], f"2 to {len(LETTERS)} choices are required")
+    choices = tuple(_text(choice, f"choices[{i}]", where) for i, choice in enumerate(row.choices))
     if len(set(choices)) < len(choices):
-        raise _BadLine('"choices" holds the same choice twice')
+        refuse(where, "choices", choices, "every choice may occur once")
     if answer not in choices:
-        raise _BadLine(f'the answer "{answer}" is not one of its choices ({", ".join(choices)})')
+        refuse(where, "answer", answer, f"one of its choices ({', '.join(choices)}) is required")
     return Example(name, question, answer, choices, option_fields(choices))
 
 
-def _text(value: Any, key: str) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not isinstance(value, str) and not number:
-        raise _BadLine(f'"{key}" must hold strings or numbers' if key == "choices" else f'"{key}" must be a string or a number')
+def _text(value: str | float, field: str, where: str) -> str:
     text = str(value).strip()
     if not text:
-        raise _BadLine(f'"{key}" is empty')
+        refuse(where, field, value, "a text that is not empty is required")
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise _BadLine(f'"{key}" holds half of a surrogate pair, which is not a character')
+        refuse(where, field, value, "half of a surrogate pair is not a character; save the file as UTF-8")
     return text
 
 

@@ -34,6 +34,7 @@ class Outer:
     by_name: dict[str, Inner]
     inner: Inner
     other: Inner | None
+    few: tuple[int, ...] | None
     out: Path | None = None
 
 
@@ -49,13 +50,16 @@ GOOD = {
     "by_name": {"k": {"share": 1, "kind": "b"}},
     "inner": {"share": 0.25, "kind": "a"},
     "other": None,
+    "few": None,
     "out": "runs/x",
 }
 
 
 def test_a_record_survives_json():
     record = from_json(Outer, GOOD, "f")
-    assert record == Outer(3, True, "x", None, "all", 7, (1, 2), (0.0, 0.5), {"k": Inner(1.0, "b")}, Inner(0.25, "a"), None, Path("runs/x"))
+    assert record == Outer(
+        3, True, "x", None, "all", 7, (1, 2), (0.0, 0.5), {"k": Inner(1.0, "b")}, Inner(0.25, "a"), None, None, Path("runs/x")
+    )
     assert type(record.answer) is int and type(record.interval[0]) is float
     assert from_json(Outer, json.loads(json.dumps(to_json(record))), "f") == record
 
@@ -88,6 +92,7 @@ def test_a_record_survives_json():
         (["inner", "more"], 1, "f: inner.more is an unknown field; one of share, kind is required"),
         (["other"], {"share": 1}, "f: other.kind is missing"),
         (["other"], 5, "f: other 5: an object or null is required"),
+        (["few"], [1, None], "f: few[1] null: an integer is required"),
         (["out"], 5, "f: out 5: a path or null is required"),
         (["x" * 500], 1, f"f: {'x' * 80} is an unknown field; one of {', '.join(GOOD)} is required"),
     ],
