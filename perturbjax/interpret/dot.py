@@ -14,7 +14,6 @@ from jax.lax import Precision
 
 from perturbjax.interpret.array import LazyArray
 from perturbjax.interpret.views import View
-from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.platforms import lowerings  # pyright: ignore[reportMissingImports]
 from perturbjax.noise.block import Slice
 
@@ -110,6 +109,9 @@ class _Kernel:
         return typed and as_is and block and wide and precise and traced and self.params.get("out_sharding") is None
 
     def __call__(self, lowering: str) -> jax.Array:
+        # Pallas takes a third of a second to import, and only programs for TPU and GPU need it.
+        from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
+
         lazy, x = self.lazy, jnp.moveaxis(self.other, self.other_dim, -1)
         stack, index = lazy.stack or (lazy.base, 0)
         factors = None

@@ -1,7 +1,10 @@
 """Majority votes: one answer out of the answers of several members, and the same at every number of members."""
 
 from collections.abc import Sequence
+from typing import overload
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.errors import InputError
@@ -10,29 +13,49 @@ Answers = Sequence[str | None]
 """One answer per member, best-ranked member first; None is an abstention."""
 
 
-def vote(answers: Answers, keys: Answers | None = None) -> str | None:
+@overload
+def vote(answers: jax.Array | np.ndarray) -> jax.Array: ...
+@overload
+def vote(answers: Answers, keys: Answers | None = None) -> str | None: ...
+def vote(answers: Answers | jax.Array | np.ndarray, keys: Answers | None = None) -> str | jax.Array | None:
     """The answer that most members gave.
 
-    Members are in rank order, best first. None abstains: it is counted for nobody. **Ties** go to the tied answer whose first supporter
-    ranks best, so the result is a function of the list alone, and the vote of one member is that member's answer.
+    Members are in rank order, best first. **Ties** go to the tied answer whose first supporter ranks best, so the result is a function of
+    the answers alone, and the vote of one member is that member's answer. Of texts None abstains: it is counted for nobody.
 
     Args:
-        answers: (K,) the members' answers.
-        keys: (K,) what makes two answers count as one (a task's ``vote_key``; "1,000" and "1000.0"); the answers themselves when None.
+        answers: an array (K,) or (K, B), as ``Ensemble.apply`` gives them, voted on column by column; or K texts.
+        keys: of texts, (K,) what makes two answers count as one (a task's ``vote_key``; "1,000" and "1000.0"); the answers themselves when
+            None.
 
     Returns:
-        The answer of the best-ranked member of the majority, or None when every member abstains.
+        Of an array, the winners () or (B,), of its dtype. Of texts, the answer of the best-ranked member of the majority, or None when
+        every member abstains.
 
     Raises:
+        ValueError: an array of another rank, or of no members.
         InputError: there are not as many keys as answers.
+
+    >>> vote(np.array([[0, 1], [2, 1], [2, 0]])).tolist()
+    [2, 1]
 
     >>> vote(["4", "5", None, "5"])
     '5'
     >>> vote(["4", "5", None])
     '4'
     """
+    if isinstance(answers, jax.Array | np.ndarray):
+        return _vote_of_arrays(jnp.asarray(answers))
     winner = vote_winners([answers], None if keys is None else [keys])[0, -1] if len(answers) else -1
     return None if winner < 0 else answers[winner]
+
+
+def _vote_of_arrays(answers: jax.Array) -> jax.Array:
+    if answers.ndim not in (1, 2) or not len(answers):
+        raise ValueError(f"answers of shape {answers.shape}: (K,) or (K, B) with K members is required")
+    votes = jax.lax.map(lambda answer: (answers == answer).sum(axis=0), answers)
+    first = jnp.argmax(votes, axis=0)  # of equal counts the first, which is the best-ranked member's
+    return jnp.take_along_axis(answers, first[None], axis=0)[0]
 
 
 def tally(answers: Answers, keys: Answers | None = None) -> dict[str, int]:
