@@ -41,7 +41,7 @@ def without_dead_code(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def default_platform() -> str:
-    """Platform of the default device: "cpu", "gpu" or "tpu". Initialises the backend, so call it inside functions only."""
+    """Platform of the default device: "cpu", "gpu" or "tpu". Initializes the backend, so call it inside functions only."""
     return jax.default_backend()
 
 

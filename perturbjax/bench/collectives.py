@@ -43,7 +43,7 @@ class Collective:
 
 
 def read_collectives(text: str, model: int) -> list[Collective]:
-    """The collectives of a compiled module's text, on a (candidate, model) mesh with ``model`` neighbours to a candidate."""
+    """The collectives of a compiled module's text, on a (candidate, model) mesh with ``model`` neighbors to a candidate."""
     computations, entry = read_computations(text)
     callers = _callers(computations)
 

@@ -102,7 +102,7 @@ class Vocabulary:
 def _argmax(logits_BxV: jax.Array) -> jax.Array:
     """The first highest logit of each row, int32 (B,): its block first, then its place there.
 
-    XLA:CPU vectorises maxima, but not a reduction of (value, index) pairs, which is what an argmax over the whole vocabulary is.
+    XLA:CPU vectorizes maxima, but not a reduction of (value, index) pairs, which is what an argmax over the whole vocabulary is.
     """
     b, vocabulary = logits_BxV.shape
     width = math.gcd(vocabulary, 512)

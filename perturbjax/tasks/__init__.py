@@ -1,4 +1,4 @@
-"""Tasks: examples, how to ask them, how to judge the replies. Host only; nothing here imports jax."""
+"""Tasks: examples, how to ask them, how to grade the replies. Host only; nothing here imports jax."""
 
 from perturbjax.tasks.base import Example as Example
 from perturbjax.tasks.base import Message as Message

@@ -8,7 +8,7 @@ generated.
 from perturbjax.tasks.base import Example, Template
 from perturbjax.tasks.generation import GenerationTask
 from perturbjax.tasks.layout import Layout
-from perturbjax.tasks.quantity import find_numbers, first_line, normalise_number
+from perturbjax.tasks.quantity import find_numbers, first_line, normalize_number
 from perturbjax.tasks.sources import Source
 
 _SOURCE = Source(
@@ -67,7 +67,7 @@ class Arithmetic(GenerationTask):
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
         """Strict: the first line is a number and nothing else. Lenient: the last number of the first line that has one."""
         line = first_line(text)
-        if normalise_number(line) is not None:
+        if normalize_number(line) is not None:
             return line
         if strict:
             return None

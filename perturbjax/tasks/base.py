@@ -53,7 +53,7 @@ class Prompt:
 
 @runtime_checkable
 class Task(Protocol):
-    """A set of examples, how to ask them, and how to judge the replies.
+    """A set of examples, how to ask them, and how to grade the replies.
 
     ``kind == "choice"``: the reply is the choice with the highest log-probability, an element of ``example.choices``.
     ``kind == "generation"``: the reply is generated text; ``extract`` finds the answer in it.

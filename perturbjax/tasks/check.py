@@ -33,7 +33,7 @@ def check_task(task: Any, spec: str) -> Task:
     if not faults and task.kind == "generation" and not task.max_new_tokens:
         faults.append("max_new_tokens must be 1 or more for a generation task")
     if faults:
-        raise InputError(f"--task {spec}: {type(task).__name__} is not a Task: {'; '.join(faults)}")
+        raise InputError(f"task {spec!r}: {type(task).__name__} is not a Task: {'; '.join(faults)}")
     return task
 
 
@@ -45,15 +45,15 @@ def check_examples(task: Task, spec: str) -> Sequence[Example]:
     """
     examples = task.examples()
     if not isinstance(examples, Sequence) or not examples:
-        raise InputError(f"--task {spec}: examples() must return a non-empty sequence of Example, not {type(examples).__name__}")
+        raise InputError(f"task {spec!r}: examples() must return a non-empty sequence of Example, not {type(examples).__name__}")
     seen: set[str] = set()
     for index, example in enumerate(examples):
         if fault := _fault(example, task.kind, seen):
-            raise InputError(f"--task {spec}: example {index}: {fault}")
+            raise InputError(f"task {spec!r}: example {index}: {fault}")
         seen.add(example.id)
     for template in task.templates:
         if fault := _prompt_fault(task.prompt(examples[0], template), examples[0]):
-            raise InputError(f"--task {spec}: template {template.name!r}: {fault}")
+            raise InputError(f"task {spec!r}: template {template.name!r}: {fault}")
     return examples
 
 

@@ -1,4 +1,4 @@
-"""Tasks whose reply is one of a few given choices, judged by log-probability."""
+"""Tasks whose reply is one of a few given choices, graded by log-probability."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -14,7 +14,7 @@ class ChoiceTask:
     """A choice task made of examples, templates and the layouts that the templates' styles name.
 
     Args:
-        name: what ``--task`` says.
+        name: what a run's ``task`` says.
         source: one line for the report: where the rows come from.
         load: reads the examples; called once, on first use.
         templates: ways to ask, the default first.

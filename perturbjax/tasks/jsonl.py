@@ -18,7 +18,7 @@ from perturbjax.tasks.base import Example, Template
 from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
 from perturbjax.tasks.generation import GenerationTask
 from perturbjax.tasks.layout import Layout
-from perturbjax.tasks.quantity import find_numbers, first_line, normalise_number
+from perturbjax.tasks.quantity import find_numbers, first_line, normalize_number
 
 _CHOICE_LAYOUTS = {
     "texts": Layout(body="{question}", cue="Answer:"),
@@ -70,19 +70,19 @@ def read_jsonl(path: str) -> tuple[Example, ...]:
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InputError(f"--task {path}: the file cannot be read ({error}); give the path of a .jsonl file") from error
+        raise InputError(f"task '{path}': the file cannot be read ({error}); give the path of a .jsonl file") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"--task {path}: line {line}: not UTF-8 text; save the file as UTF-8") from error
+        raise InputError(f"task '{path}': line {line}: not UTF-8 text; save the file as UTF-8") from error
     examples: list[Example] = []
     lines: dict[str, int] = {}
     # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"--task {path}: line {number}"
+        where = f"task '{path}': line {number}"
         example = _example(line, number, where)
         if example.id in lines:
             refuse(where, "id", example.id, f"line {lines[example.id]} has it; ids must be unique")
@@ -92,7 +92,7 @@ def read_jsonl(path: str) -> tuple[Example, ...]:
         lines[example.id] = number
         examples.append(example)
     if not examples:
-        raise InputError(f'--task {path}: no rows; give one object a line, like {{"question": "2 + 2 =", "answer": "4"}}')
+        raise InputError(f"task '{path}': no rows; give one object a line, with question and answer")
     return tuple(examples)
 
 
@@ -154,7 +154,7 @@ class JsonlGeneration(GenerationTask):
         self.name = name
         self.source = source
         self.max_new_tokens = max_new_tokens
-        self.numeric = all(normalise_number(example.answer) is not None for example in examples)
+        self.numeric = all(normalize_number(example.answer) is not None for example in examples)
         self._rows = tuple(examples)
 
     def load(self) -> tuple[Example, ...]:
@@ -171,7 +171,7 @@ class JsonlGeneration(GenerationTask):
         labelled = text[labels[-1] :] if labels else ""
         answer = first_line(labelled) if labels else ("" if "\n" in text else text)
         answer = answer.strip(_EMPHASIS if self.numeric else _PUNCTUATION)
-        if answer and (not self.numeric or normalise_number(answer) is not None):
+        if answer and (not self.numeric or normalize_number(answer) is not None):
             return answer
         if strict:
             return None
@@ -185,7 +185,7 @@ class JsonlGeneration(GenerationTask):
         return float(answer is not None and self.vote_key(answer, example) == self.vote_key(example.answer, example))
 
     def vote_key(self, answer: str, example: Example) -> str:
-        if self.numeric and (number := normalise_number(answer)) is not None:
+        if self.numeric and (number := normalize_number(answer)) is not None:
             return number
         words = " ".join(answer.casefold().strip(_PUNCTUATION).split())
         return _ARTICLE.sub("", words) or words

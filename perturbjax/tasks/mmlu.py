@@ -42,7 +42,7 @@ def mmlu(subject: str) -> ChoiceTask:
     if subject not in SUBJECTS:
         near = get_close_matches(subject, SUBJECTS, n=5, cutoff=0.5)
         names = [*near, *(name for name in SUBJECTS if name not in near)]
-        raise InputError(f"--task mmlu:{subject}: unknown subject; use one of {', '.join(names)}")
+        raise InputError(f"task 'mmlu:{subject}': unknown subject; use one of {', '.join(names)}")
     spoken = subject.replace("_", " ")
     splits = {split: _source(subject, split) for split in ("test", "validation", "dev")}
     templates = tuple(Template(t.name, t.instruction.format(subject=spoken), t.style) for t in _TEMPLATES)

@@ -24,12 +24,12 @@ def find_numbers(text: str) -> list[str]:
     return _NUMBER.findall(text)
 
 
-def normalise_number(text: str) -> str | None:
+def normalize_number(text: str) -> str | None:
     """The canonical spelling of a text that is one number and nothing else, or None.
 
     Currency signs, thousands commas, a percent sign, a final full stop, Markdown emphasis and needless zeros go.
 
-    >>> [normalise_number(text) for text in ("1,000", "1000.0", "$1000", "**1000.**", "-0.50", "ten", "3 + 4")]
+    >>> [normalize_number(text) for text in ("1,000", "1000.0", "$1000", "**1000.**", "-0.50", "ten", "3 + 4")]
     ['1000', '1000', '1000', '1000', '-0.5', None, None]
     """
     text = text.strip(_DECORATION).removesuffix(".").replace("\\$", "$").removesuffix("%").strip(_DECORATION)

@@ -1,4 +1,4 @@
-"""From what ``--task`` says to a task."""
+"""From what a run's ``task`` says to a task."""
 
 import importlib
 import inspect
@@ -59,7 +59,7 @@ def load_task(spec: str) -> Task:
     names = [*_TASKS, "mmlu:<subject>"]
     near = get_close_matches(spec, names, n=3)
     known = ", ".join([*near, *(name for name in names if name not in near)])
-    raise InputError(f"--task {spec!r}: unknown task; use one of {known}, a path.jsonl, or module:attribute")
+    raise InputError(f"task {spec!r}: unknown task; use one of {known}, a path.jsonl, or module:attribute")
 
 
 def template_by_name(task: Task, name: str) -> Template:
@@ -67,26 +67,26 @@ def template_by_name(task: Task, name: str) -> Template:
     for template in task.templates:
         if template.name == name:
             return template
-    raise InputError(f"--template {name!r}: task {task.name} has no such template; use one of {', '.join(t.name for t in task.templates)}")
+    raise InputError(f"template {name!r}: task {task.name} has no such template; use one of {', '.join(t.name for t in task.templates)}")
 
 
 def _attribute(module_name: str, path: str, spec: str) -> Any:
     if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
-        raise InputError(f"--task {spec!r}: not a task name, a path.jsonl or module:attribute (as in my_package.my_module:my_task)")
+        raise InputError(f"task {spec!r}: not a task name, a path.jsonl or module:attribute (as in my_package.my_module:my_task)")
     # A console script does not have the working directory on the path, where a user's module most likely lies.
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
-        raise InputError(f"--task {spec}: importing {module_name} failed ({one_line(error)}); correct the module or its name") from error
+        raise InputError(f"task {spec!r}: importing {module_name} failed ({one_line(error)}); correct the module or its name") from error
     finally:
         sys.path.remove(here)
     for part in path.split("."):
         if not hasattr(found, part):
             near = get_close_matches(part, dir(found), n=3)
             hint = f"; did you mean {', '.join(near)}?" if near else "; give the name of a task, class or function in it"
-            raise InputError(f"--task {spec}: {module_name} has no attribute {path}{hint}")
+            raise InputError(f"task {spec!r}: {module_name} has no attribute {path}{hint}")
         found = getattr(found, part)
     return found
 
@@ -101,5 +101,5 @@ def _made(found: Any, spec: str) -> Any:
         raise
     except Exception as error:  # the user's code may fail in any way
         raise InputError(
-            f"--task {spec}: calling it without arguments failed ({one_line(error)}); give a task, or what makes one when called"
+            f"task {spec!r}: calling it without arguments failed ({one_line(error)}); give a task, or what makes one when called"
         ) from error

@@ -64,9 +64,9 @@ class Source:
             requests = folder / "requests.jsonl.gz"
             rows = _request_documents(requests) if requests.exists() else _arrow_rows(folder)
         except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, pyarrow.ArrowException) as error:
-            raise InputError(f"--task: {self.title} in {folder} cannot be read ({one_line(error)}); reinstall it: {_INSTALL}") from error
+            raise InputError(f"`task`: {self.title} in {folder} cannot be read ({one_line(error)}); reinstall it: {_INSTALL}") from error
         if not rows:
-            raise InputError(f"--task: {self.title} in {folder} holds no rows; reinstall it: {_INSTALL}")
+            raise InputError(f"`task`: {self.title} in {folder} holds no rows; reinstall it: {_INSTALL}")
         return rows
 
     def _hub_rows(self) -> list[Row]:
@@ -75,7 +75,7 @@ class Source:
             import huggingface_hub
         except ImportError:
             raise InputError(
-                f"--task: {self.title} is not installed ({_INSTALL}), and the hub needs the datasets package (pip install 'perturbjax[hf]')"
+                f"`task`: {self.title} is not installed ({_INSTALL}), and the hub needs the datasets package (pip install 'perturbjax[hf]')"
             ) from None
         try:
             if not huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -84,7 +84,7 @@ class Source:
             return [dict(row) for row in datasets.load_dataset(self.hub, self.config, split=self.split)]
         except Exception as error:  # the hub's clients raise their transport's own exceptions, which change with their versions
             raise InputError(
-                f"--task: {self.title} is not installed, and dataset {self.hub!r} on the hub cannot be read ({one_line(error)}); "
+                f"`task`: {self.title} is not installed, and dataset {self.hub!r} on the hub cannot be read ({one_line(error)}); "
                 f"install it ({_INSTALL}) or give a .jsonl file"
             ) from error
 

@@ -42,10 +42,10 @@ def make_splits(examples: Sequence[Example], search: int, select: int, test: int
     sizes = {"search": search, "select": select, "test": test}
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"--{name}-examples {size}: a positive integer is required; every split needs examples")
+            raise InputError(f"`{name}_examples` {size}: a positive integer is required; every split needs examples")
     ((twice, times),) = Counter(example.id for example in examples).most_common(1) or [("", 0)]
     if times > 1:
-        raise InputError(f"--task: example id {twice!r} occurs more than once; ids must be unique to keep the splits disjoint")
+        raise InputError(f"`task`: example id {twice!r} occurs more than once; ids must be unique to keep the splits disjoint")
 
     ordered = sorted(examples, key=lambda example: (hashlib.sha256(f"{seed}\0{example.id}".encode()).digest(), example.id))
     distinct = list({same_question_key(example): example for example in reversed(ordered)}.values())[::-1]
@@ -53,7 +53,7 @@ def make_splits(examples: Sequence[Example], search: int, select: int, test: int
     if len(distinct) < needed:
         repeated = len(examples) - len(distinct)
         raise InputError(
-            f"--search-examples {search} + --select-examples {select} + --test-examples {test}: disjoint splits need {needed} examples, "
+            f"`search_examples` {search} + `select_examples` {select} + `test_examples` {test}: disjoint splits need {needed} examples, "
             f"the task has {len(distinct)}" + (f" ({repeated} repeated ones not counted)" if repeated else "") + "; "
             f"lower one of the three by {needed - len(distinct)} in all, or use a bigger task"
         )

@@ -137,7 +137,7 @@ def test_an_unknown_style_or_template_is_refused(task: Task) -> None:
     with pytest.raises(InputError, match="style 'nonsense' is not one of"):
         task.prompt(task.examples()[0], Template("mine", "Say it.", "nonsense"))
     assert template_by_name(task, task.templates[-1].name) is task.templates[-1]
-    with pytest.raises(InputError, match=f"--template 'nonsense'.*{task.templates[0].name}"):
+    with pytest.raises(InputError, match=f"template 'nonsense'.*{task.templates[0].name}"):
         template_by_name(task, "nonsense")
 
 

@@ -221,7 +221,7 @@ def test_a_bad_line_is_named(file: Path, lines: list[str], number: int, complain
     with pytest.raises(InputError) as caught:
         load_task(str(file))
     message = str(caught.value)
-    assert message.startswith(f"--task {file}: line {number}: ") and complaint in message
+    assert message.startswith(f"task '{file}': line {number}: ") and complaint in message
     assert "\n" not in message
 
 
@@ -242,10 +242,10 @@ def test_a_file_without_rows_is_refused(file: Path, content: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"missing\.jsonl: the file cannot be read \(.*No such file"):
+    with pytest.raises(InputError, match=r"missing\.jsonl': the file cannot be read \(.*No such file"):
         load_task(str(tmp_path / "missing.jsonl"))
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(InputError, match=r"folder\.jsonl: the file cannot be read"):
+    with pytest.raises(InputError, match=r"folder\.jsonl': the file cannot be read"):
         load_task(str(tmp_path / "folder.jsonl"))
     with pytest.raises(InputError, match="the file cannot be read"):
         load_task("nul\0.jsonl")

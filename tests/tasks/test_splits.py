@@ -90,7 +90,7 @@ def test_the_same_question_is_told_by_question_options_and_fields():
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "3"])
 def test_sizes_must_be_positive_integers(name, size):
     sizes = {"search": 2, "select": 2, "test": 2, name: size}
-    with pytest.raises(InputError, match=f"--{name}-examples {size}: a positive integer"):
+    with pytest.raises(InputError, match=f"`{name}_examples` {size}: a positive integer"):
         make_splits(rows(9), **sizes, seed=0)
 
 
@@ -98,7 +98,7 @@ def test_too_little_data_names_the_numbers_and_the_way_out():
     with pytest.raises(InputError) as error:
         make_splits(rows(9), 4, 4, 4, 0)
     message = str(error.value)
-    assert all(part in message for part in ("--search-examples 4", "--select-examples 4", "--test-examples 4", "12", "9", "by 3 in all"))
+    assert all(part in message for part in ("`search_examples` 4", "`select_examples` 4", "`test_examples` 4", "12", "9", "by 3 in all"))
     with pytest.raises(InputError, match="the task has 0"):
         make_splits([], 1, 1, 1, 0)
 
