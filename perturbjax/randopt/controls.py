@@ -6,15 +6,15 @@ differences are paired.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from perturbjax.errors import InputError
 from perturbjax.noise import Population
 from perturbjax.randopt.flow import Flow, SearchRecord
-from perturbjax.randopt.on_select import choose_on_select
+from perturbjax.randopt.on_select import Chosen, choose_on_select
 from perturbjax.randopt.on_test import measure_on_test
-from perturbjax.randopt.replies import Engine, OnStage
+from perturbjax.randopt.replies import Engine, OnStage, no_progress
 from perturbjax.randopt.results import RESULTS_VERSION, Results, SplitSizes, TaskSource, Throughput
 from perturbjax.randopt.selection import pool_of
 from perturbjax.randopt.summaries import population_summary, racing_summary, tie_summary
@@ -52,7 +52,7 @@ def evaluate_run(
     top_k: int,
     template: Template | None = None,
     seed: int = 0,
-    on_stage: OnStage | None = None,
+    on_stage: OnStage = no_progress,
 ) -> Evaluation:
     """Choose on the select split, measure once on the test split.
 
@@ -77,46 +77,47 @@ def evaluate_run(
         on_stage: progress callback.
 
     Raises:
-        ValueError: ``record.scores`` is not (N, D).
-        InputError: ``top_k`` is out of range.
+        ValueError: ``record.scores`` is not (N, D), or ``top_k`` is out of range.
     """
     if record.scores.shape != (len(population), len(splits.search)):
         expected = f"{len(population)} candidates x {len(splits.search)} examples"
         raise ValueError(f"record.scores has shape {record.scores.shape}; {expected} are required")
     if not 1 <= top_k <= len(population):
-        raise InputError(f"--top-k {top_k}: between 1 and the population's {len(population)} is required")
-    on_stage = on_stage or (lambda name, done, total: None)
-    template = template or task.templates[0]
-    flow = Flow(engine, task, splits, population, record, top_k, template, seed, on_stage)
+        raise ValueError(f"top_k {top_k}: between 1 and the population's {len(population)} is required")
+    flow = Flow(engine, task, splits, population, record, top_k, template or task.templates[0], seed, on_stage)
     chosen = choose_on_select(flow)
-    measured, seconds = measure_on_test(flow, chosen)
+    entries, seconds = measure_on_test(flow, chosen)
+    results = _results(flow, model, chosen, entries, {"search": record.seconds, "select": chosen.seconds, "test": seconds})
+    members = np.asarray(chosen.selection.members[: chosen.selection.K])
+    return Evaluation(results, members, record.mean_scores[members])
 
-    on_stage("reference throughput", 0, 1)
-    reference = engine.reference(engine.prepare(splits.search, template), REFERENCE_ROUNDS)
-    on_stage("reference throughput", 1, 1)
 
-    selection = chosen.selection
-    members, means = np.asarray(selection.members[: selection.K]), record.mean_scores
-    results = Results(
+def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any], seconds: dict[str, float]) -> Results:
+    record, selection = flow.record, chosen.selection
+    members, pool = np.asarray(selection.members[: selection.K]), pool_of(flow.population, record.scores, selection.sigma)
+    return Results(
         version=RESULTS_VERSION,
         model=model,
-        task=TaskSource(task.name, task.source, task.kind),
-        **measured,
-        splits=SplitSizes(**splits.sizes()),
+        task=TaskSource(flow.task.name, flow.task.source, flow.task.kind),
+        **entries,
+        splits=SplitSizes(**flow.splits.sizes()),
         selection=selection,
         racing=racing_summary(record.race, record.scores, record.base_scores, record.tokens, record.base_tokens, record.nonfinite),
-        ties=tie_summary(means, members, pool_of(population, record.scores, selection.sigma)),
-        throughput=_throughput(record, len(population), reference),
-        population=population_summary(population, record.scores, record.base_scores, record.nonfinite[0]),
-        seconds={"search": record.seconds, "select": chosen.seconds, "test": seconds},
+        ties=tie_summary(record.mean_scores, members, pool),
+        throughput=_throughput(flow),
+        population=population_summary(flow.population, record.scores, record.base_scores, record.nonfinite[0]),
+        seconds=seconds,
     )
-    return Evaluation(results, members, means[members])
 
 
-def _throughput(record: SearchRecord, size: int, reference: float) -> Throughput:
+def _throughput(flow: Flow) -> Throughput:
+    record, stage = flow.record, "reference throughput"
+    flow.on_stage(stage, 0, 1)
+    reference = flow.engine.reference(flow.engine.prepare(flow.splits.search, flow.template), REFERENCE_ROUNDS)
+    flow.on_stage(stage, 1, 1)
     tokens_per_s = record.total_tokens / record.seconds if record.seconds > 0 else None
     return Throughput(
-        candidates_per_s=size / record.seconds if record.seconds > 0 else None,
+        candidates_per_s=len(flow.population) / record.seconds if record.seconds > 0 else None,
         tokens_per_s=tokens_per_s,
         reference_tokens_per_s=reference,
         efficiency=tokens_per_s / reference if tokens_per_s is not None and reference > 0 else None,

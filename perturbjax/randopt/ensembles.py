@@ -5,8 +5,8 @@ from typing import Any
 
 from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.replies import Engine, OnStage, run_base, run_members, vote_curve, vote_keys
-from perturbjax.randopt.results import VoteEntry
+from perturbjax.randopt.entries import VoteEntry
+from perturbjax.randopt.replies import Engine, OnStage, no_progress, run_base, run_members, vote_curve, vote_keys
 from perturbjax.randopt.selection import k_curve
 from perturbjax.randopt.summaries import vote_entry
 from perturbjax.randopt.voting import tally, vote
@@ -40,7 +40,7 @@ class BaseComparison:
     randopt: dict[str, VoteEntry]
 
 
-def predict(engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, on_stage: OnStage | None = None) -> tuple[Prediction, ...]:
+def predict(engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, on_stage: OnStage = no_progress) -> tuple[Prediction, ...]:
     """Run every member once on prepared examples and let them vote. Gold answers are not needed."""
     answers = _run(engine, ensemble, prepared, on_stage).answers
     keys = vote_keys(task, prepared.examples, answers)
@@ -52,7 +52,7 @@ def predict(engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, on_st
 
 
 def compare_to_base(
-    engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, seed: int = 0, on_stage: OnStage | None = None
+    engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, seed: int = 0, on_stage: OnStage = no_progress
 ) -> BaseComparison:
     """Base and ensemble on one prepared split with gold answers; entries are as in results.json."""
     curve = vote_curve(task, prepared.examples, _run(engine, ensemble, prepared, on_stage))
@@ -64,5 +64,5 @@ def compare_to_base(
     )
 
 
-def _run(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage | None) -> Outputs:
+def _run(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage) -> Outputs:
     return run_members(engine, ensemble.population, ensemble.members, prepared, "members", on_stage)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from perturbjax.randopt.results import CONTROLS, RandOptEntry, Results
+from perturbjax.randopt.entries import CONTROLS, RandOptEntry
+from perturbjax.randopt.results import Results
 from perturbjax.report.schema import Comparison, Entry, Headline, Verdict
 from perturbjax.report.words import count, percent, points, points_range, probability
 

@@ -29,6 +29,7 @@ class Chosen:
 
 
 def choose_on_select(flow: Flow) -> Chosen:
+    """Sigma and K by the votes of the best, then the prompt by the base's accuracy, then the temperature by the votes of K samples."""
     examples, template = flow.splits.select, flow.template
     prepared = flow.engine.prepare(examples, template)
 

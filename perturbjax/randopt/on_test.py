@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from perturbjax.inference.outputs import Outputs
+from perturbjax.randopt.entries import Against, BaseEntry, ControlEntry, PromptEntry, RandomEntry, RandOptEntry, SelfConsistencyEntry
 from perturbjax.randopt.flow import Flow
 from perturbjax.randopt.on_select import Chosen
 from perturbjax.randopt.replies import VoteCurve, run_base, run_members, vote_curve
-from perturbjax.randopt.results import Against, BaseEntry, ControlEntry, PromptEntry, RandomEntry, RandOptEntry, SelfConsistencyEntry
 from perturbjax.randopt.selection import k_curve
 from perturbjax.randopt.summaries import vote_entry
 from perturbjax.report import compared_entry, comparison, entry

@@ -15,6 +15,10 @@ OnStage = Callable[[str, int, int], None]
 """``on_stage(name, done, total)``: called when a stage starts (done = 0), as it advances and when it ends (done = total)."""
 
 
+def no_progress(name: str, done: int, total: int) -> None:
+    """The ``OnStage`` that shows nothing."""
+
+
 class Engine(Protocol):
     """Turns (candidates, examples) into answers; ``inference.Engine`` is the one that runs language models.
 
@@ -70,14 +74,13 @@ def run_base(engine: Engine, prepared: Any) -> Outputs:
 
 
 def run_members(
-    engine: Engine, population: Population, indices: np.ndarray, prepared: Any, stage: str, on_stage: OnStage | None = None
+    engine: Engine, population: Population, indices: np.ndarray, prepared: Any, stage: str, on_stage: OnStage = no_progress
 ) -> Outputs:
     """The candidates of these (R,) indices on one prepared split, a chunk of the engine at a time."""
     total, outputs = len(indices), []
-    advance = on_stage or (lambda name, done, total: None)
-    advance(stage, 0, total)
+    on_stage(stage, 0, total)
     for start in range(0, total, engine.chunk):
         chunk = indices[start : start + engine.chunk]
         outputs.append(engine.run(population[chunk], prepared))
-        advance(stage, start + len(chunk), total)
+        on_stage(stage, start + len(chunk), total)
     return Outputs.concatenate(outputs)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from perturbjax.noise import Population
+from perturbjax.randopt.entries import VoteEntry
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.replies import VoteCurve
-from perturbjax.randopt.results import PopulationSummary, RacingSummary, Round, SigmaSummary, Ties, VoteEntry
+from perturbjax.randopt.results import PopulationSummary, RacingSummary, Round, SigmaSummary, Ties
 from perturbjax.report import compared_entry, entry
 from perturbjax.report.intervals import wilson
 from perturbjax.report.schema import Interval

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from support.numpy_engine import ColourTask, NumpyEngine, base_params
 
-from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population
 from perturbjax.randopt.controls import SearchRecord, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
@@ -322,7 +321,7 @@ def test_one_vote_and_everyone_votes():
 
 @pytest.mark.parametrize("top_k_value", [0, 31])
 def test_more_votes_than_candidates_are_refused(top_k_value):
-    with pytest.raises(InputError, match=f"--top-k {top_k_value}"):
+    with pytest.raises(ValueError, match=f"top_k {top_k_value}: between 1 and the population's 30"):
         Run("choice", top_k=top_k_value)
 
 
