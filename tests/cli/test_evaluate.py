@@ -7,6 +7,7 @@ import pytest
 
 from perturbjax.cli.evaluate import foreign_rows, unused_rows
 from perturbjax.errors import InputError
+from perturbjax.randopt.config import Config
 from perturbjax.tasks.base import Example
 from perturbjax.tasks.splits import make_splits
 
@@ -18,7 +19,7 @@ def boolq_row(number: int, passage: str, question: str = "Is it so?") -> Example
 def parts_of(rows: list[Example]) -> Any:
     """What the row choice reads of a run: three splits of one row each."""
     task = SimpleNamespace(name="boolq", examples=lambda: rows)
-    return SimpleNamespace(task=task, splits=make_splits(rows, 1, 1, 1, 0), config=SimpleNamespace(seed=0))
+    return SimpleNamespace(task=task, splits=make_splits(rows, 1, 1, 1, 0), config=Config())
 
 
 def test_rows_with_one_question_about_other_passages_are_unused_rows():
