@@ -13,7 +13,5 @@ def test_the_python_examples_run_and_the_vote_beats_the_base():
     code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    accuracies, report = done.stdout.splitlines()
-    base, voted = map(float, accuracies.split())
+    base, voted = map(float, done.stdout.split())
     assert voted > base + 0.1
-    assert report == "1 uses of 1 parameters, 0 made whole"  # the bias is excluded by the example's rule
