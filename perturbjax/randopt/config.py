@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Noise, Population, Rule
+from perturbjax.noise import DISTRIBUTIONS, Noise, Population, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
@@ -108,7 +108,7 @@ class Config:
     - after a kill: the same command with --resume
 
     Questions are assigned to three splits that never meet: search scores the candidates, select makes every choice (K, sigma, prompt,
-    temperature), test is measured once, at the end."""
+    temperature), test is measured once, at the end. Kinds of noise: {noises}."""
 
     base: Base = field(default_factory=Base)
     data: Data = field(default_factory=Data)
@@ -132,6 +132,10 @@ class Config:
     def race(self) -> Race:
         """The race that these settings make."""
         return Race(self.search.racing, self.search.population, self.data.search_examples, self.search.top_k)
+
+
+# The help of a distribution stands in its record.
+Config.__doc__ = (Config.__doc__ or "").format(noises=", ".join(f"{name} ({record.help})" for name, record in DISTRIBUTIONS.items()))
 
 
 def _field(error: ValueError, name: str, field: str) -> str:
