@@ -65,8 +65,11 @@ def to_json(value: Any) -> Any:
 
 def refuse(where: str, field: str, value: Any, required: str) -> NoReturn:
     """Raise the ``InputError`` of one field, for requirements that a type cannot say."""
-    shown = " ".join(part for part in (field, json.dumps(value)[:80]) if part)
-    raise InputError(f"{where}: {shown}: {required}")
+    try:
+        shown = json.dumps(value)[:80]
+    except RecursionError:
+        shown = "nested too deeply"
+    raise InputError(f"{where}: {' '.join(part for part in (field, shown) if part)}: {required}")
 
 
 def _read(kind: Any, value: Any, where: str, field: str) -> Any:
@@ -80,7 +83,7 @@ def _read(kind: Any, value: Any, where: str, field: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_read(k, item, where, f"{field}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict and isinstance(value, dict):
-        return {key: _read(arguments[1], item, where, f"{field}.{key}") for key, item in value.items()}
+        return {key: _read(arguments[1], item, where, f"{field}.{_shown(key)}") for key, item in value.items()}
     if origin is Literal and any(type(value) is type(choice) and value == choice for choice in arguments):
         return value
     # By exact type: True is no integer.
@@ -115,13 +118,17 @@ def _read_fields(cls: Any, value: dict[str, Any], where: str, field: str) -> Any
             raise InputError(f"{where}: {prefix}{name} is missing")
     for name in value:
         if name not in names:
-            raise InputError(f"{where}: {prefix}{name[:80]} is an unknown field; one of {', '.join(names)} is required")
+            raise InputError(f"{where}: {prefix}{_shown(name)} is an unknown field; one of {', '.join(names)} is required")
     hints = _type_hints(cls)
     fields = {name: _read(hints[name], value[name], where, prefix + name) for name in names}
     try:
         return cls(**fields)
     except ValueError as error:
         raise InputError(f"{where}: {prefix}{error}") from None
+
+
+def _shown(key: str) -> str:
+    return (key if key.isprintable() else json.dumps(key))[:80]
 
 
 def _describe(kind: Any) -> str:

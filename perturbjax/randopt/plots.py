@@ -133,7 +133,7 @@ def plot_share(path: Path, results: Results) -> None:
 
 
 def plot_racing(path: Path, results: Results) -> None:
-    """The race: who was still in it (the coloured area is the work done, the grey one the work saved), and how those who went on scored."""
+    """The race: who was still in it (the colored area is the work done, the grey one the work saved), and how those who went on scored."""
     rounds, examples = results.racing.rounds, results.splits.search
     figure, (field, scores) = new_figure(5.6, rows=2)
     ends = np.array([r.examples for r in rounds])
@@ -168,7 +168,7 @@ def _of(scores: np.ndarray, sigmas: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _bins(values: np.ndarray, examples: int) -> np.ndarray:
-    """Edges of bins that are whole steps of 1/examples, centred on the possible scores."""
+    """Edges of bins that are whole steps of 1/examples, centered on the possible scores."""
     low, high = np.floor(values.min() * examples + 1e-6), np.ceil(values.max() * examples - 1e-6)
     spare = max(0, _MIN_BINS - int(high - low + 1))  # few distinct scores stay narrow bars
     low, high = low - spare // 2, high + spare - spare // 2

@@ -80,7 +80,7 @@ def label_right(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 
 
 def spread(heights: np.ndarray, gap: float) -> np.ndarray:
-    """Ascending heights moved apart to at least ``gap``; a crowded group stays centred on the mean of its members."""
+    """Ascending heights moved apart to at least ``gap``; a crowded group stays centered on the mean of its members."""
     groups: list[list[float]] = []
     for height in heights:
         groups.append([height])

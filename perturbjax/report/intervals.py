@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 
 RESAMPLES = 10_000
-"""Bootstrap resamples behind every difference: the Monte-Carlo error of a 95 % limit is then about 2 % of the interval's width."""
+"""Bootstrap resamples of every difference: the Monte-Carlo error of a 95 % limit is then about 2 % of the interval's width."""
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:

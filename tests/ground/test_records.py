@@ -94,6 +94,8 @@ def test_a_record_survives_json():
         (["other"], 5, "f: other 5: an object or null is required"),
         (["few"], [1, None], "f: few[1] null: an integer is required"),
         (["out"], 5, "f: out 5: a path or null is required"),
+        (["by_name", "two\nlines"], 5, r'f: by_name."two\nlines" 5: an object is required'),
+        (["two\nlines"], 5, rf'f: "two\nlines" is an unknown field; one of {", ".join(GOOD)} is required'),
         (["x" * 500], 1, f"f: {'x' * 80} is an unknown field; one of {', '.join(GOOD)} is required"),
     ],
 )

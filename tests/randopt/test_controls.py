@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from support.numpy_engine import ColourTask, NumpyEngine, base_params
+from support.numpy_engine import ColorTask, NumpyEngine, base_params
 
 from perturbjax.noise import Candidate, Noise, Population
 from perturbjax.randopt.controls import SearchRecord, evaluate_run
@@ -30,7 +30,7 @@ class Run:
     """One evaluated run, with everything that went in."""
 
     def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0, rule: RacingRule = "off"):
-        self.task = ColourTask(kind, count=200)
+        self.task = ColorTask(kind, count=200)
         self.noise, self.params = Noise(), base_params()
         self.engine = NumpyEngine(self.task, self.params, self.noise, chunk)
         self.splits = make_splits(self.task.examples(), 40, 30, 90, 0)

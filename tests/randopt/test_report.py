@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from support.numpy_engine import ColourTask, Kind, NumpyEngine, base_params
+from support.numpy_engine import ColorTask, Kind, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, Rule
@@ -36,7 +36,7 @@ def read(results) -> Results:
 
 def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.8), ruined=False, racing: RacingRule = "off"):
     """A run directory, finished but for its report."""
-    task, noise, population = ColourTask(kind, count=160), Noise(), Population(1, size, sigmas)
+    task, noise, population = ColorTask(kind, count=160), Noise(), Population(1, size, sigmas)
     engine = NumpyEngine(task, base_params(), noise, chunk=size)
     splits = make_splits(task.examples(), 32, 24, 80, 0)
     prepared = engine.prepare(splits.search, task.templates[0])
@@ -49,9 +49,9 @@ def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.
         scores[stopped, race.columns(number).start : end] = np.nan
     tokens = np.stack([10 * np.sum(~np.isnan(scores[:, race.columns(number)]), axis=1) for number in range(len(race.ends))], axis=1)
     record = SearchRecord(race, scores, base, 320, tokens, 4.0, [0] * len(race.ends))
-    model = Source("tiny", "a linear model, quantised to nothing")
+    model = Source("tiny", "a linear model, quantized to nothing")
     results = to_json(evaluate_run(engine, task, splits, population, record, model=model, top_k=top_k).results)
-    data = Data("colours", 32, 24, 80, template="plain")
+    data = Data("colors", 32, 24, 80, template="plain")
     config = Config(Base("tiny", "float32"), data, Search(size, top_k, sigmas, racing=racing), Machine(chunk=8))
     devices = {"backend": "cpu", "kinds": ["cpu"], "count": 1, "processes": 1}
     path.mkdir(exist_ok=True)
@@ -204,8 +204,8 @@ def test_page_is_self_contained_and_complete(run):
     for row in (results["base"], *results["randopt"].values()):
         assert f"{100 * row['accuracy']:.1f} %" in text
     for words in (
-        "colours",
-        "a linear model, quantised to nothing",
+        "colors",
+        "a linear model, quantized to nothing",
         "32 search, 24 select, 80 test",
         "0.1, 0.4, 0.8",
         "gaussian",
@@ -350,7 +350,7 @@ def test_metrics_may_be_missing(fresh):
     assert "chunks" not in read_page(tmp_path)[1]
 
 
-def test_bins_are_whole_steps_centred_on_the_possible_scores():
+def test_bins_are_whole_steps_centered_on_the_possible_scores():
     edges = _bins(np.array([0.0, 3 / 16, 1.0]), 16)
     np.testing.assert_allclose(edges, (np.arange(18) - 0.5) / 16)
     counts, _ = np.histogram(np.arange(17) / 16, edges)

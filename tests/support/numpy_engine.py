@@ -18,13 +18,13 @@ FEATURES = 6
 Kind = Literal["choice", "generation"]
 
 
-class ColourTask:
-    """Name the colour of a noisy point. As a generation task, a hesitant model gives no strict answer, and answers vary in case."""
+class ColorTask:
+    """Name the color of a noisy point. As a generation task, a hesitant model gives no strict answer, and answers vary in case."""
 
-    name = "colours"
+    name = "colors"
     source = "drawn by the tests"
     max_new_tokens = 0
-    templates = (Template("plain", "Which colour?"), Template("shifted", "Think. Which colour?"), Template("noisy", "???"))
+    templates = (Template("plain", "Which color?"), Template("shifted", "Think. Which color?"), Template("noisy", "???"))
 
     kind: Kind
 
@@ -34,9 +34,9 @@ class ColourTask:
 
     def examples(self) -> Sequence[Example]:
         rng = np.random.default_rng(self._seed)
-        centres = np.eye(3, FEATURES)
+        centers = np.eye(3, FEATURES)
         gold = rng.integers(0, 3, self._count)
-        points = centres[gold] + 0.75 * rng.standard_normal((self._count, FEATURES))
+        points = centers[gold] + 0.75 * rng.standard_normal((self._count, FEATURES))
         return [
             Example(f"c{i}", f"point {i}", CHOICES[g], CHOICES, {"x": tuple(x)}) for i, (g, x) in enumerate(zip(gold, points, strict=True))
         ]
@@ -69,7 +69,7 @@ class NumpyPrepared:
 class NumpyEngine:
     """``log`` records every call as (what, candidate indices or number of samples, template, ids of the examples)."""
 
-    def __init__(self, task: ColourTask, params, noise: Noise, chunk: int = 4):
+    def __init__(self, task: ColorTask, params, noise: Noise, chunk: int = 4):
         self.task, self.params, self.chunk = task, params, chunk
         self.log: list[tuple] = []
         self._perturbed = jax.jit(jax.vmap(lambda candidate: perturb(params, candidate, noise)["w"]))
@@ -123,4 +123,7 @@ class NumpyEngine:
             return np.array([[self.task.score(a, e) for a, e in zip(row, prepared.examples, strict=True)] for row in answers], np.float32)
 
         strict = read(True)
-        return Outputs(strict, grade(strict), grade(read(False)), tokens.astype(np.int64), 0.5, 0)
+        keys = tuple(
+            tuple(None if a is None else self.task.vote_key(a, e) for a, e in zip(row, prepared.examples, strict=True)) for row in strict
+        )
+        return Outputs(strict, keys, grade(strict), grade(read(False)), tokens.astype(np.int64), 0.5, 0)

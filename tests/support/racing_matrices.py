@@ -4,7 +4,7 @@ import numpy as np
 
 
 def equals(rng: np.random.Generator, size: int, examples: int, changes: int) -> np.ndarray:
-    """The least favourable case of a bound: everyone has the same full score, by ``changes`` other answers than a common base each way."""
+    """The least favorable case of a bound: everyone has the same full score, by ``changes`` other answers than a common base each way."""
     base = (np.arange(examples) < 0.8 * examples).astype(np.float32)
     full = np.tile(base, (size, 1))
     right, wrong = np.flatnonzero(base == 1), np.flatnonzero(base == 0)
