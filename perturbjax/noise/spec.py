@@ -68,8 +68,8 @@ class Noise:
             raise ValueError(f"distribution {self.distribution!r}: must be one of {', '.join(DISTRIBUTIONS)}")
         if self.scale not in SCALES:
             raise ValueError(f"scale {self.scale!r}: must be one of {', '.join(SCALES)}")
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank {self.rank}: must be at least 1, or None for full rank")
+        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+            raise ValueError(f"rank {self.rank}: must be an integer of at least 1, or None for full rank")
 
     def scale_of(self, path: str) -> Scale | None:
         """The scale of a leaf, or None where a rule excludes it."""

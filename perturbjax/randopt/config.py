@@ -64,7 +64,7 @@ class Search:
     racing: RacingRule = "halving"
     """halving: stop the weaker candidates after a slice of the search examples, to save tokens; bounds: stop only those that are very
     likely out; off: score every candidate on every example."""
-    strategy: Strategy | Literal["auto"] = "auto"
+    strategy: Literal["auto", Strategy] = "auto"
     """How noise meets the weights: lazy (made where a weight is used), copy (one perturbed copy per candidate in flight), low_rank (factors
     beside the shared weights, with --rank), or auto, by a cost model. Results agree to rounding."""
     seed: int = 0

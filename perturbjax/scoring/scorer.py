@@ -53,7 +53,7 @@ class Scorer:
         *,
         chunk: int = 64,
         in_flight: int = 1,
-        strategy: Strategy | Literal["auto"] = "auto",
+        strategy: Literal["auto", Strategy] = "auto",
     ):
         self._fn, self._noise, self._mesh = fn, noise or Noise(), mesh or sharding.make_mesh()
         self._params = sharding.shard_params(params, self._mesh)

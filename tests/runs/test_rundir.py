@@ -8,12 +8,15 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support.configs import config_of
 
 from perturbjax.errors import InputError
+from perturbjax.noise import Rule
+from perturbjax.randopt import Config
 from perturbjax.randopt.artifacts import write_candidates
-from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt.setup import make_identity
 from perturbjax.runs.files import read_json, write_atomically, write_json
-from perturbjax.runs.identity import differences, identity_digest, make_identity
+from perturbjax.runs.identity import differences, identity_digest
 from perturbjax.runs.rundir import RunDirectory, default_path
 from perturbjax.tasks.base import Example, Prompt, Template
 
@@ -47,14 +50,8 @@ class TinyTask:
 def identity(task=None, fingerprint="sha256:aa", rotate=0, **changes):
     task = task or TinyTask()
     rows = task.rows[rotate:] + task.rows[:rotate]
-    return make_identity(
-        dataclasses.replace(SearchConfig(), **changes),
-        model_fingerprint=fingerprint,
-        dtype="float32",
-        task=task,
-        template="plain",
-        splits={"search": rows[:2], "select": rows[2:4], "test": rows[4:]},
-    )
+    splits = {"search": rows[:2], "select": rows[2:4], "test": rows[4:]}
+    return make_identity(config_of(**changes), fingerprint, "float32", task, "plain", splits)
 
 
 def test_the_same_settings_are_the_same_run_whatever_the_paths_and_chunks():
@@ -67,16 +64,17 @@ def test_the_same_settings_are_the_same_run_whatever_the_paths_and_chunks():
 @pytest.mark.parametrize(
     ("changes", "phrase"),
     [
-        ({"seed": 1}, "--seed 1, the run has 0"),
-        ({"noise": "rademacher"}, "--noise rademacher, the run has gaussian"),
-        ({"rank": 2}, "--rank 2, the run has None"),
-        ({"population": 96}, "--population 96, the run has 48"),
-        ({"sigmas": (0.01,)}, "--sigmas 0.01, the run has 0.0005,0.001,0.002"),
-        ({"scale": "rms"}, "--scale rms, the run has absolute"),
-        ({"top_k": 5}, "--top-k 5, the run has 8"),
-        ({"antithetic": True}, "--antithetic True, the run has False"),
-        ({"test_examples": 3}, "--test-examples 3, the run has 256"),
-        ({"racing": "off"}, f"--racing off, the run has {SearchConfig().racing}"),
+        ({"seed": 1}, "`seed` 1, the run has 0"),
+        ({"noise": "rademacher"}, "`noise` rademacher, the run has gaussian"),
+        ({"rank": 2}, "`rank` 2, the run has None"),
+        ({"population": 96}, "`population` 96, the run has 48"),
+        ({"sigmas": (0.01,)}, "`sigmas` 0.01, the run has 0.0005,0.001,0.002"),
+        ({"scale": "rms"}, "`scale` rms, the run has absolute"),
+        ({"top_k": 5}, "`top_k` 5, the run has 8"),
+        ({"rules": (Rule("norm", None),)}, "`rules` norm=exclude, the run has none"),
+        ({"antithetic": True}, "`antithetic` True, the run has False"),
+        ({"test_examples": 3}, "`test_examples` 3, the run has 256"),
+        ({"racing": "off"}, f"`racing` off, the run has {Config().search.racing}"),
     ],
 )
 def test_a_changed_setting_is_named(changes, phrase):
@@ -86,11 +84,11 @@ def test_a_changed_setting_is_named(changes, phrase):
 
 def test_changed_weights_rows_and_splits_are_named_where_no_setting_explains_them():
     (phrase,) = differences(identity(model="b.gguf", fingerprint="sha256:bb"), identity())
-    assert phrase == "--model b.gguf, the run has smollm2-135m"
+    assert phrase == "`model` b.gguf, the run has smollm2-135m"
     (phrase,) = differences(identity(fingerprint="sha256:bb"), identity())
-    assert phrase.startswith("--model smollm2-135m (sha256:bb), the run has other content (sha256:aa)")
+    assert phrase.startswith("`model` smollm2-135m (sha256:bb), the run has other content (sha256:aa)")
     (phrase,) = differences(identity(TinyTask(answer="5")), identity())
-    assert phrase.startswith("--task sst2 (sha256:")
+    assert phrase.startswith("`task` sst2 (sha256:")
     found = differences(identity(rotate=1), identity())
     assert found and all("content" in phrase for phrase in found)
 
@@ -98,7 +96,7 @@ def test_changed_weights_rows_and_splits_are_named_where_no_setting_explains_the
 def test_every_field_of_the_config_is_in_the_identity_or_known_not_to_matter():
     # A setting added later must be put on one of the two sides.
     irrelevant = {"chunk", "in_flight", "out", "resume", "compile_cache", "profile", "mesh", "coordinator", "num_processes", "process_id"}
-    assert {field.name for field in dataclasses.fields(SearchConfig)} - irrelevant <= set(identity())
+    assert {field.name for part in vars(Config()).values() for field in dataclasses.fields(part)} - irrelevant <= set(identity())
 
 
 def test_a_new_directory_is_made_with_its_config_and_found_again(tmp_path):
@@ -109,9 +107,9 @@ def test_a_new_directory_is_made_with_its_config_and_found_again(tmp_path):
     assert directory.read_config()["config"] == {"seed": 0}
     assert directory.check_usable(resume=True) is True
     directory.check_identity(identity())
-    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
+    with pytest.raises(InputError, match="already holds a run; continue it with `resume`"):
         directory.check_usable(resume=False)
-    with pytest.raises(InputError, match=r"--resume: --seed 1, the run has 0 \(in "):
+    with pytest.raises(InputError, match=r"`resume`: `seed` 1, the run has 0 \(in "):
         directory.check_identity(identity(seed=1))
 
 
