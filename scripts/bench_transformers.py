@@ -58,7 +58,7 @@ def ours(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
     params = jax.device_put(model.params)
     first = jax.jit(forward, compiler_options=compiler_options(jax.default_backend()))
     runs: Runs = {"prefill": lambda: np.asarray(first(params, jnp.asarray(prefill)))}
-    data = batch_prompts([], prompts.tolist()).arrays()
+    data = batch_prompts([], prompts.tolist())
     fn = generate_replies(model.config, REPLY, (), sample=False)
     candidates = Population(seed=0, size=CANDIDATES, sigmas=(SIGMA,))[:]
     for name, noise in NOISES.items():

@@ -18,8 +18,7 @@ import jax
 import numpy as np
 
 from perturbjax.bench.workloads import Workload
-from perturbjax.inference import Engine, Outputs, Prepared
-from perturbjax.inference.generation import GenerationBatch
+from perturbjax.inference import EncodedBatch, Engine, Outputs
 from perturbjax.noise import Noise, Population
 from perturbjax.scoring.strategy import STRATEGIES
 
@@ -54,7 +53,7 @@ class Case:
     noise: str
     strategy: str
     engine: Engine
-    prepared: Prepared
+    prepared: EncodedBatch
     run: Callable[[], list[Outputs]]
     most: float = math.inf
     compile_s: float = 0.0
@@ -170,28 +169,21 @@ def _references(workload: Workload, engine: Engine, copies: int) -> Iterator[tup
         yield size, Case("none", "plain", engine, prepared, lambda prepared=prepared: [engine.run_plain(prepared, devices)], most)
 
 
-def _in_batches(prepared: Prepared, rows: int) -> Prepared:
+def _in_batches(prepared: EncodedBatch, rows: int) -> EncodedBatch:
     """The same prompts, ``rows`` of them decoded together."""
-    batch = prepared.layout
-    assert isinstance(batch, GenerationBatch)
-    count = len(prepared.examples)
-    slots = math.ceil(batch.live.size / rows)
+    (arrays,) = prepared.arrays
+    slots = math.ceil(arrays["valid"].size / rows)
 
-    def regroup(array: np.ndarray, fill: Any) -> np.ndarray:
-        flat = array.reshape(-1, *array.shape[2:])
+    def regroup(name: str, fill: Any) -> np.ndarray:
+        flat = arrays[name].reshape(-1, *arrays[name].shape[2:])
         padded = np.full((slots * rows, *flat.shape[1:]), fill, flat.dtype)
         padded[: len(flat)] = flat
         return padded.reshape(slots, rows, *flat.shape[1:])
 
-    layout = dataclasses.replace(
-        batch,
-        tokens=regroup(batch.tokens, 0),
-        lengths=regroup(batch.lengths, 1),
-        live=regroup(batch.live, False),
-        row_ids=np.arange(slots * rows, dtype=np.int32).reshape(slots, rows),
-        count=np.int32(math.ceil(count / rows)),
-    )
-    return dataclasses.replace(prepared, layout=layout)
+    regrouped = {name: regroup(name, fill) for name, fill in (("tokens", 0), ("lengths", 1), ("valid", False))}
+    regrouped["row_ids"] = np.arange(slots * rows, dtype=np.int32).reshape(slots, rows)
+    regrouped["num_valid"] = np.asarray(math.ceil(len(prepared.examples) / rows), np.int32)
+    return dataclasses.replace(prepared, arrays=(arrays | regrouped,))
 
 
 def _compile(case: Case, plain: bool) -> None:

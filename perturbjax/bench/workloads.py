@@ -80,7 +80,7 @@ def teacher_forced(model: Model, tokens: int) -> Workload:
 def _computed(prefix: Sequence[int], sizes: Sequence[int]) -> int:
     """Tokens that a forward pass over prompts of these sizes computes, padding included."""
     packings = pack(prefix, [ScoringExample([0] * size, ((0,), (1,))) for size in sizes], SLOT_TOKENS)
-    return sum(int(packing.batch.count) * math.prod(packing.batch.tokens.shape[1:]) for packing in packings)
+    return sum(int(arrays["num_valid"]) * math.prod(arrays["tokens"].shape[1:]) for arrays in (packing.arrays for packing in packings))
 
 
 def _fill(sizes: Sequence[int], room: int) -> list[int]:

@@ -143,7 +143,7 @@ def measure_rows(tasks: "list[Workload]", settings: "Settings", console: Console
 
     done = 0
     total = sum(count_steps(workload, settings) for workload in tasks)
-    with console.progress("bench", total, unit="step") as progress:
+    with console.bar("bench", total, unit="step") as progress:
 
         def stepper(workload: "Workload") -> Callable[[str], None]:
             def step(what: str) -> None:

@@ -66,7 +66,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     template = parts.template if own else task.templates[0]
     engine = make_engine(parts, task)
     with console.stages() as on_stage:
-        compared = compare_to_base(engine, task, ensemble, engine.prepare(rows, template), parts.config.search.seed, on_stage)
+        compared = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, on_stage)
     path = config.run / f"evaluation-{config.name or re.sub(r'[^A-Za-z0-9_.-]', '_', task.name)}.json"
     record = {
         "task": {"name": task.name, "source": task.source, "fingerprint": task_fingerprint(task, rows)},

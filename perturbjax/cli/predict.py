@@ -50,7 +50,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     examples = to_examples(parts, rows, config.questions)
     engine = make_engine(parts)
     with console.stages() as on_stage:
-        predictions = predict(engine, parts.task, ensemble, engine.prepare(examples, parts.template), on_stage)
+        predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), on_stage)
     answers = (
         {"question": p.example.question, "answer": p.answer, "share": p.share, "votes": p.votes, "members": len(ensemble)}
         for p in predictions

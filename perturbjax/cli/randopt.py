@@ -1,11 +1,20 @@
-"""``perturbjax randopt``: the whole RandOpt run, from settings to report, resumable at every point."""
+"""``perturbjax randopt``: the whole RandOpt run, on one process or several."""
 
+import logging
+
+from perturbjax.cluster.preemption import cluster_run
 from perturbjax.randopt import Config
+from perturbjax.randopt.run import run
+from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 
 
 def run_randopt(config: Config, console: Console) -> None:
-    """Run, show the table, say where things are."""
-    from perturbjax.randopt.run import run_command
-
-    run_command(config, console)
+    """Run; SIGTERM, or the loss of another process, ends it with a line and a code of its own."""
+    config.validate()
+    # Orbax logs a failed write with the tracebacks of all its threads; the error itself comes to us.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    machine = config.machine
+    with cluster_run(console.note, machine.coordinator, machine.num_processes, machine.process_id) as peers:
+        use_compile_cache(machine.compile_cache, console)
+        run(config, console, peers)

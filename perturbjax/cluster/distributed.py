@@ -1,82 +1,87 @@
-"""Several processes, one search: joining them, and how the others follow process 0.
+"""Joining the processes of a run, and what they tell each other.
 
-Process 0 alone decides, writes the files and prints: it reads the run directory and runs the search and the evaluation. The others hold
-their share of the mesh and of the score matrix, and wait. What all must do together (a piece of work: scoring a chunk, committing the
-state) process 0 first sends to the others, and then all of them do it. So nothing but the engine and the state knows that there are
-others, and they cannot disagree about what comes next. Who has died or was told to stop is the business of ``peers``.
+Every process runs the same program on the same data (SPMD). What only process 0 can know (the file system, what a user's task code says)
+it broadcasts. So all processes call the functions here at the same places, in the same order, and from their main threads: each is a
+collective on the devices. Only bytes of arrays and JSON are sent; nothing is unpickled. With one process nothing is sent.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import numpy as np
 
-from perturbjax.cluster.peers import LINES_S, PEER_LOST, SILENCE_S
-from perturbjax.cluster.relay import Relay
+from perturbjax import _compat
+from perturbjax.cluster.relay import relay
 from perturbjax.errors import InputError
 
 _log = logging.getLogger(__name__)
 
 CLUSTER = "cluster"
 """Instead of an address: what the cluster's own environment says (Cloud TPU, GKE, SLURM, MPI)."""
+PEER_LOST = 69
+"""Exit code (EX_UNAVAILABLE of sysexits.h) of a process whose peer has died or cannot be reached: the same command with --resume goes on,
+once the machine is back or without it. Not 75: nobody asked this run to stop, and whoever restarts it may want to look first."""
+TIMEOUT_S = 30.0
+"""How long a process may be silent. One that is killed is noticed at once, because its connection breaks; this is for one that hangs."""
+CONNECT_S = 60.0
+"""How long the connections of the heartbeats may take, once all processes have joined."""
 ARRIVAL_S = 300
-"""How long processes wait for each other at the start, in seconds; those that are there then end with code ``PEER_LOST`` and a line."""
-_HEARTBEAT_S = int(4 * SILENCE_S)
-"""JAX's own limit, after which it ends the process with a fatal log; ``peers`` is to be first."""
-_LEAST_BYTES = 1 << 12
+"""How long the processes wait for each other at the start, in seconds; then each that is there says so and ends with ``PEER_LOST``."""
+MAX_JSON_BYTES = 1 << 28
+_FIRST_BYTES = 1 << 12
+"""Of the first message of a JSON value. It holds most values whole, and its size is always the same: each size is a compiled program."""
+_LENGTH_BYTES = 8
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> str:
-    """Joins the other processes, before jax is used for anything; waits for them for ``ARRIVAL_S`` seconds.
+    """Joins the other processes of the run and waits for them, for ``ARRIVAL_S`` seconds; comes before any other use of jax.
 
     Args:
         coordinator: HOST:PORT of process 0, or ``CLUSTER``.
-        num_processes, process_id: how many there are and which one this is, from 0; found out from the cluster where None.
+        num_processes, process_id: how many there are and which one this is, from 0; taken from the cluster's environment where None.
 
     Returns:
         The host of process 0.
 
     Raises:
-        InputError: they cannot be joined; says which address was tried.
+        InputError: the processes cannot be joined; names the address that was tried.
     """
-    import jax
-
-    from perturbjax import _compat
-
-    # Of CPU devices alone; on others the setting is not looked at.
+    # Only for CPU devices; ignored on others.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Its handler would swallow SIGTERM from here on; ``commands.preemption`` has its own.
+    # JAX's handler of SIGTERM would replace ``preemption``'s.
     jax.config.update("jax_enable_preemption_service", False)
-    local_devices = None
-    address = coordinator
+    address, local_devices = coordinator, None
     if coordinator == CLUSTER:
         try:
-            address, num_processes, process_id, local_devices = _compat.detect_cluster(ARRIVAL_S)
+            found, num_processes, process_id, local_devices = _compat.detect_cluster(ARRIVAL_S)
         except RuntimeError as error:
             raise InputError(f"--coordinator {CLUSTER}: {error}") from error
-        if address is None or num_processes is None or process_id is None:
+        if found is None or num_processes is None or process_id is None:
             raise InputError(f"--coordinator {CLUSTER}: no cluster found; give --coordinator HOST:PORT")
+        address = found
     host, port = address.rsplit(":", 1)
     if process_id != 0:
-        address = Relay(host, int(port), ARRIVAL_S).address
+        address = relay(host, int(port), ARRIVAL_S)
     who = f"process {process_id} of {num_processes}"
     try:
-        with _patience(who, f"{host}:{port}"):
+        with _arrival(who, f"{host}:{port}"):
             jax.distributed.initialize(
                 address,
                 num_processes,
                 process_id,
                 local_devices,
+                # JAX ends a process whose time is up with a fatal log; ``_arrival`` and ``peers`` are to be first.
                 initialization_timeout=2 * ARRIVAL_S,
-                heartbeat_timeout_seconds=_HEARTBEAT_S,
-                shutdown_timeout_seconds=int(LINES_S),
+                heartbeat_timeout_seconds=int(4 * TIMEOUT_S),
+                shutdown_timeout_seconds=int(CONNECT_S),
             )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -85,8 +90,8 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
 
 
 @contextmanager
-def _patience(who: str, where: str) -> Iterator[None]:
-    """Ends the process if the block takes longer than ``ARRIVAL_S``: JAX would end it too, with a fatal log."""
+def _arrival(who: str, where: str) -> Iterator[None]:
+    """Ends the process if the block takes longer than ``ARRIVAL_S``."""
 
     def give_up() -> None:
         _log.error("%s: not all processes met at %s within %d s; start all of them, with the same --coordinator", who, where, ARRIVAL_S)
@@ -102,51 +107,69 @@ def _patience(who: str, where: str) -> Iterator[None]:
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which decides, writes and prints; where there is only one, it is."""
-    import jax
-
+    """Whether this is process 0, which writes and prints; the only process of a run is."""
     return jax.process_index() == 0
 
 
-def share(value: Any = None) -> Any:
-    """Gives every process the value that process 0 has; the others' arguments are not looked at. All processes must call it.
+def broadcast(array: np.ndarray) -> np.ndarray:
+    """Process 0's array, on every process. All pass an array of the same shape and dtype; only process 0's values are read."""
+    if jax.process_count() == 1 or array.size == 0:
+        return array
+    return np.frombuffer(_broadcast_bytes(array.tobytes(), array.nbytes), array.dtype).reshape(array.shape)
 
-    The processes are one program that somebody started as one, so what they send each other is trusted (it is a pickle).
-    """
+
+def gather(array: np.ndarray) -> np.ndarray:
+    """The arrays of all P processes, (P, ...), on every process. All pass an array of the same shape and dtype, of at most 32 bits."""
     from jax.experimental import multihost_utils
 
-    content = np.frombuffer(pickle.dumps(value), np.uint8) if is_main() else np.zeros(0, np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
-    # Few sizes, because each is a program of its own.
-    room = max(_LEAST_BYTES, 1 << (length - 1).bit_length())
-    padded = np.zeros(room, np.uint8)
-    padded[: content.size] = content
-    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)[:length].tobytes())
+    return array[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(array))
 
 
-class Team:
-    """Process 0 and those that follow it. With one process, nothing is ever sent."""
+def broadcast_json(value: Any = None) -> Any:
+    """Process 0's JSON value, on every process; the others' arguments are ignored. Tuples arrive as lists, also with one process.
 
-    def __init__(self) -> None:
-        import jax
+    Raises:
+        ValueError: it takes more than ``MAX_JSON_BYTES``, or holds a number that is not finite.
+        TypeError: it is no JSON value.
+    """
+    content = json.dumps(value, allow_nan=False).encode() if is_main() else b""
+    if jax.process_count() > 1:
+        head = _broadcast_bytes(len(content).to_bytes(_LENGTH_BYTES, "little") + content[: _FIRST_BYTES - _LENGTH_BYTES], _FIRST_BYTES)
+        length, head = int.from_bytes(head[:_LENGTH_BYTES], "little"), head[_LENGTH_BYTES:]
+        if length > MAX_JSON_BYTES:
+            raise ValueError(f"a JSON value of {length} bytes: at most {MAX_JSON_BYTES} can be broadcast")
+        rest = length - len(head)
+        tail = _broadcast_bytes(content[len(head) :], 1 << (rest - 1).bit_length()) if rest > 0 else b""
+        content = (head + tail)[:length]
+    return json.loads(content)
 
-        self._alone = jax.process_count() == 1
 
-    def announce(self, kind: str, work: Any) -> None:
-        """On process 0: the others get ``work``, and do it now, as ``follow`` was told to do that kind."""
-        if not self._alone and is_main():
-            share((kind, work))
+def on_main(fn: Callable[[], Any]) -> Any:
+    """Runs ``fn`` on process 0 alone; every process returns its JSON value, or raises its ``InputError`` or ``OSError``.
 
-    def follow(self, duties: Mapping[str, Callable[[Any], Any]]) -> None:
-        """On the others: does what process 0 announces, one after the other, until it has finished. ``duties``: kind -> how."""
-        while (order := share()) is not None:
-            kind, work = order
-            duties[kind](work)
+    For what depends on the file system or on a user's code, which may differ between the processes. Other exceptions are raised on process
+    0 alone, which ends the run.
+    """
+    outcome, raised = {}, None
+    if is_main():
+        try:
+            outcome = {"value": fn()}
+        except (InputError, OSError) as error:
+            raised = error
+            outcome = {"input" if isinstance(error, InputError) else "system": str(error)}
+    outcome = broadcast_json(outcome)
+    if raised is not None:
+        raise raised
+    if "value" not in outcome:
+        raise InputError(outcome["input"]) if "input" in outcome else OSError(outcome["system"])
+    return outcome["value"]
 
-    @contextmanager
-    def leading(self) -> Iterator[None]:
-        """On process 0: the others are sent home when the block ends. Not if it fails: they may be in the middle of something, and have to
-        be ended from outside (``peers.Peers``)."""
-        yield
-        if not self._alone and is_main():
-            share(None)
+
+def _broadcast_bytes(content: bytes, size: int) -> bytes:
+    """The first ``size`` bytes of process 0's content, padded with zeros."""
+    from jax.experimental import multihost_utils
+
+    padded = np.zeros(size, np.uint8)
+    if is_main():
+        padded[: len(content)] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes()

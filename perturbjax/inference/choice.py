@@ -1,4 +1,4 @@
-"""The compiled half of teacher-forced scoring: log-probabilities of choices, at the positions and vocabulary rows that they need."""
+"""The compiled half of multiple-choice scoring: log-probabilities of choices, at the positions and vocabulary rows that they need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
 
 
 def choice_values(config: DecoderConfig, single: bool, parallel: TensorParallel | None = None):
-    """The function of one candidate that ``ChunkProgram`` runs on a ``PackedBatch``: float32 (S, Q, C).
+    """The function of one candidate that ``ChunkProgram`` runs on the arrays of a ``Packing``: float32 (S, Q, C).
 
     With ``single``, logits of the C ids at each query; else log-probabilities over the vocabulary. ``parallel``: how the model is
     sharded over the devices of "model".
@@ -50,6 +50,6 @@ def choice_values(config: DecoderConfig, single: bool, parallel: TensorParallel 
                 values = decoder.vocabulary.take(logits, ids) - decoder.vocabulary.logsumexp(logits)
             return jax.lax.dynamic_update_index_in_dim(results, values, index, 0)
 
-        return jax.lax.fori_loop(0, data["count"], slot, jnp.zeros(data["ids"].shape, jnp.float32))
+        return jax.lax.fori_loop(0, data["num_valid"], slot, jnp.zeros(data["ids"].shape, jnp.float32))
 
     return fn

@@ -72,7 +72,7 @@ def generate(
     decoder: Decoder,
     tokens_BxT: jax.Array,
     lengths_B: jax.Array,
-    live_B: jax.Array,
+    valid_B: jax.Array,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     prefix: Prefix | None = None,
@@ -87,7 +87,7 @@ def generate(
         decoder: the model.
         tokens_BxT: prompts without the shared prefix, padded on the right.
         lengths_B: their lengths, at least 1.
-        live_B: False for rows that are only padding: they count as stopped from the start.
+        valid_B: False for rows that are only padding: they count as stopped from the start.
         max_new_tokens: W, static.
         stop_ids: tokens that end a reply.
         prefix, prefix_length: a prefix that all rows share, already run, and its length in tokens.
@@ -122,8 +122,8 @@ def generate(
         return advance(state._replace(replies=replies), hidden[:, 0], cache)
 
     replies, rows = no_replies((b,), max_new_tokens), jnp.arange(b)
-    hidden, cache = _prefill(decoder, tokens_BxT, lengths_B, live_B, max_new_tokens, prefix, prefix_length)
-    state = _State(jnp.int32(0), rows, ~live_B, cache, lengths_B, rows, jnp.broadcast_to(row_ids_B, (b,)), replies)
+    hidden, cache = _prefill(decoder, tokens_BxT, lengths_B, valid_B, max_new_tokens, prefix, prefix_length)
+    state = _State(jnp.int32(0), rows, ~valid_B, cache, lengths_B, rows, jnp.broadcast_to(row_ids_B, (b,)), replies)
     state = advance(state, hidden, cache)
     if max_new_tokens == 1:
         return state.replies
@@ -154,14 +154,14 @@ def _prefill(
     decoder: Decoder,
     tokens_BxT: jax.Array,
     lengths_B: jax.Array,
-    live_B: jax.Array,
+    valid_B: jax.Array,
     max_new_tokens: int,
     prefix: Prefix | None,
     prefix_length: jax.Array | int,
 ) -> tuple[jax.Array, KVCache]:
     """Hidden states of the last prompt tokens (B, D), and a cache with room for the replies.
 
-    Runs a few rows at a time; groups behind the last live row are left out.
+    Runs a few rows at a time; groups after the last valid row are left out.
     """
     config = decoder.config
     b, t = tokens_BxT.shape
@@ -184,7 +184,7 @@ def _prefill(
         cache = KVCache(*(jax.lax.dynamic_update_slice(c, n, (zero, start, zero, zero, zero)) for c, n in zip(cache, new, strict=True)))
         return jax.lax.dynamic_update_slice_in_dim(hidden, last, start, 0), cache
 
-    groups = (jnp.where(live_B, jnp.arange(b), -1).max() + group) // group
+    groups = (jnp.where(valid_B, jnp.arange(b), -1).max() + group) // group
     return jax.lax.fori_loop(0, groups, run, (jnp.zeros((b, config.hidden_size), dtype), cache))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,68 +15,49 @@ from perturbjax.models.decoder import decoder_from_params, run_prefix
 from perturbjax.models.partition import TensorParallel
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
-SLOT_CAPACITY = 8
+MIN_SLOTS = 8
 """Slots of a batch, at least. Prompts that one slot of the largest size cannot hold take several, one after the other."""
 
 
-@dataclass(frozen=True)
-class GenerationBatch:
-    """What the compiled program reads: S slots (capacity), B rows, T prompt tokens.
+def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Pads prompts (without the shared prefix) into S slots of one shape, B rows of T tokens, in order.
 
-    Attributes:
-        prefix: (1, P) token ids, padded, P = 0 where there is none; prefix_length: how many are valid.
-        tokens: (S, B, T) prompts after the prefix; lengths: (S, B); live: (S, B), False on padding rows; row_ids: (S, B) number of the
-        example.
-        count: slots in use.
-        temperature: of sampling; unused when decoding greedily.
+    Returns:
+        What the compiled program reads: ``prefix`` (1, P) token ids, padded, P = 0 where there is none, and ``prefix_length`` (), how many
+        are valid; ``tokens`` (S, B, T), ``lengths`` (S, B), ``valid`` (S, B) bool, False on padding rows, and ``row_ids`` (S, B), the
+        number of the example; ``num_valid`` (), slots in use; ``temperature`` () of sampling, not read when decoding greedily.
     """
-
-    prefix: np.ndarray
-    prefix_length: np.int32
-    tokens: np.ndarray
-    lengths: np.ndarray
-    live: np.ndarray
-    row_ids: np.ndarray
-    count: np.int32
-    temperature: np.float32
-
-    def arrays(self) -> dict[str, np.ndarray | np.int32 | np.float32]:
-        return dict(vars(self))
-
-
-def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> GenerationBatch:
-    """Pads prompts (without the shared prefix) into slots of one shape, in order."""
     rows = bucket(min(len(prompts), max(ROW_SIZES)), sorted(ROW_SIZES))
     width = bucket(max(len(p) for p in prompts), PROMPT_BUCKETS)
-    count = -(-len(prompts) // rows)
-    capacity = SLOT_CAPACITY
-    while capacity < count:
-        capacity *= 2
-    tokens = np.zeros((capacity * rows, width), np.int32)
-    lengths = np.ones(capacity * rows, np.int32)
+    used = -(-len(prompts) // rows)
+    num_slots = MIN_SLOTS
+    while num_slots < used:
+        num_slots *= 2
+    tokens = np.zeros((num_slots * rows, width), np.int32)
+    lengths = np.ones(num_slots * rows, np.int32)
     for i, prompt in enumerate(prompts):
         tokens[i, : len(prompt)] = prompt
         lengths[i] = len(prompt)
     padded = np.zeros((1, bucket(len(prefix), PREFIX_BUCKETS) if prefix else 0), np.int32)
     padded[0, : len(prefix)] = prefix
-    shape = (capacity, rows)
-    ids = np.arange(capacity * rows, dtype=np.int32)
-    return GenerationBatch(
-        padded,
-        np.int32(len(prefix)),
-        tokens.reshape(*shape, width),
-        lengths.reshape(shape),
-        (ids < len(prompts)).reshape(shape),
-        ids.reshape(shape),
-        np.int32(count),
-        np.float32(1),
-    )
+    shape = (num_slots, rows)
+    ids = np.arange(num_slots * rows, dtype=np.int32)
+    return {
+        "prefix": padded,
+        "prefix_length": np.asarray(len(prefix), np.int32),
+        "tokens": tokens.reshape(*shape, width),
+        "lengths": lengths.reshape(shape),
+        "valid": (ids < len(prompts)).reshape(shape),
+        "row_ids": ids.reshape(shape),
+        "num_valid": np.asarray(used, np.int32),
+        "temperature": np.asarray(1, np.float32),
+    }
 
 
 def generate_replies(
     config: DecoderConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool, parallel: TensorParallel | None = None
 ):
-    """The function of one candidate that ``ChunkProgram`` runs on a ``GenerationBatch``: ``Replies`` with leading S.
+    """The function of one candidate that ``ChunkProgram`` runs on the arrays of ``batch_prompts``: ``Replies`` with leading S.
 
     With ``sample``, tokens are drawn with the candidate's key (of the plain model: noise and samples never share one). ``parallel``: how
     the model is sharded over the devices of "model".
@@ -88,17 +68,17 @@ def generate_replies(
         prefix = run_prefix(decoder, data["prefix"], data["prefix_length"]) if data["prefix"].shape[1] else None
 
         def slot(index: jax.Array, results: Replies) -> Replies:
-            tokens, lengths, live, row_ids = (
-                jax.lax.dynamic_index_in_dim(data[name], index, keepdims=False) for name in ("tokens", "lengths", "live", "row_ids")
+            tokens, lengths, valid, row_ids = (
+                jax.lax.dynamic_index_in_dim(data[name], index, keepdims=False) for name in ("tokens", "lengths", "valid", "row_ids")
             )
             replies = generate(
-                decoder, tokens, lengths, live, max_new_tokens, stop_ids, prefix, data["prefix_length"],
+                decoder, tokens, lengths, valid, max_new_tokens, stop_ids, prefix, data["prefix_length"],
                 candidate.key_data if sample else None, row_ids, data["temperature"],
             )  # fmt: skip
             return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, replies)
 
         shape = data["lengths"].shape
         empty = no_replies(shape, max_new_tokens)
-        return jax.lax.fori_loop(0, data["count"], slot, empty)
+        return jax.lax.fori_loop(0, data["num_valid"], slot, empty)
 
     return fn

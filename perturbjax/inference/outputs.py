@@ -1,30 +1,40 @@
-"""What the engine is asked and what it answers: examples laid out for a compiled program, and the replies of several models, judged."""
+"""What the engine is asked and what it answers: examples encoded for a compiled program, and the graded answers of several models."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from perturbjax.inference.generation import GenerationBatch
 from perturbjax.inference.packing import Packing
 from perturbjax.tasks.base import Example, Task, Template
 
+ProgramName = Literal["single_token", "multi_token", "generate"]
+"""The compiled programs: logits of choices of one token each, log-probabilities of longer ones, and generation."""
+Answers = tuple[tuple[str | None, ...], ...]
+
 
 @dataclass(frozen=True)
-class Prepared:
-    """Examples tokenised under one template and laid out for the compiled program.
+class EncodedBatch:
+    """Examples tokenized under one template and packed for a compiled program.
 
-    ``layout`` is a tuple of packings (choice tasks) or a GenerationBatch; ``prompt_tokens`` counts prefix and prompts, as run for one
-    candidate; ``strategy`` is how candidates will be perturbed on them.
+    Attributes:
+        examples: E of them.
+        template: of their prompts.
+        program: which program runs on them.
+        arrays: what it reads, for each of its calls: of a ``Packing``, or of ``batch_prompts``.
+        packings: where the results of each call belong, for multiple-choice tasks.
+        prompt_tokens: tokens of prefix and prompts, as run for one candidate.
+        strategy: how candidates will be perturbed on them.
     """
 
     examples: tuple[Example, ...]
     template: Template
-    layout: tuple[Packing, ...] | GenerationBatch
+    program: ProgramName
+    arrays: tuple[dict[str, np.ndarray], ...]
+    packings: tuple[Packing, ...]
     prompt_tokens: int
     strategy: str
 
@@ -35,16 +45,18 @@ class Outputs:
 
     Attributes:
         answers: (n, E) extracted answers (strict), None where there is none.
-        scores: (n, E) float32 strict task scores; lenient: the same with lenient extraction (equal for choice tasks).
+        keys: (n, E) their vote keys: answers with one key count as one in a vote; None where there is no answer.
+        scores: (n, E) float32 strict task scores; lenient: the same with lenient extraction (equal for multiple choice).
         tokens: (n,) int64 tokens put through the model, padding not counted.
         seconds: wall time, host work included.
         nonfinite: models with NaN or infinite logits; they score 0 everywhere.
-        log_probs: (n, E, C) of each choice, for choice tasks.
+        log_probs: (n, E, C) of each choice, for multiple-choice tasks.
         row_steps: (n, 2) int64, for generation tasks: rows decoded, summed over the steps, as run and as a batch that keeps its stopped
             rows would have run them.
     """
 
-    answers: tuple[tuple[str | None, ...], ...]
+    answers: Answers
+    keys: Answers
     scores: np.ndarray
     lenient: np.ndarray
     tokens: np.ndarray
@@ -57,51 +69,47 @@ class Outputs:
         """The given models, in the given order; ``seconds`` and ``nonfinite`` stay those of the whole."""
         index = np.asarray(rows, np.int64)
         arrays: dict[str, Any] = {name: None if (array := getattr(self, name)) is None else array[index] for name in _PER_MODEL}
-        return replace(self, answers=tuple(self.answers[row] for row in index), **arrays)
+        texts = {name: tuple(getattr(self, name)[row] for row in index) for name in ("answers", "keys")}
+        return replace(self, **texts, **arrays)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Outputs]) -> Outputs:
         """The models of several outputs on the same examples, one after the other."""
         columns = {name: [getattr(part, name) for part in parts] for name in _PER_MODEL}
         arrays: dict[str, Any] = {name: np.concatenate(column) for name, column in columns.items() if column[0] is not None}
-        answers = tuple(row for part in parts for row in part.answers)
-        return cls(answers=answers, seconds=sum(p.seconds for p in parts), nonfinite=sum(p.nonfinite for p in parts), **arrays)
+        texts = {name: tuple(row for part in parts for row in getattr(part, name)) for name in ("answers", "keys")}
+        return cls(**texts, **arrays, seconds=sum(p.seconds for p in parts), nonfinite=sum(p.nonfinite for p in parts))
 
 
 _PER_MODEL = ("scores", "lenient", "tokens", "log_probs", "row_steps")
 
 
-def judge(
-    task: Task,
-    texts: list[list[str]],
-    prepared: Prepared,
-    finite: np.ndarray,
-    tokens: np.ndarray,
-    started: float,
-    log_probs: np.ndarray | None = None,
-) -> Outputs:
-    """Extracts answers and scores them.
+def grade(
+    task: Task, examples: Sequence[Example], texts: Sequence[Sequence[str]], finite: np.ndarray
+) -> tuple[list[list[str | None]], list[list[str | None]], np.ndarray]:
+    """Extracts answers and scores them, by the task's own code.
 
     Args:
-        task: which says what an answer is and what it is worth.
-        texts: n replies to each of E examples; of choice tasks the chosen answers themselves.
-        prepared: the examples.
+        task: says what an answer is and what it is worth.
+        examples: E of them.
+        texts: (n, E) replies; for multiple-choice tasks the chosen answers themselves.
         finite: (n,) bool; a model that had NaN or infinite logits has no answers.
-        tokens: (n,) put through the model.
-        started: when the work began, on the clock of ``time.perf_counter``.
-        log_probs: of choice tasks.
+
+    Returns:
+        (n, E) answers and vote keys, and (2, n, E) float32 strict and lenient scores.
     """
     choice = task.kind == "choice"
 
-    def judged(strict: bool) -> tuple[list[list[str | None]], np.ndarray]:
-        answers: list[list[str | None]] = [
-            [(text if choice else task.extract(text, e, strict)) if ok else None for text, e in zip(row, prepared.examples, strict=True)]
+    def extracted(strict: bool) -> list[list[str | None]]:
+        return [
+            [(text if choice else task.extract(text, e, strict)) if ok else None for text, e in zip(row, examples, strict=True)]
             for row, ok in zip(texts, finite, strict=True)
         ]
-        scores = [[task.score(a, e) for a, e in zip(row, prepared.examples, strict=True)] for row in answers]
-        return answers, np.array(scores, np.float32)
 
-    answers, scores = judged(strict=True)
-    lenient = scores if choice else judged(strict=False)[1]
-    seconds = time.perf_counter() - started
-    return Outputs(tuple(map(tuple, answers)), scores, lenient, tokens, seconds, int((~finite).sum()), log_probs)
+    def scored(answers: list[list[str | None]]) -> np.ndarray:
+        return np.array([[task.score(a, e) for a, e in zip(row, examples, strict=True)] for row in answers], np.float32)
+
+    answers = extracted(strict=True)
+    keys = [[None if a is None else task.vote_key(a, e) for a, e in zip(row, examples, strict=True)] for row in answers]
+    scores = scored(answers)
+    return answers, keys, np.stack([scores, scores if choice else scored(extracted(strict=False))])

@@ -1,4 +1,4 @@
-"""Host side of teacher-forced scoring: examples of any length packed into slots of one shape.
+"""Host side of multiple-choice scoring: examples of any length packed into slots of one shape.
 
 A slot is what one pass over the weights takes: R rows of T tokens, several examples side by side in a row. The prefix that all prompts
 share stands once at the start of the slot's first row, where every row sees it; a token sees besides its example's prompt and, after the
@@ -16,7 +16,7 @@ import numpy as np
 ROW_BUCKETS = (256, 512, 1024, 2048, 4096, 8192)
 ROWS_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 PREFIX_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-SLOT_CAPACITY = 64
+MIN_SLOTS = 64
 QUERY_BUCKETS = (64, 128, 256, 512, 1024)
 CHOICE_BUCKETS = (2, 4, 8, 16, 32, 64)
 PROMPT = -1
@@ -39,37 +39,19 @@ class ScoringExample:
 
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """What the compiled program reads. S slots (capacity), R rows, T tokens a row, P prefix tokens, Q queries a slot, C ids a query.
-
-    Attributes:
-        tokens, positions, example, branch: (S, R, T) int32; ``example`` is PADDING, SHARED or a number, ``branch`` PROMPT or the number of
-            the choice.
-        lead: (P,) bool, which of the first P columns of a slot's first row hold the shared prefix.
-        query: (S, Q) flat position (row * T + column) whose next-token logits are asked for.
-        ids: (S, Q, C) token ids asked for.
-        count: slots in use.
-    """
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    example: np.ndarray
-    branch: np.ndarray
-    lead: np.ndarray
-    query: np.ndarray
-    ids: np.ndarray
-    count: np.int32
-
-    def arrays(self) -> dict[str, np.ndarray | np.int32]:
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
 class Packing:
-    """A packed batch and the way back.
+    """Examples packed for one call of the compiled program, and where each result belongs.
+
+    Shapes: S slots, R rows, T tokens a row, P prefix tokens, Q queries a slot, C ids a query.
 
     Attributes:
-        batch: for the compiled program.
+        arrays: what the compiled program reads (``choice.choice_values``):
+            ``tokens``, ``positions``, ``example``, ``branch`` (S, R, T) int32; an ``example`` is PADDING, SHARED or a number, a ``branch``
+            PROMPT or the number of the choice;
+            ``lead`` (P,) bool, which of the first P columns of a slot's first row hold the shared prefix;
+            ``query`` (S, Q) int32, flat position (row * T + column) whose next-token logits are asked for;
+            ``ids`` (S, Q, C) int32, the token ids asked for;
+            ``num_valid`` () int32, slots in use; the others are padding.
         examples: (E,) numbers, among all examples, of those packed here: those of one length bucket.
         owner: rows (slot, query, example, choice) in order, ``example`` counting within this packing.
         single: one query holds all choices of an example.
@@ -77,7 +59,7 @@ class Packing:
         tokens: put through the model for one candidate, the prefix once a slot.
     """
 
-    batch: PackedBatch
+    arrays: dict[str, np.ndarray]
     examples: np.ndarray
     owner: np.ndarray
     single: bool
@@ -136,13 +118,13 @@ def _pack_rows(
         raise ValueError(f"{max(queries)} choice tokens in one example: more than the {QUERY_BUCKETS[-1]} supported")
     rows_per_slot, slots = _fill(lengths, queries, row_tokens, max(1, slot_tokens // row_tokens), len(prefix))
     most_asked = max(sum(queries[e] for row in slot for e in row) for slot in slots)
-    capacity = SLOT_CAPACITY
-    while capacity < len(slots):
-        capacity *= 2
-    shape = (capacity, rows_per_slot, row_tokens)
+    num_slots = MIN_SLOTS
+    while num_slots < len(slots):
+        num_slots *= 2
+    shape = (num_slots, rows_per_slot, row_tokens)
     tokens, positions, branch = (np.zeros(shape, np.int32) for _ in range(3))
     example = np.full(shape, PADDING, np.int32)
-    query = np.zeros((capacity, bucket(most_asked, QUERY_BUCKETS)), np.int32)
+    query = np.zeros((num_slots, bucket(most_asked, QUERY_BUCKETS)), np.int32)
     ids = np.zeros((*query.shape, width), np.int32)
     owner = []
     lead = (slice(len(slots)), 0, slice(len(prefix)))
@@ -177,10 +159,11 @@ def _pack_rows(
                         column += given
                 example[s, r, start:column] = e
     held = np.arange(bucket(max(len(prefix), 1), PREFIX_BUCKETS)) < len(prefix)
-    batch = PackedBatch(tokens, positions, example, branch, held, query, ids, np.int32(len(slots)))
+    arrays = {"tokens": tokens, "positions": positions, "example": example, "branch": branch, "lead": held, "query": query, "ids": ids}
+    arrays["num_valid"] = np.asarray(len(slots), np.int32)
     num_choices = tuple(len(e.choices) for e in examples)
     total = len(prefix) * len(slots) + sum(lengths)
-    return Packing(batch, np.asarray(members), np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, total)
+    return Packing(arrays, np.asarray(members), np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, total)
 
 
 def _fill(
@@ -211,9 +194,9 @@ def _first_fit(
             (s, r) for s in range(slots) for r in range(rows)
             if room[s][r] >= lengths[e] and asked[s] + queries[e] <= QUERY_BUCKETS[-1]
         )  # fmt: skip
-        if (place := next(fits, None)) is None:
+        if (found := next(fits, None)) is None:
             return None
-        s, r = place
+        s, r = found
         filled[s][r].append(e)
         room[s][r] -= lengths[e]
         asked[s] += queries[e]
@@ -224,7 +207,7 @@ def unpack(packings: Sequence[Packing], values: Sequence[np.ndarray]) -> np.ndar
     """Log-probability of each choice from the program's outputs, one (n, S, Q, C) a packing: float64 (n, examples, most choices), -inf
     where an example has fewer.
 
-    Single-token choices come as logits and are normalised over the choices alone: the vocabulary's normaliser is common to them and
+    Single-token choices come as logits and are normalized over the choices alone: the vocabulary's normalizer is common to them and
     cancels.
     """
     count = sum(len(packing.examples) for packing in packings)

@@ -6,12 +6,12 @@ from typing import Any
 from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.entries import VoteEntry
-from perturbjax.randopt.replies import Engine, OnStage, no_progress, run_base, run_members, vote_curve, vote_keys
+from perturbjax.randopt.replies import Engine, OnStage, no_progress, run_base, run_members, vote_curve
 from perturbjax.randopt.selection import k_curve
 from perturbjax.randopt.summaries import vote_entry
 from perturbjax.randopt.voting import tally, vote
 from perturbjax.report import Entry, entry
-from perturbjax.tasks.base import Example, Task
+from perturbjax.tasks.base import Example
 from perturbjax.tree import derived_seed
 
 
@@ -40,22 +40,21 @@ class BaseComparison:
     randopt: dict[str, VoteEntry]
 
 
-def predict(engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, on_stage: OnStage = no_progress) -> tuple[Prediction, ...]:
+def predict(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage = no_progress) -> tuple[Prediction, ...]:
     """Run every member once on prepared examples and let them vote. Gold answers are not needed."""
-    answers = _run(engine, ensemble, prepared, on_stage).answers
-    keys = vote_keys(task, prepared.examples, answers)
+    outputs = _run(engine, ensemble, prepared, on_stage)
     predictions = []
-    for example, given, voted_for in zip(prepared.examples, zip(*answers, strict=True), zip(*keys, strict=True), strict=True):
+    for example, given, voted_for in zip(
+        prepared.examples, zip(*outputs.answers, strict=True), zip(*outputs.keys, strict=True), strict=True
+    ):
         answer, votes = vote(given, voted_for), tally(given, voted_for)
         predictions.append(Prediction(example, answer, votes, 0.0 if answer is None else votes[answer] / len(ensemble)))
     return tuple(predictions)
 
 
-def compare_to_base(
-    engine: Engine, task: Task, ensemble: Ensemble, prepared: Any, seed: int = 0, on_stage: OnStage = no_progress
-) -> BaseComparison:
+def compare_to_base(engine: Engine, ensemble: Ensemble, prepared: Any, seed: int = 0, on_stage: OnStage = no_progress) -> BaseComparison:
     """Base and ensemble on one prepared split with gold answers; entries are as in results.json."""
-    curve = vote_curve(task, prepared.examples, _run(engine, ensemble, prepared, on_stage))
+    curve = vote_curve(_run(engine, ensemble, prepared, on_stage))
     base = run_base(engine, prepared)
     bootstrap = derived_seed(seed, "bootstrap")
     return BaseComparison(

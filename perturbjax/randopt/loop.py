@@ -1,6 +1,5 @@
 """The search loop: round by round, score what is not scored yet, one chunk at a time, and commit every chunk."""
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ class Outputs(Protocol):
 
 
 class ScoringEngine(Protocol):
-    """What the loop needs of a scoring engine; ``scoring.Engine`` is the real one."""
+    """What the loop needs of a scoring engine; ``inference.Engine`` is the real one."""
 
     @property
     def chunk(self) -> int: ...
@@ -39,7 +38,7 @@ class ScoringEngine(Protocol):
 
 
 class CandidateSource(Protocol):
-    """What the loop needs of a population; ``perturb.Population`` is the real one."""
+    """What the loop needs of a population; ``noise.Population`` is the real one."""
 
     def __len__(self) -> int: ...
 
@@ -93,33 +92,36 @@ def search(
     metrics: MetricsLog,
     on_round: Callable[[int, int, int], None] = lambda number, done, total: None,
     on_chunk: Callable[[ChunkReport], None] = lambda report: None,
-    committing: contextlib.AbstractContextManager[Any] | None = None,
-) -> None:
-    """Score what ``state`` has no scores of: in each round, every candidate that the rounds before it let through.
+) -> ScoreTable:
+    """Scores what ``state`` has no scores of: in each round, every candidate that the rounds before it promoted.
+
+    All processes of a run call it with the same arguments, and so commit and decide the same.
 
     Args:
         engine: scores ``engine.chunk`` candidates a call; the result must not depend on how they are grouped.
         population: N candidates.
-        race: the rounds, and who goes on.
+        race: the rounds, and who is promoted.
         slices: the engine's own form of the search examples, one part a round.
-        state: committed after every chunk, the write going on while the next is scored; every round is complete and on disk when this
-            returns.
+        state: committed after every chunk, and written while the next is scored; every round is complete and on disk when this returns.
         metrics: gets one line a chunk.
-        on_round: called with the round's number (from 0), its candidates done and in all, when a round is begun or continued.
-        on_chunk: called when a commit is on disk, so one chunk later than it was begun.
-        committing: held (a lock) while a commit is begun or waited for, and only then.
+        on_round: called with the round's number (from 0), its candidates done and in all, when a round begins or continues.
+        on_chunk: called when a commit is on disk, so one chunk after it began.
+
+    Returns:
+        The complete table.
 
     Raises:
         InputError: the task gave a score that is not a finite number.
         OSError: a chunk could not be committed; those before are.
     """
     if len(slices) != len(race.ends):
-        raise ValueError(f"{len(slices)} slices of examples: one for each of the {len(race.ends)} rounds is required")
+        raise ValueError(f"slices: {len(slices)} parts; one for each of the {len(race.ends)} rounds is required")
+    table = ScoreTable.of(state, race)
     metrics.rewind(state.step)
-    commits = _Commits(state, metrics, on_chunk, committing or contextlib.nullcontext())
+    commits = _Commits(state, metrics, on_chunk)
     for number, prepared in enumerate(slices):
-        survivors = race.survivors(state.table.scores, number)
-        scored = ~np.isnan(state.table.scores[survivors, race.columns(number).start])
+        survivors = race.survivors(table.scores, number)
+        scored = ~np.isnan(table.scores[survivors, race.columns(number).start])
         remaining = survivors[~scored]
         if not remaining.size:
             continue
@@ -127,54 +129,47 @@ def search(
         for start in range(0, len(remaining), engine.chunk):
             indices = remaining[start : start + engine.chunk]
             outputs = engine.run(population[indices], prepared)
-            commits.settle()
-            _record(state.table, outputs, indices, race, number)
-            commits.begin(_report(state, outputs, len(indices), survivors, race, number, commits.waited))
-        commits.settle()
-        commits.tell()
+            commits.wait()
+            _record(table, outputs, indices, race, number)
+            commits.begin(table, _report(state.step + 1, table, outputs, len(indices), survivors, race, number, commits.waited))
+        commits.wait()
+        commits.report_written()
+    return table
 
 
 class _Commits:
-    """The commit that is being written, and the news of the one before.
+    """The commit that is being written, and the report of the one before.
 
     Attributes:
         waited: seconds that the search stood still for the last one.
     """
 
-    def __init__(
-        self,
-        state: RunState,
-        metrics: MetricsLog,
-        on_chunk: Callable[[ChunkReport], None],
-        committing: contextlib.AbstractContextManager[Any],
-    ):
-        self._state, self._metrics, self._on_chunk, self._committing = state, metrics, on_chunk, committing
+    def __init__(self, state: RunState, metrics: MetricsLog, on_chunk: Callable[[ChunkReport], None]):
+        self._state, self._metrics, self._on_chunk = state, metrics, on_chunk
+        self._writing: ChunkReport | None = None
         self._written: ChunkReport | None = None
-        self._news: ChunkReport | None = None
         self.waited = 0.0
 
-    def settle(self) -> None:
-        """Waits for the commit that was begun, if any."""
-        if self._written is None:
+    def wait(self) -> None:
+        """Waits for the commit under way, if any."""
+        if self._writing is None:
             return
-        with self._committing:
-            started = time.perf_counter()
-            self._state.settle()
-            self.waited += time.perf_counter() - started
-        self._news, self._written = self._written, None
+        started = time.perf_counter()
+        self._state.wait()
+        self.waited += time.perf_counter() - started
+        self._written, self._writing = self._writing, None
 
-    def begin(self, report: ChunkReport) -> None:
-        """Begins the next, and tells of the one before: in this order, so that a caller who stops at the news loses no chunk."""
-        with self._committing:
-            self._metrics.append(asdict(report))
-            started = time.perf_counter()
-            self._state.commit()
-            self.waited = time.perf_counter() - started
-        self._written = report
-        self.tell()
+    def begin(self, table: ScoreTable, report: ChunkReport) -> None:
+        """Begins the next and reports the one before: in this order, so that a caller who stops at the report loses no chunk."""
+        self._metrics.append(asdict(report))
+        started = time.perf_counter()
+        table.commit(self._state)
+        self.waited = time.perf_counter() - started
+        self._writing = report
+        self.report_written()
 
-    def tell(self) -> None:
-        report, self._news = self._news, None
+    def report_written(self) -> None:
+        report, self._written = self._written, None
         if report is not None:
             self._on_chunk(report)
 
@@ -192,12 +187,14 @@ def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, race: Race
     table.seconds += outputs.seconds
 
 
-def _report(state: RunState, outputs: Outputs, count: int, survivors: np.ndarray, race: Race, number: int, commit_s: float) -> ChunkReport:
-    table, columns = state.table, race.columns(number)
+def _report(
+    chunk: int, table: ScoreTable, outputs: Outputs, count: int, survivors: np.ndarray, race: Race, number: int, commit_s: float
+) -> ChunkReport:
+    columns = race.columns(number)
     asked = table.scores[survivors, : columns.stop]
     means = candidate_scores(asked[~np.isnan(asked[:, columns.start])])
     return ChunkReport(
-        chunk=state.step + 1,
+        chunk=chunk,
         round=number + 1,
         rounds=len(race.ends),
         examples=columns.stop - columns.start,

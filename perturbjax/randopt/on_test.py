@@ -25,7 +25,7 @@ def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], float]:
     union = np.unique(np.concatenate([members, random_members]))
     outputs = run_members(flow.engine, flow.population, union, prepared, "test split: candidates", flow.on_stage)
     voters = outputs.take(np.searchsorted(union, members))
-    unselected = vote_curve(flow.task, examples, outputs.take(np.searchsorted(union, random_members)))
+    unselected = vote_curve(outputs.take(np.searchsorted(union, random_members)))
 
     stage = "test split: base and its samples"
     flow.on_stage(stage, 0, 3)
@@ -36,7 +36,7 @@ def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], float]:
     flow.on_stage(stage, 2, 3)
     samples = flow.samples(prepared, flow.top_k, selection.temperature, "test samples")
     flow.on_stage(stage, 3, 3)
-    consistency = vote_curve(flow.task, examples, samples)
+    consistency = vote_curve(samples)
 
     base_scores = base.scores[0]
     prompt_figures = entry(prompted.scores[0], prompted.lenient[0], prompted.tokens[0], chosen.prompt_tokens)
@@ -63,7 +63,7 @@ def _randopt(
     flow: Flow, chosen: Chosen, voters: Outputs, base_scores: np.ndarray, rivals: dict[str, np.ndarray]
 ) -> dict[str, RandOptEntry]:
     """RandOpt at every K, beside rivals of (K, B) scores."""
-    votes = vote_curve(flow.task, flow.splits.test, voters)
+    votes = vote_curve(voters)
     tokens = flow.record.total_tokens + chosen.member_tokens
     means = flow.record.mean_scores[list(chosen.selection.members)]
     entries = {}

@@ -9,7 +9,7 @@ import numpy as np
 from perturbjax.inference.outputs import Outputs
 from perturbjax.noise import Candidate, Population
 from perturbjax.randopt.voting import vote_winners
-from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.base import Example, Template
 
 OnStage = Callable[[str, int, int], None]
 """``on_stage(name, done, total)``: called when a stage starts (done = 0), as it advances and when it ends (done = total)."""
@@ -54,17 +54,11 @@ class VoteCurve:
         return self.scores.mean(axis=1, dtype=np.float64)
 
 
-def vote_keys(task: Task, examples: Sequence[Example], answers: Sequence[Sequence[str | None]]) -> list[list[str | None]]:
-    """R rows of B answers -> R rows of B vote keys; None stays None."""
-    return [[None if a is None else task.vote_key(a, e) for a, e in zip(row, examples, strict=True)] for row in answers]
-
-
-def vote_curve(task: Task, examples: Sequence[Example], outputs: Outputs) -> VoteCurve:
+def vote_curve(outputs: Outputs) -> VoteCurve:
     """Votes of the models of ``outputs``, which stand in rank order, best first."""
-    keys = vote_keys(task, examples, outputs.answers)
-    winners = vote_winners(list(zip(*outputs.answers, strict=True)), list(zip(*keys, strict=True))).T  # (K, B)
+    winners = vote_winners(list(zip(*outputs.answers, strict=True)), list(zip(*outputs.keys, strict=True))).T  # (K, B)
     spokesman = np.maximum(winners, 0)
-    columns = np.arange(len(examples))
+    columns = np.arange(outputs.scores.shape[1])
     return VoteCurve(outputs.scores[spokesman, columns], outputs.lenient[spokesman, columns], np.cumsum(outputs.tokens))
 
 

@@ -1,179 +1,199 @@
-"""``perturbjax search``: the whole RandOpt run, from settings to report, resumable at every point."""
+"""The whole RandOpt run, from settings to report, resumable at every point; ``run`` is the entry from Python."""
 
 import contextlib
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import numpy as np
 
-from perturbjax.cluster.distributed import Team, join
+from perturbjax.cluster import broadcast_json, is_main, on_main
 from perturbjax.cluster.peers import Peers
-from perturbjax.cluster.preemption import Notice, exit_on_notice
 from perturbjax.errors import InputError
+from perturbjax.inference import EncodedBatch, Engine
 from perturbjax.randopt.artifacts import write_candidates
-from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt.config import Config
+from perturbjax.randopt.controls import Evaluation, SearchRecord, evaluate_run
+from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.loop import ChunkReport, search
-from perturbjax.randopt.setup import Parts, continue_run, describe_run, follow, load_parts, make_engine, require
-from perturbjax.randopt.table import ScoreTable
-from perturbjax.records import to_json
+from perturbjax.randopt.replies import run_base
+from perturbjax.randopt.results import Results, read_results
+from perturbjax.randopt.setup import Parts, continue_run, describe_run, load_parts, make_engine
+from perturbjax.randopt.table import ScoreTable, open_state
+from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
-from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.console import Console
+from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import write_json
+from perturbjax.runs.identity import differences
+from perturbjax.runs.machine import require
 from perturbjax.runs.metrics import MetricsLog
-from perturbjax.runs.profile import check_profile, trace_candidates
+from perturbjax.runs.profile import check_profile, trace
 from perturbjax.runs.rundir import RunDirectory, default_path
-from perturbjax.runs.state import RunState
-
-if TYPE_CHECKING:
-    from perturbjax.inference import Engine, Prepared
-    from perturbjax.randopt.controls import Evaluation
 
 
-def run_search(config: SearchConfig, console: Console) -> None:
-    """Search, evaluate, report. Everything is validated before the run directory is made; every stage that is done is not done again.
+def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
+    """Searches, evaluates on held-out questions, writes the run directory and its report.
+
+    Everything is validated before the run directory is made, and no stage that is done is done again. In a run of several processes all of
+    them call it; process 0 writes.
+
+    Args:
+        config: the settings; its process fields are those that ``cluster.preemption.cluster_run`` has joined by.
+        progress: told what goes on, on process 0.
+        peers: the other processes, if a command runs this: gets the advice and the ``freeze`` for the case that the run must end early.
+
+    Returns:
+        The content of results.json.
 
     Raises:
         InputError: the settings, or what they name, cannot be used; no directory was made or changed.
         Exception: anything else, with a note that says what is safe and how to go on.
     """
-    config.validate()
-    # Orbax logs a failed write with the tracebacks of all its threads; the error itself comes to us.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    host = None
-    if config.coordinator is not None:
-        host = join(config.coordinator, config.num_processes, config.process_id)
-    use_compile_cache(config.compile_cache, console)
-    with Peers(host, console.note) as peers, exit_on_notice(console, peers.advice, peers) as notice:
-        if not peers.leads:
-            follow(config)
-            return
-        with Team().leading():
-            _lead(config, console, peers, notice)
-
-
-def _lead(config: SearchConfig, console: Console, peers: Peers, notice: Notice) -> None:
-    """The search, on the one process that decides, writes and prints."""
     started = time.perf_counter()
-    if config.profile is not None:
-        check_profile(config.profile)
-    require("jinja2", "matplotlib")
-    if config.out is not None:
-        RunDirectory(config.out).check_usable(config.resume)
-    parts = load_parts(config, console)
-    directory = RunDirectory(config.out or default_path(parts.task.name, parts.model.name, parts.identity))
-    if directory.check_usable(config.resume):
-        continue_run(directory, parts)
-        console.note(f"continuing the run in {directory.path}")
+    config.validate()
+    progress, peers = progress if is_main() else SILENT, peers or Peers(None, SILENT.note)
+    on_main(lambda: _check(config))
+    parts = load_parts(config, progress.note)
+    _check_agreement(parts)
+    directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity))
+    # Prompts that show the date show the same one on all processes, and after a resume that of the first day.
+    parts.model.tokenizer.clock = on_main(lambda: _claim(directory, parts, progress))
     engine = make_engine(parts)
-    prepared = prepare_all(parts, engine)
-    slices = prepare_rounds(parts, engine, prepared)
-    console.note(f"strategy {', '.join(dict.fromkeys(part.strategy for part in slices))}")
-    if not directory.config.exists():
-        directory.create(parts.identity, describe_run(parts))
-    again = f"what {directory.path} had committed is intact; continue with: perturbjax search ... --out {directory.path} --resume"
-    peers.advice = notice.advice = again
-    with directory.locked():
+    whole = prepare_all(parts, engine)
+    slices = prepare_rounds(parts, engine, whole)
+    progress.note(f"strategy {', '.join(dict.fromkeys(part.strategy for part in slices))}")
+    on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
+    peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax randopt ... --out {directory.path} --resume"
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(directory.locked()))
         try:
-            finished = directory.results.exists() and directory.ensemble.exists()
-            # Before the search, because it compiles the programs: what the chunks are timed at is scoring alone.
-            base = None if finished else score_base(engine, prepared, slices, console)
-            if config.profile is not None:
-                trace_candidates(engine, parts.population, slices[0], config.profile, console)
-            table = score_population(parts, engine, slices, directory, console, notice)
-            write_candidates(directory.candidates, parts.population.sigma_of(np.arange(config.population)), table.scores)
-            if base is not None:
-                evaluation = evaluate_population(parts, engine, base, table, console)
-                save_ensemble(parts, evaluation, directory)
-                seconds = evaluation.results.seconds | {"process": time.perf_counter() - started}
-                # Last, so that a run with results.json is a run with everything before it.
-                write_json(directory.results, to_json(replace(evaluation.results, seconds=seconds)))
-            finish(directory, console)
+            _stages(parts, engine, whole, slices, directory, progress, peers, started)
+            return from_json(Results, on_main(lambda: _finish(directory, progress)), str(directory.results))
         except InputError:
             raise
         except BaseException as error:
-            error.add_note(again)
+            error.add_note(peers.advice)
             raise
 
 
-def prepare_all(parts: Parts, engine: "Engine") -> "Prepared":
-    """The search split as the engine wants it, and the certainty that no prompt of any split and template is too long for the model."""
+def _check(config: Config) -> None:
+    """Refuses what would fail after hours, before anything is loaded."""
+    if config.run.profile is not None:
+        check_profile(config.run.profile)
+    require("jinja2", "matplotlib")
+    if config.run.out is not None:
+        RunDirectory(config.run.out).check_usable(config.run.resume)
+
+
+def _check_agreement(parts: Parts) -> None:
+    """Raises ``InputError`` on a process whose settings, task or model are not those of process 0: it would compute something else."""
+    if found := differences(parts.identity, broadcast_json(parts.identity)):
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
+
+
+def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> str | None:
+    """On process 0: checks that the run may be written there; returns the date that its prompts show."""
+    if directory.check_usable(parts.config.run.resume):
+        continue_run(directory, parts)
+        progress.note(f"continuing the run in {directory.path}")
+    return parts.model.tokenizer.clock
+
+
+def _stages(
+    parts: Parts,
+    engine: Engine,
+    whole: EncodedBatch,
+    slices: Sequence[EncodedBatch],
+    directory: RunDirectory,
+    progress: Progress,
+    peers: Peers,
+    started: float,
+) -> None:
+    """What is not done yet of: the base, the population, the choices and the test, each written when it is known."""
+    finished = on_main(lambda: directory.results.exists() and directory.ensemble.exists())
+    # Before the search, because it compiles the programs: what the chunks are timed at is scoring alone.
+    base = None if finished else score_base(engine, whole, slices, progress)
+    if parts.config.run.profile is not None:
+        _trace(parts, engine, slices[0], parts.config.run.profile, progress)
+    table = score_population(parts, engine, slices, directory, progress, peers)
+    sigmas = parts.population.sigma_of(np.arange(len(parts.population)))
+    on_main(lambda: write_candidates(directory.candidates, sigmas, table.scores))
+    if base is None:
+        return
+    evaluation = evaluate_population(parts, engine, base, table, progress)
+    ensemble = Ensemble(parts.population, evaluation.members, parts.noise, parts.fingerprint, scores=evaluation.scores)
+    on_main(lambda: ensemble.save(directory.ensemble))
+    seconds = evaluation.results.seconds | {"process": time.perf_counter() - started}
+    # Last, so that a run with results.json is a run with everything before it.
+    on_main(lambda: write_json(directory.results, to_json(replace(evaluation.results, seconds=seconds))))
+
+
+def prepare_all(parts: Parts, engine: Engine) -> EncodedBatch:
+    """The search split encoded, and the certainty that no prompt of any split and template is too long for the model."""
     examples = (*parts.splits.select, *parts.splits.test)
     for template in parts.task.templates:
         engine.prepare(examples, template)
     return engine.prepare(parts.splits.search, parts.template)
 
 
-def prepare_rounds(parts: Parts, engine: "Engine", prepared: "Prepared") -> list["Prepared"]:
-    """The search split as the engine wants it, one part for each round of the race."""
+def prepare_rounds(parts: Parts, engine: Engine, whole: EncodedBatch) -> list[EncodedBatch]:
+    """The search split encoded, one part for each round of the race; ``whole`` is all of it."""
     race = parts.config.race
     if len(race.ends) == 1:
-        return [prepared]
+        return [whole]
     return [engine.prepare(parts.splits.search[race.columns(number)], parts.template) for number in range(len(race.ends))]
 
 
-def score_base(engine: "Engine", prepared: "Prepared", slices: Sequence["Prepared"], console: Console) -> tuple[np.ndarray, int]:
+def score_base(engine: Engine, whole: EncodedBatch, slices: Sequence[EncodedBatch], progress: Progress) -> tuple[np.ndarray, int]:
     """The unperturbed base on the search split, in the slices that the candidates get: its (D,) scores, and the tokens of all in one."""
-    from perturbjax.randopt.replies import run_base
-
     scores, generated = [], 0
-    with console.progress("compiling, base", len(slices), unit="slice") as progress:
+    with progress.bar("compiling, base", len(slices), unit="slice") as bar:
         for number, part in enumerate(slices, start=1):
-            replies = run_base(engine, part)
-            scores.append(replies.scores[0])
-            generated += int(replies.tokens[0]) - part.prompt_tokens
-            progress.update(number, score=f"{np.concatenate(scores).mean():.3f}")
-    return np.concatenate(scores), prepared.prompt_tokens + generated
+            outputs = run_base(engine, part)
+            scores.append(outputs.scores[0])
+            generated += int(outputs.tokens[0]) - part.prompt_tokens
+            bar.update(number, score=f"{np.concatenate(scores).mean():.3f}")
+    return np.concatenate(scores), whole.prompt_tokens + generated
 
 
 def score_population(
-    parts: Parts,
-    engine: "Engine",
-    slices: Sequence["Prepared"],
-    directory: RunDirectory,
-    console: Console,
-    notice: Notice,
+    parts: Parts, engine: Engine, slices: Sequence[EncodedBatch], directory: RunDirectory, progress: Progress, peers: Peers
 ) -> ScoreTable:
-    """Complete the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
+    """Completes the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
     race = parts.config.race
-    with (
-        RunState.open(directory.state, race.candidates, race.examples, parts.identity, len(slices)) as state,
-        contextlib.ExitStack() as bars,
-    ):
-        notice.flush = state.settle
+    with open_state(directory.state, race, parts.identity) as state, contextlib.ExitStack() as bars:
+        peers.freeze = state.freeze
         for warning in state.warnings:
-            console.note(f"perturbjax: warning: {warning}")
-        if not state.table.done.any() and directory.candidates.exists():
+            progress.note(f"perturbjax: warning: {warning}")
+        if not state.step and on_main(lambda: directory.candidates.exists()):
             raise InputError(
                 f"{directory.state}: the saved state is missing, candidates.parquet is not; restore it, or delete {directory.path}"
             )
-        progress: Any = None
+        bar: Any = None
 
         def on_round(number: int, done: int, total: int) -> None:
-            nonlocal progress
+            nonlocal bar
             bars.close()
             label = "search" if len(slices) == 1 else f"search, round {number + 1} of {len(slices)}"
-            progress = bars.enter_context(console.progress(label, total, done))
+            bar = bars.enter_context(progress.bar(label, total, done))
 
         def on_chunk(report: ChunkReport) -> None:
             figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
-            progress.update(report.done, **figures)
+            bar.update(report.done, **figures)
 
-        search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk, notice.committing)
-        if bad := sum(state.table.nonfinite):
+        table = search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk)
+        if bad := sum(table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
-            console.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower --sigmas")
-        return state.table
+            progress.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower --sigmas")
+        return table
 
 
-def evaluate_population(parts: Parts, engine: "Engine", base: tuple[np.ndarray, int], table: ScoreTable, console: Console) -> "Evaluation":
-    """Choose on the select split and measure on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
-    from perturbjax.randopt.controls import SearchRecord, evaluate_run
-
+def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, int], table: ScoreTable, progress: Progress) -> Evaluation:
+    """Chooses on the select split and measures on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
     record = SearchRecord(
         race=parts.config.race,
         scores=table.scores,
@@ -183,7 +203,7 @@ def evaluate_population(parts: Parts, engine: "Engine", base: tuple[np.ndarray, 
         seconds=table.seconds,
         nonfinite=table.nonfinite,
     )
-    with console.stages() as on_stage:
+    with progress.stages() as on_stage:
         return evaluate_run(
             engine,
             parts.task,
@@ -191,28 +211,33 @@ def evaluate_population(parts: Parts, engine: "Engine", base: tuple[np.ndarray, 
             parts.population,
             record,
             model=Source(parts.model.name, parts.model.source),
-            top_k=parts.config.top_k,
+            top_k=parts.config.search.top_k,
             template=parts.template,
-            seed=parts.config.seed,
+            seed=parts.config.search.seed,
             on_stage=on_stage,
         )
 
 
-def save_ensemble(parts: Parts, evaluation: "Evaluation", directory: RunDirectory) -> None:
-    """Write ensemble.json: the members that the select split chose."""
-    from perturbjax.randopt.ensemble import Ensemble
+def _trace(parts: Parts, engine: Engine, batch: EncodedBatch, directory: Path, progress: Progress) -> None:
+    """Traces the scoring of as many candidates as are in flight at once; their scores are thrown away."""
+    few = parts.population[: engine.mesh.size * engine.in_flight]
+    engine.run(few, batch)  # compiles, if a finished run has left that to us
+    if is_main():
+        seconds = trace(directory, lambda: engine.run(few, batch))
+        progress.note(f"traced {len(few.index)} candidates in {seconds:.1f} s; open the trace with: xprof --logdir {directory}")
+    else:
+        engine.run(few, batch)
 
-    Ensemble(parts.population, evaluation.members, parts.noise, parts.fingerprint, scores=evaluation.scores).save(directory.ensemble)
 
-
-def finish(directory: RunDirectory, console: Console) -> None:
-    """Write the report, show the table, say where things are."""
+def _finish(directory: RunDirectory, progress: Progress) -> Any:
+    """On process 0: writes the report, shows the table, says where things are; returns the results as JSON."""
     from perturbjax.randopt.report import write_report
-    from perturbjax.randopt.results import read_results
     from perturbjax.randopt.results_table import results_table
 
     report = write_report(directory.path)
-    console.line(results_table(read_results(directory.results)))
-    console.line()
-    console.line(f"run directory  {directory.path.absolute()}")
-    console.line(f"report         {Path(report).absolute()}")
+    results = read_results(directory.results)
+    progress.line(results_table(results))
+    progress.line()
+    progress.line(f"run directory  {directory.path.absolute()}")
+    progress.line(f"report         {Path(report).absolute()}")
+    return to_json(results)

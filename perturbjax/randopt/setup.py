@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
 from perturbjax.inference.fingerprint import task_fingerprint
@@ -78,7 +79,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     for rule in covered.unused_rules:
         note(f"perturbjax: warning: noise rule {rule.pattern!r} matches no parameter")
     note(f"noise {noise.distribution}: moves {covered.fraction:.1%} of {covered.total:,} parameters")
-    base = fingerprint(model.params)
+    base = on_main(lambda: fingerprint(model.params))  # reads all of the weights, of which the others read their part alone
     identity = make_identity(config, base, dtype, task, template.name, vars(splits))
     return Parts(config, task, template, splits, model, noise, population, dtype, base, identity)
 

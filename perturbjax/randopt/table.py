@@ -1,13 +1,14 @@
-"""What a search knows of its candidates, and the one form in which that goes to disk and to other processes: a row of words each."""
+"""What a search knows of its candidates."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from perturbjax.runs.identity import digest
+from perturbjax.randopt.racing import Race
+from perturbjax.runs.identity import Identity
+from perturbjax.runs.state import RunState
 
 
 @dataclass
@@ -27,38 +28,33 @@ class ScoreTable:
     seconds: float = 0.0
 
     @classmethod
-    def empty(cls, candidates: int, examples: int, rounds: int = 1) -> Self:
-        return cls(
-            scores=np.full((candidates, examples), np.nan, np.float32),
-            tokens=np.zeros((candidates, rounds), np.int64),
-            nonfinite=[0] * rounds,
-        )
+    def empty(cls, race: Race) -> Self:
+        """Nothing scored yet."""
+        rounds = len(race.ends)
+        scores = np.full((race.candidates, race.examples), np.nan, np.float32)
+        return cls(scores, np.zeros((race.candidates, rounds), np.int64), [0] * rounds)
 
     @classmethod
-    def of(cls, rows: np.ndarray, examples: int, nonfinite: list[int], seconds: float) -> Self:
-        """The table whose ``rows`` these are."""
-        scores = np.ascontiguousarray(rows[:, :examples]).view(np.float32)
-        return cls(scores, np.ascontiguousarray(rows[:, examples:]).view(np.int64), nonfinite, seconds)
+    def of(cls, state: RunState, race: Race) -> Self:
+        """As last committed."""
+        if not state.step:
+            return cls.empty(race)
+        return cls(state.tree["scores"].copy(), state.tree["tokens"].copy(), list(state.record["nonfinite"]), state.record["seconds"])
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(N, D, R)."""
-        return (*self.scores.shape, self.tokens.shape[1])
+    def commit(self, state: RunState) -> None:
+        """Begins to write the table as the state's next step."""
+        state.commit(self._tree, {"nonfinite": list(self.nonfinite), "seconds": self.seconds})
 
     @property
     def done(self) -> np.ndarray:
         """(N,) bool, which candidates are scored on at least the examples of the first round."""
         return ~np.isnan(self.scores[:, 0])
 
-    def rows(self) -> np.ndarray:
-        """(N, D + 2R) uint32: the bits of a candidate's scores, then those of its tokens, low word first. Of one type, and one that JAX
-        keeps as it is: it would make int32 of int64."""
-        return np.concatenate([self.scores.view(np.uint32), self.tokens.astype("<i8").view(np.uint32)], axis=1)
+    @property
+    def _tree(self) -> dict[str, Any]:
+        return {"scores": self.scores, "tokens": self.tokens}
 
 
-def checksum(rows: np.ndarray, record: Mapping[str, Any]) -> str:
-    """sha256 over the rows and everything that is recorded beside them."""
-    hasher = sha256(digest(dict(record)).encode())
-    hasher.update(f"{rows.dtype} {rows.shape}".encode())
-    hasher.update(np.ascontiguousarray(rows).data)
-    return hasher.hexdigest()
+def open_state(directory: Path, race: Race, identity: Identity) -> RunState:
+    """The state of a search; ``ScoreTable.of`` reads it. Raises as ``RunState.open``."""
+    return RunState.open(directory, identity, ScoreTable.empty(race)._tree)

@@ -2,19 +2,39 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 _PLAIN_INTERVAL_S = 15.0  # between two plain progress lines, so that a log of a long run stays readable
+
+
+class Progress(Protocol):
+    """What a run tells about itself while it works. ``Console`` is the command line's; ``SILENT`` is that of a run from Python."""
+
+    def line(self, text: str = "") -> None:
+        """One line of the outcome."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line about the work itself."""
+        ...
+
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Bar":
+        """The progress of one stage, as a context manager."""
+        ...
+
+    def stages(self) -> AbstractContextManager[Callable[[str, int, int], None]]:
+        """A context manager that gives a callback (stage, done, total) for stages that follow each other."""
+        ...
 
 
 class Console:
     """The one place that prints."""
 
     def __init__(self) -> None:
-        self._stage: Progress | None = None
+        self._stage: Bar | None = None
 
     def line(self, text: str = "") -> None:
         """One line for the person who asked, on stdout."""
@@ -24,15 +44,15 @@ class Console:
         """One line about the work itself, on stderr."""
         print(text, file=sys.stderr, flush=True)
 
-    def progress(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Progress":
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Bar":
         """A bar when stderr is a terminal, plain lines otherwise; use as a context manager."""
-        return Progress(self, label, total, done, unit, bar=sys.stderr.isatty())
+        return Bar(self, label, total, done, unit, drawn=sys.stderr.isatty())
 
     def on_stage(self, name: str, done: int, total: int) -> None:
         """A callback for work that reports (stage, done, total): a new progress when done is 0, closed when done reaches total."""
         if self._stage is None or done == 0:
             self.close_stage()
-            self._stage = self.progress(name, total, unit="step")
+            self._stage = self.bar(name, total, unit="step")
         self._stage.update(done)
         if done >= total:
             self.close_stage()
@@ -43,7 +63,7 @@ class Console:
             self._stage = None
 
     @contextmanager
-    def stages(self) -> Iterator[Any]:
+    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
         """``on_stage`` for the time of a block, with no half-drawn bar left behind if the block fails."""
         try:
             yield self.on_stage
@@ -51,15 +71,31 @@ class Console:
             self.close_stage()
 
 
-class Progress:
+class _Silent(Console):
+    """Prints nothing."""
+
+    def line(self, text: str = "") -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Bar":
+        return Bar(self, label, total, done, unit, drawn=False)
+
+
+SILENT = _Silent()
+
+
+class Bar:
     """Progress of one stage; ``update`` takes the total done so far and figures to show beside it."""
 
-    def __init__(self, console: Console, label: str, total: int, done: int, unit: str, bar: bool):
+    def __init__(self, console: Console, label: str, total: int, done: int, unit: str, drawn: bool):
         self._console, self._label, self._total, self._unit = console, label, total, unit
         self._started, self._from, self._done = time.monotonic(), done, done
         self._last = self._started
-        self._bar = None
-        if bar:
+        self._bar: Any = None
+        if drawn:
             from tqdm import tqdm
 
             self._bar = tqdm(desc=label, total=total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True, smoothing=0.1)

@@ -1,13 +1,14 @@
-"""The score matrix of a run, committed by Orbax after every chunk and verified before it is believed.
+"""The committed state of a run: any pytree and a JSON record, written by Orbax while the next work runs, verified before it is believed.
 
-A commit is begun when a chunk is scored and written while the next one is: so a kill at any moment costs the chunk in flight and, at most,
-the one before it, whose write had not ended. What ``settle`` has returned for is on disk and stays.
+A commit begins when a chunk of work is done and is written while the next one is: so a kill at any moment costs the chunk in flight and, at
+most, the one before it, whose write had not ended. What ``wait`` has returned for is on disk and stays. NOTES.md has the protocol.
 """
 
 import contextlib
 import secrets
 import shutil
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,101 +17,114 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from perturbjax.cluster.distributed import Team
+from perturbjax.cluster import gather, on_main
 from perturbjax.errors import InputError
+from perturbjax.runs.blocks import block_digests, check_digests
 from perturbjax.runs.files import TEMPORARY_SUFFIX
 from perturbjax.runs.identity import Identity, identity_digest
-from perturbjax.runs.share import KIND, RECORD, ROWS, TABLE, WRITE_S, Share
-from perturbjax.randopt.table import ScoreTable, checksum
+from perturbjax.tree import digest
 
-FORMAT = 2
+FORMAT = 3
 """Of a commit; raised by any change that an older version would misread."""
+TREE, RECORD = "tree", "record"
+"""The two items of a commit."""
+KEPT = 2
+"""The last commit and the one before, so that damage to the last costs a chunk and not the run."""
+WRITE_S = 120
+"""How long processes wait for each other's part of a write, in seconds; a part that cannot be written fails the run then, if not before."""
+VISIBLE_S = 20.0
+"""How long a file may take from one process to another, over a network file system."""
 _UNFINISHED = ".orbax-checkpoint-tmp"
-_PIECE_ROWS = 1 << 14
-"""Rows of one message to the other processes."""
 
 
 @dataclass
 class RunState:
-    """The committed state of a run, on process 0: use as a context manager, read ``table``, change it, ``commit()``, ``settle()``.
+    """The state of a run on all its processes, which call every method together; a context manager.
 
     Attributes:
-        table: as last committed, plus what the caller changed since.
-        step: number of commits begun so far; all but the last are on disk, and that too after ``settle``.
+        directory: ``state/`` of the run, the same for all processes.
+        identity: digest of the run's identity.
+        tree: as last committed or restored. Leaves are numpy arrays, the same on every process and written by process 0, or ``jax.Array``s
+            sharded over a mesh, of which every process writes its own shards.
+        record: JSON that belongs to it; {} before the first commit.
+        step: number of commits begun so far; all but the last are on disk, and that too after ``wait``.
         warnings: what had to be worked around while opening, one line each.
     """
 
     directory: Path
-    identity: Identity
-    table: ScoreTable
+    identity: str
+    tree: Any
+    record: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     warnings: list[str] = field(default_factory=list)
-    _share: Share = field(default_factory=Share)
-    _sent: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint32))
-    _waiting: threading.Lock = field(default_factory=threading.Lock)
+    _manager: Any = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, directory: Path, candidates: int, examples: int, identity: Identity, rounds: int = 1) -> "RunState":
-        """Start a state, or restore the newest commit that is whole; by whatever mesh and number of processes it was written.
+    def open(cls, directory: Path, identity: Identity, like: Any) -> Self:
+        """Starts a state, or restores the newest commit that is whole, by whatever mesh and number of processes it was written.
 
         Args:
-            directory: ``state/`` of the run; made if it does not exist. All processes must see it.
-            candidates: N.
-            examples: D.
-            identity: of the run; a state of another run is refused.
-            rounds: R, of its race.
+            directory: made if it does not exist. All processes must see it.
+            identity: of the run; the state of another run is refused.
+            like: the tree of a run that starts. It gives the structure, shapes and dtypes, and of ``jax.Array``s (or
+                ``jax.ShapeDtypeStruct``s) the sharding that they are restored to.
 
         Raises:
             InputError: there are commits and none is whole, or they belong to another run. Damage is never read as data.
         """
-        if directory.exists() and not directory.is_dir():
-            raise _damaged(directory, "it is not a directory")
-        if directory.exists():
-            # What a kill in mid-commit leaves. Orbax's own cleaning up misses a step that was whole but not yet renamed.
-            for leftover in directory.glob(f"*{_UNFINISHED}*"):
-                shutil.rmtree(leftover)
-        state = cls(directory, identity, ScoreTable.empty(candidates, examples, rounds))
+        state = cls(directory, identity_digest(identity), like)
+        steps = on_main(lambda: _prepare(directory))
+        _check_visible(directory)
+        reader = _reader(directory)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            manager = _reader(directory)
-        except Exception as error:
-            raise _damaged(directory, f"it cannot be opened ({_first_line(error)})") from error
-        try:
-            state._restore(manager)
+            state._restore(reader, steps)
         finally:
-            manager.close()
-        state._begin()
+            reader.close()
+        state._manager = _writer(directory)
         return state
 
-    def commit(self) -> None:
-        """Begin to write the table as the next step, once the commit before is on disk. During it, the step before stands.
+    def commit(self, tree: Any, record: dict[str, Any]) -> None:
+        """Begins to write the next step, once the commit before is on disk. Until it is written, the step before stands.
+
+        Args:
+            tree: as ``like``; copied, so numpy leaves may be changed afterwards.
+            record: a JSON object.
 
         Raises:
-            OSError: it, or the one before, could not be written in whole (a full disk); the commits before stand.
+            OSError: it, or the one before, could not be written as a whole (a full disk); the commits before stand.
         """
-        self.settle()
-        rows, step = self.table.rows(), self.step + 1
-        changed = np.flatnonzero((rows != self._sent).any(axis=1))
-        for start in range(0, len(changed), _PIECE_ROWS):
-            indices = changed[start : start + _PIECE_ROWS]
-            self._all("update", indices, rows[indices])
-        self._sent = rows
-        record = self._record(step, list(self.table.nonfinite), self.table.seconds)
-        self.step = step
-        try:
-            self._all("save", step, record | {"sha256": checksum(rows, record)})
-        except Exception as error:
-            raise self._not_committed(error) from error
+        import orbax.checkpoint as ocp
 
-    def settle(self) -> None:
-        """Returns when every commit that was begun is on disk, where no kill can lose it.
+        with self._lock:
+            self._wait()
+            step = self.step + 1
+            content = {"format": FORMAT, "step": step, "identity": self.identity, "sha256": block_digests(tree), "record": record}
+            items = {TREE: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(content | {"digest": digest(content)})}
+            self.tree, self.record, self.step = tree, record, step
+            try:
+                if not self._manager.save(step, args=ocp.args.Composite(**items), force=True):
+                    raise OSError(f"Orbax did not save step {step}")
+            except Exception as error:
+                raise self._not_committed(error) from error
+
+    def wait(self) -> None:
+        """Returns when every commit is on disk, where no kill can lose it.
 
         Raises:
-            OSError: the last could not be written in whole; the commits before stand.
+            OSError: the last could not be written as a whole; the commits before stand.
         """
+        with self._lock:
+            self._wait()
+
+    def freeze(self) -> None:
+        """Waits as ``wait`` does and lets no other commit begin in this process; for a thread that ends the process."""
+        self._lock.acquire()
+        self._wait()
+
+    def _wait(self) -> None:
         try:
-            with self._waiting:
-                self._share.wait()
+            self._manager.wait_until_finished()
         except Exception as error:
             raise self._not_committed(error) from error
 
@@ -120,107 +134,142 @@ class RunState:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Waits for the write under way, whatever the reason to leave."""
         if error is None:
-            self.settle()
-            self._all("close")
-            return
-        # The others are not told: they may wait in the middle of the very work that failed. Their part of the write goes on all the same.
-        with contextlib.suppress(Exception):
-            self._share.close()
-
-    def _all(self, method: str, *arguments: Any) -> None:
-        """Calls a method of the share of every process."""
-        Team().announce(KIND, (method, arguments))
-        self._share.obey((method, arguments))
-
-    def _begin(self) -> None:
-        self._sent = np.zeros_like(self.table.rows())
-        probe = self.directory.absolute().parent / f".probe-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-        probe.touch()
-        try:
-            self._all("open", str(self.directory.absolute()), str(probe), self._sent.shape)
-            self._all("wait")  # an order comes through when the others have done the one before: until then they may look for the probe
-        finally:
-            probe.unlink()
+            self.wait()
+        with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):
+            self._manager.close()
 
     def _not_committed(self, error: Exception) -> OSError:
         # Orbax and TensorStore report a full disk in several exception types; all mean that this step is not there.
         reason = _first_line(error)
         if "Barrier timed out" in reason:
             reason = f"not all processes wrote their part within {WRITE_S} s; is a disk full?"
-        return OSError(f"{self.directory}: chunk {self.step} could not be committed ({reason})")
+        return OSError(f"{self.directory}: commit {self.step} could not be written ({reason})")
 
-    def _record(self, step: int, nonfinite: list[int], seconds: float) -> dict[str, Any]:
-        """What is written beside the rows, and covered by their checksum."""
-        return {
-            "format": FORMAT,
-            "step": step,
-            "identity": identity_digest(self.identity),
-            "shape": list(self.table.shape),
-            "nonfinite": nonfinite,
-            "seconds": seconds,
-        }
-
-    def _restore(self, manager: Any) -> None:
-        steps = sorted(manager.all_steps(), reverse=True)
-        known = {str(step) for step in steps}
-        strange = [entry.name for entry in self.directory.iterdir() if entry.name not in known]
-        if strange:
-            raise _damaged(self.directory, f"{sorted(strange)[0]} is not part of a state")
+    def _restore(self, reader: Any, steps: list[int]) -> None:
         reasons: list[str] = []
         for step in steps:
-            try:
-                self.table = self._load(manager, step)
-            except InputError:
-                raise
-            except Exception as error:
-                reasons.append(f"step {step}: {_first_line(error)}")
+            found = on_main(lambda step=step: self._read_record(reader, step))
+            reason = found if isinstance(found, str) else self._read_tree(reader, step, found)
+            # Processes may see different damage; the step is whole if it is for all of them.
+            if gather(np.int32(reason is not None)).any():
+                reasons.append(f"step {step}: {reason or 'damaged for another process'}")
                 continue
-            for newer in (s for s in steps if s > step):
-                # Out of the way of the commit that will take its number.
-                manager.delete(newer)
+            newer = [other for other in steps if other > step]
+            # Out of the way of the commit that will take its number.
+            on_main(lambda newer=newer: [reader.delete(other) for other in newer] and None)
             self.step = step
             if reasons:
                 why = "; ".join(reasons)
-                self.warnings.append(f"{self.directory}: damaged ({why}); continuing from step {step}, what came after it is scored again")
+                self.warnings.append(f"{self.directory}: damaged ({why}); continuing from step {step}, what came after it is done again")
             return
         if reasons:
             raise _damaged(self.directory, "; ".join(reasons))
 
-    def _load(self, manager: Any, step: int) -> ScoreTable:
+    def _read_record(self, reader: Any, step: int) -> dict[str, Any] | str:
+        """What is written beside the tree of a step, or why it is damaged."""
         import orbax.checkpoint as ocp
 
-        # One item at a time: when one of several concurrent reads fails, the others go on behind a closed event loop and complain there.
-        record = manager.restore(step, args=ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()}))[RECORD]
-        if record.get("format") != FORMAT:
-            found = f"step {step} is of format {record.get('format')!r}, this version reads {FORMAT}"
-            raise InputError(f"{self.directory}: {found}; use the version that wrote it, or start anew in another --out")
-        if record["identity"] != identity_digest(self.identity):
-            raise InputError(f"{self.directory}: the state of another run; give the --out it came from, or start anew in another --out")
-        expected = self._record(step, record["nonfinite"], record["seconds"])
-        if {name: value for name, value in record.items() if name != "sha256"} != expected:
-            raise ValueError(f"record of step {record['step']} with scores and rounds of shape {record['shape']}")
-        candidates, examples, _ = self.table.shape
-        # As one numpy array, whoever wrote it; rows beyond the last candidate fill the last share.
-        as_numpy = ocp.args.PyTreeRestore(restore_args={ROWS: ocp.RestoreArgs(restore_type=np.ndarray)})
-        found = np.asarray(manager.restore(step, args=ocp.args.Composite(**{TABLE: as_numpy}))[TABLE][ROWS])
-        rows = found[:candidates]
-        required = self.table.rows()
-        if (rows.shape, rows.dtype) != (required.shape, required.dtype):
-            raise ValueError(f"rows are {found.dtype}{found.shape}, {required.dtype}{required.shape} is required")
-        if checksum(rows, expected) != record["sha256"]:
-            raise ValueError("the checksum does not match")
-        return ScoreTable.of(rows, examples, record["nonfinite"], record["seconds"])
+        try:
+            content = reader.restore(step, args=ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()}))[RECORD]
+            if content.get("format") != FORMAT:
+                said = f"step {step} is of format {content.get('format')!r}, this version reads {FORMAT}"
+                raise InputError(f"{self.directory}: {said}; use the version that wrote it, or start anew in another `out`")
+            if content["identity"] != self.identity:
+                raise InputError(f"{self.directory}: the state of another run; give the `out` it came from, or start anew in another `out`")
+            if content.pop("digest") != digest(content) or content["step"] != step:
+                return f"the record of step {content['step']} does not match its checksum or its place"
+            return content
+        except InputError:
+            raise
+        except Exception as error:
+            return _first_line(error)
+
+    def _read_tree(self, reader: Any, step: int, content: dict[str, Any]) -> str | None:
+        """Restores the tree of a step; or returns why it is damaged, as this process sees it."""
+        import orbax.checkpoint as ocp
+
+        def how(leaf: Any) -> ocp.RestoreArgs:
+            if isinstance(leaf, np.ndarray):
+                return ocp.RestoreArgs(restore_type=np.ndarray)
+            return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=leaf.sharding, global_shape=leaf.shape)
+
+        try:
+            restore = ocp.args.PyTreeRestore(self.tree, restore_args=jax.tree.map(how, self.tree))
+            tree = reader.restore(step, args=ocp.args.Composite(**{TREE: restore}))[TREE]
+            check_digests(tree, self.tree, content["sha256"])
+        except Exception as error:
+            return _first_line(error)
+        self.tree, self.record = tree, content["record"]
+        return None
+
+
+def _prepare(directory: Path) -> list[int]:
+    """On process 0: makes the directory, removes what a kill in mid-commit left, and returns the steps that are there, newest first."""
+    if directory.exists() and not directory.is_dir():
+        raise _damaged(directory, "it is not a directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # Orbax's own cleaning up misses a step that was whole but not yet renamed.
+        for leftover in directory.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(leftover)
+        entries = list(directory.iterdir())
+    except OSError as error:
+        raise _damaged(directory, f"it cannot be opened ({_first_line(error)})") from error
+    if strange := sorted(entry.name for entry in entries if not (entry.is_dir() and entry.name.isdigit())):
+        raise _damaged(directory, f"{strange[0]} is not part of a state")
+    return sorted((int(entry.name) for entry in entries), reverse=True)
+
+
+def _check_visible(directory: Path) -> None:
+    """Raises ``InputError`` on a process that does not see what process 0 writes beside the directory."""
+    if jax.process_count() == 1:
+        return
+    parent = directory.absolute().parent
+    name = f".probe-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    probe = parent / on_main(lambda: (parent / name).touch() or name)
+    deadline = time.monotonic() + VISIBLE_S
+    while True:
+        with contextlib.suppress(OSError):
+            list(parent.iterdir())  # a network file system may remember that the file was not there; a listing refreshes it
+        if probe.exists():
+            break
+        if time.monotonic() > deadline:
+            who = f"process {jax.process_index()} of {jax.process_count()}"
+            raise InputError(f"`out` {parent}: {who} does not see what process 0 wrote there; give a directory that all of them share")
+        time.sleep(0.1)
+    gather(np.int32(0))  # all have seen it
+    on_main(lambda: probe.unlink())
 
 
 def _reader(directory: Path) -> Any:
-    """Orbax's view of what is there, for process 0 alone: it must not wait for the others, who know nothing of it yet."""
+    """Orbax's view of what is there, for this process alone: damage that one process sees must not leave the others in a barrier."""
     import orbax.checkpoint as ocp
 
-    several: dict[str, Any] = {}
-    if jax.process_count() > 1:
-        several["multiprocessing_options"] = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=False, **several)
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}) if jax.process_count() > 1 else None
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=False, **_given(multiprocessing_options=alone))
     return ocp.CheckpointManager(directory.absolute(), options=options)
+
+
+def _writer(directory: Path) -> Any:
+    import orbax.checkpoint as ocp
+
+    count = jax.process_count()
+    # Named processes: Orbax then waits for them through JAX's coordination service. Its other way is a collective on the devices, which a
+    # thread in the background must not begin.
+    every = ocp.options.MultiprocessingOptions(primary_host=0, active_processes=set(range(count)), barrier_sync_key_prefix="state")
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=KEPT,
+        enable_async_checkpointing=True,
+        async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_S),
+        create=False,
+        **_given(multiprocessing_options=every if count > 1 else None),
+    )
+    return ocp.CheckpointManager(directory.absolute(), options=options)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _damaged(directory: Path, reason: str) -> InputError:

@@ -205,7 +205,7 @@ def _program(layers: int, candidates: int, examples: int) -> str:
         choice_values(config, single=True), params, Noise("gaussian"), make_mesh(jax.devices()[:1]), candidates, 1, "lazy"
     )
     (packing,) = pack([1, 2, 3], [ScoringExample([4 + i % 50] * 20, [[1], [2]]) for i in range(examples)], slot_tokens=256)
-    return program.lower(packing.batch.arrays()).as_text()
+    return program.lower(packing.arrays).as_text()
 
 
 def test_the_scoring_program_does_not_grow_with_layers_candidates_or_examples():

@@ -134,16 +134,16 @@ def test_slots_count_their_steps(model):
     stops, expected = stopping(False)
     prompts = (PROMPTS * 7)[:70]
     batch = batch_prompts(PREFIX, prompts)
-    replies = jax.jit(generate_replies(model.config, WIDTH, stops, False))(model.params, None, batch.arrays())
+    replies = jax.jit(generate_replies(model.config, WIDTH, stops, False))(model.params, None, batch)
     tokens = np.asarray(replies.tokens).reshape(-1, WIDTH)
     assert tokens[:70].tolist() == (expected * 7)[:70] and (tokens[70:] == NO_TOKEN).all()
-    slots = np.split(tokens, len(batch.tokens))
+    slots = np.split(tokens, len(batch["tokens"]))
     assert np.asarray(replies.row_steps).tolist() == [counted(slot, 64) for slot in slots]
 
 
 def test_prompts_without_a_common_prefix_run_none(model):
     batch = batch_prompts([], PROMPTS[:4])
-    assert batch.prefix.shape == (1, 0)
-    replies = jax.jit(generate_replies(model.config, WIDTH, (), False))(model.params, None, batch.arrays())
+    assert batch["prefix"].shape == (1, 0)
+    replies = jax.jit(generate_replies(model.config, WIDTH, (), False))(model.params, None, batch)
     expected = [alone(model, prompt, i, False) for i, prompt in enumerate(PROMPTS[:4])]
     assert np.asarray(replies.tokens)[0].tolist() == expected

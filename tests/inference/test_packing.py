@@ -1,5 +1,7 @@
 """Packing: every token, query and choice arrives where the program looks for it, for any mix of lengths."""
 
+from types import SimpleNamespace
+
 import hypothesis.strategies as st
 import jax.numpy as jnp
 import numpy as np
@@ -31,13 +33,13 @@ def test_packed_rows_hold_every_example_once_and_queries_see_its_tokens(items, p
 
 
 def check(packing, items, prefix):
-    batch = packing.batch
+    batch = SimpleNamespace(**packing.arrays)
     used = batch.example >= 0
-    assert used.sum() + len(prefix) * batch.count == packing.tokens and not used[batch.count :].any()
-    assert (batch.tokens[: batch.count, 0, : len(batch.lead)][:, batch.lead] == np.array(prefix, int)).all() and batch.lead.sum() == len(
+    assert used.sum() + len(prefix) * batch.num_valid == packing.tokens and not used[batch.num_valid :].any()
+    assert (batch.tokens[: batch.num_valid, 0, : len(batch.lead)][:, batch.lead] == np.array(prefix, int)).all() and batch.lead.sum() == len(
         prefix
     )
-    assert ((batch.example == SHARED).sum(axis=(1, 2))[: batch.count] == len(prefix)).all()
+    assert ((batch.example == SHARED).sum(axis=(1, 2))[: batch.num_valid] == len(prefix)).all()
     slots, _, width = batch.tokens.shape
     asked: dict[tuple[int, int], list[int]] = {}
     for s, q, e, c in packing.owner:
@@ -59,12 +61,12 @@ def check(packing, items, prefix):
         assert sorted(packing.owner[:, 2]) == list(range(len(items)))
     else:
         assert asked == {(e, c): list(choice) for e, item in enumerate(items) for c, choice in enumerate(item.choices)}
-    assert slots >= batch.count >= 1
+    assert slots >= batch.num_valid >= 1
 
 
 def test_shapes_depend_on_buckets_only():
     def shapes(items):
-        return [{k: np.shape(v) for k, v in packing.batch.arrays().items()} for packing in pack([1, 2], items, 1024)]
+        return [{k: np.shape(v) for k, v in packing.arrays.items()} for packing in pack([1, 2], items, 1024)]
 
     few = [ScoringExample((3,) * 5, ((7,), (8,)))] * 2
     more = [ScoringExample((3,) * n, ((7,), (8,))) for n in range(1, 21)]
@@ -78,7 +80,7 @@ def test_slots_are_few_and_rows_no_more_than_they_need():
     items = [ScoringExample((3,) * 100, ((7,), (8,)))] * 18  # two a row beside a short prefix
     for slot_tokens, (slots, rows) in {256: (9, 1), 1024: (3, 3), 4096: (1, 10)}.items():
         (packing,) = pack([1, 2], items, slot_tokens)
-        assert (packing.batch.count, packing.batch.tokens.shape[1]) == (slots, rows)
+        assert (packing.arrays["num_valid"], packing.arrays["tokens"].shape[1]) == (slots, rows)
 
 
 def test_common_prefix_leaves_each_sequence_a_token():
@@ -90,7 +92,7 @@ def test_common_prefix_leaves_each_sequence_a_token():
 
 def test_unpack_normalises_over_the_choices_of_each_example():
     (packing,) = pack([], [ScoringExample((1, 2), ((3,), (4,))), ScoringExample((5,), ((3,), (4,), (6,)))], 1024)
-    values = np.random.default_rng(0).standard_normal((2, *packing.batch.ids.shape)).astype(np.float32)
+    values = np.random.default_rng(0).standard_normal((2, *packing.arrays["ids"].shape)).astype(np.float32)
     log_probs = unpack([packing], [values])
     assert log_probs.shape == (2, 2, 3) and (log_probs[:, 0, 2] == -np.inf).all()
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1)

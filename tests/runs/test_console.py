@@ -16,10 +16,10 @@ def clock(monkeypatch):
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then_and_one_at_the_end(clock, capsys):
-    with Console().progress("search", 100, done=20) as progress:
+    with Console().bar("search", 100, done=20) as bar:
         for done, moment in ((30, 5.0), (40, 20.0), (41, 21.0), (60, 40.0), (100, 100.0)):
             clock.now = 100.0 + moment
-            progress.update(done, best="0.9")
+            bar.update(done, best="0.9")
     assert capsys.readouterr().err.splitlines() == [
         "search: 40/100, 1.00 candidates/s, 1 min 00 s left, best 0.9",
         "search: 60/100, 1.00 candidates/s, 40 s left, best 0.9",
@@ -29,9 +29,9 @@ def test_without_a_terminal_progress_is_a_line_now_and_then_and_one_at_the_end(c
 
 def test_on_a_terminal_progress_is_a_bar_with_rate_and_figures(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with Console().progress("search", 4) as progress:
-        progress.update(2, best="0.9")
-        progress.update(4, best="0.9")
+    with Console().bar("search", 4) as bar:
+        bar.update(2, best="0.9")
+        bar.update(4, best="0.9")
     err = capsys.readouterr().err
     assert "search: 100%" in err and "4/4" in err and "candidate" in err and "best=0.9" in err
 
