@@ -1,9 +1,10 @@
 """Every dependence on one jax version or backend, with its reason. Nothing else in the package asks for versions or platforms."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
 
@@ -34,10 +35,15 @@ def scan_operands(eqn: JaxprEqn) -> tuple[int, int]:
     return len(list(consts)), len(list(carry))
 
 
-def without_dead_code(closed: ClosedJaxpr) -> ClosedJaxpr:
+def open_jaxpr(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    """A jaxpr and its constants. Up to jax 0.10 a ``ClosedJaxpr`` holds the constants; later there is one class."""
+    return (program.jaxpr, program.consts) if hasattr(program, "consts") else (program, ())
+
+
+def without_dead_code(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
     """The same program less what its outputs do not need, loop outputs included. jax offers this under ``jax.interpreters`` only."""
-    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-    return ClosedJaxpr(jaxpr, closed.consts)
+    jaxpr, consts = open_jaxpr(program)
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0], consts
 
 
 def default_platform() -> str:

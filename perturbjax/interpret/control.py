@@ -42,7 +42,7 @@ def _scan(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
         index, slices = scanned[0], iter(scanned[1])
         inner = [_step_slice(x, index) if isinstance(x, LazyArray) else next(slices) for x in xs]
         with run.usage.repeated(eqn.params["length"]):
-            outputs = run.run_closed(eqn.params["jaxpr"], [*consts, *carry, *inner])
+            outputs = run.run_nested(eqn.params["jaxpr"], [*consts, *carry, *inner])
         outputs = [run.materialize(output, "scan", "an output of the loop") for output in outputs]
         return outputs[: len(init)], outputs[len(init) :]
 
@@ -67,12 +67,12 @@ def _while(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 
     def cond(carry: tuple[Any, ...]) -> Any:
         with run.usage.repeated(WHILE_STEPS):
-            (go_on,) = run.run_closed(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
+            (go_on,) = run.run_nested(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
         return run.materialize(go_on, "while", "a loop condition")
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         with run.usage.repeated(WHILE_STEPS):
-            outputs = run.run_closed(eqn.params["body_jaxpr"], [*body_consts, *carry])
+            outputs = run.run_nested(eqn.params["body_jaxpr"], [*body_consts, *carry])
         return tuple(run.materialize(output, "while", "an output of the loop") for output in outputs)
 
     return list(jax.lax.while_loop(cond, body, init))
@@ -82,7 +82,7 @@ def _cond(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     """Lazy operands stay lazy inside the branches, so noise is made in the branch that is taken."""
 
     def branch(closed: Any, operands: list[Any]) -> list[Any]:
-        return [run.materialize(output, "cond", "an output of a branch") for output in run.run_closed(closed, operands)]
+        return [run.materialize(output, "cond", "an output of a branch") for output in run.run_nested(closed, operands)]
 
     index = run.materialize(values[0], "cond", "the index of the branch")
     return _switch([partial(branch, closed) for closed in eqn.params["branches"]])(index, values[1:])
@@ -124,7 +124,7 @@ def _shard_map(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 
     def local(*shards: Any) -> list[Any]:
         inner = [_shard(shard, spec) if isinstance(shard, LazyArray) else shard for shard, spec in zip(shards, specs, strict=True)]
-        outputs = run.run(params["jaxpr"], (), inner)
+        outputs = run.run_nested(params["jaxpr"], inner)
         return [run.materialize(output, "shard_map", "an output") for output in outputs]
 
     mapped = jax.shard_map(

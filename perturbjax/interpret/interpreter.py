@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from perturbjax import _compat
 from perturbjax.interpret.array import LazyArray
 from perturbjax.interpret.consume import CONSUMERS
 from perturbjax.interpret.control import CONTROL
@@ -55,16 +56,16 @@ class Interpreter:
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def run_closed(self, closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-        return self.run(closed.jaxpr, closed.consts, args)
+    def run_nested(self, program: Any, args: Sequence[Any]) -> list[Any]:
+        """Outputs of a program in an equation's parameters."""
+        return self.run(*_compat.open_jaxpr(program), args)
 
     def _equation(self, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
         name = eqn.primitive.name
         if not any(isinstance(value, LazyArray) for value in values):
             return bind(eqn, values)
         if name in _NESTED:
-            inner = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
-            return self.run_closed(inner, values) if isinstance(inner, ClosedJaxpr) else self.run(inner, (), values)
+            return self.run_nested(eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"], values)
         if name in CONTROL:
             return CONTROL[name](self, eqn, values)
         if name in VIEWS and len(values) == 1:

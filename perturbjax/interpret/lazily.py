@@ -98,13 +98,13 @@ class Lazily:
 
         result: Any = None
         # The base stands in for the perturbed parameter: same shape, dtype and sharding.
-        closed = jax.make_jaxpr(flat)(*(leaf.base if isinstance(leaf, LazyArray) else leaf for leaf in leaves))
+        program = jax.make_jaxpr(flat)(*(leaf.base if isinstance(leaf, LazyArray) else leaf for leaf in leaves))
         # Modules that return their state from a scan or remat would have every layer materialized, only to be thrown away.
-        closed = _compat.without_dead_code(closed)
+        jaxpr, consts = _compat.without_dead_code(program)
         run = Interpreter(usage)
 
         def evaluate(leaves: list[Any]) -> list[Any]:
-            return [run.materialize(output, "return", "the function returns it") for output in run.run_closed(closed, leaves)]
+            return [run.materialize(output, "return", "the function returns it") for output in run.run(jaxpr, consts, leaves)]
 
         return jax.tree.unflatten(result, _forward_only(evaluate)(leaves))
 

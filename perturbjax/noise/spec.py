@@ -73,7 +73,10 @@ class Noise:
 
     def scale_of(self, path: str) -> Scale | None:
         """The scale of a leaf, or None where a rule excludes it."""
-        return next((rule.scale for rule in self.rules if rule.matches(path)), self.scale)
+        for rule in self.rules:
+            if rule.matches(path):
+                return rule.scale
+        return self.scale
 
 
 def is_perturbable(leaf: Any) -> bool:
