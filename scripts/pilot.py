@@ -49,7 +49,7 @@ def main() -> None:
         search, select = engine.prepare(splits.search, template), engine.prepare(splits.select, template)
         scores = run_members(engine, population, np.arange(len(population)), search, "search").scores
         best = top_k(scores, options.top_k)
-        vote = vote_curve(task, splits.select, run_members(engine, population, best, select, "select")).scores[-1]
+        vote = vote_curve(run_members(engine, population, best, select, "select")).scores[-1]
         base = run_base(engine, select).scores[0]
         low, high = paired_bootstrap(vote, base, seed=defaults.seed)
         means = scores.mean(1)

@@ -330,14 +330,14 @@ def test_a_saved_ensemble_votes_as_in_the_run(run, tmp_path):
     ensemble.save(tmp_path / "ensemble.json")
     loaded = Ensemble.load(tmp_path / "ensemble.json")
     prepared = run.engine.prepare(run.splits.test, run.task.templates[0])
-    compared = to_json(compare_to_base(run.engine, run.task, loaded, prepared))
+    compared = to_json(compare_to_base(run.engine, loaded, prepared))
     for k, entry in compared["randopt"].items():
         expected = run.results["randopt"][k]
         assert entry == {key: value for key, value in expected.items() if key in entry} | {"search_tokens": 0}
     assert compared["base"] == {key: value for key, value in run.results["base"].items() if key != "prompt"}
 
     answers = run.answers(run.evaluation.members, "test")
-    predictions = predict(run.engine, run.task, loaded, prepared)
+    predictions = predict(run.engine, loaded, prepared)
     scores = [run.task.score(p.answer, p.example) for p in predictions]
     np.testing.assert_array_equal(scores, run.vote_scores(answers, "test"))
     for b, prediction in enumerate(predictions):

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from perturbjax.inference.outputs import Outputs
+from perturbjax.inference.outputs import Outputs, grade
 from perturbjax.noise import Candidate, Noise, perturb
 from perturbjax.tasks.base import Example, Prompt, Template
 
@@ -116,14 +116,5 @@ class NumpyEngine:
             for row, best in enumerate(logits.argmax(-1))
         ]
 
-        def read(strict: bool):
-            return tuple(tuple(self.task.extract(t, e, strict) for t, e in zip(row, prepared.examples, strict=True)) for row in texts)
-
-        def grade(answers):
-            return np.array([[self.task.score(a, e) for a, e in zip(row, prepared.examples, strict=True)] for row in answers], np.float32)
-
-        strict = read(True)
-        keys = tuple(
-            tuple(None if a is None else self.task.vote_key(a, e) for a, e in zip(row, prepared.examples, strict=True)) for row in strict
-        )
-        return Outputs(strict, keys, grade(strict), grade(read(False)), tokens.astype(np.int64), 0.5, 0)
+        answers, keys, (scores, lenient) = grade(self.task, prepared.examples, texts, np.ones(len(texts), bool))
+        return Outputs(tuple(map(tuple, answers)), tuple(map(tuple, keys)), scores, lenient, tokens.astype(np.int64), 0.5, 0)
