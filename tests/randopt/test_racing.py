@@ -18,8 +18,8 @@ from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.bounds import critical_lead, may_reach_top
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import RACING_RULES, Race
+from perturbjax.randopt.table import open_state
 from perturbjax.runs.metrics import MetricsLog
-from perturbjax.runs.state import RunState
 from perturbjax.scoring import top_k
 
 
@@ -211,12 +211,12 @@ def raced_search(folder: Path, race: Race, chunk: int, stop_after: int | None = 
         if chunks == stop_after:
             raise Killed
 
-    with RunState.open(folder / "state", N, D, {"rule": race.rule}, len(race.ends)) as state, contextlib.suppress(Killed):
+    with open_state(folder / "state", race, {"rule": race.rule}) as state, contextlib.suppress(Killed):
         log = MetricsLog(folder / "metrics.jsonl")
-        search(engine, FakePopulation(N), race, slices(race), state, log, on_chunk=on_chunk)
-        write_candidates(folder / "candidates.parquet", np.full(N, 0.001, np.float32), state.table.scores)
-        np.save(folder / "scores.npy", state.table.scores)
-        np.save(folder / "tokens.npy", state.table.tokens)
+        table = search(engine, FakePopulation(N), race, slices(race), state, log, on_chunk=on_chunk)
+        write_candidates(folder / "candidates.parquet", np.full(N, 0.001, np.float32), table.scores)
+        np.save(folder / "scores.npy", table.scores)
+        np.save(folder / "tokens.npy", table.tokens)
     return engine
 
 
@@ -275,7 +275,7 @@ def test_a_bad_score_in_a_later_round_is_named_by_its_place_in_the_split(tmp_pat
             return outputs
 
     race = RACES[1]
-    with RunState.open(tmp_path / "state", N, D, {}, len(race.ends)) as state:
+    with open_state(tmp_path / "state", race, {}) as state:
         with pytest.raises(InputError, match=f"example {race.ends[0] + 1} for candidate"):
             search(BrokenScores(), FakePopulation(N), race, slices(race), state, MetricsLog(tmp_path / "metrics.jsonl"))
         with pytest.raises(ValueError, match="one for each of the 3 rounds"):
