@@ -63,6 +63,32 @@ def to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def read_json_lines(path: Path, where: str) -> list[tuple[str, Any]]:
+    """(WHERE: line NUMBER, value) of every line of a file that is not empty, the value as ``json.loads`` returns it.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not UTF-8 text or not JSON; the line is named.
+    """
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{where}: the file cannot be read ({error}); give the path of a .jsonl file") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{where}: line {line}: not UTF-8 text; save the file as UTF-8") from error
+    rows = []
+    # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append((f"{where}: line {number}", json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{where}: line {number}: not valid JSON ({error}); each line must be one JSON object") from None
+    return rows
+
+
 def refuse(where: str, field: str, value: Any, required: str) -> NoReturn:
     """Raise the ``InputError`` of one field, for requirements that a type cannot say."""
     try:

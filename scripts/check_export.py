@@ -55,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=directory)
     run = parser.parse_args().run
-    parts, ensemble = reopen_ensemble(run, Console())
+    parts, ensemble = reopen_ensemble(run, Console().note)
     best = perturb(parts.model.params, ensemble.population[int(ensemble.members[0])], ensemble.noise)
     tokens = parts.model.tokenizer.encode(TEXT)
     failed = False

@@ -27,22 +27,21 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     import numpy as np
 
     from perturbjax.inference import Engine
-    from perturbjax.randopt.run import prepare_rounds
     from perturbjax.randopt.setup import reopen_ensemble
+    from perturbjax.randopt.stages import prepare_rounds
+    from perturbjax.randopt.table import ScoreTable, open_state
     from perturbjax.runs.console import Console
     from perturbjax.runs.rundir import RunDirectory
-    from perturbjax.runs.state import RunState
     from perturbjax.sharding import make_mesh
 
-    parts, ensemble = reopen_ensemble(run, Console())
+    parts, ensemble = reopen_ensemble(run, Console().note)
     rebuilt = jax.tree.map(lambda leaf: leaf[:members], ensemble.candidates)
     engine = Engine(parts.model, parts.task, ensemble.noise, make_mesh(jax.devices()[:devices]), chunk=chunk)
-    # In the slices of the run's race: rows packed with other neighbours are summed in another order.
+    # In the slices of the run's race: rows packed with other neighbors are summed in another order.
     slices = prepare_rounds(parts, engine, engine.prepare(parts.splits.search, parts.template))
     outputs = [engine.run(rebuilt, prepared) for prepared in slices]
-    size, examples = len(parts.population), len(parts.splits.search)
-    with RunState.open(RunDirectory(run).state, size, examples, parts.identity, len(slices)) as state:
-        committed = state.table.scores[np.asarray(rebuilt.index)]
+    with open_state(RunDirectory(run).state, parts.config.race, parts.identity) as state:
+        committed = ScoreTable.of(state, parts.config.race).scores[np.asarray(rebuilt.index)]
     scores = np.concatenate([part.scores for part in outputs], axis=1)
     digest = hashlib.sha256(json.dumps([part.answers for part in outputs]).encode()).hexdigest()[:16]
     print(json.dumps({"equal": scores.tobytes() == committed.tobytes(), "members": len(committed), "answers": digest}))

@@ -17,7 +17,7 @@ import numpy as np
 from inputs import at_least, exit_code
 
 from perturbjax.inference.packing import common_prefix
-from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt import Config, Data, Search
 from perturbjax.randopt.replies import run_base
 from perturbjax.randopt.setup import load_parts, make_engine
 from perturbjax.runs.console import Console
@@ -34,21 +34,13 @@ def main() -> None:
     parser.add_argument("--members", type=Path, help="JSON list of the candidates to run; all when left out")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    config = SearchConfig(
-        task=options.task,
-        population=options.population,
-        top_k=min(16, options.population),
-        search_examples=options.examples,
-        select_examples=64,
-        test_examples=256,
-        racing="off",
-        seed=options.seed,
-    )
-    parts = load_parts(config, Console())
+    search = Search(population=options.population, top_k=min(16, options.population), racing="off", seed=options.seed)
+    config = Config(data=Data(task=options.task, search_examples=options.examples), search=search)
+    parts = load_parts(config, Console().note)
     engine = make_engine(parts)
     examples = getattr(parts.splits, options.split)
     prepared = engine.prepare(examples, parts.template)
-    wanted = json.loads(options.members.read_text()) if options.members else list(range(config.population))
+    wanted = json.loads(options.members.read_text()) if options.members else list(range(search.population))
     if options.out.exists():
         with np.load(options.out) as saved:
             record = dict(saved)
@@ -57,8 +49,8 @@ def main() -> None:
         record = {
             "identity": np.array(json.dumps(dict(parts.identity))),
             "base_scores": base.scores[0],
-            "scores": np.full((config.population, len(examples)), np.nan, np.float32),
-            "answers": np.full((config.population, len(examples)), -1, np.int8),
+            "scores": np.full((search.population, len(examples)), np.nan, np.float32),
+            "answers": np.full((search.population, len(examples)), -1, np.int8),
             "seconds": np.float64(0),
             **token_counts(engine, prepared),
         }

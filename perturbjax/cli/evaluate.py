@@ -4,13 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from perturbjax.errors import InputError
-from perturbjax.inference.fingerprint import task_fingerprint
-from perturbjax.randopt.setup import Parts, load_task_with_budget, make_engine, reopen_ensemble
 from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
 from perturbjax.report.words import percent, percent_range, points_range
@@ -21,6 +19,9 @@ from perturbjax.runs.files import write_json
 from perturbjax.tasks.base import Example, Task
 from perturbjax.tasks.splits import same_question_key
 from perturbjax.tree import digest
+
+if TYPE_CHECKING:
+    from perturbjax.randopt.setup import Parts
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
     use_compile_cache(config.compile_cache, console)
+    from perturbjax.inference.fingerprint import task_fingerprint
     from perturbjax.randopt.ensembles import compare_to_base
+    from perturbjax.randopt.setup import load_task_with_budget, make_engine, reopen_ensemble
 
     parts, ensemble = reopen_ensemble(config.run, console.note)
     own = config.task is None or config.task == parts.config.data.task
@@ -83,7 +86,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     console.line(f"written to {path}")
 
 
-def unused_rows(parts: Parts) -> list[Example]:
+def unused_rows(parts: "Parts") -> list[Example]:
     """Rows of the run's own task that are in none of its splits, repeated ones once, in an order that depends on seed and ids alone."""
     splits = parts.splits
     seen = {same_question_key(example) for example in (*splits.search, *splits.select, *splits.test)}
@@ -95,7 +98,7 @@ def unused_rows(parts: Parts) -> list[Example]:
     return rows
 
 
-def foreign_rows(parts: Parts, task: Task) -> Sequence[Example]:
+def foreign_rows(parts: "Parts", task: Task) -> Sequence[Example]:
     """Rows of another task.
 
     Raises:

@@ -7,7 +7,6 @@ from typing import Annotated
 import tyro
 
 from perturbjax.errors import InputError
-from perturbjax.randopt.setup import reopen_ensemble
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 
@@ -45,6 +44,7 @@ def run_export(config: ExportConfig, console: Console) -> None:
     from perturbjax.noise import perturb
     from perturbjax.pretrained.export import export_safetensors
     from perturbjax.randopt.ensemble import merge
+    from perturbjax.randopt.setup import reopen_ensemble
 
     parts, ensemble = reopen_ensemble(config.run, console.note)
     params, what = parts.model.params, "the base"

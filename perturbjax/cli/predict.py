@@ -4,17 +4,20 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from perturbjax.errors import InputError
-from perturbjax.randopt.setup import Parts, make_engine, reopen_ensemble
+from perturbjax.records import from_json, read_json_lines, refuse
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically
 from perturbjax.tasks.base import Example
 from perturbjax.tasks.choice import option_fields
+
+if TYPE_CHECKING:
+    from perturbjax.randopt.setup import Parts
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     rows = read_questions(config.questions)
     use_compile_cache(config.compile_cache, console)
     from perturbjax.randopt.ensembles import predict
+    from perturbjax.randopt.setup import make_engine, reopen_ensemble
 
     parts, ensemble = reopen_ensemble(config.run, console.note)
-    examples = to_examples(parts, rows, config.questions)
+    examples = to_examples(parts, rows)
     engine = make_engine(parts)
     with console.stages() as on_stage:
         predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), on_stage)
@@ -59,36 +63,38 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     console.line(f"{len(examples)} answers by {len(ensemble)} members written to {config.out}")
 
 
-def read_questions(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, row) of every line that is not empty.
+@dataclass(frozen=True)
+class _Question:
+    """The fields of a line that every task reads."""
+
+    question: str
+    choices: tuple[str, ...] | None
+
+
+def read_questions(path: Path) -> list[tuple[str, _Question, dict[str, Any]]]:
+    """(where it stands, the question, its other fields) of every line that is not empty.
 
     Raises:
-        InputError: the file cannot be read, or a line is not an object with a "question"; the line is named.
+        InputError: the file cannot be read, or a line is no question; the line is named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--questions {path}: cannot be read as UTF-8 text ({error}); give the path of a .jsonl file") from error
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"--questions {path}: line {number} is not JSON ({error}); one object a line is required") from error
-        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
-            raise InputError(f'--questions {path}: line {number} needs a "question", a text that is not empty')
-        choices = row.get("choices")
-        if choices is not None and not (isinstance(choices, list) and len(choices) > 1 and all(isinstance(c, str) and c for c in choices)):
-            raise InputError(f'--questions {path}: line {number}: "choices" must be a list of at least two texts')
-        rows.append((number, row))
+    for where, row in read_json_lines(path, f"--questions {path}"):
+        others: dict[str, Any] = {}
+        if isinstance(row, dict):
+            others = {name: value for name, value in row.items() if name not in ("id", "question", "answer", "choices")}
+            row = {"choices": None} | {name: value for name, value in row.items() if name in ("question", "choices")}
+        question = from_json(_Question, row, where)
+        if not question.question.strip():
+            refuse(where, "question", question.question, "a text that is not empty is required")
+        if question.choices is not None and (len(question.choices) < 2 or not all(question.choices)):
+            refuse(where, "choices", question.choices, "a list of at least two texts is required")
+        rows.append((where, question, others))
     if not rows:
         raise InputError(f'--questions {path}: no questions; each line is an object like {{"question": "..."}}')
     return rows
 
 
-def to_examples(parts: Parts, rows: list[tuple[int, dict[str, Any]]], path: Path) -> list[Example]:
+def to_examples(parts: "Parts", rows: list[tuple[str, _Question, dict[str, Any]]]) -> list[Example]:
     """Examples of the run's task, without gold answers. Other fields of a row are handed to the prompt (a passage, say).
 
     Raises:
@@ -97,22 +103,21 @@ def to_examples(parts: Parts, rows: list[tuple[int, dict[str, Any]]], path: Path
     known = parts.splits.search[0]
     shared = known.choices if len({example.choices for example in parts.splits.search}) == 1 else ()
     examples = []
-    for number, row in rows:
-        choices = tuple(row.get("choices") or ())
-        fields = {name: value for name, value in row.items() if name not in ("id", "question", "answer", "choices")}
+    for where, row, fields in rows:
+        choices = row.choices or ()
         if parts.task.kind == "choice" and not choices:
             if not shared:
-                raise InputError(f'--questions {path}: line {number} needs "choices": every question of task {parts.task.name} has its own')
+                raise InputError(f'{where}: "choices" is missing: every question of task {parts.task.name} has its own')
             choices = shared
             fields = {name: value for name, value in known.fields.items() if name in ("options", "listed")} | fields
         elif choices:
             fields = option_fields(choices) | fields
-        example = Example(f"line-{number}", row["question"].strip(), "", choices, fields)
+        example = Example(where.rpartition(": ")[2].replace(" ", "-"), row.question.strip(), "", choices, fields)
         try:
             parts.task.prompt(example, parts.template)
         except KeyError as error:
             shown = f"the field {error}, which task {parts.task.name} shows in its prompt"
-            raise InputError(f"--questions {path}: line {number} needs {shown}") from error
+            raise InputError(f"{where} needs {shown}") from error
         examples.append(example)
     return examples
 

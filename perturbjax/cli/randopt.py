@@ -4,7 +4,6 @@ import logging
 
 from perturbjax.cluster.preemption import cluster_run
 from perturbjax.randopt import Config
-from perturbjax.randopt.run import run
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 
@@ -12,6 +11,8 @@ from perturbjax.runs.console import Console
 def run_randopt(config: Config, console: Console) -> None:
     """Run; SIGTERM, or the loss of another process, ends it with a line and a code of its own."""
     config.validate()
+    from perturbjax.randopt.stages import run
+
     # Orbax logs a failed write with the tracebacks of all its threads; the error itself comes to us.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     machine = config.machine

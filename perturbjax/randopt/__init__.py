@@ -3,10 +3,40 @@
 ``run(Config(...))`` does from Python what ``perturbjax randopt`` does.
 """
 
+from typing import TYPE_CHECKING
+
 from perturbjax.randopt.config import Config as Config
 from perturbjax.randopt.config import Data as Data
 from perturbjax.randopt.config import Search as Search
-from perturbjax.randopt.run import run as run
 from perturbjax.runs.config import Base as Base
 from perturbjax.runs.config import Machine as Machine
 from perturbjax.runs.config import Run as Run
+from perturbjax.runs.console import SILENT, Progress
+
+if TYPE_CHECKING:
+    from perturbjax.randopt.results import Results
+
+
+def run(config: Config, progress: Progress = SILENT) -> "Results":
+    """Searches, evaluates on held-out questions, and writes the run directory with its report.
+
+    Everything is validated before the run directory is made, and no stage that is done is done again (``Run(resume=True)``).
+
+    Args:
+        config: the settings.
+        progress: told what goes on; ``runs.console.Console()`` prints it.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: the settings, or what they name, cannot be used; no directory was made or changed.
+
+    >>> from perturbjax import randopt
+    >>> config = randopt.Config(data=randopt.Data(task="arc_easy"), search=randopt.Search(population=200, top_k=10))
+    >>> results = randopt.run(config)  # doctest: +SKIP
+    """
+    # The stages need Flax and Orbax, which `import perturbjax` is to do without.
+    from perturbjax.randopt.stages import run as run_stages
+
+    return run_stages(config, progress)

@@ -12,7 +12,7 @@ from perturbjax.errors import InputError
 from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
 from perturbjax.runs.identity import Identity, differences, identity_digest
 
-FORMAT = 2
+FORMAT = 3
 """Of the run directory; raised by any change that an older version would misread."""
 
 

@@ -6,14 +6,14 @@ task: **strict** takes what follows "Answer:", or a reply of one line; **lenient
 is a number, replies are read as numbers ("1,000" equals 1000.0), else as words, without regard to case, articles and outer punctuation.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from perturbjax.errors import InputError
-from perturbjax.records import from_json, refuse
+from perturbjax.records import from_json, read_json_lines, refuse
 from perturbjax.tasks.base import Example, Template
 from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
 from perturbjax.tasks.generation import GenerationTask
@@ -67,29 +67,16 @@ def jsonl_task(path: str) -> "ChoiceTask | JsonlGeneration":
 
 def read_jsonl(path: str) -> tuple[Example, ...]:
     """The examples of a file, in order; empty lines are skipped. A row without an id is called after its line: "line-3"."""
-    try:
-        data = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InputError(f"task '{path}': the file cannot be read ({error}); give the path of a .jsonl file") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"task '{path}': line {line}: not UTF-8 text; save the file as UTF-8") from error
     examples: list[Example] = []
-    lines: dict[str, int] = {}
-    # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"task '{path}': line {number}"
-        example = _example(line, number, where)
-        if example.id in lines:
-            refuse(where, "id", example.id, f"line {lines[example.id]} has it; ids must be unique")
+    seen: dict[str, str] = {}
+    for where, row in read_json_lines(Path(path), f"task '{path}'"):
+        example = _example(row, where)
+        if example.id in seen:
+            refuse(where, "id", example.id, f"{seen[example.id]} has it; ids must be unique")
+        seen[example.id] = where.rpartition(": ")[2]
         if examples and bool(example.choices) != bool(examples[0].choices):
-            found, first = "given" if example.choices else "missing", next(iter(lines.values()))
-            raise InputError(f"{where}: choices is {found}, unlike line {first}; give it on every line or on none")
-        lines[example.id] = number
+            found, first = "given" if example.choices else "missing", next(iter(seen.values()))
+            raise InputError(f"{where}: choices is {found}, unlike {first}; give it on every line or on none")
         examples.append(example)
     if not examples:
         raise InputError(f"task '{path}': no rows; give one object a line, with question and answer")
@@ -106,16 +93,12 @@ class _Row:
     choices: tuple[str | int | float, ...] | None
 
 
-def _example(line: str, number: int, where: str) -> Example:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}); each line must be one JSON object") from None
+def _example(fields: Any, where: str) -> Example:
     if isinstance(fields, dict):  # other fields are ignored, and the last two may be left out
         fields = {"id": None, "choices": None} | {name: value for name, value in fields.items() if name in _Row.__annotations__}
     row = from_json(_Row, fields, where)
     question, answer = _text(row.question, "question", where), _text(row.answer, "answer", where)
-    name = f"line-{number}" if row.id is None else _text(row.id, "id", where)
+    name = where.rpartition(": ")[2].replace(" ", "-") if row.id is None else _text(row.id, "id", where)
     if row.choices is None:
         return Example(name, question, answer)
     if not 2 <= len(row.choices) <= len(LETTERS):

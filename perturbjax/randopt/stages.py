@@ -1,4 +1,4 @@
-"""The whole RandOpt run, from settings to report, resumable at every point; ``run`` is the entry from Python."""
+"""The whole RandOpt run, from settings to report, stage by stage, resumable at every point."""
 
 import contextlib
 import time
@@ -188,7 +188,7 @@ def score_population(
         table = search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk)
         if bad := sum(table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
-            progress.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower --sigmas")
+            progress.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower the sigmas")
         return table
 
 
