@@ -25,21 +25,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fault_runs as runs
 from inputs import at_least, directory, exit_code
 
 TESTS = Path(__file__).parent.parent / "tests"
-sys.path.insert(0, str(TESTS))
-
-import fault_runs as runs  # type: ignore[import-not-found]  # noqa: E402
-from cli_tiny import MODEL, write_questions  # type: ignore[import-not-found]  # noqa: E402
-
+MODEL = TESTS / "fixtures" / "tiny_llama3"
 SPLITS = ["--top-k=3", "--search-examples=32", "--select-examples=8", "--test-examples=8"]
 DISTURBED: list[dict[str, Any]] = [{"processes": 2}, {"processes": 2, "model": 2}, {"processes": 2, "devices": 2, "model": 2}]
 CONTINUED: list[dict[str, Any]] = [{"processes": 1}, {"processes": 1, "devices": 2, "model": 2}, *DISTURBED]
 FROM_TESTS = {
-    "damaged state": ["test_search_state.py", "-k", "damaged_state or interrupted"],
-    "out of memory": ["test_scoring_memory.py"],
-    "NaN, one program": ["test_scoring.py", "-k", "broken_candidate"],
+    "damaged state": ["runs/test_state.py", "-k", "damaged_state or interrupted"],
+    "out of memory": ["inference/test_memory.py"],
+    "NaN, one program": ["inference/test_engine.py", "-k", "broken_candidate"],
 }
 ARRIVAL_S = 10
 """For processes that do not come; 300 s otherwise. The limit for one that hangs is left as it is."""
@@ -61,7 +58,7 @@ class Drill:
         self.lines = runs.lines(self.undisturbed)
         self.of_a_chunk = max(0.3, self.lines[-1]["elapsed"] / len(self.lines))
         scored = sum(line["candidates"] for line in self.lines)
-        print(f"perturbjax search {' '.join(arguments)}")
+        print(f"perturbjax randopt {' '.join(arguments)}")
         print(f"undisturbed: {time.monotonic() - started:.1f} s, {scored} candidates scored in {len(self.lines)} chunks\n")
         print(f"{'what':<27} {'on':<17} {'at':<18} {'ended in':<9} {'codes':<9} {'on disk':<8} {'continued on':<17} verdict")
 
@@ -104,8 +101,7 @@ class Drill:
             self.disturb(f"kill -9 of {who}", signal.SIGKILL, victims, how, expected, then)
 
     def stops(self) -> None:
-        from perturbjax.cluster.peers import PEER_LOST
-        from perturbjax.cluster.preemption import PREEMPTED
+        from perturbjax.cluster.peers import PEER_LOST, PREEMPTED
 
         pair = DISTURBED[0]
         for victims in ([0], [1], [0, 1]):
@@ -122,7 +118,7 @@ class Drill:
             sys.executable,
             str(runs.PROGRAM),
             f'{{"perturbjax.cluster.distributed.ARRIVAL_S": {ARRIVAL_S}}}',
-            "search",
+            "randopt",
             *self.arguments,
         ]
         for alone in (0, 1):
@@ -134,7 +130,7 @@ class Drill:
             wrong = [] if done.returncode == PEER_LOST and "not all processes met" in done.stderr else [done.stderr[-200:]]
             seconds = time.monotonic() - started
             self.row(f"process {1 - alone} does not come", "", f"limit {ARRIVAL_S} s", seconds, [done.returncode], "", "", wrong)
-        other = {"elsewhere": str(self.folder / "other"), "perturbjax.runs.share.VISIBLE_S": 2.0}
+        other = {"elsewhere": str(self.folder / "other"), "perturbjax.runs.state.VISIBLE_S": 2.0}
         with runs.Run(self.folder / "seen-by-one", self.arguments, processes=2, limits=[{}, other]) as run:
             codes, _ = run.end(within=120)
         wrong = [] if codes == [2, 2] and "does not see what process 0 wrote" in run.said[0] else [run.said[0][-200:]]
@@ -142,11 +138,10 @@ class Drill:
 
     def failures(self) -> None:
         """A process that fails for a reason of its own: full disks, and an error of the program."""
-        limit = {"perturbjax.runs.share.WRITE_S": 6}
         cases = {
-            "disk full on process 1": ([limit, limit | {"file_bytes": 150}], "not all processes wrote their part"),
-            "program fails on process 0": ([{"perturbjax.randopt.loop._report": None}, {}], "is not callable"),
-            "program fails on process 1": ([{}, {"perturbjax.inference.engine._arrays": None}], "process 1 of 2 has ended"),
+            "disk full on process 0": ([{"file_bytes": 2000}, {}], "could not be written"),
+            "program fails on process 0": ([{"perturbjax.inference.engine.grade": None}, {}], "is not callable"),
+            "program fails on process 1": ([{}, {"perturbjax.inference.engine._chosen": None}], "process 1 of 2 has ended"),
         }
         for what, (limits, words) in cases.items():
             with runs.Run(self.folder / what.replace(" ", "-"), self.arguments, processes=2, limits=limits) as run:
@@ -176,7 +171,7 @@ class Drill:
 
 
 def tiny(folder: Path) -> list[str]:
-    questions = write_questions(folder / "questions.jsonl", 48)
+    questions = runs.write_questions(folder / "questions.jsonl", 48)
     settings = ["--population", "63", "--sigmas", "0.01,0.1", "--chunk", "2", "--compile-cache", str(folder / "programs")]
     return ["--model", str(MODEL), "--task", str(questions), *SPLITS, *settings]
 

@@ -177,14 +177,14 @@ class Peers:
     def _handle(self, index: int, code: int | None = None, line: str | None = None) -> None:
         if code is None:
             return
-        if self._index:
-            threading.Thread(target=self._end, args=(code, line), daemon=True).start()
-        elif code == PREEMPTED:
+        if code == PREEMPTED and not self._index:
             threading.Thread(target=self.preempt, daemon=True).start()
-        else:
-            self._connections[index].left = True
-            if code:
-                self._end_later(code, f"process {index} of {self._count} has ended ({line})")
+            return
+        self._connections[index].left = True
+        if code and self._index:
+            threading.Thread(target=self._end, args=(code, line), daemon=True).start()
+        elif code:
+            self._end_later(code, f"process {index} of {self._count} has ended ({line})")
 
     def _end_later(self, code: int, what: str) -> None:
         # In a thread, because the watching one is needed to see the others go.

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import _compat, sharding
-from perturbjax.cluster import broadcast, broadcast_json, is_main
+from perturbjax.cluster import broadcast, broadcast_json, is_main, on_main
 from perturbjax.errors import InputError
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.decode import NO_TOKEN
@@ -122,7 +122,8 @@ class Engine:
         looked_up = sizes.get(EMBEDDING, 0) if not (all_logits and self.model.config.tied_head) else 0
         in_dots = 1 - looked_up / max(1, sum(sizes.values()))
         work = Work(tokens, passes * in_dots, copies, self.in_flight * self.params.device_bytes)
-        chosen = cheapest(work, self.noise, _compat.free_bytes(self.mesh.devices.flat[0]))
+        # One choice for all processes, whose free memory may differ.
+        chosen = on_main(lambda: cheapest(work, self.noise, _compat.free_bytes(self.mesh.local_devices[0])))
         _log.info("strategy %s for %s", chosen, work)
         return chosen
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import _compat, sharding
+from perturbjax.cluster import on_main
 from perturbjax.interpret import lazily, lazy
 from perturbjax.noise import Candidate, Noise, Population, coverage
 from perturbjax.scoring.program import ChunkProgram
@@ -99,7 +100,8 @@ class Scorer:
         made = lazily(self._fn).usage(theta, batch).noise_made
         moved = coverage(self._params.whole(), self._noise).moved
         work = Work(tokens=0, passes=made / max(1, moved), copies=1, copy_bytes=self._in_flight * self._params.device_bytes)
-        return cheapest(work, self._noise, _compat.free_bytes(self._mesh.devices.flat[0]))
+        # One choice for all processes, whose free memory may differ.
+        return on_main(lambda: cheapest(work, self._noise, _compat.free_bytes(self._mesh.local_devices[0])))
 
 
 def score_population(

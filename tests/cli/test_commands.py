@@ -200,10 +200,10 @@ def test_a_failure_says_that_the_run_is_intact_and_how_to_go_on(finished, tmp_pa
 
     commit, run = RunState.commit, tmp_path / "run"
 
-    def full_disk(state):
+    def full_disk(state, tree, record):
         if state.step == 1:
             raise OSError(28, "No space left on device")
-        commit(state)
+        commit(state, tree, record)
 
     monkeypatch.setattr(RunState, "commit", full_disk)
     arguments = search_arguments(finished / "even.jsonl", run)
@@ -211,11 +211,11 @@ def test_a_failure_says_that_the_run_is_intact_and_how_to_go_on(finished, tmp_pa
     assert code == 1
     assert err.splitlines()[-1] == (
         "perturbjax: failed: OSError: [Errno 28] No space left on device; "
-        f"what {run} had committed is intact; continue with: perturbjax search ... --out {run} --resume"
+        f"what {run} had committed is intact; continue with: perturbjax randopt ... --out {run} --resume"
     )
     assert "Traceback" not in err
 
-    def interrupt(state):
+    def interrupt(state, tree, record):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunState, "commit", interrupt)
@@ -244,10 +244,10 @@ def test_a_race_stopped_in_its_second_round_is_resumed_to_the_same_files(tmp_pat
     assert np.bincount(asked)[[16, 32]].tolist() == [8, 4]
     assert set(results["selection"]["members"]) <= set(np.flatnonzero(asked == 32).tolist())
 
-    def full_disk(state):
+    def full_disk(state, tree, record):
         if state.step == 4:
             raise OSError(28, "No space left on device")
-        commit(state)
+        commit(state, tree, record)
 
     monkeypatch.setattr(RunState, "commit", full_disk)
     arguments = search_arguments(questions, tmp_path / "cut", **(raced | {"chunk": 3}))

@@ -1,6 +1,6 @@
 """What can happen to a search of several processes, and that it costs no more than the chunks in the air.
 
-The full set, at more moments, is scripts/fault_drill.py; the state's own damages are in test_search_state.py.
+The full set, at more moments, is scripts/fault_drill.py; the state's own damages are in tests/runs/test_state.py.
 """
 
 import random
@@ -10,12 +10,11 @@ import sys
 import time
 
 import pytest
-from support.cli_tiny import search_arguments, write_questions
-from support.fault_runs import PROGRAM, Run, complete, differences, free_port, lines
+from fault_runs import PROGRAM, Run, complete, differences, free_port, lines, write_questions
+from support.cli_tiny import search_arguments
 from support.paths import SCRIPTS
 
-from perturbjax.cluster.peers import PEER_LOST
-from perturbjax.cluster.preemption import PREEMPTED
+from perturbjax.cluster.peers import PEER_LOST, PREEMPTED
 
 LAUNCH = SCRIPTS / "launch_local.py"
 SEARCH = {"population": 64, "search_examples": 32, "chunk": 2}
@@ -91,7 +90,7 @@ def check_ends(number, victims, codes, said):
 
 def test_sigterm_to_the_launcher_reaches_all(search, tmp_path):
     arguments, _ = search
-    command = [sys.executable, "-m", "perturbjax", "search", *arguments, "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "perturbjax", "randopt", *arguments, "--out", str(tmp_path / "run")]
     launched = [sys.executable, str(LAUNCH), "--processes", "2", "--devices", "1", "--", *command]
     with subprocess.Popen(launched, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
@@ -106,7 +105,7 @@ def test_sigterm_to_the_launcher_reaches_all(search, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_hangs_is_noticed_within_the_stated_time(search, tmp_path, victim):
     arguments, _ = search
-    with Run(tmp_path / "run", arguments, processes=2, limits={"perturbjax.cluster.peers.SILENCE_S": 4.0}) as run:
+    with Run(tmp_path / "run", arguments, processes=2, limits={"perturbjax.cluster.peers.TIMEOUT_S": 4.0}) as run:
         run.wait_for(2)
         run.send(signal.SIGSTOP, [victim])
         codes, seconds = run.end(within=30, but=[victim])
@@ -118,7 +117,7 @@ def test_a_process_that_hangs_is_noticed_within_the_stated_time(search, tmp_path
 def test_processes_that_do_not_come_are_not_waited_for_forever(search, tmp_path, alone):
     arguments, _ = search
     joining = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id", str(alone)]
-    command = [sys.executable, str(PROGRAM), '{"perturbjax.cluster.distributed.ARRIVAL_S": 3}', "search", *arguments]
+    command = [sys.executable, str(PROGRAM), '{"perturbjax.cluster.distributed.ARRIVAL_S": 3}', "randopt", *arguments]
     done = subprocess.run([*command, "--out", str(tmp_path / "run"), *joining], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == PEER_LOST, done.stderr
     (said,) = done.stderr.splitlines()
@@ -128,7 +127,7 @@ def test_processes_that_do_not_come_are_not_waited_for_forever(search, tmp_path,
 
 def test_a_process_that_does_not_see_the_run_directory_says_so_and_all_end(search, tmp_path):
     arguments, _ = search
-    other = {"elsewhere": str(tmp_path / "other"), "perturbjax.runs.share.VISIBLE_S": 0.5}
+    other = {"elsewhere": str(tmp_path / "other"), "perturbjax.runs.state.VISIBLE_S": 0.5}
     with Run(tmp_path / "run", arguments, processes=2, limits=[{}, other]) as run:
         codes, _ = run.end(within=90)
     assert codes == [2, 2], run.said

@@ -1,4 +1,3 @@
-from support.paths import SUPPORT
 import json
 import random
 import signal
@@ -8,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from support.paths import SUPPORT
 from support.search_victim import SCORED, main
 
-from perturbjax.cluster.preemption import PREEMPTED
+from perturbjax.cluster.peers import PREEMPTED
 
 VICTIM = SUPPORT / "search_victim.py"
 

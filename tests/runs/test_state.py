@@ -3,7 +3,10 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.search_fakes import FakeEngine, FakePopulation, expected_scores, slices
@@ -11,6 +14,8 @@ from support.search_fakes import FakeEngine, FakePopulation, expected_scores, sl
 from perturbjax.errors import InputError
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race
+from perturbjax.randopt.table import ScoreTable, open_state
+from perturbjax.runs.identity import Identity
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.state import RunState
 
@@ -36,11 +41,16 @@ class KilledEngine(FakeEngine):
         return super().run(candidates, prepared)
 
 
-def run(directory: Path, chunk: int = 4, stop_after: int | None = None) -> tuple[RunState, FakeEngine]:
+def opened(directory: Path, race: Race = RACE, identity: Identity = IDENTITY) -> RunState:
+    return open_state(directory / "state", race, identity)
+
+
+def run(directory: Path, chunk: int = 4, stop_after: int | None = None) -> tuple[ScoreTable, FakeEngine]:
     engine = KilledEngine(chunk, stop_after)
-    with RunState.open(directory / "state", N, D, IDENTITY) as state, contextlib.suppress(Killed):
+    with opened(directory) as state, contextlib.suppress(Killed):
         search(engine, FakePopulation(N), RACE, slices(RACE), state, MetricsLog(directory / "metrics.jsonl"))
-    return state, engine
+    with opened(directory) as state:
+        return ScoreTable.of(state, RACE), engine
 
 
 def metric_lines(directory: Path) -> list[dict]:
@@ -51,23 +61,16 @@ def metric_lines(directory: Path) -> list[dict]:
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_a_resumed_search_scores_every_candidate_once_and_ends_the_same(tmp_path, stop_after, second_chunk):
     first, before = run(tmp_path, chunk=4, stop_after=stop_after)
-    assert first.table.done.sum() == 4 * stop_after
+    assert first.done.sum() == 4 * stop_after
     resumed, after = run(tmp_path, chunk=second_chunk)
     assert sorted(before.seen + after.seen) == list(range(N))
-    np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), range(D)))
-    np.testing.assert_array_equal(resumed.table.tokens[:, 0], (np.arange(N) + 100) * D)
-    assert resumed.table.done.all()
+    np.testing.assert_array_equal(resumed.scores, expected_scores(np.arange(N), range(D)))
+    np.testing.assert_array_equal(resumed.tokens[:, 0], (np.arange(N) + 100) * D)
+    assert resumed.done.all()
     lines = metric_lines(tmp_path)
     assert sum(line["candidates"] for line in lines) == N
     assert [line["chunk"] for line in lines] == list(range(1, len(lines) + 1))
     assert lines[-1]["best"] == expected_scores(np.arange(N), range(D)).mean(1).max()
-
-
-def test_rows_that_are_sent_in_pieces_are_all_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("perturbjax.runs.state._PIECE_ROWS", 3)
-    run(tmp_path, chunk=7)
-    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
-        np.testing.assert_array_equal(state.table.scores, expected_scores(np.arange(N), range(D)))
 
 
 def test_a_finished_search_scores_nothing_again(tmp_path):
@@ -85,7 +88,7 @@ def test_a_metrics_line_without_its_commit_is_dropped(tmp_path):
 
 
 def flip_the_array(state: Path) -> None:
-    files = [file for file in (state / "2" / "table").rglob("*") if file.is_file() and file.parent.name == "d"]
+    files = [file for file in (state / "2" / "tree").rglob("*") if file.is_file() and file.parent.name == "d"]
     assert files
     for file in files:
         content = bytearray(file.read_bytes())
@@ -100,7 +103,7 @@ def truncate(state: Path) -> None:
 
 
 def remove_the_array(state: Path) -> None:
-    shutil.rmtree(state / "2" / "table")
+    shutil.rmtree(state / "2" / "tree")
 
 
 def remove_the_record(state: Path) -> None:
@@ -146,9 +149,8 @@ def add_a_file(state: Path) -> None:
 
 def bring_the_state_of_another_run(state: Path) -> None:
     shutil.rmtree(state)
-    with RunState.open(state, N, D, {"seed": 1}) as other:
-        other.table.scores[:] = 1.0
-        other.commit()
+    with opened(state.parent, identity={"seed": 1}) as other:
+        ScoreTable.empty(RACE).commit(other)
 
 
 def damage_all(state: Path) -> None:
@@ -166,7 +168,7 @@ DAMAGES = {
     "record not JSON": (edit('{"', "{"), None),
     "step empty": (empty_a_step, None),
     "step renamed": (rename_a_step, None),
-    "other format": (edit('"format": 2', '"format": 3'), "step 2 is of format 3, this version reads 2"),
+    "other format": (edit('"format": 3', '"format": 4'), "step 2 is of format 4, this version reads 3"),
     "other run": (bring_the_state_of_another_run, "the state of another run"),
     "file for a step": (put_a_file_for_a_step, "2 is not part of a state"),
     "file for the state": (put_a_file_for_all, "it is not a directory"),
@@ -183,40 +185,41 @@ def test_a_damaged_state_is_repaired_from_the_last_good_commit_or_refused(tmp_pa
     damage(tmp_path / "state")
     if refusal is not None:
         with pytest.raises(InputError, match=refusal) as caught:
-            RunState.open(tmp_path / "state", N, D, IDENTITY)
+            opened(tmp_path)
         assert "\n" not in str(caught.value)
         return
-    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
+    with opened(tmp_path) as state:
         assert state.step == 1
         (warning,) = state.warnings
         assert "step 7" in warning if name == "step renamed" else "step 2" in warning
         assert "continuing from step 1" in warning and "\n" not in warning
-        np.testing.assert_array_equal(state.table.scores[:4], expected_scores(np.arange(4), range(D)))
-        assert not state.table.done[4:].any()
+        np.testing.assert_array_equal(ScoreTable.of(state, RACE).scores[:4], expected_scores(np.arange(4), range(D)))
+        assert not ScoreTable.of(state, RACE).done[4:].any()
     resumed, after = run(tmp_path)
     assert after.seen == list(range(4, N))
-    np.testing.assert_array_equal(resumed.table.scores, expected_scores(np.arange(N), range(D)))
+    np.testing.assert_array_equal(resumed.scores, expected_scores(np.arange(N), range(D)))
     assert [line["chunk"] for line in metric_lines(tmp_path)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("candidates", "examples", "identity"), [(N, D, {"seed": 1}), (N, D, {})])
-def test_the_state_of_another_run_is_refused(tmp_path, candidates, examples, identity):
+@pytest.mark.parametrize("identity", [{"seed": 1}, {}])
+def test_the_state_of_another_run_is_refused(tmp_path, identity):
     run(tmp_path, stop_after=1)
     with pytest.raises(InputError, match="the state of another run"):
-        RunState.open(tmp_path / "state", candidates, examples, identity)
+        opened(tmp_path, identity=identity)
 
 
-def test_a_state_of_another_shape_is_refused(tmp_path):
+@pytest.mark.parametrize(("race", "shape"), [(Race("off", N + 1, D, 2), "12, 5"), (Race("off", N, D - 1, 2), "11, 4")])
+def test_a_state_of_another_shape_is_refused(tmp_path, race, shape):
     run(tmp_path, stop_after=1)
-    with pytest.raises(InputError, match=r"shape \[11, 5, 1\]"):
-        RunState.open(tmp_path / "state", N + 1, D, IDENTITY)
+    with pytest.raises(InputError, match=rf"scores has shape float32\[11, 5\], float32\[{shape}\] is required"):
+        opened(tmp_path, race)
 
 
 def test_an_interrupted_commit_leaves_the_one_before(tmp_path):
     run(tmp_path, stop_after=1)
     half = tmp_path / "state" / "2.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "state" / "1", half)
-    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
+    with opened(tmp_path) as state:
         assert (state.step, state.warnings) == (1, [])
 
 
@@ -227,20 +230,44 @@ def test_a_task_whose_score_is_not_a_number_is_refused_before_anything_is_commit
             outputs.scores[2, 3] = np.nan
             return outputs
 
-    with RunState.open(tmp_path / "state", N, D, IDENTITY) as state:
+    with opened(tmp_path) as state:
         with pytest.raises(InputError, match="example 3 for candidate 2"):
             search(BrokenScores(), FakePopulation(N), RACE, slices(RACE), state, MetricsLog(tmp_path / "metrics.jsonl"))
         assert state.step == 0
 
 
 def test_commits_are_cheap_and_do_not_pile_up(tmp_path):
-    with RunState.open(tmp_path / "state", 5000, 200, IDENTITY) as state:
-        times = []
+    race = Race("off", 5000, 200, 2)
+    table, times = ScoreTable.empty(race), []
+    with opened(tmp_path, race) as state:
         for i in range(6):
-            state.table.scores[i] = 1.0
+            table.scores[i] = 1.0
             started = time.perf_counter()
-            state.commit()
+            table.commit(state)
             times.append(time.perf_counter() - started)
     print(f"median commit of a 5000 x 200 matrix: {np.median(times) * 1e3:.1f} ms")
     assert np.median(times) < 0.5  # about 0.01 s on an idle machine; a chunk takes seconds
     assert sorted(entry.name for entry in (tmp_path / "state").iterdir()) == ["5", "6"]
+
+
+class Moments(NamedTuple):
+    mean: jax.Array
+    count: np.ndarray
+
+
+def test_any_pytree_is_restored_as_it_was_committed(tmp_path):
+    """Of nested containers, numpy and jax arrays of several types, and of no dimension; changes after the commit are not in it."""
+    count = np.arange(3, dtype=np.int64) << 40
+    tree = {"moments": Moments(jnp.arange(6.0).reshape(2, 3), count.copy()), "layers": [(jnp.bfloat16(1.5),)]}
+    record = {"position": 17, "losses": [0.1, 1e-300]}
+    with RunState.open(tmp_path / "state", IDENTITY, tree) as state:
+        assert (state.step, state.record, state.tree) == (0, {}, tree)
+        state.commit(tree, record)
+        tree["moments"].count[:] = 0
+    with RunState.open(tmp_path / "state", IDENTITY, tree) as state:
+        assert (state.step, state.record, state.warnings) == (1, record, [])
+        assert jax.tree.structure(state.tree) == jax.tree.structure(tree)
+        moments, ((scale,),) = state.tree["moments"], state.tree["layers"]
+        np.testing.assert_array_equal(moments.count, count, strict=True)
+        np.testing.assert_array_equal(moments.mean, tree["moments"].mean, strict=True)
+        assert scale.dtype == jnp.bfloat16 and float(scale) == 1.5

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from perturbjax.cluster.preemption import exit_on_notice
+from perturbjax.cluster.preemption import cluster_run
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.loop import ChunkReport, search
 from perturbjax.randopt.racing import Race
+from perturbjax.randopt.table import ScoreTable, open_state
 from perturbjax.runs.console import Console
 from perturbjax.runs.metrics import MetricsLog
-from perturbjax.runs.state import RunState
 from support.search_fakes import FakeEngine, FakePopulation, slices
 
 RACE = Race("halving", candidates=40, examples=8, top_k=3, rounds=3, smallest=2)
@@ -28,8 +28,8 @@ SCORED = 40 + 16 + 6
 
 def main(directory: Path, chunk: int, delay: float) -> None:
     directory.mkdir(exist_ok=True)
-    with RunState.open(directory / "state", RACE.candidates, RACE.examples, {"seed": 0}, len(RACE.ends)) as state:
-        committed = np.count_nonzero(state.table.tokens)
+    with open_state(directory / "state", RACE, {"seed": 0}) as state:
+        committed = np.count_nonzero(ScoreTable.of(state, RACE).tokens)
 
         def on_chunk(report: ChunkReport) -> None:
             nonlocal committed
@@ -39,19 +39,11 @@ def main(directory: Path, chunk: int, delay: float) -> None:
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
         print("restored", committed, flush=True)
-        with exit_on_notice(Console(), "go on") as notice:
-            notice.flush = state.settle
-            search(
-                FakeEngine(chunk, max(delay, 0)),
-                FakePopulation(RACE.candidates),
-                RACE,
-                slices(RACE),
-                state,
-                MetricsLog(directory / "metrics.jsonl"),
-                on_chunk=on_chunk,
-                committing=notice.committing,
-            )
-        write_candidates(directory / "candidates.parquet", np.full(RACE.candidates, 0.001, np.float32), state.table.scores)
+        with cluster_run(Console().note) as peers:
+            peers.advice, peers.freeze = "go on", state.freeze
+            engine, metrics = FakeEngine(chunk, max(delay, 0)), MetricsLog(directory / "metrics.jsonl")
+            table = search(engine, FakePopulation(RACE.candidates), RACE, slices(RACE), state, metrics, on_chunk=on_chunk)
+        write_candidates(directory / "candidates.parquet", np.full(RACE.candidates, 0.001, np.float32), table.scores)
 
 
 if __name__ == "__main__":

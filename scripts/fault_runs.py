@@ -1,4 +1,4 @@
-"""Searches of one or several processes that are disturbed and continued; for tests/test_faults.py and scripts/fault_drill.py."""
+"""Searches of one or several processes that are disturbed and continued; for fault_drill.py and the tests."""
 
 import json
 import os
@@ -19,13 +19,23 @@ COMPARED = ("candidates.parquet", "ensemble.json")
 PROGRAM = Path(__file__).with_name("fault_process.py")
 
 
+def write_questions(path: Path, count: int = 16, start: int = 0, choices: bool = True) -> Path:
+    """A task file of questions whose answers a program knows."""
+    rows = []
+    for i in range(start, start + count):
+        row = {"question": f"is {i} an even number", "answer": "no" if i % 2 else "yes"}
+        rows.append(row | {"choices": ["yes", "no"]} if choices else row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 @dataclass
 class Run:
     """A search, running.
 
     Attributes:
         out: run directory; the search continues what is there.
-        arguments: of `perturbjax search`, but for --out, --mesh and --resume.
+        arguments: of `perturbjax randopt`, but for --out, --mesh and --resume.
         processes, devices: how many, and CPU devices of each.
         model: devices of one candidate.
         limits: of fault_process.py, for each process or for all.
@@ -42,7 +52,7 @@ class Run:
         flags = f"--xla_force_host_platform_device_count={self.devices}"
         env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "true"}
         mesh = f"{self.processes * self.devices // self.model}x{self.model}"
-        common = ["search", *self.arguments, "--out", str(self.out), "--mesh", mesh, "--resume"]
+        common = ["randopt", *self.arguments, "--out", str(self.out), "--mesh", mesh, "--resume"]
         port = free_port()
         self.running: list[subprocess.Popen[str]] = []
         for index in range(self.processes):
@@ -57,7 +67,7 @@ class Run:
         for process in self.running:
             if process.poll() is None:
                 process.kill()
-            process.communicate()
+                process.communicate()
 
     def wait_for(self, chunks: int, later: float = 0.0, within: float = 120.0) -> list[dict[str, Any]]:
         """Until that many chunks are reported, and a little later; what is reported then."""

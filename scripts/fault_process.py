@@ -1,9 +1,9 @@
-"""The command line with other limits, so that what takes half a minute in life takes seconds in a test.
+"""The command line with other limits, so that what takes half a minute otherwise takes seconds in a test.
 
-`python fault_process.py '{"perturbjax.cluster.peers.SILENCE_S": 4}' search ...`
+`python fault_process.py '{"perturbjax.cluster.peers.TIMEOUT_S": 4}' randopt ...`
 
-With "elsewhere" among the limits, the paths that process 0 names lead into that directory: another machine, whose file system is its own.
-With "file_bytes", no file may become longer: a full disk.
+With "elsewhere" among the limits, the state lies below that directory: another machine, whose file system is its own. With "file_bytes",
+no file may become longer: a full disk.
 """
 
 import importlib
@@ -11,20 +11,21 @@ import json
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 from perturbjax.cli import main
-from perturbjax.runs.share import Share
+from perturbjax.runs.state import RunState
 
 
 def move_elsewhere(root: Path) -> None:
-    open_here = Share.open
+    open_here = RunState.open
 
-    def open_elsewhere(self: Share, directory: str, probe: str, shape: tuple[int, int]) -> None:
-        there = [root / Path(path).relative_to("/") for path in (directory, probe)]
-        there[0].mkdir(parents=True, exist_ok=True)
-        open_here(self, str(there[0]), str(there[1]), shape)
+    def open_elsewhere(directory: Path, *arguments: Any) -> RunState:
+        there = root / directory.absolute().relative_to("/")
+        there.mkdir(parents=True, exist_ok=True)
+        return open_here(there, *arguments)
 
-    Share.open = open_elsewhere
+    RunState.open = open_elsewhere  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
