@@ -10,12 +10,14 @@ model and data.
 """
 
 import argparse
+import importlib
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from inputs import at_least
 
@@ -30,19 +32,24 @@ JOBS = {
     "countdown, 32 puzzles, gaussian": ("countdown", 32, "gaussian", None),
     "countdown, 32 puzzles, rademacher": ("countdown", 32, "rademacher", None),
 }
+MODULES = {
+    "Engine": ("perturbjax.inference", "perturbjax.scoring"),
+    "Noise": ("perturbjax.noise", "perturbjax.perturb"),
+    "Population": ("perturbjax.noise", "perturbjax.population"),
+    "load_model": ("perturbjax.pretrained", "perturbjax.models"),
+    "load_task": ("perturbjax.tasks",),
+}
+"""Where revisions have what the jobs use, the newest place first."""
 
 
 def work(names: list[str]) -> None:
     """One commit's process: ready when all is compiled; then the seconds of each job it is asked for, a line each."""
     import time
 
-    from perturbjax.inference import Engine
-    from perturbjax.noise import Noise, Population
-    from perturbjax.pretrained import load_model
-    from perturbjax.tasks import load_task
-
+    Engine, Noise, Population, load_model, load_task = map(find, ("Engine", "Noise", "Population", "load_model", "load_task"))
     model, runs = load_model("smollm2-135m"), {}
-    candidates = Population(seed=0, size=CANDIDATES, sigmas=(0.001,))[:]
+    population = Population(seed=0, size=CANDIDATES, sigmas=(0.001,))
+    candidates = population.candidates() if hasattr(population, "candidates") else population[:]
     for name in names:
         task_name, count, distribution, rank = JOBS[name]
         task = load_task(task_name)
@@ -55,6 +62,16 @@ def work(names: list[str]) -> None:
         started = time.perf_counter()
         runs[line.strip()]()
         print(time.perf_counter() - started, flush=True)
+
+
+def find(name: str) -> Any:
+    """A class or function of the revision at hand, wherever it lay then."""
+    for module in MODULES[name]:
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    sys.exit(f"this revision has {name} in none of {', '.join(MODULES[name])}")
 
 
 def start(tree: Path, names: list[str]) -> subprocess.Popen[str]:
