@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from inputs import at_least, exit_code
 
 from perturbjax._compat import compiler_options
-from perturbjax.noise import Noise
+from perturbjax.noise import Block, Noise, perturb_block
 from perturbjax.noise import values as noise
-from perturbjax.noise.dense import perturb_leaf
 
 
 def main() -> None:
@@ -46,9 +45,9 @@ def main() -> None:
         "normal, wide": timed(lambda p, key: jax.random.normal(wrap(key), shape), fast),
         "gaussian, narrow": timed(lambda p, key: noise.gaussian(key, shape)),
         "gaussian": timed(lambda p, key: noise.gaussian(key, shape), fast),
-        "gaussian + p": timed(lambda p, key: perturb_leaf(p, key, step, Noise("gaussian")), fast),
+        "gaussian + p": timed(lambda p, key: perturb_block(p, key, step, Noise("gaussian"), Block(shape)), fast),
         "rademacher": timed(lambda p, key: noise.rademacher(key, shape), fast),
-        "rademacher + p": timed(lambda p, key: perturb_leaf(p, key, step, Noise("rademacher")), fast),
+        "rademacher + p": timed(lambda p, key: perturb_block(p, key, step, Noise("rademacher"), Block(shape)), fast),
         "copy (p + 1)": timed(lambda p, key: p + 1),
     }
     drawn = {name: jax.device_get(run(jnp.ones(shape), key)) for name, run in variants.items()}

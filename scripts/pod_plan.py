@@ -40,8 +40,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--topology", type=like(rf"({'|'.join(NAMES)}):\d+(x\d+)+"), default="v5e:16x16", help="e.g. v5e:16x16, v5p:4x4x4, v6e:8x8"
     )
-    parser.add_argument("--mesh", type=like(r"[1-9]\d*x[1-9]\d*"), default="64x4", help="CANDIDATExMODEL")
-    parser.add_argument("--noise", default="rademacher", choices=("gaussian", "rademacher"))
+    parser.add_argument("--mesh", type=like(r"[1-9]\d*x[1-9]\d*"), default="64x4", help="DATAxMODEL")
+    parser.add_argument("--noise", default="rademacher", help="a distribution of perturbjax.noise")
     parser.add_argument("--strategy", default="lazy", choices=("lazy", "copy"))
     parser.add_argument("--chunk", default=100, type=at_least(1), help="candidates of a group in one call of the program")
     parser.add_argument("--slot", type=like(r"[1-9]\d*x[1-9]\d*"), default="8x512", help="ROWSxTOKENS of one scoring pass")
@@ -52,9 +52,9 @@ def arguments() -> argparse.Namespace:
         "--no-search", action="store_true", help="leave out the search for the largest batches, which compiles several times"
     )
     options = parser.parse_args()
-    chips, (candidates, model) = chips_of(options.topology), (int(n) for n in options.mesh.split("x"))
-    if candidates * model != chips:
-        parser.error(f"--mesh {options.mesh}: {candidates * model} devices, {options.topology} has {chips}")
+    chips, (data, model) = chips_of(options.topology), (int(n) for n in options.mesh.split("x"))
+    if data * model != chips:
+        parser.error(f"--mesh {options.mesh}: {data * model} devices, {options.topology} has {chips}")
     return options
 
 
@@ -104,8 +104,8 @@ def main() -> int:
 
     print(f"{options.config.stem}, {plan.parameters / 1e9:.2f} G parameters in bf16, noise {options.noise}, {options.strategy}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
-    print(f"{options.topology}, {chips} chips, mesh candidate x model = {options.mesh}; compiled with {versions}")
-    print(f"layout {plan.split or 'one device has all of it'}; weights {size(plan.spread.device_bytes)} a device")
+    print(f"{options.topology}, {chips} chips, mesh data x model = {options.mesh}; compiled with {versions}")
+    print(f"layout {plan.parallel or 'one device has all of it'}; weights {size(plan.params.device_bytes)} a device")
     if options.program != "generation":
         scoring(plan, CHIPS[kind], options)
     if options.program != "scoring":
@@ -118,9 +118,9 @@ def scoring(plan: Plan, chip: Chip, options: argparse.Namespace) -> None:
 
     rows, tokens = (int(n) for n in options.slot.split("x"))
     print(f"\nSCORING, {options.slots} passes of {rows} rows of {tokens} tokens a candidate")
-    groups = plan.mesh.shape["candidate"]
+    groups = plan.mesh.shape["data"]
     chunk = groups * options.chunk
-    compiled = plan.scoring(options.slots, rows, tokens, capacity=chunk)
+    compiled = plan.scoring(options.slots, rows, tokens, max_candidates=chunk)
     calls = f"N = 6,400 takes {-(-6400 // chunk)}, N = 640,000 takes {-(-640000 // chunk)} of the same"
     memory(compiled, f"{chunk:,} candidates a call: {calls}")
     memory(plan.scoring(options.slots, rows, tokens), f"{groups:,} candidates a call, to compare")
@@ -129,7 +129,7 @@ def scoring(plan: Plan, chip: Chip, options: argparse.Namespace) -> None:
         fit("rows of a pass", chip, rows, lambda n: plan.scoring(options.slots, n, tokens))
         fit("candidates in flight", chip, 1, lambda n: plan.scoring(options.slots, rows, tokens, in_flight=n))
     flops = options.slots * plan.flops(rows, tokens, QUERIES)
-    roofline(plan, chip, flops, options.slots, options.slots * per_pass, options.slots * plan.spread.device_bytes)
+    roofline(plan, chip, flops, options.slots, options.slots * per_pass, options.slots * plan.params.device_bytes)
 
 
 def generation(plan: Plan, chip: Chip, options: argparse.Namespace) -> None:
@@ -146,7 +146,7 @@ def generation(plan: Plan, chip: Chip, options: argparse.Namespace) -> None:
     flops = plan.flops(rows, prompt + new, rows * new)
     # In every layer twice for every token.
     summed = 2 * c.num_layers * c.hidden_size * 2 * rows * (prompt + new)
-    read = (new + 1) * plan.spread.device_bytes + new * plan.cache_bytes(rows, prompt + new // 2)
+    read = (new + 1) * plan.params.device_bytes + new * plan.cache_bytes(rows, prompt + new // 2)
     roofline(plan, chip, flops, new + 1, summed, read)
 
 
@@ -180,7 +180,7 @@ def collectives(plan: Plan, compiled) -> float:
         print(f"    {kind:<14} {axis:<10} {where:<16} {each}")
     inside = [one for one in found if one.loops and one.axis != "model"]
     weights = [one for one in found if one.kind == "all-gather" and one.axis == "model" and one.nbytes > 2**22]
-    print(f'    on "candidate" inside the loop: {len(inside)}; all-gathers over "model" beyond 4 MiB (a weight would be): {len(weights)}')
+    print(f'    on "data" inside the loop: {len(inside)}; all-gathers over "model" beyond 4 MiB (a weight would be): {len(weights)}')
     return sum(one.nbytes * one.times for one in found if one.axis == "model")
 
 

@@ -26,7 +26,7 @@ from perturbjax.report.intervals import paired_bootstrap, sign_test
 from perturbjax.scoring import top_k
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from racing_matrices import equals, far_apart, relatives  # pyright: ignore[reportMissingImports] (beside the tests)
+from support.racing_matrices import equals, far_apart, relatives  # pyright: ignore[reportMissingImports] (beside the tests)
 
 ORDERS = 200
 SYNTHETIC = {"far apart": (far_apart, 0), "relatives": (relatives, 16), "all equal": (equals, 8)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perturbjax import sharding
 from perturbjax.bench.hlo import read_computations
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -29,7 +30,7 @@ class Collective:
 
     Attributes:
         kind: one of ``KINDS``.
-        axis: the mesh axis whose devices talk to each other, "candidate" or "model", or "both".
+        axis: the mesh axis whose devices talk to each other, "data" or "model", or "both".
         nbytes: of its result on one device.
         loops: how many loops it lies in.
         times: how often it runs in one turn of the loops whose length is data (candidates, slots, decoding steps).
@@ -43,7 +44,7 @@ class Collective:
 
 
 def read_collectives(text: str, model: int) -> list[Collective]:
-    """The collectives of a compiled module's text, on a (candidate, model) mesh with ``model`` neighbors to a candidate."""
+    """The collectives of a compiled module's text, on a (data, model) mesh with ``model`` neighbors along "model"."""
     computations, entry = read_computations(text)
     callers = _callers(computations)
 
@@ -104,6 +105,6 @@ def _axis(line: str, model: int) -> str:
     else:
         match = _LISTED.search(line) or _PAIRS.search(line)
         rows = [[int(n) for n in group.split(",") if n] for group in re.findall(r"\{([\d,]*)\}", match[1])] if match else []
-    same_candidate = all(len({device // model for device in row}) == 1 for row in rows)
-    same_place = all(len({device % model for device in row}) == 1 for row in rows)
-    return "model" if rows and same_candidate else "candidate" if rows and same_place else "both"
+    along_model = all(len({device // model for device in row}) == 1 for row in rows)
+    along_data = all(len({device % model for device in row}) == 1 for row in rows)
+    return sharding.MODEL if rows and along_model else sharding.DATA if rows and along_data else "both"

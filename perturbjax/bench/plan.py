@@ -65,7 +65,7 @@ class Plan:
     def scoring(self, slots: int, rows: int, tokens: int, in_flight: int = 1, max_candidates: int | None = None) -> Any:
         """The compiled program that scores ``slots`` passes of packed rows. ``max_candidates``: of one call; one a group at least."""
         shapes = dict.fromkeys(("tokens", "positions", "example", "branch"), (slots, rows, tokens))
-        shapes |= {"query": (slots, QUERIES), "ids": (slots, QUERIES, CHOICES), "count": ()}
+        shapes |= {"query": (slots, QUERIES), "ids": (slots, QUERIES, CHOICES), "num_valid": ()}
         data = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
         data["lead"] = jax.ShapeDtypeStruct((min(128, tokens),), np.bool_)
         return self._compile(choice_values(self.config, single=False, parallel=self.parallel), data, in_flight, max_candidates)
@@ -78,10 +78,10 @@ class Plan:
             "row_ids": (1, rows),
             "prefix": (1, 0),
             "prefix_length": (),
-            "count": (),
+            "num_valid": (),
         }
         data = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
-        data |= {"live": jax.ShapeDtypeStruct((1, rows), np.bool_), "temperature": jax.ShapeDtypeStruct((), np.float32)}
+        data |= {"valid": jax.ShapeDtypeStruct((1, rows), np.bool_), "temperature": jax.ShapeDtypeStruct((), np.float32)}
         return self._compile(generate_replies(self.config, new, (1,), sample=False, parallel=self.parallel), data, in_flight)
 
     def _compile(self, fn: Callable[..., Any], data: Any, in_flight: int, max_candidates: int | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What a pod would need, asked of the TPU compiler: nothing that is promised of the layout depends on a chip being there."""
+"""What a pod would need, asked of the TPU compiler, and the collectives that are read from compiled text."""
 
 import importlib.util
 import re
@@ -9,6 +9,7 @@ import jax
 import pytest
 from support.paths import ROOT
 
+from perturbjax.bench.collectives import Collective, read_collectives
 from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, largest
 from perturbjax.noise import Noise
 from perturbjax.pretrained.hf_config import decoder_config
@@ -27,7 +28,7 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_candidates_never_talk_and_weights_are_never_gathered():
     done = plan(str(CONFIG), "--topology", "v5e:2x2", "--mesh", "2x2", "--chunk", "50", "--replies", "8x128+128", "--no-search")
     assert done.returncode == 0, done.stderr
-    verdicts = re.findall(r'on "candidate" inside the loop: (\d+); all-gathers over "model" beyond 4 MiB .*: (\d+)', done.stdout)
+    verdicts = re.findall(r'on "data" inside the loop: (\d+); all-gathers over "model" beyond 4 MiB .*: (\d+)', done.stdout)
     assert verdicts == [("0", "0")] * 2, done.stdout
     many, few = re.findall(r"temporaries ([\d.]+) MiB, .* \(([\d,]+) candidates a call", done.stdout)
     assert (many[1], few[1]) == ("100", "2")
@@ -55,7 +56,9 @@ def test_mistakes_are_said_in_one_line(arguments, message):
 def tiny() -> Plan:
     config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config |= {"intermediate_size": 128, "vocab_size": 256, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 1e4}
-    return Plan(decoder_config(config | {"hidden_act": "silu", "tie_word_embeddings": True}), jax.devices()[:1], 1, Noise(), "lazy")
+    return Plan(
+        decoder_config(config | {"hidden_act": "silu", "tie_word_embeddings": True}), jax.devices()[:1], 1, Noise("rademacher"), "lazy"
+    )
 
 
 def test_sizes_and_flops_are_those_of_the_model(tiny):
@@ -74,14 +77,52 @@ def test_roofline_names_its_terms(tiny):
 
 def test_the_largest_that_fits_is_found_by_doubling(tiny):
     with jax.numpy_dtype_promotion("standard"):  # flax's RMSNorm multiplies float32 with a bfloat16 scale
-        compiled = {n: tiny.scoring(1, n, 32) for n in (2, 4, 8, 16)}
+        compiled = {n: tiny.scoring(1, n, 32) for n in (2, 4, 8)}
     sizes = {n: device_bytes(program) for n, program in compiled.items()}
-    assert sizes[2] < sizes[4] < sizes[8] < sizes[16]
-    chip = Chip(hbm=sizes[8], flops=1, bandwidth=1, ring=1)
-    assert largest(chip, 2, compiled.__getitem__) == 8
-    assert largest(chip, 16, compiled.__getitem__) == 0
+    assert sizes[2] < sizes[4] < sizes[8]
+    chip = Chip(hbm=sizes[4], flops=1, bandwidth=1, ring=1)
+    assert largest(chip, 2, compiled.__getitem__) == 4
+    assert largest(chip, 8, compiled.__getitem__) == 0
 
     def refused(n):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
 
     assert largest(chip, 1, refused) == 0
+
+
+TEXT = """HloModule jit_f
+
+%layer_condition (p: (s32[], bf16[8])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(28), metadata={op_name="f"}
+  ROOT %lt = pred[] compare(%i, %bound), direction=LT
+}
+
+%layer (p: (s32[], bf16[8])) -> (s32[], bf16[8]) {
+  %psum.1 = bf16[4,8]{1,0:T(8,128)(2,1)} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+%chunk_condition (p: (s32[], s32[])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %count), direction=LT
+}
+
+%chunk (p: (s32[], s32[])) -> (s32[], s32[]) {
+  %w = (s32[], bf16[8]) while(%t), condition=%layer_condition, body=%layer
+  %both = (f32[2]{0}, f32[3]{0}) all-reduce(%a, %b), replica_groups=[2,2]<=[4], to_apply=%add
+  %across = f32[5]{0} all-reduce(%a), replica_groups=[2,2]<=[2,2]T(1,0), to_apply=%add
+}
+
+ENTRY %main (p: s32[]) -> f32[16] {
+  %w = (s32[], s32[]) while(%t), condition=%chunk_condition, body=%chunk
+  %all-gather-start = (f32[8]{0}, f32[16]{0}) all-gather-start(%r), replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, dimensions={0}
+  %fused = f32[4] fusion(%all-gather-start), kind=kLoop, calls=%nowhere
+}
+"""
+
+
+def test_kind_axis_size_loops_and_turns_are_read():
+    assert sorted(read_collectives(TEXT, model=2), key=lambda one: one.nbytes) == [
+        Collective("all-reduce", "model", 20, 1, 1),
+        Collective("all-reduce", "data", 20, 1, 1),
+        Collective("all-reduce", "model", 64, 2, 28),
+        Collective("all-gather", "data", 64, 0, 1),
+    ]

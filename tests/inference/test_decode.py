@@ -1,5 +1,6 @@
-"""Stopped rows leave the batch: whatever shrinks, every reply equals that of its prompt alone, and the saved steps are counted right."""
+"""Stopped rows leave the batch: whatever shrinks, every reply equals that of its prompt alone; SmolLM2's equal those of transformers."""
 
+import json
 from functools import cache, partial
 
 import jax
@@ -15,6 +16,7 @@ from perturbjax.models import attention
 from perturbjax.models.decoder import causal_mask, decoder_from_params, run_prefix
 from perturbjax.noise.values import KEY_IMPL, root_key_data
 from perturbjax.pretrained import load_model
+from perturbjax.tasks.base import Prompt
 
 RNG = np.random.default_rng(1)
 PREFIX = RNG.integers(5, 120, 7).tolist()
@@ -147,3 +149,31 @@ def test_prompts_without_a_common_prefix_run_none(model):
     replies = jax.jit(generate_replies(model.config, WIDTH, (), False))(model.params, None, batch)
     expected = [alone(model, prompt, i, False) for i, prompt in enumerate(PROMPTS[:4])]
     assert np.asarray(replies.tokens)[0].tolist() == expected
+
+
+def test_greedy_generations_equal_transformers():
+    reference = json.loads((FIXTURES / "smollm2_reference.json").read_text())
+    rows = reference["greedy"]
+    model = load_model("smollm2-135m")
+    # The reference's prompts have no near ties, so float32 rounding cannot turn a token; fewer than five would prove little.
+    assert len(rows) >= 5 and reference["smallest_margin"] > 0.01
+    prompts = [model.tokenizer.encode_prompt(Prompt(({"role": "user", "content": row["question"]},))) for row in rows]
+    assert prompts == [row["prompt_ids"] for row in rows]
+    lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    assert len(set(lengths.tolist())) > 2
+    tokens = np.full((len(rows), lengths.max()), model.tokenizer.pad_id, np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+
+    @jax.jit
+    def run(params):
+        live = jnp.ones(len(rows), bool)
+        decoder = decoder_from_params(model.config, params)
+        return generate(decoder, jnp.asarray(tokens), jnp.asarray(lengths), live, reference["max_new_tokens"], model.tokenizer.stop_ids)
+
+    replies = run(model.params)
+    assert np.asarray(replies.finite).all()
+    for row, got in zip(rows, np.asarray(replies.tokens), strict=True):
+        ids = [int(index) for index in got if index >= 0]
+        assert ids == row["new_ids"], row["question"]
+        assert model.tokenizer.decode(ids) == row["text"]

@@ -1,9 +1,5 @@
-"""Lazy products by the kernels: their numbers on this machine, and what whole decoders hold that are compiled for TPUs elsewhere."""
+"""Lazy products by the kernels, interpreted on this machine or by their jnp reference, against the dense oracle."""
 
-import functools
-import json
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -11,26 +7,18 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.compilers import PLATFORMS
 from support.lazy_cases import CASES
-from support.oracle import POPULATION, cast, dense, jit, relative_error
-from support.paths import SUPPORT
+from support.oracle import POPULATION, cast, dense, jit, relative_error, use_kernel
 
 import perturbjax as pj
 from perturbjax.interpret import dot
+from perturbjax.noise import DISTRIBUTIONS
 
-PROGRAM = SUPPORT / "lazy_kernels_compile.py"
 DRAWS = np.random.default_rng(5)
 
 
 def normal(*shape, fan_in=1):
     return jnp.asarray(DRAWS.standard_normal(shape) / np.sqrt(fan_in), jnp.float32)
-
-
-def use(monkeypatch, lowering):
-    """Gives this platform a kernel: the jnp reference, or one for accelerators, interpreted."""
-    monkeypatch.setattr(dot, "lowerings", lambda: {"cpu": lowering})
-    monkeypatch.setattr(dot, "perturbed_matmul", partial(dot.perturbed_matmul, interpret=lowering != "reference"))
 
 
 def count(jaxpr, name):
@@ -40,12 +28,15 @@ def count(jaxpr, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_program_equals_the_oracle(name, monkeypatch):
-    use(monkeypatch, "reference")
+def test_every_program_with_a_dot_equals_the_oracle(name, monkeypatch):
+    use_kernel(monkeypatch, "reference")
     monkeypatch.setattr(dot, "NARROW", 2)
     case = CASES[name]
     params, args = cast((case.params, case.args), "float32")
     noise = pj.Noise("rademacher")
+    uses = pj.lazily(case.fn).usage(pj.lazy(params, POPULATION[1], noise), *args).uses
+    if not any(use.primitive == "dot_general" for use in uses):
+        return  # no kernel is reached, and test_oracle has this program
     found = jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(POPULATION[[1, 4]])
     for i, index in enumerate((1, 4)):
         expected = dense(case, params, POPULATION[index], noise, args)
@@ -53,11 +44,12 @@ def test_every_program_equals_the_oracle(name, monkeypatch):
 
 
 # Dims that are no multiples of a tile or of the 32 rows of a word.
+WIDE = normal(130, 200, fan_in=130)
 PARAMS = {
-    "up": normal(3, 130, 200, fan_in=130),
-    "down": normal(3, 200, 130, fan_in=200),
-    "deep": normal(2, 2, 130, 130, fan_in=130),
-    "table": normal(300, 130),
+    "up": normal(3, 34, 50, fan_in=34),
+    "down": normal(3, 50, 34, fan_in=50),
+    "deep": normal(2, 2, 34, 34, fan_in=34),
+    "table": normal(70, 34),
 }
 
 
@@ -70,41 +62,42 @@ def stacked(params, x):
 
     h = jax.lax.scan(layer, x, (params["up"], params["down"]))[0]
     h = jax.lax.fori_loop(0, 2, lambda i, h: h + h @ params["deep"][1, i], h)
-    h = jax.lax.cond(h.sum() > 0, lambda h: h @ params["up"][2, :, 33:], lambda h: h @ params["up"][1, :, :167], h)
-    h = h @ params["down"][0, 20:187]
+    h = jax.lax.cond(h.sum() > 0, lambda h: h @ params["up"][2, :, 9:], lambda h: h @ params["up"][1, :, :41], h)
+    h = h @ params["down"][0, 5:46]
     return jnp.einsum("...d,vd->...v", h, params["table"]), params["table"] @ h.T
 
 
-@pytest.mark.parametrize("noise", [pj.Noise(), pj.Noise("rademacher"), pj.Noise("gaussian", rank=3)], ids=str)
+@pytest.mark.parametrize("noise", [*map(pj.Noise, DISTRIBUTIONS), pj.Noise("gaussian", rank=3)], ids=str)
 @pytest.mark.parametrize("lowering", ("tpu", "gpu"))
 def test_kernels_in_loops_under_vmap(lowering, noise, monkeypatch):
-    x, population = normal(5, 130), pj.Population(seed=3, size=4, sigmas=(0.02, 0.05))
+    monkeypatch.setattr(dot, "NARROW", 32)
+    x, population = normal(5, 34), pj.Population(seed=3, size=4, sigmas=(0.02, 0.05))
 
     def fn(candidate):
         return pj.lazily(stacked)(pj.lazy(PARAMS, candidate, noise), x)
 
     several = population[[0, 1, 3]]
     assert count(jax.make_jaxpr(jax.vmap(fn))(several).jaxpr, "pallas_call") == 0
-    use(monkeypatch, lowering)
+    use_kernel(monkeypatch, lowering)
     program = jax.make_jaxpr(jax.vmap(fn))(several).jaxpr
     # One call of a kernel for all candidates at each of the 8 dots.
     assert count(program, "pallas_call") == 8
-    found = jax.jit(jax.vmap(fn))(several)
+    found = jit(jax.vmap(fn))(several)
     for i, index in enumerate((0, 1, 3)):
-        expected = jax.jit(stacked)(pj.perturb(PARAMS, population[index], noise), x)
+        expected = jit(stacked)(pj.perturb(PARAMS, population[index], noise), x)
         assert relative_error(jax.tree.map(lambda leaf, i=i: leaf[i], found), expected) < 2e-5
 
 
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
 def test_result_types_and_precision_pass_through(dtype, monkeypatch):
-    x, params = normal(4, 130).astype(dtype), {"w": PARAMS["up"][0].astype(dtype)}
+    x, params = normal(4, 130).astype(dtype), {"w": WIDE.astype(dtype)}
     noise, candidate = pj.Noise("rademacher"), POPULATION[2]
     for wanted in (None, jnp.float32):
         fn = partial(jnp.einsum, "bd,df->bf", precision="highest", preferred_element_type=wanted)
         lazily = jax.jit(pj.lazily(lambda p, x, fn=fn: fn(x, p["w"])))
         expected = fn(x, pj.perturb(params, candidate, noise)["w"])
         with monkeypatch.context() as patch:
-            use(patch, "tpu")
+            use_kernel(patch, "tpu")
             found = lazily(pj.lazy(params, candidate, noise), x)
         assert relative_error(found, expected) < (1e-6 if expected.dtype == jnp.float32 else 2**-8)
 
@@ -122,46 +115,12 @@ def test_result_types_and_precision_pass_through(dtype, monkeypatch):
     ],
 )
 def test_other_products_are_left_alone(fn, monkeypatch):
-    use(monkeypatch, "tpu")
-    theta = pj.lazy({"w": PARAMS["up"][0]}, POPULATION[1], pj.Noise())
+    use_kernel(monkeypatch, "tpu")
+    theta = pj.lazy({"w": WIDE}, POPULATION[1], pj.Noise())
     assert count(jax.make_jaxpr(pj.lazily(fn))(theta, normal(5, 130)).jaxpr, "pallas_call") == 0
 
 
 def test_programs_for_cpu_are_traced_without_kernels():
-    theta = pj.lazy({"w": PARAMS["up"][0]}, POPULATION[1], pj.Noise("rademacher"))
+    theta = pj.lazy({"w": WIDE}, POPULATION[1], pj.Noise("rademacher"))
     program = jax.make_jaxpr(pj.lazily(lambda p, x: x @ p["w"]))(theta, normal(5, 130)).jaxpr
     assert count(program, "dot_general") == 1 and not count(program, "platform_index")
-
-
-@functools.cache
-def compiled(platform):
-    """What the subprocess found."""
-    run = subprocess.run([sys.executable, str(PROGRAM), platform], capture_output=True, text=True, timeout=600, cwd=PROGRAM.parents[1])
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout)
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_a_compiled_decoder_holds_no_matrix_but_its_weights(platform):
-    for case, found in compiled(platform)["decoders"].items():
-        if case == "copy":
-            # The reader sees what there is: a perturbed copy of every matrix.
-            assert len(found["matrices"]) >= 8 and found["temp_bytes"] > found["bound"]
-        else:
-            assert found["matrices"] == [] and found["temp_bytes"] < found["bound"], case
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_a_compiled_decoder_has_a_kernel_for_every_matrix(platform):
-    for case, found in compiled(platform)["decoders"].items():
-        # q, k, v, o, gate, up and down, once in the loop over layers, and the head. For replies again in the loop over tokens, of which
-        # the compiler may take a step apart.
-        times = {"copy": (0,), "replies": (2, 3)}.get(case, (1,))
-        assert found["kernels"] in [8 * n for n in times], case
-        # A kernel reads a layer's matrix in the stack of all: one operand for all candidates, and no copy of the layer.
-        assert found["weights"] == sorted(found["every_weight"] * (found["kernels"] // 8)), case
-
-
-@pytest.mark.parametrize("platform", PLATFORMS[:1])
-def test_kernels_compile_where_shard_map_checks(platform):
-    assert compiled(platform)["checked_shards"] == 1

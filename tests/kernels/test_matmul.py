@@ -8,15 +8,17 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.oracle import jit
 
-from perturbjax.kernels import tile_noise, tpu  # pyright: ignore[reportMissingImports]
+from perturbjax.kernels import tpu  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.problem import Problem  # pyright: ignore[reportMissingImports]
 from perturbjax.kernels.tiling import VMEM_BYTES, Tiles, choose  # pyright: ignore[reportMissingImports]
-from perturbjax.noise import values as noise
-from perturbjax.noise.values import Window
+from perturbjax.noise import DISTRIBUTIONS, Block, Slice, tile
+from perturbjax.noise.low_rank import low_rank, low_rank_factors
+from perturbjax.noise.values import fold_in, root_key_data
 
-KEYS = jax.vmap(lambda i: noise.fold_in(noise.root_key_data(11), i))(jnp.arange(5, dtype=jnp.uint32))
+KEYS = jax.vmap(lambda i: fold_in(root_key_data(11), i))(jnp.arange(5, dtype=jnp.uint32))
 STEPS = jnp.asarray([0.5, -0.25, 1.0, 0.125, -2.0], jnp.float32)
 KERNELS = ("tpu", "gpu")
 
@@ -28,10 +30,10 @@ def draw(seed, shape, dtype=jnp.float32):
 
 def dense_block(key, shape, distribution, rank, offsets, block):
     """E of a block, cut out of the whole leaf's noise where that can be held."""
-    make = partial(noise.low_rank, rank=rank) if rank else noise.dense
-    whole = make(key, shape, distribution=distribution).reshape(-1, *shape[-2:])
+    whole = Block(shape)
+    e = low_rank(key, whole, rank, distribution) if rank else DISTRIBUTIONS[distribution].values(key, whole)
     lead, row, column = offsets
-    return whole[lead, row : row + block[0], column : column + block[1]]
+    return e.reshape(-1, *shape[-2:])[lead, row : row + block[0], column : column + block[1]]
 
 
 def expected(x, w, step, e, transposed):
@@ -47,7 +49,7 @@ def noise_of_kernel(lowering, key, block, **options):
 
 
 @pytest.mark.parametrize("lowering", KERNELS)
-@pytest.mark.parametrize("distribution", noise.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize(
     "shape, block, offsets",
     [
@@ -61,25 +63,25 @@ def test_noise_is_the_leafs_bit_for_bit(lowering, distribution, shape, block, of
 
 
 @pytest.mark.parametrize("lowering", KERNELS)
-@pytest.mark.parametrize("distribution", noise.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_noise_beyond_2_to_the_32_elements(lowering, distribution):
     # Leaves of that size exist only as indices. The block begins before word number 2**32 and ends after it.
-    rows_per_word = 32 if distribution == "rademacher" else 1
+    rows_per_word = DISTRIBUTIONS[distribution].rows_per_word
     shape, block = (80 * rows_per_word, 8192, 28672), (48, 16)
     lead, rest = divmod(2**32, 8192 * 28672 // rows_per_word)
     row, column = divmod(rest, 28672)
     assert row >= 1 and 8 <= column <= 28672 - 8
     offsets = tuple(jnp.uint32(o) for o in (lead, (row - 1) * rows_per_word, column - 8))
     got = noise_of_kernel(lowering, KEYS[1], block, shape=shape, distribution=distribution, offsets=offsets)
-    windows = [Window(offset, size) for offset, size in zip(offsets, (1, *block), strict=True)]
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(noise.dense(KEYS[1], shape, distribution, windows)[0]))
+    part = Block(shape, tuple(Slice(offset, size) for offset, size in zip(offsets, (1, *block), strict=True)))
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(DISTRIBUTIONS[distribution].values(KEYS[1], part)[0]))
 
 
 def test_compiled_kernels_draw_the_same_normals_to_rounding():
     # Interpreted kernels compute erf_inv in XLA:CPU's operations, compiled ones in their own, and leave logarithm and root to the compiler.
     words = jnp.arange(2**23, dtype=jnp.uint32) << 9  # all that jax.random.normal tells apart
-    got = tile_noise.normal(words, exact=False)  # not jitted: XLA joins additions, which the compilers of kernels do not
-    want = jax.jit(partial(tile_noise.normal, exact=True))(words)
+    got = tile.normal(words, exact=False)  # not jitted: XLA joins additions, which the compilers of kernels do not
+    want = jax.jit(partial(tile.normal, exact=True))(words)
     np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=2e-6)
 
 
@@ -98,7 +100,8 @@ def test_tiles_do_not_matter(distribution, transposed, tiles):
     block, shape, offsets = ((70, 100) if transposed else (100, 70)), (2, 150, 130), (1, 32, 9)
     problem = Problem(distribution, shape, None, transposed, True, None, jnp.dtype(jnp.float32))
     x, w = draw(0, (5, 13, 100)), draw(1, block)
-    got = tpu.matmul(problem, x, w[None], jnp.int32(0), jnp.asarray(offsets, jnp.uint32), KEYS, STEPS, tiles=tiles, interpret=True)
+    product = jit(partial(tpu.matmul, problem, tiles=tiles, interpret=True))
+    got = product(x, w[None], jnp.int32(0), jnp.asarray(offsets, jnp.uint32), KEYS, STEPS)
     for c in range(5):
         e = dense_block(KEYS[c], shape, distribution, None, offsets, block)
         np.testing.assert_allclose(np.asarray(got[c]), np.asarray(expected(x[c], w, STEPS[c], e, transposed)), rtol=1e-5, atol=2e-4)
@@ -123,10 +126,11 @@ def test_tiles_do_not_matter(distribution, transposed, tiles):
 def test_products(lowering, dtype, distribution, rank, transposed):
     shape, block, offsets = (90, 80), ((33, 80) if transposed else (80, 33)), (0, 7, 0)
     x, w = draw(2, (3, 5, 80), dtype), draw(3, block, dtype)
-    got = perturbed_matmul(
-        x, w, KEYS[:3], STEPS[:3], shape=shape, distribution=distribution, rank=rank, offsets=offsets, transposed=transposed,
+    product = partial(
+        perturbed_matmul, shape=shape, distribution=distribution, rank=rank, offsets=offsets, transposed=transposed,
         lowering=lowering, interpret=lowering is not None, preferred_element_type=jnp.float32,
     )  # fmt: skip
+    got = jit(product)(x, w, KEYS[:3], STEPS[:3])
     assert got.dtype == jnp.float32
     for c in range(3):
         e = dense_block(KEYS[c], shape, distribution, rank, offsets, block)
@@ -143,10 +147,10 @@ def test_a_matrix_of_a_stack_is_read_in_place(lowering, rank):
     shape, stack, x = (6, 64, 48), draw(6, (3, 64, 48)), draw(7, (5, 64))
     product = partial(perturbed_matmul, shape=shape, distribution="gaussian", rank=rank, lowering=lowering, interpret=lowering in KERNELS)
 
-    @jax.jit
+    @jit
     def one(index):
-        window = (Window(index + 2, 1), None, None)
-        factors = [f[0] for f in noise.low_rank_factors(KEYS[0], shape, rank, "gaussian", window)] if rank else None
+        matrix = Block(shape).take(0, Slice(index + 2, 1))
+        factors = tuple(f[0] for f in low_rank_factors(KEYS[0], matrix, rank, "gaussian")) if rank else None
         return product(x, stack, KEYS[0], STEPS[0], index=index, offsets=(index + 2, 0, 0), factors=factors)
 
     for index in range(3):
@@ -161,6 +165,7 @@ def test_result_dtype_is_that_of_x_by_default(dtype):
     assert perturbed_matmul(x, w, KEYS[0], STEPS[0], shape=w.shape).dtype == dtype
 
 
+@jax.jit
 def single(x, w, key, step, offset):
     return perturbed_matmul(
         x, w, key, step, shape=(4, 64, 48), distribution="rademacher", offsets=(offset, 0, 0), lowering="tpu", interpret=True
@@ -187,12 +192,12 @@ def test_vmap_equals_a_loop(axes, outer):
     operands = [v if axis == 0 else v[0] for v, axis in zip(operands, axes, strict=True)]
     mapped = jax.vmap(single, in_axes=axes)
     if outer is None:
-        got = mapped(*operands)
+        got = jit(mapped)(*operands)
         want = [single(*(v[i] if axis == 0 else v for v, axis in zip(operands, axes, strict=True))) for i in range(3)]
     else:
         # Examples outside of whatever is inside.
         xs = X[:, :2].swapaxes(0, 1) if axes[0] == 0 else X[0]
-        got = jax.vmap(mapped, in_axes=(0, None, None, None, None))(xs, *operands[1:]).reshape(6, 6, 48)
+        got = jit(jax.vmap(mapped, in_axes=(0, None, None, None, None)))(xs, *operands[1:]).reshape(6, 6, 48)
         want = [
             single(xs[o][i] if axes[0] == 0 else xs[o], *(v[i] if a == 0 else v for v, a in zip(operands[1:], axes[1:], strict=True)))
             for o in range(2)

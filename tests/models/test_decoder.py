@@ -1,10 +1,14 @@
-"""The decoder against itself used naively: caches, prefixes, packing and batching change nothing but the time."""
+"""The decoder against itself used naively and against transformers: caches, prefixes, packing and batching change nothing but the time."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.logits import logits_of as logits_of_rows
+from support.oracle import jit
 from support.paths import FIXTURES
 
 from perturbjax.inference.decode import NO_TOKEN, generate
@@ -83,12 +87,12 @@ def test_greedy_generation_equals_the_uncached_loop(decoder, with_prefix):
     tokens, lengths = padded(PROMPTS, 16)
     prefix = run_prefix(decoder, PREFIX, 12) if with_prefix else None
     live = jnp.ones(len(PROMPTS), bool)
-    replies = jax.jit(lambda t, n: generate(decoder, t, n, live, steps, (), prefix, len(before)))(tokens, lengths)
+    replies = jit(lambda t, n: generate(decoder, t, n, live, steps, (), prefix, len(before)))(tokens, lengths)
     assert np.asarray(replies.tokens).tolist() == naive and bool(replies.finite.all())
     # A stop token ends its own row only, is kept, and is followed by NO_TOKEN; padding rows produce nothing.
     stop = naive[1][2]
     live = live.at[3].set(False)
-    stopped = np.asarray(generate(decoder, tokens, lengths, live, steps, (stop,), prefix, len(before)).tokens)
+    stopped = np.asarray(jit(lambda t, n: generate(decoder, t, n, live, steps, (stop,), prefix, len(before)).tokens)(tokens, lengths))
     for row, full in zip(stopped[:3], naive[:3], strict=True):
         end = full.index(stop) + 1 if stop in full else steps
         assert row.tolist() == full[:end] + [NO_TOKEN] * (steps - end)
@@ -99,23 +103,29 @@ def test_sampling_follows_the_model_and_ignores_the_batch(decoder):
     tokens, lengths = padded(PROMPTS, 16)
     key, ids = root_key_data(3), jnp.arange(4)
 
+    @jit
+    def drawn(rows, temperature):
+        live = jnp.ones(len(rows), bool)
+        return generate(decoder, tokens[rows], lengths[rows], live, 3, (), None, 0, key, ids[rows], temperature).tokens
+
     def sample(rows, temperature):
-        return np.asarray(
-            generate(decoder, tokens[rows], lengths[rows], jnp.ones(len(rows), bool), 3, (), None, 0, key, ids[rows], temperature).tokens
-        )
+        return np.asarray(drawn(rows, jnp.float32(temperature)))
 
     rows = jnp.arange(4)
     np.testing.assert_array_equal(sample(rows, 0.9)[2], sample(rows[2:3], 0.9)[0])
-    greedy = np.asarray(generate(decoder, tokens, lengths, jnp.ones(4, bool), 3, ()).tokens)
+    greedy = np.asarray(jit(lambda t, n: generate(decoder, t, n, jnp.ones(4, bool), 3, ()).tokens)(tokens, lengths))
     np.testing.assert_array_equal(sample(rows, 1e-4), greedy)
     assert not np.array_equal(sample(rows, 1.5), greedy)
     # First tokens of many draws follow softmax(logits / temperature): a chi-squared test with p = 1e-6.
     many = 4000
-    wide = jnp.broadcast_to(tokens[:1], (many, 16))
-    replies = generate(decoder, wide, jnp.full(many, lengths[0]), jnp.ones(many, bool), 1, (), None, 0, key, jnp.arange(many), 0.7)
-    drawn = replies.tokens[:, 0]
+
+    @jit
+    def first(prompt, length):
+        wide, live = jnp.broadcast_to(prompt, (many, 16)), jnp.ones(many, bool)
+        return generate(decoder, wide, jnp.full(many, length), live, 1, (), None, 0, key, jnp.arange(many), 0.7).tokens[:, 0]
+
     expected = np.asarray(jax.nn.softmax(logits_of(decoder, PROMPTS[0])[-1] / 0.7)) * many
-    counts = np.bincount(np.asarray(drawn), minlength=len(expected))
+    counts = np.bincount(np.asarray(first(tokens[:1], lengths[0])), minlength=len(expected))
     rare = expected < 5
     observed, wanted = np.append(counts[~rare], counts[rare].sum()), np.append(expected[~rare], expected[rare].sum())
     degrees = len(wanted) - 1
@@ -123,9 +133,11 @@ def test_sampling_follows_the_model_and_ignores_the_batch(decoder):
 
 
 def test_non_finite_logits_are_reported(decoder):
-    broken = decoder_from_params(decoder.config, jax.tree.map(lambda p: p * jnp.float32(np.nan), load_model(str(FIXTURES / _name(decoder))).params))
+    broken = decoder_from_params(
+        decoder.config, jax.tree.map(lambda p: p * jnp.float32(np.nan), load_model(str(FIXTURES / _name(decoder))).params)
+    )
     tokens, lengths = padded(PROMPTS, 16)
-    assert not generate(broken, tokens, lengths, jnp.ones(4, bool), 2, ()).finite.any()
+    assert not jit(lambda t, n: generate(broken, t, n, jnp.ones(4, bool), 2, ()).finite)(tokens, lengths).any()
 
 
 def _name(decoder):
@@ -153,3 +165,26 @@ def test_bfloat16_weights_give_bfloat16_activations_and_float32_logits(name):
         logits[dtype] = np.asarray(decoder.logits(hidden))
         assert logits[dtype].dtype == np.float32
     assert np.abs(logits["bfloat16"] - logits["float32"]).max() < 0.05 * np.abs(logits["float32"]).max()
+
+
+@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"])
+def test_logits_equal_transformers(fixture):
+    reference = np.load(FIXTURES / fixture / "reference.npz")
+    count = sum(name.startswith("ids_") for name in reference.files)
+    got = logits_of_rows(load_model(str(FIXTURES / fixture)), [reference[f"ids_{index}"] for index in range(count)])
+    for index in range(count):
+        expected = reference[f"logits_{index}"]
+        assert np.abs(got[index] - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_smollm2_logits_equal_transformers():
+    """The embedded default: dequantisation, q and k row order, tied head and chat prompt at once."""
+    rows = json.loads((FIXTURES / "smollm2_reference.json").read_text())["logits"]
+    got = logits_of_rows(load_model("smollm2-135m"), [row["prompt_ids"] for row in rows])
+    for logits, row in zip(got, rows, strict=True):
+        last = logits[-1].astype(np.float64)
+        scale = np.abs(row["top_logits"]).max()
+        assert np.argsort(-last)[:20].tolist() == row["top_ids"]
+        np.testing.assert_allclose(last[row["top_ids"]], row["top_logits"], rtol=0, atol=1e-4 * scale)
+        np.testing.assert_allclose(last.mean(), row["mean"], rtol=0, atol=1e-4 * scale)
+        np.testing.assert_allclose(np.logaddexp.reduce(last), row["log_normaliser"], rtol=0, atol=1e-4 * scale)

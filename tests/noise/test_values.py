@@ -102,7 +102,7 @@ def block_and_index(draw, shape, leaf=None):
 
 @given(data=st.data(), shape=st.sampled_from([(7,), (33,), (5, 3), (70, 6), (3, 40, 5), (2, 2, 65, 4)]), kind=st.sampled_from(
     [("gaussian", None), ("rademacher", None), ("gaussian", 1), ("rademacher", 2)]))  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_block_equals_that_block_of_the_whole(data, shape, kind):
     distribution, rank = kind
     block, index = block_and_index(data.draw, shape)
@@ -116,7 +116,7 @@ def test_any_block_equals_that_block_of_the_whole(data, shape, kind):
 
 
 @given(data=st.data(), shape=st.sampled_from([(80, 8192, 28672), (2**20, 2**13), (2**33,), (3, 5)]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_counters_are_the_flat_index_beyond_32_bits(data, shape):
     within = [min(n, 2**31 - 1) for n in shape]
     block, index = block_and_index(data.draw, within, shape)
@@ -124,7 +124,9 @@ def test_counters_are_the_flat_index_beyond_32_bits(data, shape):
     block = Block(shape, tuple(Slice(0, n) if part is None else part for part, n in zip(block.dims, within, strict=True)))
     hi, lo = noise.counters(block)
     flat = sum(part.astype(np.uint64) * np.uint64(math.prod(shape[d + 1 :])) for d, part in enumerate(np.ix_(*map(np.array, index))))
-    np.testing.assert_array_equal(np.broadcast_to(np.asarray(hi, np.uint64), block.shape) << np.uint64(32) | np.asarray(lo, np.uint64), flat)
+    np.testing.assert_array_equal(
+        np.broadcast_to(np.asarray(hi, np.uint64), block.shape) << np.uint64(32) | np.asarray(lo, np.uint64), flat
+    )
 
 
 def test_leaves_beyond_2_to_the_32_use_the_high_counter_word():

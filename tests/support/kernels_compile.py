@@ -1,7 +1,7 @@
 """Compiles the perturbed product for chips that this machine does not have, and prints what came out as JSON.
 
-    python tests/kernels_compile.py tpu     # needs libtpu: the [tpu] extra
-    python tests/kernels_compile.py cuda    # needs jax-cuda12-plugin and jax-cuda12-pjrt; no CUDA library, no GPU
+    python tests/support/kernels_compile.py tpu     # needs libtpu: the [tpu] extra
+    python tests/support/kernels_compile.py cuda    # needs jax-cuda12-plugin and jax-cuda12-pjrt; no CUDA library, no GPU
 
 Run in its own process: with libtpu importable, JAX looks for a TPU unless it is told not to, before it is imported.
 """

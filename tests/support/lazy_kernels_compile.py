@@ -1,6 +1,8 @@
 """Compiles whole decoders for chips that this machine does not have, and prints what the programs hold as JSON.
 
-python tests/lazy_kernels_compile.py tpu     # or cuda: as kernels_compile, and in its own process for the same reasons
+    PYTHONPATH=tests python tests/support/lazy_kernels_compile.py tpu     # or cuda
+
+As ``kernels_compile``, and in its own process for the same reasons.
 """
 
 import json
@@ -21,6 +23,7 @@ from perturbjax.bench.hlo import read_computations
 from perturbjax.inference.choice import choice_values
 from perturbjax.inference.generation import generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.models.partition import TensorParallel, partition
 from perturbjax.noise import Noise
 from perturbjax.pretrained.params import nest
 from perturbjax.scoring import ChunkProgram
@@ -34,7 +37,7 @@ ROWS, TOKENS = 4, 96
 # name: devices of "model", noise, candidates in flight.
 CASES = {
     "scoring": (1, Noise("rademacher"), 2),
-    "scoring of split matrices": (2, Noise("rademacher"), 1),
+    "scoring of sharded matrices": (2, Noise("rademacher"), 1),
     "scoring with gaussian noise": (1, Noise(), 1),
     "scoring with low-rank noise": (1, Noise(rank=1), 2),
     "replies": (1, Noise("rademacher"), 4),
@@ -56,30 +59,30 @@ def devices_of(platform: str) -> list[Any]:
 def program(case: str, devices: list[Any]) -> tuple[Any, Any]:
     """The compiled program, and the configuration of one device."""
     model, noise, in_flight = CASES[case]
-    mesh, split = sharding.make_mesh(devices, model), sharding.split_model(CONFIG, model)
+    mesh, parallel = sharding.make_mesh(devices, model), partition(CONFIG, model)
     params = nest({path: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for path, shape in param_shapes(CONFIG).items()})
-    spread = sharding.spread(params, mesh, split.cuts(CONFIG) if split else None)
-    fn, shapes = generation(split) if case.startswith("replies") else scoring(split)
+    sharded = sharding.shard_params(params, mesh, parallel.dims(CONFIG) if parallel else None)
+    fn, shapes = generation(parallel) if case.startswith("replies") else scoring(parallel)
     data = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
-    capacity, strategy = mesh.shape["candidate"] * in_flight, "copy" if case == "copy" else "lazy"
-    compiled = ChunkProgram(fn, spread, noise, mesh, capacity, in_flight, strategy).lower(data).compile()
-    return compiled, split.local(CONFIG) if split else CONFIG
+    max_candidates, strategy = mesh.shape[sharding.DATA] * in_flight, "copy" if case == "copy" else "lazy"
+    compiled = ChunkProgram(fn, sharded, noise, mesh, max_candidates, in_flight, strategy).lower(data).compile()
+    return compiled, parallel.local(CONFIG) if parallel else CONFIG
 
 
-def scoring(split: sharding.Split | None) -> tuple[Any, dict[str, Any]]:
+def scoring(parallel: TensorParallel | None) -> tuple[Any, dict[str, Any]]:
     slots, queries = 2, 16
     shapes: dict[str, Any] = dict.fromkeys(("tokens", "positions", "example", "branch"), ((slots, ROWS, TOKENS), np.int32))
-    shapes |= {"query": ((slots, queries), np.int32), "ids": ((slots, queries, 2), np.int32), "count": ((), np.int32)}
-    return choice_values(CONFIG, single=False, split=split), shapes | {"lead": ((16,), np.bool_)}
+    shapes |= {"query": ((slots, queries), np.int32), "ids": ((slots, queries, 2), np.int32), "num_valid": ((), np.int32)}
+    return choice_values(CONFIG, single=False, parallel=parallel), shapes | {"lead": ((16,), np.bool_)}
 
 
-def generation(split: sharding.Split | None) -> tuple[Any, dict[str, Any]]:
+def generation(parallel: TensorParallel | None) -> tuple[Any, dict[str, Any]]:
     """One row a candidate, so that there is one loop over tokens."""
     shapes: dict[str, Any] = dict.fromkeys(("lengths", "row_ids"), ((1, 1), np.int32))
     shapes |= {"tokens": ((1, 1, TOKENS), np.int32), "prefix": ((1, 0), np.int32)}
-    shapes |= dict.fromkeys(("prefix_length", "count"), ((), np.int32))
-    shapes |= {"live": ((1, 1), np.bool_), "temperature": ((), np.float32)}
-    return generate_replies(CONFIG, 16, (1,), sample=False, split=split), shapes
+    shapes |= dict.fromkeys(("prefix_length", "num_valid"), ((), np.int32))
+    shapes |= {"valid": ((1, 1), np.bool_), "temperature": ((), np.float32)}
+    return generate_replies(CONFIG, 16, (1,), sample=False, parallel=parallel), shapes
 
 
 def found_in(compiled: Any, local: DecoderConfig, in_flight: int, kernel_call: str) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def found_in(compiled: Any, local: DecoderConfig, in_flight: int, kernel_call: s
 
 
 def checked_shards(devices: list[Any]) -> int:
-    """Kernel calls in a function of a user that splits a matrix itself, by columns, with the checks of ``shard_map`` on."""
+    """Kernel calls in a function of a user that shards a matrix itself, by columns, with the checks of ``shard_map`` on."""
     mesh = sharding.make_mesh(devices, 2)
     product = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(P(), P(None, "model")), out_specs=P(None, "model"))
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import perturbjax as pj
+from perturbjax.interpret import dot
+from perturbjax.kernels import matmul
 from support.lazy_cases import Case
 
 POPULATION = pj.Population(seed=11, size=6, sigmas=(0.1, 0.2))
-# A third of the compile time: speed is not what is compared here. scripts/lazy_coverage.py runs the same with the default options.
+# A third of the compile time: speed is not what is compared here. tests/support/lazy_coverage.py runs the same with the default options.
 QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 
@@ -39,3 +41,10 @@ def relative_error(found: Any, expected: Any) -> float:
 
 def dense(case: Case, params: Any, candidate: pj.Candidate, noise: pj.Noise, args: Any) -> Any:
     return jit(case.fn)(pj.perturb(params, candidate, noise), *args)
+
+
+def use_kernel(monkeypatch: Any, lowering: str) -> None:
+    """Lazy dots of this platform take a kernel: the jnp reference, or one for accelerators, interpreted."""
+    product = functools.partial(matmul.perturbed_matmul, interpret=lowering != "reference")
+    monkeypatch.setattr(dot, "lowerings", lambda: {"cpu": lowering})
+    monkeypatch.setattr(matmul, "perturbed_matmul", product)

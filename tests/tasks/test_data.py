@@ -32,6 +32,8 @@ from perturbjax.tasks.splits import make_splits
 
 ROWS = {"sst2": 872, "boolq": 3270, "rte": 277, "arc_easy": 2376, "gsm8k": 1319, "arithmetic": 3000, "countdown": 2000}
 GENERATION = {"gsm8k", "arithmetic", "countdown"}
+# One code path serves the 57 subjects of MMLU: few short rows, the most rows, passages of several lines, and code.
+SUBJECTS_READ = ("abstract_algebra", "professional_law", "high_school_us_history", "college_computer_science")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def task(request: pytest.FixtureRequest) -> Task:
     return load_task(request.param)
 
 
-every_task = pytest.mark.parametrize("task", TASK_NAMES, indirect=True)
+every_task = pytest.mark.parametrize("task", [*ROWS, *(f"mmlu:{subject}" for subject in SUBJECTS_READ)], indirect=True)
 
 
 def test_the_names_are_those_of_the_design() -> None:

@@ -1,27 +1,24 @@
 """Runs every program and model of the tests against the dense oracle, in every kind of noise, and prints a markdown table.
 
-    python scripts/lazy_coverage.py [NAME...]
+    PYTHONPATH=tests python tests/support/lazy_coverage.py [NAME...]
 
-Columns: uses = uses of parameters in one call; made whole = the primitives for which a matrix or more was made outside a dot, convolution
+Columns: uses = uses of parameters in one call; materialized = the primitives for which a matrix or more was made outside a dot, convolution
 or gather; error = largest difference over the largest value of the dense result, worst of the kinds of noise, in float32 (bfloat16 for the
 package's own decoder). NAMEs select cases whose name holds one of them. Needs the test extras (equinox, haiku).
 """
 
 import argparse
 import platform
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import jax
-from lazy_cases import CASES, NOISES  # pyright: ignore[reportMissingImports]
-from lazy_models import MODELS  # pyright: ignore[reportMissingImports]
-from test_lazy_oracle import cast, relative_error  # pyright: ignore[reportMissingImports]
 
 import perturbjax as pj
+from perturbjax.noise import DISTRIBUTIONS
+from support.lazy_cases import CASES, NOISES
+from support.lazy_models import MODELS
+from support.oracle import cast, relative_error
 
-KINDS = [pj.Noise(), pj.Noise("rademacher"), pj.Noise("gaussian", 1), pj.Noise("rademacher", 1), *NOISES]
+KINDS = [*(pj.Noise(name, rank) for rank in (None, 1) for name in DISTRIBUTIONS), *NOISES]
 
 
 def row(name, fn, params, args, sigma):
@@ -31,8 +28,8 @@ def row(name, fn, params, args, sigma):
         theta = pj.lazy(params, candidate, noise)
         found = jax.jit(pj.lazily(fn))(theta, *args)
         worst = max(worst, relative_error(found, jax.jit(fn)(jax.jit(pj.perturb, static_argnums=2)(params, candidate, noise), *args)))
-    report = pj.lazily(fn).report(pj.lazy(params, candidate, KINDS[0]), *args)
-    print(f"| {name} | {len(report.uses)} | {', '.join(use.primitive for use in report.materialised)} | {worst:.0e} |", flush=True)
+    usage = pj.lazily(fn).usage(pj.lazy(params, candidate, KINDS[0]), *args)
+    print(f"| {name} | {len(usage.uses)} | {', '.join(use.primitive for use in usage.materialized)} | {worst:.0e} |", flush=True)
 
 
 def main() -> None:
@@ -42,7 +39,7 @@ def main() -> None:
     if not any(part in name for part in chosen for name in [*CASES, *MODELS]):
         parser.error(f"no case's name holds {' or '.join(chosen)}")
     print(f"{len(KINDS)} kinds of noise, jax {jax.__version__}, {jax.devices()[0].device_kind}, {platform.machine()}\n")
-    print("| case | uses | made whole | error |\n|---|---|---|---|")
+    print("| case | uses | materialized | error |\n|---|---|---|---|")
     for name, case in CASES.items():
         if any(part in name for part in chosen):
             params, args = cast((case.params, case.args), "float32")
