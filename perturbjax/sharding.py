@@ -46,13 +46,6 @@ def make_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
     return Mesh(np.asarray(devices).reshape(-1, model), (DATA, MODEL))
 
 
-def over_processes() -> NamedSharding:
-    """Shards the leading axis over the processes, in order, one device of each: what each keeps on its host, as one array."""
-    devices = {device.process_index: device for device in reversed(jax.devices())}
-    mesh = Mesh(np.asarray([devices[index] for index in range(jax.process_count())]), ("process",))
-    return NamedSharding(mesh, PartitionSpec("process"))
-
-
 def spans_processes(mesh: Mesh) -> bool:
     """Whether some of the mesh belongs to another process, so that none sees the whole of a sharded array."""
     return len({device.process_index for device in mesh.devices.flat}) > 1

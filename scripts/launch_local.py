@@ -1,6 +1,6 @@
 """Starts one command as several processes on this machine, each with its own forced CPU devices: a rehearsal of a run on several hosts.
 
-    python scripts/launch_local.py --processes 2 --devices 4 -- perturbjax search --mesh 4x2
+    python scripts/launch_local.py --processes 2 --devices 4 -- perturbjax randopt --mesh 4x2
 
 Each process gets the command with --coordinator, --num-processes and --process-id added. SIGTERM is passed on to all of them. When one
 fails, the others have time to end by themselves, are then told to stop, and at last killed. The exit code is that of the first that
@@ -17,7 +17,7 @@ import time
 
 GRACE_S = 40.0
 """How long a process may take to end by itself after another has failed, and once more after SIGTERM. More than
-`perturbjax.cluster.peers.SILENCE_S`: those that are left over report a death themselves."""
+`perturbjax.cluster.distributed.TIMEOUT_S`: those that are left over report a death themselves."""
 
 
 def main() -> int:

@@ -47,7 +47,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def score(options: argparse.Namespace) -> None:
     """One row: scores the population on one mesh, and writes what came of it to ``options.run``."""
     from perturbjax import sharding
-    from perturbjax.cluster.distributed import Team, is_main, join
+    from perturbjax.cluster.distributed import is_main, join
     from perturbjax.errors import InputError
     from perturbjax.inference import Engine
     from perturbjax.noise import Noise, Population
@@ -62,13 +62,11 @@ def score(options: argparse.Namespace) -> None:
         raise InputError(f"--task {options.task}: a task of choices is required")
     mesh = sharding.make_mesh(model=int(options.mesh.split("x")[1]))
     engine = Engine(model, task, Noise(options.noise, scale=options.scale), mesh, chunk=options.population, strategy="lazy")
-    if not is_main():
-        engine.follow()
-        return
-    with Team().leading():
-        candidates = Population(seed=0, size=options.population, sigmas=options.sigmas)[:]
-        outputs = engine.run(candidates, engine.prepare(task.examples()[: options.examples], task.templates[0]))
+    candidates = Population(seed=0, size=options.population, sigmas=options.sigmas)[:]
+    outputs = engine.run(candidates, engine.prepare(task.examples()[: options.examples], task.templates[0]))
     assert outputs.log_probs is not None
+    if not is_main():
+        return
     keys = np.concatenate([np.asarray(candidates.key_data, np.float64), np.asarray(candidates.sigma, np.float64)[:, None]], axis=1)
     best = top_k(outputs.scores.mean(axis=1), options.top_k)
     np.savez(options.run, candidates=keys, scores=outputs.scores, members=best, log_probs=outputs.log_probs)

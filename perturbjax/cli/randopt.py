@@ -2,6 +2,7 @@
 
 import logging
 
+from perturbjax.cli.arguments import with_flags
 from perturbjax.cluster.preemption import cluster_run
 from perturbjax.randopt import Config
 from perturbjax.runs.compile_cache import use_compile_cache
@@ -13,9 +14,14 @@ def run_randopt(config: Config, console: Console) -> None:
     config.validate()
     from perturbjax.randopt.stages import run
 
-    # Orbax logs a failed write with the tracebacks of all its threads; the error itself comes to us.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs a failed write or read with the tracebacks of all its threads; the error itself comes to us.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     machine = config.machine
-    with cluster_run(console.note, machine.coordinator, machine.num_processes, machine.process_id) as peers:
+
+    def say(text: str) -> None:
+        console.note(with_flags(text, ()))
+
+    with cluster_run(say, machine.coordinator, machine.num_processes, machine.process_id) as peers:
         use_compile_cache(machine.compile_cache, console)
         run(config, console, peers)

@@ -1,18 +1,25 @@
 """Several processes on this machine, joined by gloo, give the files of one; and mistakes in how they are started are said."""
 
+import contextlib
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from support.cli_tiny import search_arguments, write_questions
-from support.paths import SCRIPTS
+from support.paths import ROOT, SCRIPTS, SUPPORT
 
 from perturbjax.cli import main
+from perturbjax.cluster import peers
 from perturbjax.errors import InputError
-from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt import stages
+from perturbjax.runs.config import Machine
 
 LAUNCH = SCRIPTS / "launch_local.py"
 SMALL = {"racing": "off", "chunk": 4, "population": 7}
@@ -43,27 +50,27 @@ def test_two_processes_on_a_mesh_give_the_files_of_one(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mesh": "4"}, "--mesh 4: CANDIDATExMODEL is required"),
-        ({"mesh": "0x2"}, "--mesh 0x2: CANDIDATExMODEL is required"),
-        ({"coordinator": "here"}, "--coordinator here: HOST:PORT, with a port from 1 to 65535, or cluster is required"),
-        ({"coordinator": "a:0", "num_processes": 1, "process_id": 0}, "--coordinator a:0: HOST:PORT, with a port"),
-        ({"coordinator": "a:65536", "num_processes": 1, "process_id": 0}, "--coordinator a:65536: HOST:PORT, with a port"),
-        ({"coordinator": "a:1", "num_processes": 2}, "--process-id None: --coordinator HOST:PORT needs both"),
-        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process-id 2: --coordinator HOST:PORT needs both"),
-        ({"num_processes": 2}, "only together with --coordinator HOST:PORT"),
-        ({"coordinator": "cluster", "process_id": 0}, "only together with --coordinator HOST:PORT"),
+        ({"mesh": "4"}, "`mesh` 4: DATAxMODEL is required"),
+        ({"mesh": "0x2"}, "`mesh` 0x2: DATAxMODEL is required"),
+        ({"coordinator": "here"}, "`coordinator` here: HOST:PORT, with a port from 1 to 65535, or cluster is required"),
+        ({"coordinator": "a:0", "num_processes": 1, "process_id": 0}, "`coordinator` a:0: HOST:PORT, with a port"),
+        ({"coordinator": "a:65536", "num_processes": 1, "process_id": 0}, "`coordinator` a:65536: HOST:PORT, with a port"),
+        ({"coordinator": "a:1", "num_processes": 2}, "`process_id` None: `coordinator` HOST:PORT needs both"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "`process_id` 2: `coordinator` HOST:PORT needs both"),
+        ({"num_processes": 2}, "only together with `coordinator` HOST:PORT"),
+        ({"coordinator": "cluster", "process_id": 0}, "only together with `coordinator` HOST:PORT"),
     ],
 )
 def test_mistakes_in_mesh_and_processes_are_said_before_anything_is_loaded(settings, message):
     with pytest.raises(InputError) as error:
-        SearchConfig(**settings).validate()
+        Machine(**settings).validate()
     assert message in str(error.value)
 
 
 def test_a_mesh_of_other_devices_is_refused_before_anything_is_written(tmp_path, capsys):
     questions = write_questions(tmp_path / "questions.jsonl")
     assert main(search_arguments(questions, tmp_path / "run", mesh="4x2")) == 2
-    assert "--mesh 4x2: 8 devices, there are 1; use e.g. --mesh 1x1" in capsys.readouterr().err
+    assert "--mesh 4x2: 8 devices, there are 1; use e.g. 1x1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -91,3 +98,50 @@ def test_the_processes_of_a_slurm_job_find_each_other():
 
     said = [process.communicate(timeout=60) for process in [one(0), one(1)]]
     assert [out.split() for out, _ in said] == [["localhost", str(index), "2", "4"] for index in (0, 1)], said
+
+
+def test_processes_broadcast_json_and_arrays_and_write_one_state_together(tmp_path):
+    """See ``cluster_programs``: sizes of messages, errors of process 0, a sharded state on other meshes and its damage."""
+    program = [sys.executable, "-W", "error", str(SUPPORT / "cluster_programs.py"), str(tmp_path)]
+    launched = [sys.executable, str(LAUNCH), "--processes", "2", "--devices", "2", "--", *program]
+    done = subprocess.run(launched, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0 and done.stdout.count("ok") == 2, done.stdout + done.stderr
+
+
+def test_nothing_that_is_received_or_read_is_unpickled():
+    for folder in ("perturbjax", "kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search(r"import pickle|pickle\.|cloudpickle|marshal", path.read_text()), path
+
+
+def test_process_0_takes_no_connection_without_the_token(monkeypatch):
+    """Strangers come first: one sends nothing, one no JSON, one without end, one a wrong token; each is closed and not waited for."""
+    monkeypatch.setattr(peers, "_HELLO_S", 0.3)
+    main = peers.Peers(None, print)
+    main._count = 2
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = listening.getsockname()
+    accepting = threading.Thread(target=main._accept, args=(listening, "right"), daemon=True)
+    accepting.start()
+    said = (b"", b"hello\n", b"x" * 10_000, b'{"token": "wrong", "index": 1}\n', b'{"token": "right", "index": 1}\n')
+    callers = [socket.create_connection(address) for _ in said]
+    for caller, words in zip(callers, said, strict=True):
+        caller.sendall(words)
+    accepting.join(timeout=10)
+    assert not accepting.is_alive() and list(main._connections) == [1]
+    assert main._connections[1].socket.getpeername() == callers[-1].getsockname()
+    for caller in callers[:-1]:
+        caller.settimeout(1)
+        with contextlib.suppress(ConnectionResetError):
+            assert caller.recv(1) == b""
+
+
+def test_heartbeats_listen_on_loopback_where_all_processes_are_on_one_machine():
+    with peers._listen(["127.0.0.1", "127.0.0.1"]) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_process_with_other_settings_than_process_0_says_so(monkeypatch):
+    monkeypatch.setattr(stages, "broadcast_json", lambda mine: mine | {"seed": 0})
+    with pytest.raises(InputError, match=r"process 0 of 1: `seed` 1, the run has 0 \(on process 0\)"):
+        stages._check_agreement(SimpleNamespace(identity={"seed": 1, "top_k": 2}))  # type: ignore[arg-type]

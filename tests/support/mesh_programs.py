@@ -7,20 +7,21 @@ import jax
 import numpy as np
 
 from perturbjax.inference import Engine
+from perturbjax.models.partition import partition
 from perturbjax.noise import Noise, Rule
 from perturbjax.pretrained import load_model
-from perturbjax.sharding import make_mesh, split_model
+from perturbjax.sharding import make_mesh
 from support.paths import FIXTURES
 from support.toy import POPULATION, TEMPLATE, Toy
 
 MESHES = {"4x2": (8, 4, 2), "2x4": (8, 2, 4), "1x8": (8, 1, 8), "1x5": (5, 1, 5)}
-"""Devices, candidates, model. Of the fixtures' 4 heads, 2 key heads, 384 tokens and ffn of 64, axes of 2 split everything, 4 share key
+"""Devices, data, model. Of the fixtures' 4 heads, 2 key heads, 384 tokens and ffn of 64, axes of 2 shard everything, 4 share key
 heads, 8 leave attention whole, and 5 divide nothing: the vocabulary is padded and the ffn stays whole."""
 TOLERANCE = 2e-5
 UNEVEN = 7
 """Candidates: a number that divides by no axis."""
 
-FORCED = (
+CHOICES = (
     ("tiny_llama3", "4x2", ("x", "y"), Noise(), "lazy"),
     ("tiny_llama3", "2x4", ("river of stone", "x"), Noise("rademacher", scale="rms"), "lazy"),
     ("tiny_qwen2", "1x5", ("river of stone", "x"), Noise("gaussian", scale="modular"), "copy"),
@@ -52,8 +53,8 @@ def compare(name, task, mesh, noise, strategy):
     return same and told_apart and apart < TOLERANCE and not other.nonfinite, apart
 
 
-def forced():
-    for name, mesh, choices, noise, strategy in FORCED:
+def choices():
+    for name, mesh, choices, noise, strategy in CHOICES:
         good, apart = compare(name, Toy("choice", choices), mesh_of(mesh), noise, strategy)
         yield good, f"{name} {mesh} {noise.distribution} {noise.rank} {noise.scale} {strategy}", apart
 
@@ -69,14 +70,14 @@ def generated():
 
 
 def layouts():
-    """What is split where, as the docstring of ``MESHES`` says."""
+    """What is sharded where, as the docstring of ``MESHES`` says."""
     config = load_model(str(FIXTURES / "tiny_llama3")).config
-    found = {size: split_model(config, size) for size in (1, 2, 4, 8, 5)}
-    kinds = {size: split and (split.attention, split.mlp, split.local(config).num_kv_heads) for size, split in found.items()}
+    found = {size: partition(config, size) for size in (1, 2, 4, 8, 5)}
+    kinds = {size: layout and (layout.attention, layout.mlp, layout.local(config).num_kv_heads) for size, layout in found.items()}
     yield kinds == {1: None, 2: (True, True, 1), 4: (True, True, 1), 8: (False, True, 2), 5: (False, False, 2)}, f"layouts {kinds}", 0.0
 
 
 if __name__ == "__main__":
     for part in sys.argv[1:]:
-        for good, what, apart in {"forced": forced, "generated": generated, "layouts": layouts}[part]():
+        for good, what, apart in {"choices": choices, "generated": generated, "layouts": layouts}[part]():
             print("ok" if good else "WRONG", what, f"{apart:.1e}", flush=True)
