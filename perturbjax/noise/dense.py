@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from perturbjax.noise import low_rank
 from perturbjax.noise.block import Block
 from perturbjax.noise.distributions import DISTRIBUTIONS
 from perturbjax.noise.population import Candidate
 from perturbjax.noise.spec import Noise, scales
-from perturbjax.noise.values import fold_in
+from perturbjax.noise.values import KeyData, fold_in
 from perturbjax.tree import Params, leaf_paths, path_hash
 
 Blocks = Mapping[str, Block]
@@ -60,7 +61,9 @@ def perturb(
     return jax.tree.map(one, params)
 
 
-def perturb_block(base: jax.Array, key_data: jax.Array, step: jax.Array, noise: Noise, block: Block) -> jax.Array:
+def perturb_block(
+    base: Float[Array, " *s"], key_data: KeyData, step: Float32[Array, ""], noise: Noise, block: Block
+) -> Float[Array, " *s"]:
     """A block of a perturbed leaf, made from that block of the base alone.
 
     Args:

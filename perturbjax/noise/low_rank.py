@@ -5,13 +5,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from perturbjax.noise.block import Block, as_block
 from perturbjax.noise.distributions import DISTRIBUTIONS
-from perturbjax.noise.values import fold_in
+from perturbjax.noise.values import KeyData, fold_in
 
 
-def low_rank_factors(key_data: jax.Array, block: Block | Sequence[int], rank: int, distribution: str) -> tuple[jax.Array, jax.Array]:
+def low_rank_factors(
+    key_data: KeyData, block: Block | Sequence[int], rank: int, distribution: str
+) -> tuple[Float32[Array, " *L R r"], Float32[Array, " *L C r"]]:
     """A (..., R, rank) and B (..., C, rank), float32, with E = A B^T / sqrt(rank) for a leaf, or a block of it, of shape (..., R, C)."""
     block, draw = as_block(block), DISTRIBUTIONS[distribution].values
     *leading, rows, columns = block.global_shape
@@ -21,12 +24,12 @@ def low_rank_factors(key_data: jax.Array, block: Block | Sequence[int], rank: in
     return a, b
 
 
-def low_rank(key_data: jax.Array, block: Block | Sequence[int], rank: int, distribution: str) -> jax.Array:
+def low_rank(key_data: KeyData, block: Block | Sequence[int], rank: int, distribution: str) -> Float32[Array, " *L R C"]:
     """Rank-``rank`` noise of a leaf with two or more dims, or a block of it (EGGROLL, eq. for E): float32, mean 0, variance 1."""
     return low_rank_product(*low_rank_factors(key_data, block, rank, distribution))
 
 
-def low_rank_product(a: jax.Array, b: jax.Array) -> jax.Array:
+def low_rank_product(a: Float32[Array, " *L R r"], b: Float32[Array, " *L C r"]) -> Float32[Array, " *L R C"]:
     """A B^T / sqrt(r) of factors (..., R, r) and (..., C, r): (..., R, C)."""
     if a.shape[-1] == 1:
         return a * b.reshape(*b.shape[:-2], 1, b.shape[-2])  # an outer product fuses with what consumes it; a dot would be stored first

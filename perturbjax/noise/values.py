@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core.primitives import threefry2x32_p
+from jaxtyping import Array, Float32, UInt32
 
 from perturbjax import _compat
 from perturbjax.noise.block import Block, Slice, as_block
@@ -34,11 +35,13 @@ from perturbjax.noise.erf_inv import erf_inv
 
 KEY_IMPL = "threefry2x32"
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+KeyData = UInt32[Array, "2"]
+"""Raw data of a threefry2x32 key."""
 WORD_BITS = 32
 """Bits of one word of the generator: so many rows of a leaf share a word of rademacher noise."""
 
 
-def root_key_data(seed: int | jax.Array) -> jax.Array:
+def root_key_data(seed: int | jax.Array) -> KeyData:
     """Raw key data, uint32[2], of an integer seed or of a threefry2x32 key.
 
     Raises:
@@ -54,12 +57,12 @@ def root_key_data(seed: int | jax.Array) -> jax.Array:
     return jax.random.key_data(jax.random.key(seed, impl=KEY_IMPL))
 
 
-def fold_in(key_data: jax.Array, data: int | jax.Array) -> jax.Array:
+def fold_in(key_data: KeyData, data: int | jax.Array) -> KeyData:
     """``jax.random.fold_in`` on raw key data: uint32[2] -> uint32[2]."""
     return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), data))
 
 
-def threefry2x32(key_data: jax.Array, block: Block | Sequence[int]) -> tuple[jax.Array, jax.Array]:
+def threefry2x32(key_data: KeyData, block: Block | Sequence[int]) -> tuple[UInt32[Array, " *s"], UInt32[Array, " *s"]]:
     """Threefry-2x32 on the flat indices of a block: two uint32 arrays of its shape."""
     hi, lo = counters(block, start=key_data[1])
     return threefry_rounds((key_data[0], key_data[1]), jnp.asarray(hi, jnp.uint32) + key_data[0], lo)
@@ -121,13 +124,13 @@ def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
     return high + x * f_hi, x * f_lo
 
 
-def bits(key_data: jax.Array, block: Block | Sequence[int]) -> jax.Array:
+def bits(key_data: KeyData, block: Block | Sequence[int]) -> UInt32[Array, "..."]:
     """``jax.random.bits(key, shape)``, or a block of it: uint32, bit for bit."""
     x0, x1 = threefry2x32(key_data, block)
     return x0 ^ x1
 
 
-def gaussian(key_data: jax.Array, block: Block | Sequence[int]) -> jax.Array:
+def gaussian(key_data: KeyData, block: Block | Sequence[int]) -> Float32[Array, "..."]:
     """``jax.random.normal(key, shape, float32)``, or a block of it, bit for bit."""
     return _gaussian(key_data, as_block(block))
 
@@ -145,7 +148,7 @@ def normal_of_words(words: jax.Array, inverse: Callable[[jax.Array], jax.Array])
     return np.float32(np.sqrt(2)) * inverse(unit * (np.float32(1) - low) + low)
 
 
-def rademacher_sign_bits(key_data: jax.Array, block: Block | Sequence[int]) -> jax.Array:
+def rademacher_sign_bits(key_data: KeyData, block: Block | Sequence[int]) -> UInt32[Array, "..."]:
     """Rademacher noise, or a block of it, as one sign bit an element in bit 31: 0 where it is +1, 0x80000000 where it is -1. uint32."""
     return _rademacher_sign_bits(key_data, as_block(block))
 
@@ -198,7 +201,7 @@ def _words(key_data: jax.Array, block: Block) -> jax.Array:
     return x0 ^ x1
 
 
-def rademacher(key_data: jax.Array, block: Block | Sequence[int]) -> jax.Array:
+def rademacher(key_data: KeyData, block: Block | Sequence[int]) -> Float32[Array, "..."]:
     """Signs +1/-1 as float32, or a block of them, one bit of threefry output each."""
     one = jnp.uint32(0x3F800000)
     return jax.lax.bitcast_convert_type(rademacher_sign_bits(key_data, block) | one, jnp.float32)

@@ -6,6 +6,7 @@ from typing import overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped
 
 from perturbjax.errors import InputError
 
@@ -50,7 +51,7 @@ def vote(answers: Answers | jax.Array | np.ndarray, keys: Answers | None = None)
     return None if winner < 0 else answers[winner]
 
 
-def _vote_of_arrays(answers: jax.Array) -> jax.Array:
+def _vote_of_arrays(answers: Shaped[Array, " K *B"]) -> Shaped[Array, " *B"]:
     if answers.ndim not in (1, 2) or not len(answers):
         raise ValueError(f"answers of shape {answers.shape}: (K,) or (K, B) with K members is required")
     votes = jax.lax.map(lambda answer: (answers == answer).sum(axis=0), answers)

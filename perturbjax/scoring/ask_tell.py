@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from perturbjax.noise import Candidate, Population
 from perturbjax.scoring.select import top_k
@@ -52,7 +53,7 @@ class AskTell:
     def _identity(self) -> dict[str, Any]:
         return asdict(self.population) | {"sigmas": list(self.population.sigmas)}
 
-    def ask(self, n: int) -> tuple[np.ndarray, Candidate]:
+    def ask(self, n: int) -> tuple[Int64[np.ndarray, " m"], Candidate]:
         """The next candidates that nobody has asked for, in the population's order.
 
         Args:
@@ -93,7 +94,7 @@ class AskTell:
             raise ValueError(f"indices: candidates {known.tolist()} have their scores already")
         self._scores[positions] = values
 
-    def best(self, k: int) -> np.ndarray:
+    def best(self, k: int) -> Int64[np.ndarray, " k"]:
         """Positions of the ``k`` best of the candidates scored so far, best first, ties to the lower one: int64 (k,)."""
         scored = np.flatnonzero(~np.isnan(self._scores))
         return scored[top_k(self._scores[scored], k)]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Shaped
 
 from perturbjax import _compat, sharding
 from perturbjax.cluster import on_main
@@ -61,7 +62,7 @@ class Scorer:
         self._chunk, self._in_flight = chunk, in_flight
         self._program: ChunkProgram | None = None if strategy == "auto" else self._compile(strategy)
 
-    def __call__(self, candidates: Candidate, batch: Any) -> np.ndarray:
+    def __call__(self, candidates: Candidate, batch: Any) -> Shaped[np.ndarray, " n *B"]:
         """Scores of batched candidates.
 
         Args:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 
-def top_k(scores: Any, k: int) -> np.ndarray:
+def top_k(scores: Any, k: int) -> Int64[np.ndarray, " k"]:
     """Indices of the ``k`` best candidates, best first; ties go to the lower index.
 
     Args:
