@@ -134,6 +134,8 @@ def test_process_0_takes_no_connection_without_the_token(monkeypatch):
         caller.settimeout(1)
         with contextlib.suppress(ConnectionResetError):
             assert caller.recv(1) == b""
+    for end in (*callers, main._connections[1].socket):
+        end.close()
 
 
 def test_heartbeats_listen_on_loopback_where_all_processes_are_on_one_machine():
