@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -75,14 +76,19 @@ def test_roofline_names_its_terms(tiny):
     assert tiny.roofline(chip, 197e12, 10.0, 819e9) == {"FLOPs": 1.0, "HBM": 1.0, "ICI": 0.0}
 
 
-def test_the_largest_that_fits_is_found_by_doubling(tiny):
+def test_bytes_on_a_device_grow_with_the_rows(tiny):
     with jax.numpy_dtype_promotion("standard"):  # flax's RMSNorm multiplies float32 with a bfloat16 scale
-        compiled = {n: tiny.scoring(1, n, 32) for n in (2, 4, 8)}
-    sizes = {n: device_bytes(program) for n, program in compiled.items()}
-    assert sizes[2] < sizes[4] < sizes[8]
-    chip = Chip(hbm=sizes[4], flops=1, bandwidth=1, ring=1)
-    assert largest(chip, 2, compiled.__getitem__) == 4
-    assert largest(chip, 8, compiled.__getitem__) == 0
+        assert device_bytes(tiny.scoring(1, 2, 32)) < device_bytes(tiny.scoring(1, 4, 32))
+
+
+def test_the_largest_that_fits_is_found_by_doubling():
+    def compiled(n):
+        memory = SimpleNamespace(argument_size_in_bytes=100, temp_size_in_bytes=20 * n, output_size_in_bytes=n)
+        return SimpleNamespace(memory_analysis=lambda: memory)
+
+    chip = Chip(hbm=100 + 21 * 8, flops=1, bandwidth=1, ring=1)
+    assert largest(chip, 2, compiled) == largest(chip, 1, compiled) == 8 and largest(chip, 3, compiled) == 6
+    assert largest(chip, 16, compiled) == 0
 
     def refused(n):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")

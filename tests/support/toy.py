@@ -1,7 +1,9 @@
-"""A small task of either kind, and a population for a tiny model."""
+"""A small task of either kind, a population for a tiny model, and a way to compile its programs quickly."""
 
 from typing import Any
 
+from perturbjax import _compat
+from perturbjax.inference import decode, generation
 from perturbjax.noise import Population
 from perturbjax.tasks.base import Example, Prompt, Template
 
@@ -34,3 +36,11 @@ class Toy:
 
     def vote_key(self, answer, example):
         return answer
+
+
+def compile_quickly(patch: Any, row_sizes: tuple[int, ...] = (8,)) -> None:
+    """Programs of the engine without the backend's optimizations, and with decoding for the given batch sizes only: a third of the compile
+    time. How a batch shrinks is what ``test_decode`` compares, with every size."""
+    patch.setattr(_compat, "compiler_options", lambda platform: {"xla_backend_optimization_level": 0})
+    for module in (decode, generation):
+        patch.setattr(module, "ROW_SIZES", row_sizes)
