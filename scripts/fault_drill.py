@@ -35,7 +35,7 @@ DISTURBED: list[dict[str, Any]] = [{"processes": 2}, {"processes": 2, "model": 2
 CONTINUED: list[dict[str, Any]] = [{"processes": 1}, {"processes": 1, "devices": 2, "model": 2}, *DISTURBED]
 FROM_TESTS = {
     "damaged state": ["runs/test_state.py", "-k", "damaged_state or interrupted"],
-    "out of memory": ["inference/test_memory.py"],
+    "out of memory": ["inference/test_engine.py", "-k", "does_not_fit"],
     "NaN, one program": ["inference/test_engine.py", "-k", "broken_candidate"],
 }
 ARRIVAL_S = 10

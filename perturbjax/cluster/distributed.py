@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from perturbjax import _compat
 from perturbjax.cluster.relay import relay
@@ -118,10 +119,11 @@ def broadcast(array: np.ndarray) -> np.ndarray:
     return np.frombuffer(_broadcast_bytes(array.tobytes(), array.nbytes), array.dtype).reshape(array.shape)
 
 
-def gather(array: np.ndarray) -> np.ndarray:
+def gather(array: ArrayLike) -> np.ndarray:
     """The arrays of all P processes, (P, ...), on every process. All pass an array of the same shape and dtype, of at most 32 bits."""
     from jax.experimental import multihost_utils
 
+    array = np.asarray(array)
     return array[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(array))
 
 

@@ -8,6 +8,7 @@ Each process prints ``ok`` when all that it saw is right; the state is left in F
 import argparse
 import random
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,7 +44,7 @@ def broadcasts(main: bool) -> None:
         assert str(caught.value) == str(error)
 
 
-def tree_on(model: int) -> dict[str, jax.Array | np.ndarray]:
+def tree_on(model: int) -> dict[str, Any]:
     mesh, rng = make_mesh(model=model), np.random.default_rng(0)
     whole = {"weights": rng.standard_normal((4, 8)), "moments": rng.standard_normal((4, 3)), "scale": rng.standard_normal(())}
     put = {
