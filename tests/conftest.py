@@ -1,17 +1,26 @@
 """Strictness for every test: no accelerator, no implicit rank or type promotion, and (in pyproject) no warning."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Programs that a test starts find ``support`` too.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 # Before jax is imported: the suite is about values, and they are the same everywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# For every command that a test calls, in this process or another: the suite leaves nothing in the user's home.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Many tests compile the same programs of a tiny model: one cache for all processes of the suite, which leaves nothing in the user's home.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="perturbjax-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Shapes and types of the public functions of these modules are checked at every call.
+CHECKED = ["noise.values", "noise.low_rank", "noise.dense", "randopt.voting"]
+install_import_hook([f"perturbjax.{module}" for module in CHECKED], "beartype.beartype")
 
 # The same examples in every run, on a machine of any speed.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -19,3 +28,8 @@ settings.load_profile("fixed")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_sessionfinish(session: object) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

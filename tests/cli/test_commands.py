@@ -49,11 +49,11 @@ def test_version(capsys):
     assert call(["--version"], capsys) == (0, f"perturbjax {perturbjax.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["search"], ["evaluate"], ["predict"], ["export"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["randopt"], ["evaluate"], ["predict"], ["export"], ["bench"]])
 def test_help_is_on_stdout_and_shows_examples(command, capsys):
     code, out, err = call([*command, "--help"], capsys)
     assert code == 0 and err == ""
-    assert f"perturbjax {(command or ['search'])[0]}" in out
+    assert f"perturbjax {(command or ['randopt'])[0]}" in out
 
 
 def test_help_takes_less_than_a_second():
@@ -69,19 +69,19 @@ def test_help_takes_less_than_a_second():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {search, evaluate, predict, export, bench}; see perturbjax --help"),
-        (["serach"], "Unrecognized options: serach; see perturbjax --help"),
-        (["search", "--popluation", "3"], "Unrecognized options: --popluation, 3; see perturbjax search --help"),
-        (["search", "--population", "many"], "--population 'many': an integer is required; see perturbjax search --help"),
-        (["search", "--population", "2.5"], "--population '2.5': an integer is required; see perturbjax search --help"),
-        (["search", "--rank", "x"], "--rank 'x': an integer is required; see perturbjax search --help"),
-        (["search", "--sigmas", "0.1,x"], "--sigmas 'x': a number is required; see perturbjax search --help"),
-        (["search", "--sigmas="], "--sigmas '': a number is required; see perturbjax search --help"),
+        ([], "Expected one of {randopt, evaluate, predict, export, bench}; see perturbjax --help"),
+        (["randotp"], "Unrecognized options: randotp; see perturbjax --help"),
+        (["randopt", "--popluation", "3"], "Unrecognized options: --popluation, 3; see perturbjax randopt --help"),
+        (["randopt", "--population", "many"], "--population 'many': an integer is required; see perturbjax randopt --help"),
+        (["randopt", "--population", "2.5"], "--population '2.5': an integer is required; see perturbjax randopt --help"),
+        (["randopt", "--rank", "x"], "--rank 'x': an integer is required; see perturbjax randopt --help"),
+        (["randopt", "--sigmas", "0.1,x"], "--sigmas 'x': a number is required; see perturbjax randopt --help"),
+        (["randopt", "--sigmas="], "--sigmas '': a number is required; see perturbjax randopt --help"),
         (
-            ["search", "--noise", "white"],
-            "invalid choice 'white' for argument '--noise'. Expected one of ('gaussian', 'rademacher'); see perturbjax search --help",
+            ["randopt", "--noise", "white"],
+            "invalid choice 'white' for argument '--noise'. Expected one of ('gaussian', 'rademacher'); see perturbjax randopt --help",
         ),
-        (["search", "--seed"], "Missing value for argument '--seed'. Expected 1 values; see perturbjax search --help"),
+        (["randopt", "--seed"], "Missing value for argument '--seed'. Expected 1 values; see perturbjax randopt --help"),
         (["predict"], "required: PATH, --questions PATH, --out PATH; see perturbjax predict --help"),
     ],
 )
@@ -99,12 +99,12 @@ def test_arguments_that_cannot_be_read_are_one_line(arguments, message, capsys):
         ({"sigmas": "nan"}, "--sigmas nan: "),
         ({"search_examples": 0}, "--search-examples 0: "),
         ({"test_examples": 500}, "--test-examples 500"),
-        ({"template": "nope"}, "--template 'nope'"),
+        ({"template": "nope"}, "--template nope: "),
         ({"max_new_tokens": 4}, "--max-new-tokens 4: task even chooses between given answers"),
-        ({"task": "nope"}, "--task 'nope': unknown task"),
+        ({"task": "nope"}, "--task nope: unknown task"),
         ({"task": "/nope/nope.jsonl"}, "--task /nope/nope.jsonl: "),
-        ({"model": "nope"}, "model 'nope': "),
-        ({"model": "/nope/model.gguf"}, "model '/nope/model.gguf': "),
+        ({"model": "nope"}, "--model nope: "),
+        ({"model": "/nope/model.gguf"}, "--model /nope/model.gguf: "),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(changes, message, tmp_path, capsys, monkeypatch):
@@ -117,7 +117,7 @@ def test_bad_input_is_refused_before_anything_is_written(changes, message, tmp_p
 def test_a_search_writes_every_file_and_prints_a_table(finished, capsys):
     assert {path.name for path in (finished / "run").iterdir()} == FILES
     config = json.loads((finished / "run" / "config.json").read_text())
-    assert config["config"]["model"] == str(MODEL) and config["versions"]["jax"] and config["devices"]["kinds"]
+    assert config["config"]["base"]["model"] == str(MODEL) and config["versions"]["jax"] and config["devices"]["kinds"]
     assert config["identity"]["model_fingerprint"] == config["model"]["fingerprint"]
     results = json.loads((finished / "run" / "results.json").read_text())
     assert results["population"]["n"] == 6 and results["splits"] == {"search": 4, "select": 3, "test": 5}
@@ -169,7 +169,7 @@ def test_a_run_reopened_later_shows_the_prompts_of_its_first_day(tmp_path):
     arguments = search_arguments(write_questions(tmp_path / "even.jsonl"), tmp_path / "run", model=model)
     assert main(arguments) == 0
     clock = json.loads((tmp_path / "run" / "config.json").read_text())["prompt_clock"]
-    parts = reopen(tmp_path / "run", Console())
+    parts = reopen(tmp_path / "run", Console().note)
     assert parts.model.tokenizer.clock == clock
     assert parts.model.tokenizer.render_chat([{"role": "user", "content": "x"}]).startswith(clock.replace("T", " "))
     (tmp_path / "run" / "results.json").unlink()
@@ -289,7 +289,7 @@ def test_predict_votes_and_shows_the_shares(finished, tmp_path, capsys):
         assert sum(row["votes"].values()) <= row["members"] and row["share"] == row["votes"][row["answer"]] / row["members"]
     questions.write_text('{"question": "fine"}\n{"question": ')
     again = ["predict", str(finished / "run"), "--questions", str(questions), "--out"]
-    assert "line 2 is not JSON" in refuses([*again, str(answers)], capsys)
+    assert "line 2: not valid JSON" in refuses([*again, str(answers)], capsys)
     assert "is the file of the questions" in refuses([*again, str(questions)], capsys)
 
 
