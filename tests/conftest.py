@@ -31,5 +31,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_sessionfinish(session: object) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if "PYTEST_XDIST_WORKER" not in os.environ and cache.name.startswith("perturbjax-tests-"):
+        shutil.rmtree(cache, ignore_errors=True)

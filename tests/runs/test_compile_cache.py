@@ -11,7 +11,8 @@ import pytest
 from support.cli_tiny import MODEL, search_arguments, write_questions
 
 from perturbjax.cli import main
-from perturbjax.randopt.config import SearchConfig
+from perturbjax.randopt import Config
+from perturbjax.records import from_json
 from perturbjax.runs.compile_cache import default_directory
 from perturbjax.runs.rundir import RunDirectory
 
@@ -82,10 +83,11 @@ def test_the_default_is_not_in_the_working_directory(monkeypatch):
     assert default_directory() == Path.home() / ".cache" / "perturbjax"
 
 
-def test_the_suite_itself_keeps_nothing():
+def test_the_suite_itself_keeps_nothing_in_the_home_of_the_user():
     import jax
 
-    assert not jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    assert kept and not Path(kept).is_relative_to(default_directory())
 
 
 @pytest.mark.parametrize("below", ["", "below"])
@@ -106,9 +108,9 @@ def test_a_profiled_search_is_the_same_run_and_leaves_a_trace_with_named_scopes(
     for scope in ("embed", "attention", "mlp", "head", "noise"):
         assert re.search(rb"/%s/" % scope.encode(), trace.read_bytes()), scope
     saved = RunDirectory(tmp_path / "run").read_config()
-    assert saved["config"]["profile"] is None and saved["config"]["compile_cache"] == "auto"
+    assert saved["config"]["run"]["profile"] is None and saved["config"]["machine"]["compile_cache"] == "auto"
     assert not {"profile", "compile_cache"} & saved["identity"].keys()
-    assert SearchConfig(**(saved["config"] | {"sigmas": tuple(saved["config"]["sigmas"])})).model == str(MODEL)
+    assert from_json(Config, saved["config"], "config.json").base.model == str(MODEL)
     # Not scored twice as far as the run is concerned.
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["done"] for line in metrics] == [2, 4, 6]
