@@ -1,4 +1,4 @@
-"""What ``lazily`` says and refuses: the report, ``strict``, named scopes, types, and that noise is made where it is used."""
+"""What ``perturbed`` and ``lazily`` say and refuse: usage, ``strict``, gradients, named scopes, types, noise where it is used."""
 
 import functools
 
@@ -12,6 +12,7 @@ from support.oracle import POPULATION, cast, dense, jit, relative_error
 
 import perturbjax as pj
 from perturbjax.interpret import LazyArray
+from perturbjax.noise import DISTRIBUTIONS
 
 MATRICES = cast({name: PARAMS[name] for name in ("w", "v", "square", "table", "stack")}, "float32")
 INPUTS = jnp.asarray(X)
@@ -21,22 +22,22 @@ def theta(params=MATRICES, noise=pj.Noise()):  # noqa: B008
     return pj.lazy(params, POPULATION[1], noise)
 
 
-def test_the_report_lists_every_use_in_program_order():
+def test_usage_lists_every_use_in_program_order():
     def fn(p, x):
         h = x @ p["square"] + p["table"][3]
         h = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, p["stack"])[0]
         return h @ (p["w"] * 2), p["v"]
 
     with jax.numpy_rank_promotion("allow"):
-        report = pj.lazily(fn).usage(theta(), INPUTS)
-    assert [(use.path, use.primitive, use.shape, use.nbytes, use.in_place) for use in report.uses] == [
+        usage = pj.lazily(fn).usage(theta(), INPUTS)
+    assert [(use.path, use.primitive, use.shape, use.nbytes, use.in_place) for use in usage.uses] == [
         ("square", "dot_general", (40, 40), 6400, True),
         ("table", "add", (1, 40), 160, True),
         ("stack", "dot_general", (1, 40, 40), 6400, True),
         ("w", "mul", (40, 24), 3840, False),
         ("v", "return", (40, 24), 3840, False),
     ]
-    text = str(report).splitlines()
+    text = str(usage).splitlines()
     assert text[0] == "5 uses of 5 parameters, 2 materialized"
     assert text[1].startswith("  w: mul on (40, 24)") and text[2].startswith("  v: return on (40, 24)")
 
@@ -134,3 +135,32 @@ def test_low_rank_factors_agree_with_the_perturbed_matrix():
             make = functools.partial(pj.lazy, params, POPULATION[2], noise, factored=True)
             found = jit(lambda case=case, make=make, args=args: pj.lazily(case.fn)(make(), *args))()
             assert relative_error(found, dense(case, params, POPULATION[2], noise, args)) < 1e-5, name
+
+
+@pytest.mark.parametrize("noise", [pj.Noise(name, rank) for name in DISTRIBUTIONS for rank in (None, 2)], ids=str)
+def test_perturbed_under_vmap_equals_the_dense_oracle(noise):
+    fn = lambda p, x, *, shift: jnp.tanh(x @ p["square"]) @ p["w"] + shift  # noqa: E731
+    mapped = jax.vmap(lambda candidate, params, x: pj.perturbed(fn, noise)(candidate, params, x, shift=2.0), in_axes=(0, None, None))
+    found = jit(mapped)(POPULATION[1:4], MATRICES, INPUTS)
+    for i, index in enumerate((1, 2, 3)):
+        expected = jit(lambda p: fn(p, INPUTS, shift=2.0))(pj.perturb(MATRICES, POPULATION[index], noise))
+        assert relative_error(found[i], expected) < 1e-5
+
+
+def loss(p, x):
+    return jnp.tanh(x @ p["square"]).sum()
+
+
+LOSS_OF_PARAMS = lambda params: pj.perturbed(loss, pj.Noise())(POPULATION[1], params, INPUTS)  # noqa: E731
+LOSS_OF_INPUTS = lambda x: pj.perturbed(loss, pj.Noise())(POPULATION[1], MATRICES, x)  # noqa: E731
+LOSS_OF_LAZY = lambda x: pj.lazily(loss)(theta(), x)  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("fn", "argument"), [(LOSS_OF_PARAMS, MATRICES), (LOSS_OF_INPUTS, INPUTS), (LOSS_OF_LAZY, INPUTS)], ids=["params", "x", "lazily, x"]
+)
+def test_differentiating_says_forward_only(fn, argument):
+    for differentiated in (jax.grad(fn), jax.jit(jax.grad(fn)), jax.grad(jax.jit(fn)), lambda a: jax.jvp(fn, (a,), (a,))):
+        with pytest.raises(TypeError, match=r"forward only.*fn\(perturb\(params, candidate, noise\), \.\.\.\) instead"):
+            differentiated(argument)
+    jax.jit(fn)(argument)
