@@ -54,7 +54,7 @@ def vote(answers: Answers | jax.Array | np.ndarray, keys: Answers | None = None)
 def _vote_of_arrays(answers: Shaped[Array, " K *B"]) -> Shaped[Array, " *B"]:
     if answers.ndim not in (1, 2) or not len(answers):
         raise ValueError(f"answers of shape {answers.shape}: (K,) or (K, B) with K members is required")
-    votes = jax.lax.map(lambda answer: (answers == answer).sum(axis=0), answers)
+    votes = jax.lax.map(lambda answer: (answers == answer[None]).sum(axis=0), answers)
     first = jnp.argmax(votes, axis=0)  # of equal counts the first, which is the best-ranked member's
     return jnp.take_along_axis(answers, first[None], axis=0)[0]
 

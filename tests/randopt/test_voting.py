@@ -89,3 +89,13 @@ def test_lengths_must_agree():
         vote_winners([["a", "b"], ["a"]])
     with pytest.raises(InputError, match="keys: 1 examples for 2"):
         vote_winners([["a"], ["b"]], [["a"]])
+
+
+def test_arrays_vote_column_by_column_as_texts_do():
+    answers = np.random.default_rng(0).integers(0, 4, (7, 60)).astype(np.int32)
+    expected = [vote([str(answer) for answer in column]) for column in answers.T]
+    voted = vote(answers)
+    assert [str(int(winner)) for winner in voted] == expected and voted.dtype == np.int32
+    assert int(vote(answers[:, 0])) == int(voted[0])
+    with pytest.raises(ValueError, match=r"\(K,\) or \(K, B\)"):
+        vote(np.zeros((2, 3, 4)))
