@@ -24,7 +24,7 @@ examples = st.lists(
 
 
 @given(examples, st.lists(tokens, max_size=50), st.sampled_from([1, 512, 1024, 4096]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_packed_rows_hold_every_example_once_and_queries_see_its_tokens(items, prefix, slot_tokens):
     packings = pack(prefix, items, slot_tokens)
     assert sorted(n for packing in packings for n in packing.examples) == list(range(len(items)))
