@@ -139,7 +139,7 @@ class Drill:
     def failures(self) -> None:
         """A process that fails for a reason of its own: full disks, and an error of the program."""
         cases = {
-            "disk full on process 0": ([{"file_bytes": 2000}, {}], "could not be written"),
+            "disk full on process 0": ([{"file_bytes": 4000}, {}], "File too large; what "),
             "program fails on process 0": ([{"perturbjax.inference.engine.grade": None}, {}], "is not callable"),
             "program fails on process 1": ([{}, {"perturbjax.inference.engine._chosen": None}], "process 1 of 2 has ended"),
         }

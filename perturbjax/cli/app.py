@@ -1,7 +1,7 @@
 """The ``perturbjax`` command: parse a dataclass, call, print, exit.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 1 failure, 69 another process of the run has died or cannot be reached (``peers``),
-75 told to stop by SIGTERM during a search (``commands.preemption``), 130 interrupted.
+Exit codes: 0 done, 2 bad input (one line on stderr), 1 failure, 69 another process of the run has died or cannot be reached, 75 told
+to stop by SIGTERM during a run (both: ``perturbjax.cluster``), 130 interrupted.
 """
 
 import errno

@@ -44,9 +44,9 @@ class RunState:
     Attributes:
         directory: ``state/`` of the run, the same for all processes.
         identity: digest of the run's identity.
-        tree: as last committed or restored. Leaves are numpy arrays, the same on every process and written by process 0, or ``jax.Array``s
-            sharded over a mesh, of which every process writes its own shards.
-        record: JSON that belongs to it; {} before the first commit.
+        tree: as restored when this was opened, or ``like``. Leaves are numpy arrays, the same on every process and written by process 0,
+            or ``jax.Array``s sharded over a mesh, of which every process writes its own shards.
+        record: JSON that belongs to it; {} where nothing was committed.
         step: number of commits begun so far; all but the last are on disk, and that too after ``wait``.
         warnings: what had to be worked around while opening, one line each.
     """
@@ -101,7 +101,7 @@ class RunState:
             step = self.step + 1
             content = {"format": FORMAT, "step": step, "identity": self.identity, "sha256": block_digests(tree), "record": record}
             items = {TREE: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(content | {"digest": digest(content)})}
-            self.tree, self.record, self.step = tree, record, step
+            self.step = step
             try:
                 if not self._manager.save(step, args=ocp.args.Composite(**items), force=True):
                     raise OSError(f"Orbax did not save step {step}")
