@@ -15,6 +15,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -28,6 +29,30 @@ settings.load_profile("fixed")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+# Longest first, by CPU time: what is started last then ends soon. Files that are not named follow in the order of their names.
+LONGEST = (
+    "inference/test_engine.py",
+    "cli/test_commands.py",
+    "interpret/test_oracle.py",
+    "cluster/test_processes.py",
+    "cluster/test_faults.py",
+    "interpret/test_kernels.py",
+    "models/test_decoder.py",
+    "bench/test_bench.py",
+    "kernels/test_matmul.py",
+    "inference/test_decode.py",
+    "interpret/test_usage.py",
+    "scoring/test_scorer.py",
+    "randopt/test_controls.py",
+    "cluster/test_mesh.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def pytest_sessionfinish(session: object) -> None:
