@@ -49,12 +49,12 @@ def main() -> None:
         tokens, expected = batch
         return (answers(params, tokens) == expected).mean()
 
-    noise = pj.Noise("gaussian", scale="rms", rules=(pj.Rule("bias", exclude=True),))
+    noise = pj.Noise("gaussian", scale="rms", rules=(pj.Rule("bias", None),))
     population = pj.Population(seed=1, size=1024, sigmas=(0.5, 1.0))
     search, test = questions(0, 256), questions(1, 1024)
-    print(pj.lazily(score).report(pj.lazy(params, population[0], noise), search))
+    print(pj.lazily(score).usage(pj.lazy(params, population[0], noise), search))
 
-    scores = pj.score_population(score, params, population, search, noise=noise, strategy="lazy", in_flight=16)
+    scores = pj.score_population(score, params, population, noise, search, strategy="lazy", in_flight=16)
     members = pj.Ensemble(population, pj.top_k(scores, 9), noise, params)
     votes = members.apply(answers, params, test[0]).mean(0) > 0.5
     print(f"base           {float(score(params, test)):.3f}")

@@ -74,14 +74,13 @@ def main() -> None:
 
     noise = pj.Noise("rademacher", scale="rms")  # a sigma of 0.2 moves every weight by a fifth of its layer's typical size
     population = pj.Population(seed=0, size=256, sigmas=(0.2, 0.4))
-    scores = pj.score_population(score, params, population, search, noise=noise)
+    scores = pj.score_population(score, params, population, noise, search)
     members = pj.Ensemble(population, pj.top_k(scores, 25), noise, params)
-    answers = np.asarray(members.apply(lambda params, x: logits(params, x).argmax(-1), params, test[0]))  # (25 members, 2048 images)
-    voted = [pj.vote([str(answer) for answer in image]) for image in answers.T]
+    answers = members.apply(lambda params, x: logits(params, x).argmax(-1), params, test[0])  # (25 members, 2048 images)
 
     print(f"base            {float(score(params, test)):.3f}")
-    print(f"best member     {float(np.mean(answers[0] == test[1])):.3f}")
-    print(f"vote of the 25  {np.mean(np.array(voted, int) == test[1]):.3f}")
+    print(f"best member     {float((answers[0] == test[1]).mean()):.3f}")
+    print(f"vote of the 25  {float((pj.vote(answers) == test[1]).mean()):.3f}")
 
 
 if __name__ == "__main__":

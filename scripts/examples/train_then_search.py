@@ -53,10 +53,10 @@ def main():
 
     noise = pj.Noise(scale="rms")
     population = pj.Population(seed=0, size=512, sigmas=(0.05, 0.1, 0.2))
-    scores = pj.score_population(lambda params, data: accuracy(params, *data), params, population, search, noise=noise)
+    scores = pj.score_population(lambda params, data: accuracy(params, *data), params, population, noise, search)
     members = pj.Ensemble(population, pj.top_k(scores, 15), noise, params)
-    votes = jax.nn.one_hot(members.apply(logits, params, test[0]).argmax(axis=-1), 3).sum(axis=0)
-    print(f"vote of 15     {(votes.argmax(axis=-1) == test[1]).mean():.3f}")
+    voted = pj.vote(members.apply(logits, params, test[0]).argmax(axis=-1))
+    print(f"vote of 15     {(voted == test[1]).mean():.3f}")
 
 
 if __name__ == "__main__":
