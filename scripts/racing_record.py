@@ -3,7 +3,7 @@
     python scripts/racing_record.py --task sst2 --out runs/racing/sst2-search.npz
     python scripts/racing_record.py --task sst2 --split test --members members.json --out runs/racing/sst2-test.npz
 
-Splits, population and prompts are those of `perturbjax search` with the same settings. The record is saved after every chunk; the same
+Splits, population and prompts are those of `perturbjax randopt` with the same settings. The record is saved after every chunk; the same
 command goes on where it stopped. Only choice tasks: their answers are kept as numbers of choices.
 """
 
