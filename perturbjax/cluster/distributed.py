@@ -11,8 +11,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,47 +63,40 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
         try:
             found, num_processes, process_id, local_devices = _compat.detect_cluster(ARRIVAL_S)
         except RuntimeError as error:
-            raise InputError(f"--coordinator {CLUSTER}: {error}") from error
+            raise InputError(f"`coordinator` {CLUSTER}: {error}") from error
         if found is None or num_processes is None or process_id is None:
-            raise InputError(f"--coordinator {CLUSTER}: no cluster found; give --coordinator HOST:PORT")
+            raise InputError(f"`coordinator` {CLUSTER}: no cluster found; give `coordinator` HOST:PORT")
         address = found
     host, port = address.rsplit(":", 1)
     if process_id != 0:
         address = relay(host, int(port), ARRIVAL_S)
     who = f"process {process_id} of {num_processes}"
-    try:
-        with _arrival(who, f"{host}:{port}"):
-            jax.distributed.initialize(
-                address,
-                num_processes,
-                process_id,
-                local_devices,
-                # JAX ends a process whose time is up with a fatal log; ``_arrival`` and ``peers`` are to be first.
-                initialization_timeout=2 * ARRIVAL_S,
-                heartbeat_timeout_seconds=int(4 * TIMEOUT_S),
-                shutdown_timeout_seconds=int(CONNECT_S),
-            )
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"--coordinator {coordinator}: {who} cannot join at {host}:{port} ({reason})") from error
-    return host
-
-
-@contextmanager
-def _arrival(who: str, where: str) -> Iterator[None]:
-    """Ends the process if the block takes longer than ``ARRIVAL_S``."""
 
     def give_up() -> None:
-        _log.error("%s: not all processes met at %s within %d s; start all of them, with the same --coordinator", who, where, ARRIVAL_S)
+        where = f"{host}:{port} within {ARRIVAL_S} s"
+        _log.error("%s: not all processes met at %s; start all of them, with the same --coordinator", who, where)
         os._exit(PEER_LOST)
 
     timer = threading.Timer(ARRIVAL_S, give_up)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        jax.distributed.initialize(
+            address,
+            num_processes,
+            process_id,
+            local_devices,
+            # JAX ends a process whose time is up with a fatal log; the timer here and ``peers`` are to be first.
+            initialization_timeout=2 * ARRIVAL_S,
+            heartbeat_timeout_seconds=int(4 * TIMEOUT_S),
+            shutdown_timeout_seconds=int(CONNECT_S),
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"`coordinator` {coordinator}: {who} cannot join at {host}:{port} ({reason})") from error
     finally:
         timer.cancel()
+    return host
 
 
 def is_main() -> bool:
