@@ -81,7 +81,7 @@ class Population:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, item: int | slice | Sequence[int] | np.ndarray) -> Candidate:
+    def __getitem__(self, item: int | np.integer | slice | Sequence[int] | np.ndarray) -> Candidate:
         """The candidate of an index, or those of a slice or of a list of indices, batched along a leading axis.
 
         Raises:
