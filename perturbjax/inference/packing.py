@@ -112,7 +112,7 @@ def _pack_rows(
     row_tokens: int,
     slot_tokens: int,
 ) -> Packing:
-    lengths = [e.length for e in examples]
+    lengths, owner = [e.length for e in examples], []
     queries = [1 if single else sum(len(c) for c in e.choices) for e in examples]
     if max(queries) > QUERY_BUCKETS[-1]:
         raise ValueError(f"{max(queries)} choice tokens in one example: more than the {QUERY_BUCKETS[-1]} supported")
@@ -126,7 +126,6 @@ def _pack_rows(
     example = np.full(shape, PADDING, np.int32)
     query = np.zeros((num_slots, bucket(most_asked, QUERY_BUCKETS)), np.int32)
     ids = np.zeros((*query.shape, width), np.int32)
-    owner = []
     lead = (slice(len(slots)), 0, slice(len(prefix)))
     tokens[lead], positions[lead], branch[lead], example[lead] = prefix, np.arange(len(prefix)), PROMPT, SHARED
     for s, slot in enumerate(slots):
@@ -161,9 +160,9 @@ def _pack_rows(
     held = np.arange(bucket(max(len(prefix), 1), PREFIX_BUCKETS)) < len(prefix)
     arrays = {"tokens": tokens, "positions": positions, "example": example, "branch": branch, "lead": held, "query": query, "ids": ids}
     arrays["num_valid"] = np.asarray(len(slots), np.int32)
-    num_choices = tuple(len(e.choices) for e in examples)
     total = len(prefix) * len(slots) + sum(lengths)
-    return Packing(arrays, np.asarray(members), np.asarray(owner, np.int32).reshape(-1, 4), single, num_choices, total)
+    owners = np.asarray(owner, np.int32).reshape(-1, 4)
+    return Packing(arrays, np.asarray(members), owners, single, tuple(len(e.choices) for e in examples), total)
 
 
 def _fill(
