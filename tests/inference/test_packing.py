@@ -36,9 +36,8 @@ def check(packing, items, prefix):
     batch = SimpleNamespace(**packing.arrays)
     used = batch.example >= 0
     assert used.sum() + len(prefix) * batch.num_valid == packing.tokens and not used[batch.num_valid :].any()
-    assert (batch.tokens[: batch.num_valid, 0, : len(batch.lead)][:, batch.lead] == np.array(prefix, int)).all() and batch.lead.sum() == len(
-        prefix
-    )
+    shown = batch.tokens[: batch.num_valid, 0, : len(batch.lead)][:, batch.lead]
+    assert (shown == np.array(prefix, int)).all() and batch.lead.sum() == len(prefix)
     assert ((batch.example == SHARED).sum(axis=(1, 2))[: batch.num_valid] == len(prefix)).all()
     slots, _, width = batch.tokens.shape
     asked: dict[tuple[int, int], list[int]] = {}
