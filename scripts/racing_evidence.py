@@ -19,14 +19,12 @@ from pathlib import Path
 
 import numpy as np
 from inputs import at_least, directory, exit_code
+from racing_matrices import equals, far_apart, relatives
 
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.voting import vote_winners
 from perturbjax.report.intervals import paired_bootstrap, sign_test
 from perturbjax.scoring import top_k
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from support.racing_matrices import equals, far_apart, relatives  # pyright: ignore[reportMissingImports] (beside the tests)
 
 ORDERS = 200
 SYNTHETIC = {"far apart": (far_apart, 0), "relatives": (relatives, 16), "all equal": (equals, 8)}

@@ -14,7 +14,7 @@ from jax.lax import Precision
 
 from perturbjax.interpret.array import LazyArray
 from perturbjax.interpret.views import View
-from perturbjax.kernels.platforms import lowerings  # pyright: ignore[reportMissingImports]
+from perturbjax.kernels.platforms import lowerings
 from perturbjax.noise.block import Slice
 
 Dims = tuple[int, ...]
@@ -110,7 +110,7 @@ class _Kernel:
 
     def __call__(self, lowering: str) -> jax.Array:
         # Pallas takes a third of a second to import, and only programs for TPU and GPU need it.
-        from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
+        from perturbjax.kernels.matmul import perturbed_matmul
 
         lazy, x = self.lazy, jnp.moveaxis(self.other, self.other_dim, -1)
         stack, index = lazy.stack or (lazy.base, 0)

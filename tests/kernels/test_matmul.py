@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from support.oracle import jit
 
-from perturbjax.kernels import tpu  # pyright: ignore[reportMissingImports]
-from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
-from perturbjax.kernels.problem import Problem  # pyright: ignore[reportMissingImports]
-from perturbjax.kernels.tiling import VMEM_BYTES, Tiles, choose  # pyright: ignore[reportMissingImports]
+from perturbjax.kernels import tpu
+from perturbjax.kernels.matmul import perturbed_matmul
+from perturbjax.kernels.problem import Problem
+from perturbjax.kernels.tiling import VMEM_BYTES, Tiles, choose
 from perturbjax.noise import DISTRIBUTIONS, Block, Slice, tile
 from perturbjax.noise.low_rank import low_rank, low_rank_factors
 from perturbjax.noise.values import fold_in, root_key_data
@@ -150,7 +150,10 @@ def test_a_matrix_of_a_stack_is_read_in_place(lowering, rank):
     @jit
     def one(index):
         matrix = Block(shape).take(0, Slice(index + 2, 1))
-        factors = tuple(f[0] for f in low_rank_factors(KEYS[0], matrix, rank, "gaussian")) if rank else None
+        factors = None
+        if rank:
+            a, b = low_rank_factors(KEYS[0], matrix, rank, "gaussian")
+            factors = (a[0], b[0])
         return product(x, stack, KEYS[0], STEPS[0], index=index, offsets=(index + 2, 0, 0), factors=factors)
 
     for index in range(3):

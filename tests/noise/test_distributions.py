@@ -7,10 +7,11 @@ import pytest
 from support.oracle import jit, use_kernel
 
 import perturbjax as pj
-from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
+from perturbjax.kernels.matmul import perturbed_matmul
 from perturbjax.noise import DISTRIBUTIONS, Block
 from perturbjax.noise.distributions import one_word_a_weight
 from perturbjax.noise.values import bits, fold_in, root_key_data
+from perturbjax.scoring.strategy import STRATEGIES
 from perturbjax.sharding import make_mesh
 from perturbjax.tree import path_hash
 
@@ -59,7 +60,7 @@ def test_it_works_at_the_point_of_use_and_in_a_scorer(rank):
     expected = dense(noise)
     found = jit(jax.vmap(pj.perturbed(fn, noise), (0, None, None)))(POPULATION[:], PARAMS, X)
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-5, atol=1e-5)
-    for strategy in ("lazy", "copy", *(["low_rank"] if rank else [])):
+    for strategy in STRATEGIES if rank else STRATEGIES[:2]:
         scorer = pj.Scorer(lambda params, x: fn(params, x).sum(1), PARAMS, noise, make_mesh(jax.devices()[:1]), chunk=3, strategy=strategy)
         np.testing.assert_allclose(scorer(POPULATION[:], X), np.stack(expected).sum(-1), rtol=1e-4, atol=1e-3)
 

@@ -79,4 +79,4 @@ def test_indices_outside_are_refused():
             population[index]
     for indices in ([2, 5], [-1], [[1]]):
         with pytest.raises(IndexError, match="from 0 to 4"):
-            population[indices]
+            population[np.array(indices)]

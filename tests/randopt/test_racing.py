@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from racing_matrices import equals, far_apart, graded, relatives
 from support.paths import DATA
-from support.racing_matrices import equals, far_apart, graded, relatives
 from support.search_fakes import FakeEngine, FakePopulation, expected_scores, slices
 
 from perturbjax.errors import InputError

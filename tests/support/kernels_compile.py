@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from perturbjax.kernels.matmul import perturbed_matmul  # pyright: ignore[reportMissingImports]
+from perturbjax.kernels.matmul import perturbed_matmul
 
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 H100 = """
@@ -60,7 +60,7 @@ def compiled(device: Any, case: str) -> dict[str, Any]:
     traced = options.pop("offsets") is None
 
     def product(x: jax.Array, w: jax.Array, keys: jax.Array, steps: jax.Array, offsets: jax.Array) -> jax.Array:
-        where = tuple(offsets) if traced else (0, 0, 0)
+        where = (offsets[0], offsets[1], offsets[2]) if traced else (0, 0, 0)
         return jax.vmap(lambda x, key, step: perturbed_matmul(x, w, key, step, offsets=where, **options))(x, keys, steps)
 
     candidates = x_shape[0]

@@ -1,7 +1,6 @@
 """Programs on which ``pj.lazily`` must equal the dense oracle, by name: one primitive, one way to write a model, or one trap each."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from jax import lax
 
 import perturbjax as pj
 from perturbjax.noise import DISTRIBUTIONS
+from perturbjax.noise.spec import SCALES
 
 DRAWS = np.random.default_rng(0)
 
@@ -376,6 +376,6 @@ add("a bare number", lambda t, x: x[0] * t, np.float32(1.5), X)
 add("parameters as keyword of a closure", lambda p, x: (lambda *, weights: x @ weights["w"])(weights=p), "w", X)
 
 NOISES = [
-    *(pj.Noise(name, rank, scale) for name, (rank, scale) in zip(DISTRIBUTIONS, itertools.cycle([(1, "rms"), (2, "modular")]))),
+    *(pj.Noise(name, 1 + i % 2, SCALES[1 + i % 2]) for i, name in enumerate(DISTRIBUTIONS)),
     pj.Noise(rules=(pj.Rule("^(bias|norms)", None), pj.Rule("^w$", "rms"))),
 ]
