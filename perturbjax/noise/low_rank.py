@@ -1,5 +1,7 @@
 """Low-rank noise: E = A B^T / sqrt(r) for leaves with two or more dims (EGGROLL, arXiv 2511.16652)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

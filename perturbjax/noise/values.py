@@ -20,6 +20,8 @@ counters fuse with whatever consumes the noise; ``scripts/bench_noise.py`` print
 word n is ``x0 ^ x1`` of the block with counter (n >> 32, n & 0xffffffff), a function of n alone.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,5 +1,7 @@
 """Majority votes: one answer out of the answers of several members, and the same at every number of members."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import overload
 

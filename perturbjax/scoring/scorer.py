@@ -125,5 +125,7 @@ def score_population(
     >>> score_population(fn, params, pj.Population(seed=0, size=6, sigmas=(0.1,)), pj.Noise(), x).shape
     (6, 5)
     """
+    if not isinstance(population, Population):
+        raise ValueError(f"population {type(population).__name__}: a Population is required; candidates of one go to Scorer(...)")
     options.setdefault("chunk", min(64, len(population)))
     return Scorer(fn, params, noise, mesh, **options)(population[:], batch)

@@ -1,5 +1,7 @@
 """Selection: which candidates the scores put first."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
