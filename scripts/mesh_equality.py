@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from inputs import at_least, exit_code
 
+from perturbjax.noise import DISTRIBUTIONS, SCALES
+
 MESHES = (("1x1", 1, 1), ("8x1", 1, 8), ("4x2", 1, 8), ("2x4", 1, 8), ("8x1", 2, 4), ("4x2", 2, 4), ("2x4", 2, 4))
 """Mesh, processes, devices of each."""
 
@@ -24,8 +26,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--task", default="sst2", help="a task of choices")
-    parser.add_argument("--noise", default="gaussian", choices=("gaussian", "rademacher"))
-    parser.add_argument("--scale", default="absolute", choices=("absolute", "rms", "modular"))
+    parser.add_argument("--noise", default="gaussian", choices=tuple(DISTRIBUTIONS))
+    parser.add_argument("--scale", default="absolute", choices=SCALES)
     parser.add_argument("--sigmas", type=numbers, default="0.002,0.005")
     parser.add_argument("--population", type=at_least(1), default=7)
     parser.add_argument("--examples", type=at_least(1), default=8)

@@ -6,6 +6,8 @@ to stop by SIGTERM during a run (both: ``perturbjax.cluster``), 130 interrupted.
 
 import errno
 import logging
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -63,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:
+        # Whoever reads our output (head, less) has seen enough. What is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if not _is_environment(error):
             # Not the user's doing: whoever mends it needs the whole of it.

@@ -126,13 +126,13 @@ def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
     return high + x * f_hi, x * f_lo
 
 
-def bits(key_data: KeyData, block: Block | Sequence[int]) -> UInt32[Array, "..."]:
+def bits(key_data: KeyData, block: Block | Sequence[int]) -> UInt32[Array, "*block"]:
     """``jax.random.bits(key, shape)``, or a block of it: uint32, bit for bit."""
     x0, x1 = threefry2x32(key_data, block)
     return x0 ^ x1
 
 
-def gaussian(key_data: KeyData, block: Block | Sequence[int]) -> Float32[Array, "..."]:
+def gaussian(key_data: KeyData, block: Block | Sequence[int]) -> Float32[Array, "*block"]:
     """``jax.random.normal(key, shape, float32)``, or a block of it, bit for bit."""
     return _gaussian(key_data, as_block(block))
 
@@ -150,7 +150,7 @@ def normal_of_words(words: jax.Array, inverse: Callable[[jax.Array], jax.Array])
     return np.float32(np.sqrt(2)) * inverse(unit * (np.float32(1) - low) + low)
 
 
-def rademacher_sign_bits(key_data: KeyData, block: Block | Sequence[int]) -> UInt32[Array, "..."]:
+def rademacher_sign_bits(key_data: KeyData, block: Block | Sequence[int]) -> UInt32[Array, "*block"]:
     """Rademacher noise, or a block of it, as one sign bit an element in bit 31: 0 where it is +1, 0x80000000 where it is -1. uint32."""
     return _rademacher_sign_bits(key_data, as_block(block))
 
@@ -203,7 +203,7 @@ def _words(key_data: jax.Array, block: Block) -> jax.Array:
     return x0 ^ x1
 
 
-def rademacher(key_data: KeyData, block: Block | Sequence[int]) -> Float32[Array, "..."]:
+def rademacher(key_data: KeyData, block: Block | Sequence[int]) -> Float32[Array, "*block"]:
     """Signs +1/-1 as float32, or a block of them, one bit of threefry output each."""
     one = jnp.uint32(0x3F800000)
     return jax.lax.bitcast_convert_type(rademacher_sign_bits(key_data, block) | one, jnp.float32)

@@ -13,6 +13,7 @@ from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.runs.config import Base, Machine, Run, check_choices, check_text, positive_integer
 from perturbjax.scoring.strategy import Strategy
+from perturbjax.tasks.registry import TASK_NAMES
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Data:
     """The questions, in three splits that never meet."""
 
     task: str = "sst2"
-    """sst2, boolq, rte, arc_easy, mmlu:<subject>, gsm8k, arithmetic, countdown; a .jsonl file with question, answer and optional choices;
-    or module:attribute for your own Task."""
+    """A task's name (listed above); a .jsonl file with question, answer and optional choices; or module:attribute for your own Task."""
     search_examples: int = 64
     """Examples that score the candidates."""
     select_examples: int = 64
@@ -108,7 +108,10 @@ class Config:
     - after a kill: the same command with --resume
 
     Questions are assigned to three splits that never meet: search scores the candidates, select makes every choice (K, sigma, prompt,
-    temperature), test is measured once, at the end. Kinds of noise: {noises}."""
+    temperature), test is measured once, at the end.
+
+    Tasks: {tasks}.
+    Kinds of noise: {noises}."""
 
     base: Base = field(default_factory=Base)
     data: Data = field(default_factory=Data)
@@ -134,8 +137,11 @@ class Config:
         return Race(self.search.racing, self.search.population, self.data.search_examples, self.search.top_k)
 
 
-# The help of a distribution stands in its record.
-Config.__doc__ = (Config.__doc__ or "").format(noises=", ".join(f"{name} ({record.help})" for name, record in DISTRIBUTIONS.items()))
+# What there is stands in the tables of tasks and of distributions.
+Config.__doc__ = (Config.__doc__ or "").format(
+    tasks=", ".join([*(name for name in TASK_NAMES if not name.startswith("mmlu:")), "mmlu:<subject>"]),
+    noises=", ".join(f"{name} ({record.help})" for name, record in DISTRIBUTIONS.items()),
+)
 
 
 def _field(error: ValueError, name: str, field: str) -> str:

@@ -1,0 +1,38 @@
+"""One whole search on a model of random weights: the battery of chapters, and the members rebuilt in a fresh process."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from support.chapter import ChapterBattery
+from support.cli_tiny import MODEL, SMALL, search_arguments, write_questions
+from support.configs import config_of
+from support.paths import SCRIPTS
+
+from perturbjax import randopt
+
+
+class TestRandOpt(ChapterBattery):
+    compared = ("candidates.parquet", "ensemble.json")
+    commits = 3
+
+    @classmethod
+    def prepare(cls, folder: Path) -> None:
+        write_questions(folder / "even.jsonl", 24)
+
+    @classmethod
+    def arguments(cls, folder: Path, out: Path) -> list[str]:
+        return search_arguments(folder / "even.jsonl", out)
+
+    @classmethod
+    def run(cls, folder: Path, out: Path, resume: bool = False) -> Any:
+        settings = {name.replace("-", "_"): value for name, value in SMALL.items()} | {"sigmas": (0.01, 0.1)}
+        config = config_of(model=str(MODEL), task=str(folder / "even.jsonl"), out=out, resume=resume, **settings)
+        return randopt.run(config)
+
+    def test_members_rebuilt_from_ensemble_json_in_fresh_processes_score_the_same(self, finished):
+        script = SCRIPTS / "check_rebuild.py"
+        done = subprocess.run([sys.executable, script, finished / "run", "--members", "2"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("equal to the run's") == 4

@@ -1,0 +1,105 @@
+"""What every chapter keeps, whatever it computes: its run directory is the same from Python, after a failure, and when asked again.
+
+A chapter's test module subclasses ``ChapterBattery`` and says how the chapter is run.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perturbjax.cli import main
+from perturbjax.errors import InputError
+from perturbjax.runs.state import RunState
+
+
+def call(arguments: list[str], capsys) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    capsys.readouterr()
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+class ChapterBattery:
+    compared: tuple[str, ...]
+    """Files that are equal byte for byte, however the run came to its end."""
+    commits: int
+    """How often the run of ``arguments`` commits its state."""
+
+    @classmethod
+    def prepare(cls, folder: Path) -> None:
+        """Writes what the runs read."""
+        raise NotImplementedError
+
+    @classmethod
+    def arguments(cls, folder: Path, out: Path) -> list[str]:
+        """The command of the run."""
+        raise NotImplementedError
+
+    @classmethod
+    def run(cls, folder: Path, out: Path, resume: bool = False) -> Any:
+        """The same run from Python."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def finished(cls, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("chapter")
+        cls.prepare(folder)
+        assert main(cls.arguments(folder, folder / "run")) == 0
+        return folder
+
+    def content(self, run: Path) -> dict[str, bytes]:
+        return {name: (run / name).read_bytes() for name in self.compared}
+
+    def test_python_gives_what_the_command_gives_and_prints_nothing(self, finished, tmp_path, capfd):
+        capfd.readouterr()
+        results = self.run(finished, tmp_path / "run")
+        assert capfd.readouterr() == ("", "")
+        assert self.content(tmp_path / "run") == self.content(finished / "run")
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in (finished / "run").iterdir()}
+        written = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert json.loads(json.dumps(asdict(results))) == written
+
+    def test_a_second_call_is_refused_without_resume_and_shows_the_run_with_it(self, finished, capsys):
+        arguments = self.arguments(finished, finished / "run")
+        before = {path: path.read_bytes() for path in (finished / "run").glob("*.*")}
+        code, out, err = call(arguments, capsys)
+        assert code == 2 and out == "" and "already holds a run; continue it with --resume" in err
+        with pytest.raises(InputError, match="already holds a run"):
+            self.run(finished, finished / "run")
+        code, out, err = call([*arguments, "--resume"], capsys)
+        assert code == 0 and str(finished / "run" / "report.html") in out
+        assert not any(line.startswith(("search", "train")) for line in err.splitlines())  # nothing was done again
+        self.run(finished, finished / "run", resume=True)
+        assert {path: path.read_bytes() for path in (finished / "run").glob("*.*")} == before
+
+    def test_a_failure_says_that_the_run_is_intact_and_it_ends_the_same(self, finished, tmp_path, capsys, monkeypatch):
+        commit, run = RunState.commit, tmp_path / "run"
+
+        def full_disk(state: RunState, tree: Any, record: Any) -> None:
+            if state.step == self.commits // 2:
+                raise OSError(28, "No space left on device")
+            commit(state, tree, record)
+
+        def interrupted(state: RunState, tree: Any, record: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RunState, "commit", full_disk)
+        arguments = self.arguments(finished, run)
+        code, _, err = call(arguments, capsys)
+        assert code == 1 and "Traceback" not in err
+        assert err.splitlines()[-1] == (
+            "perturbjax: failed: OSError: [Errno 28] No space left on device; "
+            f"what {run} had committed is intact; continue with: perturbjax {arguments[0]} ... --out {run} --resume"
+        )
+        monkeypatch.setattr(RunState, "commit", interrupted)
+        code, _, err = call([*arguments, "--resume"], capsys)
+        assert code == 130 and "interrupted; what" in err.splitlines()[-1]
+        monkeypatch.setattr(RunState, "commit", commit)
+        code, _, err = call([*arguments, "--resume"], capsys)
+        assert code == 0 and "continuing the run" in err
+        assert self.content(run) == self.content(finished / "run")
