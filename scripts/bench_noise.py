@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from inputs import at_least, exit_code
 
 from perturbjax._compat import compiler_options
-from perturbjax.noise import Block, Noise, perturb_block
+from perturbjax.noise import DISTRIBUTIONS, Block, Noise, perturb_block
 from perturbjax.noise import values as noise
 
 
@@ -44,12 +44,11 @@ def main() -> None:
         "jax.random.normal": timed(lambda p, key: jax.random.normal(wrap(key), shape)),
         "normal, wide": timed(lambda p, key: jax.random.normal(wrap(key), shape), fast),
         "gaussian, narrow": timed(lambda p, key: noise.gaussian(key, shape)),
-        "gaussian": timed(lambda p, key: noise.gaussian(key, shape), fast),
-        "gaussian + p": timed(lambda p, key: perturb_block(p, key, step, Noise("gaussian"), Block(shape)), fast),
-        "rademacher": timed(lambda p, key: noise.rademacher(key, shape), fast),
-        "rademacher + p": timed(lambda p, key: perturb_block(p, key, step, Noise("rademacher"), Block(shape)), fast),
-        "copy (p + 1)": timed(lambda p, key: p + 1),
     }
+    for name, record in DISTRIBUTIONS.items():
+        variants[name] = timed(lambda p, key, record=record: record.values(key, Block(shape)), fast)
+        variants[f"{name} + p"] = timed(lambda p, key, name=name: perturb_block(p, key, step, Noise(name), Block(shape)), fast)
+    variants["copy (p + 1)"] = timed(lambda p, key: p + 1)
     drawn = {name: jax.device_get(run(jnp.ones(shape), key)) for name, run in variants.items()}
     equal = bool((drawn["gaussian"] == drawn["jax.random.normal"]).all())
     times: dict[str, list[float]] = {name: [] for name in variants}
