@@ -139,8 +139,8 @@ def test_a_directory_killed_before_its_config_was_in_place_is_as_good_as_empty(t
         (lambda text: text[: len(text) // 2], "damaged, not JSON"),
         (lambda text: "[]", "a JSON object is required"),
         (lambda text: text.replace('"seed": 0', '"seed": 7'), "does not match its digest"),
-        (lambda text: text.replace('"format": 2', '"format": 1'), "format 1, this version reads 2; use the version that wrote it"),
-        (lambda text: text.replace('"format": 2', '"format": 3'), "format 3, this version reads 2"),
+        (lambda text: text.replace('"format": 3', '"format": 2'), "format 2, this version reads 3; use the version that wrote it"),
+        (lambda text: text.replace('"format": 3', '"format": 4'), "format 4, this version reads 3"),
     ],
 )
 def test_a_damaged_config_is_refused(tmp_path, damage, message):
