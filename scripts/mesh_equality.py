@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from inputs import at_least, exit_code
 
-from perturbjax.noise import DISTRIBUTIONS, SCALES
+from perturbjax.noise import DISTRIBUTIONS
+from perturbjax.noise.spec import SCALES
 
 MESHES = (("1x1", 1, 1), ("8x1", 1, 8), ("4x2", 1, 8), ("2x4", 1, 8), ("8x1", 2, 4), ("4x2", 2, 4), ("2x4", 2, 4))
 """Mesh, processes, devices of each."""
