@@ -1,12 +1,20 @@
 """``perturbjax randopt``: the whole RandOpt run, on one process or several."""
 
+import inspect
 import logging
 
 from perturbjax.cli.arguments import with_flags
 from perturbjax.cluster.preemption import cluster_run
+from perturbjax.noise import DISTRIBUTIONS
 from perturbjax.randopt import Config
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
+from perturbjax.tasks import TASK_NAMES
+
+_TASKS = [*(name for name in TASK_NAMES if not name.startswith("mmlu:")), "mmlu:<subject>"]
+_NOISES = [f"{name} ({record.help})" for name, record in DISTRIBUTIONS.items()]
+# The help is the docstring, and the tables of tasks and distributions. Not in config.py: `import perturbjax` does without the tasks.
+Config.__doc__ = f"{inspect.cleandoc(Config.__doc__ or '')}\n\nTasks: {', '.join(_TASKS)}.\nKinds of noise: {', '.join(_NOISES)}."
 
 
 def run_randopt(config: Config, console: Console) -> None:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError
-from perturbjax.noise import DISTRIBUTIONS, Noise, Population, Rule
+from perturbjax.noise import Noise, Population, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.runs.config import Base, Machine, Run, check_choices, check_text, positive_integer
 from perturbjax.scoring.strategy import Strategy
-from perturbjax.tasks.registry import TASK_NAMES
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Data:
     """The questions, in three splits that never meet."""
 
     task: str = "sst2"
-    """A task's name (listed above); a .jsonl file with question, answer and optional choices; or module:attribute for your own Task."""
+    """A task's name; a .jsonl file with question, answer and optional choices; or module:attribute for your own Task."""
     search_examples: int = 64
     """Examples that score the candidates."""
     select_examples: int = 64
@@ -108,10 +107,7 @@ class Config:
     - after a kill: the same command with --resume
 
     Questions are assigned to three splits that never meet: search scores the candidates, select makes every choice (K, sigma, prompt,
-    temperature), test is measured once, at the end.
-
-    Tasks: {tasks}.
-    Kinds of noise: {noises}."""
+    temperature), test is measured once, at the end."""
 
     base: Base = field(default_factory=Base)
     data: Data = field(default_factory=Data)
@@ -135,13 +131,6 @@ class Config:
     def race(self) -> Race:
         """The race that these settings make."""
         return Race(self.search.racing, self.search.population, self.data.search_examples, self.search.top_k)
-
-
-# What there is stands in the tables of tasks and of distributions.
-Config.__doc__ = (Config.__doc__ or "").format(
-    tasks=", ".join([*(name for name in TASK_NAMES if not name.startswith("mmlu:")), "mmlu:<subject>"]),
-    noises=", ".join(f"{name} ({record.help})" for name, record in DISTRIBUTIONS.items()),
-)
 
 
 def _field(error: ValueError, name: str, field: str) -> str:
