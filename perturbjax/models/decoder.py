@@ -70,6 +70,7 @@ class Decoder(nnx.Module):
         prefix: Prefix | None = None,
         past: Past | None = None,
         lead: jax.Array | None = None,
+        remat: bool = False,
     ) -> tuple[jax.Array, KVCache]:
         """Runs the layers on new tokens.
 
@@ -80,6 +81,7 @@ class Decoder(nnx.Module):
             prefix: keys and values that every row sees besides.
             past: earlier keys and values of each row, seen by all its new tokens.
             lead: which of the first P tokens of row 0 each row sees besides, bool (B, P): a prefix that is run in the same pass.
+            remat: a backward pass computes the activations of each layer again, so that one layer's are in memory at a time.
 
         Returns:
             Hidden states after the last norm, (B, T, D), and the keys and values of the T new tokens. ``past`` is only read: whoever keeps
@@ -112,7 +114,7 @@ class Decoder(nnx.Module):
             return x, KVCache(k, v)
 
         shared = prefix.cache if prefix is not None else None
-        x, new = jax.lax.scan(layer, x, (stacked, shared, jnp.arange(self.config.num_layers)))
+        x, new = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, (stacked, shared, jnp.arange(self.config.num_layers)))
         return self.norm(x), new
 
     @staticmethod

@@ -1,0 +1,163 @@
+"""Demonstrations: prompts and the responses that a model is to learn, from a file, a task, or a data set.
+
+A response is followed by the token that ends a turn, so that a model learns to stop.
+"""
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perturbjax.errors import InputError
+from perturbjax.pretrained.tokenizer import Tokenizer
+from perturbjax.records import read_json_lines, refuse
+from perturbjax.tasks import load_task, template_by_name
+from perturbjax.tasks.base import Example, Message, Prompt, Task
+
+DATASETS = "datasets:"
+ROLES = ("system", "user", "assistant")
+_TURN = "a text that no template holds: 7f3c"
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One prompt and its response. ``key``: what it asks, for finding demonstrations that are test questions."""
+
+    id: str
+    prompt: Prompt
+    response: str
+    key: str
+
+
+@dataclass(frozen=True)
+class EncodedDemonstration:
+    """Token ids; those of the response end with a stop token."""
+
+    id: str
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+def load_demonstrations(spec: str, template: str | None = None) -> tuple[Demonstration, ...]:
+    """Demonstrations of a file, a task or a data set.
+
+    Args:
+        spec: a ``.jsonl`` file of ``messages`` (each turn of the assistant is one demonstration), of ``prompt`` and ``response``, or of
+            ``question`` and ``answer``; a task; or ``datasets:NAME:SPLIT`` with columns of these names.
+        template: of a task's prompts; the first when left out.
+
+    Raises:
+        InputError: it cannot be read, or a line holds no demonstration.
+    """
+    if spec.startswith(DATASETS):
+        rows = [(f"demonstrations '{spec}': row {number}", row) for number, row in enumerate(_dataset_rows(spec))]
+    elif spec.endswith(".jsonl"):
+        rows = read_json_lines(Path(spec), f"demonstrations '{spec}'")
+    else:
+        return task_demonstrations(load_task(spec), template)
+    if not rows:
+        raise InputError(f"demonstrations '{spec}': no rows; give one object a line, with messages, or with prompt and response")
+    if isinstance(rows[0][1], dict) and "question" in rows[0][1] and spec.endswith(".jsonl"):
+        return task_demonstrations(load_task(spec), template)
+    if template is not None:
+        raise InputError(f"`template` {template}: demonstrations '{spec}' bring their own prompts; leave it out")
+    return tuple(demonstration for where, row in rows for demonstration in _of_row(where, row))
+
+
+def task_demonstrations(task: Task, template: str | None = None, examples: Sequence[Example] | None = None) -> tuple[Demonstration, ...]:
+    """A task's prompts with the gold answers as responses: the right choice's text, or the answer in the form that the task reads."""
+    chosen = task.templates[0] if template is None else template_by_name(task, template)
+
+    def one(example: Example) -> Demonstration:
+        prompt = task.prompt(example, chosen)
+        if task.kind == "choice":
+            response = prompt.choices[example.choices.index(example.answer)]
+        else:
+            write: Callable[[Example], str] = getattr(task, "response", lambda example: example.answer)
+            response = write(example)
+            if prompt.text:
+                response = f" {response}"
+        return Demonstration(example.id, prompt, response, _key(example.question))
+
+    return tuple(one(example) for example in (task.examples() if examples is None else examples))
+
+
+def encode_demonstrations(demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> list[EncodedDemonstration]:
+    """Token ids of demonstrations, each response with the token that ends a turn."""
+    stop = end_of_turn(tokenizer)
+    return [
+        EncodedDemonstration(d.id, tuple(tokenizer.encode_prompt(d.prompt)), (*tokenizer.encode(d.response), stop)) for d in demonstrations
+    ]
+
+
+def end_of_turn(tokenizer: Tokenizer) -> int:
+    """The stop token that the chat template writes after a reply; without a template the first stop token."""
+    if tokenizer.chat_template is not None:
+        turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _TURN}]
+        after = tokenizer.render_chat(turns).partition(_TURN)[2]
+        for token in tokenizer.encode(after):
+            if token in tokenizer.stop_ids:
+                return token
+    return tokenizer.stop_ids[0]
+
+
+def without_questions(demonstrations: Sequence[Demonstration], examples: Sequence[Example]) -> tuple[tuple[Demonstration, ...], int]:
+    """The demonstrations that ask none of the examples' questions (white space and case aside), and how many were taken out."""
+    asked = {_key(example.question) for example in examples}
+    kept = tuple(d for d in demonstrations if d.key not in asked)
+    return kept, len(demonstrations) - len(kept)
+
+
+def _key(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _dataset_rows(spec: str) -> Any:
+    match = re.fullmatch(r"datasets:([\w./-]+):([\w\[\]:%]+)", spec)
+    if match is None:
+        raise InputError(f"demonstrations '{spec}': datasets:NAME:SPLIT is required")
+    if importlib.util.find_spec("datasets") is None:
+        raise InputError(f"demonstrations '{spec}': the package datasets is not installed; pip install 'perturbjax[hf]'")
+    import datasets
+
+    try:
+        return datasets.load_dataset(match[1], split=match[2])
+    except Exception as error:  # the library raises many kinds for a name that is not there, a split, no network
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"demonstrations '{spec}': cannot be loaded ({reason})") from error
+
+
+def _of_row(where: str, row: Any) -> list[Demonstration]:
+    name = where.rpartition(": ")[2].replace(" ", "-")
+    if not isinstance(row, dict):
+        refuse(where, "", row, "an object with messages, or with prompt and response, is required")
+    if "messages" in row:
+        return _of_messages(where, name, row["messages"])
+    for field in ("prompt", "response"):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            refuse(where, field, row.get(field), "a text that is not empty is required")
+    return [Demonstration(name, Prompt((), row["prompt"]), row["response"], _key(row["prompt"]))]
+
+
+def _of_messages(where: str, name: str, messages: Any) -> list[Demonstration]:
+    if not isinstance(messages, list) or not messages:
+        refuse(where, "messages", messages, "a list of turns is required")
+    turns: list[Message] = []
+    found = []
+    for number, turn in enumerate(messages):
+        place = f"messages[{number}]"
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str) or turn.get("role") not in ROLES:
+            refuse(where, place, turn, f"an object with role ({', '.join(ROLES)}) and content is required")
+        if turn["role"] == "assistant":
+            if not turns or turns[-1]["role"] != "user":
+                refuse(where, place, turn["role"], "a turn of the assistant answers one of the user")
+            if not turn["content"].strip():
+                refuse(where, f"{place}.content", turn["content"], "a text that is not empty is required")
+            asked = "\n".join(message["content"] for message in turns)
+            found.append(Demonstration(f"{name}.{number}", Prompt(tuple(turns)), turn["content"], _key(asked)))
+        turns.append({"role": turn["role"], "content": turn["content"]})
+    if not found:
+        refuse(where, "messages", [turn["role"] for turn in turns], "a turn of the assistant is required: without one there is no response")
+    return found

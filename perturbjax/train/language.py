@@ -1,0 +1,56 @@
+"""What language models are trained on: the logits at learned positions, and the loss of plain fine-tuning."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from perturbjax.models.config import DecoderConfig
+from perturbjax.models.decoder import Decoder, decoder_from_params
+from perturbjax.train.rows import at_queries, segment_mask
+from perturbjax.train.step import Loss, Sums, cast, cross_entropy
+
+LOGIT_ROWS = 1024
+"""Positions whose logits are in memory at a time: 200 MB in float32 where a vocabulary has 49,152 tokens."""
+
+
+def hidden_at_queries(decoder: Decoder, batch: dict[str, jax.Array], remat: bool = False) -> jax.Array:
+    """Hidden states of packed rows where the next token is learned: (B, Q, D)."""
+    hidden, _ = decoder(batch["tokens"], batch["positions"], segment_mask(batch["segments"]), remat=remat)
+    return at_queries(hidden, batch["query"])
+
+
+def sum_over_queries(fn: Callable[..., Sums], *arrays: Any) -> Sums:
+    """``fn(*arrays)`` for sums over positions, some positions at a time: a backward pass makes their logits again.
+
+    Args:
+        fn: arrays with leading (B, q) -> sums, for any q.
+        arrays: pytrees with leading (B, Q).
+    """
+    b, queries = jax.tree.leaves(arrays)[0].shape[:2]
+    width = next(q for q in range(min(queries, max(1, LOGIT_ROWS // b)), 0, -1) if queries % q == 0)
+    if width == queries:
+        return fn(*arrays)
+    parts = jax.tree.map(lambda array: array.reshape(b, queries // width, width, *array.shape[2:]).swapaxes(0, 1), arrays)
+    shapes = jax.eval_shape(fn, *jax.tree.map(lambda array: array[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(sums: Sums, part: Any) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, sums, jax.checkpoint(lambda part: fn(*part))(part)), None
+
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False) -> Loss:
+    """Cross-entropy of the learned tokens, all parameters trained; ``frozen`` is not read."""
+
+    def loss(params: Any, _: Any, batch: dict[str, jax.Array]) -> Sums:
+        decoder = decoder_from_params(config, cast(params, dtype))
+
+        def sums(hidden: jax.Array, labels: jax.Array, weights: jax.Array) -> Sums:
+            return {"loss": jnp.sum(weights * cross_entropy(decoder.logits(hidden), labels)), "weight": jnp.sum(weights)}
+
+        return sum_over_queries(sums, hidden_at_queries(decoder, batch, remat), batch["labels"], batch["weights"])
+
+    return loss

@@ -1,0 +1,271 @@
+"""The training loop: step after step, a look at every ``every`` steps (validation, metrics, commit), resumable at every commit."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from perturbjax.records import from_json, to_json
+from perturbjax.runs.identity import Identity
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.state import RunState
+from perturbjax.sharding import ShardedDim
+from perturbjax.train.config import Training
+from perturbjax.train.data import BatchOrder
+from perturbjax.train.optimizer import learning_rates, make_optimizer
+from perturbjax.train.placement import check_batch, put_batch, put_params, state_shardings
+from perturbjax.train.step import Loss, Sums, TrainState, make_step
+
+
+class TrainingRows(Protocol):
+    """What the loop needs of the rows; ``rows.Rows`` is the plain one. ``tokens``: of all rows, padding not counted."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    def batch(self, numbers: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained, on what.
+
+    Attributes:
+        params: where training begins; kept in float32. Frozen leaves do not belong here.
+        losses: (loss, frozen pytree on the mesh); step t takes number t modulo their count.
+        rows: to train on.
+        validation: rows that are only measured; None: no validation.
+        validate: the loss that is measured on them; the first of ``losses`` when left out.
+        dims: path -> sharded dim of the params.
+    """
+
+    params: Any
+    losses: Sequence[tuple[Loss, Any]]
+    rows: TrainingRows
+    validation: TrainingRows | None = None
+    validate: tuple[Loss, Any] | None = None
+    dims: Mapping[str, ShardedDim] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a training, after ``step`` steps.
+
+    Attributes:
+        losses: name -> mean since the look before; ``loss`` is what is minimized.
+        gradient_norm: mean global norm since the look before, unclipped.
+        learning_rate: of the last step.
+        validation: name -> mean on the validation rows; empty without.
+        tokens: put through the trained model so far.
+        seconds: of steps so far, compilation and looks left out.
+        tokens_per_s: since the look before; None in a process's first look, which compiles.
+    """
+
+    step: int
+    losses: dict[str, float]
+    gradient_norm: float
+    learning_rate: float
+    validation: dict[str, float]
+    tokens: int
+    seconds: float
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished training.
+
+    Attributes:
+        params: float32 on the mesh: of the lowest validation loss with ``patience``, else the last.
+        step: after how many steps they are taken.
+        looks: all of them, in order.
+        stopped_early: patience ran out.
+    """
+
+    params: Any
+    step: int
+    looks: tuple[Look, ...]
+    stopped_early: bool
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The JSON beside the arrays of a commit."""
+
+    step: int
+    order: dict[str, int]
+    best: int
+    looks: tuple[Look, ...]
+
+
+def fit(
+    problem: Problem,
+    training: Training,
+    seed: int,
+    directory: Path,
+    identity: Identity,
+    mesh: Mesh,
+    metrics: MetricsLog,
+    on_step: Callable[[int, int, Look | None], None] = lambda step, steps, look: None,
+    on_state: Callable[[RunState], None] = lambda state: None,
+) -> Fitted:
+    """Trains from where the state stands; all processes of a run call it with the same arguments.
+
+    Args:
+        problem: what is trained, on what.
+        training: settings, validated.
+        seed: of the order of the rows.
+        directory: of the committed state.
+        identity: of the run; the state of another run is refused.
+        mesh: (data, model); rows are sharded over "data", params over "model" as ``problem.dims`` say.
+        metrics: gets one line a look.
+        on_step: called with steps done, steps in all, and the look if there was one.
+        on_state: called with the open state, and with its warnings.
+
+    Raises:
+        InputError: rows and mesh do not fit, or the state is damaged.
+        FloatingPointError: a loss is NaN or infinite; the commits before are intact.
+    """
+    check_batch(training.batch_rows, training.accumulate, mesh)
+    steps = training.total_steps(len(problem.rows))
+    run = _Training(problem, training, steps, mesh)
+    order = BatchOrder(len(problem.rows), training.batch_rows, seed)
+    with RunState.open(directory, identity, run.start()) as state:
+        on_state(state)
+        metrics.rewind(state.step)
+        record = from_json(_Record, state.record, str(directory)) if state.record else _Record(0, order.position, 0, ())
+        order.go_to(record.order)
+        run.resume(state.tree, record)
+        on_step(run.step, steps, None)
+        while run.step < steps and not run.stale:
+            run.advance(next(iter(order)))
+            look = run.look() if run.step % training.every == 0 or run.step == steps else None
+            if look is not None:
+                metrics.append({"chunk": state.step + 1, **to_json(look)})
+                state.commit(run.tree(), to_json(_Record(run.step, order.position, run.best, tuple(run.looks))))
+            on_step(run.step, steps, look)
+    return Fitted(run.kept(), run.best if training.patience else run.step, tuple(run.looks), run.stale)
+
+
+class _Training:
+    """The arrays of a training and its compiled programs."""
+
+    def __init__(self, problem: Problem, training: Training, steps: int, mesh: Mesh):
+        self._problem, self._training, self._mesh = problem, training, mesh
+        self._optimizer = make_optimizer(training, steps)
+        self._rates = learning_rates(training, steps)
+        self._start = TrainState(put_params(problem.params, mesh, problem.dims, np.float32), None)
+        shapes = TrainState(self._start.params, jax.eval_shape(self._optimizer.init, self._start.params))
+        self._shardings = state_shardings(shapes, self._optimizer, mesh, problem.dims)
+        self._steps = [
+            jax.jit(make_step(loss, self._optimizer), donate_argnums=0, out_shardings=(self._shardings, None)) for loss, _ in problem.losses
+        ]
+        validate, self._frozen = problem.validate or problem.losses[0]
+        self._validate = jax.jit(lambda params, frozen, batch: validate(params, frozen, jax.tree.map(lambda array: array[0], batch)))
+        self.step, self.best, self.looks = 0, 0, list[Look]()
+        self._pending: list[Sums] = []
+        self._tokens, self._seconds, self._timed = 0, 0.0, (0, 0.0)
+        self._compiled: set[int] = set()
+
+    def start(self) -> Any:
+        """The tree of a training that begins."""
+        init = jax.jit(self._optimizer.init, out_shardings=self._shardings.optimizer)
+        state = TrainState(self._start.params, init(self._start.params))
+        return self._tree(state, state.params)
+
+    def _tree(self, state: TrainState, kept: Any) -> Any:
+        return {"state": state._asdict()} | ({"kept": kept} if self._training.patience else {})
+
+    def tree(self) -> Any:
+        return self._tree(self._state, self._kept)
+
+    def resume(self, tree: Any, record: _Record) -> None:
+        self._state = TrainState(**tree["state"])
+        # The state is donated, so what is kept beside it is a copy.
+        self._kept = jax.tree.map(jnp.copy, tree["kept"]) if self._training.patience else None
+        self.step, self.best, self.looks = record.step, record.best, list(record.looks)
+        if record.looks:
+            self._tokens, self._seconds = record.looks[-1].tokens, record.looks[-1].seconds
+
+    def kept(self) -> Any:
+        return self._kept if self._training.patience else self._state.params
+
+    @property
+    def stale(self) -> bool:
+        """Whether patience has run out."""
+        patience = self._training.patience
+        return bool(patience) and sum(look.step > self.best for look in self.looks) >= patience
+
+    def advance(self, numbers: np.ndarray) -> None:
+        """One optimizer step on the given rows."""
+        which = self.step % len(self._steps)
+        batch = self._problem.rows.batch(numbers)
+        arrays = put_batch(batch, self._training.accumulate, self._mesh)
+        if new := which not in self._compiled:
+            self._compiled.add(which)
+        started = time.perf_counter()
+        self._state, sums = self._steps[which](self._state, self._problem.losses[which][1], arrays)
+        self._pending.append(sums)
+        # One step may be under way while the next batch is made; more would only hold memory.
+        jax.block_until_ready(self._pending[-1 if new else -2 :][0])
+        tokens = int((batch["segments"] >= 0).sum())
+        self._tokens += tokens
+        if not new:
+            took = time.perf_counter() - started
+            self._seconds += took
+            self._timed = (self._timed[0] + tokens, self._timed[1] + took)
+        self.step += 1
+
+    def look(self) -> Look:
+        """Means since the look before, and the validation; keeps the weights of the lowest validation loss.
+
+        Raises:
+            FloatingPointError: a loss was not finite.
+        """
+        started = time.perf_counter()
+        sums = jax.device_get(self._pending)
+        self._seconds += time.perf_counter() - started
+        self._timed = (self._timed[0], self._timed[1] + time.perf_counter() - started)
+        for number, each in enumerate(sums):
+            if not math.isfinite(each["loss"]) or not math.isfinite(each["gradient_norm"]):
+                at = self.step - len(sums) + number + 1
+                raise FloatingPointError(f"the loss or its gradient is not finite at step {at}; try a lower learning_rate or clip")
+        norm = float(np.mean([each.pop("gradient_norm") for each in sums]))
+        validation = self._measure() if self._problem.validation is not None else {}
+        if not all(map(math.isfinite, validation.values())):
+            raise FloatingPointError(f"the validation loss is not finite after step {self.step}; try a lower learning_rate or clip")
+        rate = self._timed[0] / self._timed[1] if self._timed[1] > 0 and self._timed[0] else None
+        applied = float(np.asarray(self._rates(self.step - 1)))
+        look = Look(self.step, _means(sums), norm, applied, validation, self._tokens, round(self._seconds, 3), rate)
+        self._pending, self._timed = [], (0, 0.0)
+        lowest = min((other.validation["loss"] for other in self.looks if other.validation), default=math.inf)
+        self.looks.append(look)
+        if self._training.patience and validation and validation["loss"] < lowest:
+            self.best, self._kept = self.step, jax.tree.map(jnp.copy, self._state.params)
+        return look
+
+    def _measure(self) -> dict[str, float]:
+        rows, batch = self._problem.validation, self._training.batch_rows
+        assert rows is not None
+        sums = []
+        for start in range(0, len(rows), batch):
+            numbers = np.arange(start, start + batch)
+            arrays = rows.batch(np.minimum(numbers, len(rows) - 1))
+            arrays["weights"] = arrays["weights"] * (numbers < len(rows))[:, None].astype(np.float32)
+            sums.append(self._validate(self._state.params, self._frozen, put_batch(arrays, 1, self._mesh)))
+        return _means(jax.device_get(sums))
+
+
+def _means(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Weighted means of what was summed, by name."""
+    weight = max(sum(float(each["weight"]) for each in sums), 1e-30)
+    return {name: sum(float(each[name]) for each in sums) / weight for name in sums[0] if name != "weight"}

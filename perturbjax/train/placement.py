@@ -1,0 +1,60 @@
+"""Where the arrays of a training lie on the (data, model) mesh. The compiler inserts the collectives: nothing here is manual."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from perturbjax import sharding
+from perturbjax.errors import InputError
+from perturbjax.sharding import DATA, REPLICATED, ShardedDim
+from perturbjax.train.step import TrainState
+from perturbjax.tree import map_with_paths
+
+BATCH = PartitionSpec(None, DATA)
+"""Of batch arrays with leading (A, B): every device has its part of each of the A parts."""
+
+
+def param_specs(params: Any, dims: Mapping[str, ShardedDim]) -> Any:
+    """The tree of partition specs: along "model" where the devices' ranges follow each other without a gap, else replicated."""
+
+    def one(path: str, leaf: Any) -> PartitionSpec:
+        dim = dims.get(path)
+        even = dim is not None and dim.offsets == tuple(i * dim.size for i in range(len(dim.offsets)))
+        return dim.spec if dim is not None and even and dim.size * len(dim.offsets) == leaf.shape[dim.dim] else REPLICATED
+
+    return map_with_paths(one, params)
+
+
+def put_params(params: Any, mesh: Mesh, dims: Mapping[str, ShardedDim], dtype: Any = None) -> Any:
+    """Parameters on the mesh, in ``dtype`` where one is given. Every process has the whole of ``params``."""
+
+    def one(leaf: Any, spec: PartitionSpec) -> Any:
+        return sharding.put(np.asarray(leaf) if dtype is None else np.asarray(leaf, dtype), mesh, spec)
+
+    return jax.tree.map(one, params, param_specs(params, dims))
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh, dims: Mapping[str, ShardedDim]) -> TrainState:
+    """The shardings of a state: moments lie where their parameters lie."""
+    specs = param_specs(state.params, dims)
+    moments = optax.tree.map_params(optimizer, lambda _, spec: spec, state.optimizer, specs, transform_non_params=lambda _: REPLICATED)
+    named = jax.tree.map(lambda spec: NamedSharding(mesh, spec), TrainState(specs, moments), is_leaf=lambda x: isinstance(x, PartitionSpec))
+    return named
+
+
+def check_batch(batch_rows: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ``InputError`` unless the devices along "data" get equal parts of a batch."""
+    devices = mesh.shape[DATA]
+    if batch_rows // accumulate % devices:
+        parts = f"{devices} devices of mesh axis {DATA!r}, `accumulate` {accumulate}"
+        raise InputError(f"`batch_rows` {batch_rows}: a multiple of {devices * accumulate} is required ({parts})")
+
+
+def put_batch(batch: dict[str, np.ndarray], accumulate: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Arrays with leading B as (A, B / A), sharded over "data"."""
+    parts = {name: array.reshape(accumulate, -1, *array.shape[1:]) for name, array in batch.items()}
+    return sharding.put(parts, mesh, BATCH)

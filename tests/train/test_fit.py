@@ -1,0 +1,211 @@
+"""The training loop against a plain one, and what must not change a training: parts, layers made again, kills, devices."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support.logits import logits_of
+from support.paths import FIXTURES
+
+from perturbjax import sharding
+from perturbjax.errors import InputError
+from perturbjax.pretrained import load_model
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.train import Problem, Training, fit
+from perturbjax.train.demonstrations import EncodedDemonstration
+from perturbjax.train.language import fine_tuning_loss
+from perturbjax.train.optimizer import make_optimizer
+from perturbjax.train.rows import pack_rows
+from perturbjax.tree import fingerprint, leaf_paths
+
+TRAINING = Training(steps=6, batch_rows=4, row_tokens=24, every=2, learning_rate=3e-3, warmup=0.2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(str(FIXTURES / "tiny_llama_tied"))
+
+
+def demonstrations(model, count, seed):
+    rng = np.random.default_rng(seed)
+    return [
+        EncodedDemonstration(
+            str(i),
+            tuple(int(t) for t in rng.integers(0, model.config.vocab_size, rng.integers(2, 8))),
+            tuple(int(t) for t in rng.integers(0, model.config.vocab_size, rng.integers(1, 6))),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def rows(model):
+    return pack_rows(demonstrations(model, 30, 0), TRAINING.row_tokens)
+
+
+@pytest.fixture(scope="module")
+def validation(model):
+    return pack_rows(demonstrations(model, 10, 1), TRAINING.row_tokens)
+
+
+def train(model, rows, folder, training=TRAINING, validation=None, on_step=lambda *_: None, remat=False, params=None):
+    folder.mkdir(exist_ok=True)
+    problem = Problem(
+        model.params if params is None else params, [(fine_tuning_loss(model.config, jnp.float32, remat), None)], rows, validation
+    )
+    metrics = MetricsLog(folder / "metrics.jsonl")
+    return fit(problem, training, 0, folder / "state", {"seed": 0}, sharding.make_mesh(), metrics, on_step)
+
+
+def assert_same_training(one, other, start):
+    """Equal to a thousandth of the way that training went. Element by element it is not: Adam divides small gradients by their own size."""
+    one, other, start = (np.concatenate([np.ravel(leaf) for leaf in leaf_paths(tree).values()]) for tree in (one, other, start))
+    assert np.linalg.norm(one - other) < 1e-3 * np.linalg.norm(one - start)
+
+
+@pytest.fixture(scope="module")
+def trained(model, rows, validation, tmp_path_factory):
+    return train(model, rows, tmp_path_factory.mktemp("trained"), validation=validation)
+
+
+def test_the_loss_is_that_of_the_demonstrations_one_by_one(model, rows):
+    some = demonstrations(model, 30, 0)
+    total = weight = 0.0
+    for logits, each in zip(logits_of(model, [(*d.prompt, *d.response) for d in some]), some, strict=True):
+        log_probs = jax.nn.log_softmax(logits[len(each.prompt) - 1 : -1], axis=-1)
+        total -= float(sum(log_probs[i, token] for i, token in enumerate(each.response)))
+        weight += len(each.response)
+    batch = {name: jnp.asarray(array) for name, array in rows.batch(np.arange(len(rows))).items()}
+    sums = jax.jit(fine_tuning_loss(model.config, jnp.float32))(model.params, None, batch)
+    np.testing.assert_allclose([sums["loss"], sums["weight"]], [total, weight], rtol=1e-5)
+
+
+def test_training_is_the_plain_loop(model, rows, trained):
+    import grain
+
+    order = grain.MapDataset.range(len(rows)).seed(0).shuffle().repeat().batch(TRAINING.batch_rows)
+    optimizer = make_optimizer(TRAINING, 6)
+    params = jax.tree.map(jnp.asarray, model.params)
+    moments = optimizer.init(params)
+    loss = fine_tuning_loss(model.config, jnp.float32)
+
+    @jax.jit
+    def step(params, moments, batch):
+        def mean(params):
+            sums = loss(params, None, batch)
+            return sums["loss"] / sums["weight"]
+
+        value, gradients = jax.value_and_grad(mean)(params)
+        updates, moments = optimizer.update(gradients, moments, params)
+        return optax.apply_updates(params, updates), moments, value
+
+    losses = []
+    for number in range(6):
+        params, moments, value = step(params, moments, {name: jnp.asarray(a) for name, a in rows.batch(order[number]).items()})
+        losses.append(float(value))
+    assert_same_training(trained.params, params, model.params)
+    assert [look.step for look in trained.looks] == [2, 4, 6]
+    assert trained.looks[0].losses["loss"] == pytest.approx(np.mean(losses[:2]), rel=0.02)
+    assert trained.step == 6 and not trained.stopped_early
+
+
+@pytest.mark.parametrize("change", ["accumulate", "remat"])
+def test_parts_of_a_batch_and_layers_made_again_change_nothing(model, rows, trained, tmp_path, change):
+    training = Training(**{**vars(TRAINING), "accumulate": 2 if change == "accumulate" else 1})
+    other = train(model, rows, tmp_path / "run", training, remat=change == "remat")
+    assert_same_training(trained.params, other.params, model.params)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(model, rows, validation, trained, tmp_path, stop):
+    class Stop(Exception):
+        pass
+
+    def on_step(step, steps, look):
+        if step == stop:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(model, rows, tmp_path / "run", validation=validation, on_step=on_step)
+    seen = []
+    again = train(model, rows, tmp_path / "run", validation=validation, on_step=lambda step, *_: seen.append(step))
+    assert seen[0] == stop // 2 * 2
+    assert fingerprint(again.params) == fingerprint(trained.params)
+    values = [(look.step, look.losses, look.validation, look.gradient_norm) for look in again.looks]
+    assert values == [(look.step, look.losses, look.validation, look.gradient_norm) for look in trained.looks]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+
+
+def test_patience_keeps_the_weights_of_the_lowest_validation_loss(model, rows, validation, tmp_path):
+    training = Training(**{**vars(TRAINING), "steps": 40, "learning_rate": 0.05, "patience": 2})
+    fitted = train(model, rows, tmp_path / "run", training, validation)
+    losses = [look.validation["loss"] for look in fitted.looks]
+    best = int(np.argmin(losses))
+    assert fitted.stopped_early and len(losses) == best + 1 + 2
+    assert fitted.step == fitted.looks[best].step
+    batch = {name: jnp.asarray(array) for name, array in validation.batch(np.arange(len(validation))).items()}
+    sums = jax.jit(fine_tuning_loss(model.config, jnp.float32))(fitted.params, None, batch)
+    assert float(sums["loss"] / sums["weight"]) == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_commit(model, rows, tmp_path):
+    def spoil(batch):
+        return {**batch, "weights": batch["weights"] * np.float32(np.nan)}
+
+    class Spoiled:
+        tokens = rows.tokens
+        calls = 0
+
+        def __len__(self):
+            return len(rows)
+
+        def batch(self, numbers):
+            self.calls += 1
+            return spoil(rows.batch(numbers)) if self.calls == 3 else rows.batch(numbers)
+
+    with pytest.raises(FloatingPointError, match="not finite at step 3; try a lower learning_rate"):
+        train(model, Spoiled(), tmp_path / "run")
+    seen = []
+    train(model, rows, tmp_path / "run", on_step=lambda step, *_: seen.append(step))
+    assert seen[0] == 2
+
+
+def test_frozen_leaves_have_no_optimizer_state(model, rows, tmp_path):
+    trained_leaves = {"norm": model.params["norm"]}
+
+    def loss(params, frozen, batch):
+        return fine_tuning_loss(model.config, jnp.float32)({**frozen, **params}, None, batch)
+
+    frozen = jax.tree.map(jnp.asarray, {name: leaf for name, leaf in model.params.items() if name != "norm"})
+    before = fingerprint(frozen)
+    problem = Problem(trained_leaves, [(loss, frozen)], rows)
+    (tmp_path / "run").mkdir()
+    states = []
+    fitted = fit(
+        problem, TRAINING, 0, tmp_path / "run" / "state", {}, sharding.make_mesh(), MetricsLog(tmp_path / "m.jsonl"), on_state=states.append
+    )
+    assert fingerprint(frozen) == before
+    assert set(leaf_paths(fitted.params)) == {"norm/scale"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(states[0].tree["state"])) == 3 * model.params["norm"]["scale"].size + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_rows": 0}, "`batch_rows` 0: an integer of at least 1 is required"),
+        ({"accumulate": 3}, "`batch_rows` 4: `accumulate` 3 must divide it"),
+        ({"learning_rate": float("nan")}, "`learning_rate` nan: a number above 0 is required"),
+        ({"warmup": 1.5}, "`warmup` 1.5: a fraction of the steps, from 0 to 1, is required"),
+        ({"schedule": "linear"}, "`schedule` linear: one of cosine, constant is required"),
+        ({"patience": -1}, "`patience` -1: 0 or a positive integer is required"),
+        ({"epochs": 0.0}, "`epochs` 0.0: a number above 0 is required"),
+    ],
+)
+def test_settings_are_checked(change, message):
+    with pytest.raises(InputError) as error:
+        Training(**{**vars(TRAINING), **change}).validate()
+    assert str(error.value) == message
