@@ -32,7 +32,8 @@ from inputs import at_least, exit_code
 from perturbjax import sharding
 from perturbjax._compat import compiler_options
 from perturbjax.inference.generation import batch_prompts, generate_replies
-from perturbjax.models.decoder import causal_mask, decoder_from_params
+from perturbjax.models.attention import causal_mask
+from perturbjax.models.decoder import decoder_from_params
 from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.export import export_safetensors

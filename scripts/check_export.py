@@ -19,7 +19,8 @@ import numpy as np
 from inputs import directory, exit_code
 
 from perturbjax.cli import main as perturbjax
-from perturbjax.models.decoder import causal_mask, decoder_from_params
+from perturbjax.models.attention import causal_mask
+from perturbjax.models.decoder import decoder_from_params
 from perturbjax.noise import perturb
 from perturbjax.pretrained import Model, load_model
 from perturbjax.randopt.setup import reopen_ensemble

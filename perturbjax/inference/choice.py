@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from perturbjax.inference.packing import PROMPT, SHARED
-from perturbjax.models.config import DecoderConfig
-from perturbjax.models.decoder import decoder_from_params
-from perturbjax.models.partition import TensorParallel
+from perturbjax.models.language_model import ModelConfig
 
 
 def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
@@ -23,7 +21,7 @@ def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
     return (same_example & open_branch | shared) & (order[None, :] <= order[:, None])[None]
 
 
-def choice_values(config: DecoderConfig, single: bool, parallel: TensorParallel | None = None):
+def choice_values(config: ModelConfig, single: bool, parallel: Any = None):
     """The function of one candidate that ``ChunkProgram`` runs on the arrays of a ``Packing``: float32 (S, Q, C).
 
     With ``single``, logits of the C ids at each query; else log-probabilities over the vocabulary. ``parallel``: how the model is
@@ -31,7 +29,7 @@ def choice_values(config: DecoderConfig, single: bool, parallel: TensorParallel 
     """
 
     def fn(params: Any, _, data: dict[str, jax.Array]) -> jax.Array:
-        decoder = decoder_from_params(config, params, parallel)
+        model = config.build(params, parallel)
         rows = jnp.arange(data["tokens"].shape[1])
         # The first row holds the prefix itself and sees it through its own mask.
         lead = (rows > 0)[:, None] & data["lead"][None]
@@ -41,13 +39,13 @@ def choice_values(config: DecoderConfig, single: bool, parallel: TensorParallel 
                 jax.lax.dynamic_index_in_dim(data[name], index, keepdims=False)
                 for name in ("tokens", "positions", "example", "branch", "query", "ids")
             )
-            hidden, _ = decoder(tokens, positions, packed_mask(example, branch), lead=lead if len(rows) > 1 else None)
-            hidden = hidden.reshape(-1, hidden.shape[-1])[query]
+            hidden, _ = model(tokens, positions, packed_mask(example, branch), lead=lead if len(rows) > 1 else None)
+            hidden = jax.tree.map(lambda h: h.reshape(-1, h.shape[-1])[query], hidden)
             if single:
-                values = decoder.logits_at(hidden, ids)
+                values = model.logits_at(hidden, ids)
             else:
-                logits = decoder.logits(hidden)
-                values = decoder.vocabulary.take(logits, ids) - decoder.vocabulary.logsumexp(logits)
+                logits = model.logits(hidden)
+                values = model.vocabulary.take(logits, ids) - model.vocabulary.logsumexp(logits)
             return jax.lax.dynamic_update_index_in_dim(results, values, index, 0)
 
         return jax.lax.fori_loop(0, data["num_valid"], slot, jnp.zeros(data["ids"].shape, jnp.float32))

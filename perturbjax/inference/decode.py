@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from perturbjax.models.attention import KVCache, Past, Prefix, cache_block, causal_mask
-from perturbjax.models.decoder import Decoder
+from perturbjax.models.attention import Past, Prefix, cache_block, causal_mask
+from perturbjax.models.language_model import Cache, Hidden, LanguageModel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.noise.values import KEY_IMPL
 
@@ -58,7 +58,7 @@ class _State(NamedTuple):
     """(b,) the last one."""
     stopped: jax.Array
     """(b,)"""
-    cache: KVCache
+    cache: Cache
     lengths: jax.Array
     """(b,) of the prompts."""
     row: jax.Array
@@ -69,7 +69,7 @@ class _State(NamedTuple):
 
 
 def generate(
-    decoder: Decoder,
+    model: LanguageModel,
     tokens_BxT: jax.Array,
     lengths_B: jax.Array,
     valid_B: jax.Array,
@@ -84,7 +84,7 @@ def generate(
     """Continues every prompt until its stop token or ``max_new_tokens``; the loop ends when all rows have stopped.
 
     Args:
-        decoder: the model.
+        model: the model.
         tokens_BxT: prompts without the shared prefix, padded on the right.
         lengths_B: their lengths, at least 1.
         valid_B: False for rows that are only padding: they count as stopped from the start.
@@ -97,12 +97,12 @@ def generate(
     """
     b, t = tokens_BxT.shape
 
-    def advance(state: _State, hidden: jax.Array, cache: KVCache) -> _State:
+    def advance(state: _State, hidden: Hidden, cache: Cache) -> _State:
         """The next token of each row, from the hidden states (b, D) of its last."""
-        logits = decoder.logits(hidden)
-        token = _choose(decoder.vocabulary, logits, state.step, state.row_ids, key_data, temperature)
+        logits = model.logits(hidden)
+        token = _choose(model.vocabulary, logits, state.step, state.row_ids, key_data, temperature)
         # A sum is finite only if all its terms are; one pass, where a test of each term takes several.
-        finite = jnp.isfinite(decoder.vocabulary.total(logits)) | state.stopped
+        finite = jnp.isfinite(model.vocabulary.total(logits)) | state.stopped
         replies = state.replies._replace(
             tokens=state.replies.tokens.at[state.row, state.step].set(jnp.where(state.stopped, NO_TOKEN, token)),
             finite=state.replies.finite.at[state.row].min(finite),
@@ -111,18 +111,18 @@ def generate(
         return state._replace(step=state.step + 1, token=token, stopped=stopped, cache=cache, replies=replies)
 
     def decode(state: _State) -> _State:
-        column = jnp.arange(state.cache.keys.shape[3])[None]
+        column = jnp.arange(jax.tree.leaves(state.cache)[0].shape[3])[None]
         fed = state.step - 1
         valid = (column < state.lengths[:, None]) | ((column >= t) & (column < t + fed))
         position = (prefix_length + state.lengths + fed)[:, None]
         own = jnp.ones((len(state.row), 1, 1), bool)
-        hidden, new = decoder(state.token[:, None], position, own, prefix, Past(state.cache, valid, t + fed))
-        cache = KVCache(*(jax.lax.dynamic_update_slice_in_dim(c, n, t + fed, 3) for c, n in zip(state.cache, new, strict=True)))
+        hidden, new = model(state.token[:, None], position, own, prefix, Past(state.cache, valid, t + fed))
+        cache = jax.tree.map(lambda c, n: jax.lax.dynamic_update_slice_in_dim(c, n, t + fed, 3), state.cache, new)
         replies = state.replies._replace(row_steps=state.replies.row_steps + jnp.asarray([len(state.row), b]))
-        return advance(state._replace(replies=replies), hidden[:, 0], cache)
+        return advance(state._replace(replies=replies), jax.tree.map(lambda h: h[:, 0], hidden), cache)
 
     replies, rows = no_replies((b,), max_new_tokens), jnp.arange(b)
-    hidden, cache = _prefill(decoder, tokens_BxT, lengths_B, valid_B, max_new_tokens, prefix, prefix_length)
+    hidden, cache = _prefill(model, tokens_BxT, lengths_B, valid_B, max_new_tokens, prefix, prefix_length)
     state = _State(jnp.int32(0), rows, ~valid_B, cache, lengths_B, rows, jnp.broadcast_to(row_ids_B, (b,)), replies)
     state = advance(state, hidden, cache)
     if max_new_tokens == 1:
@@ -151,41 +151,37 @@ def _shrinking(state: _State, decode: Callable[[_State], _State], max_new_tokens
 
 
 def _prefill(
-    decoder: Decoder,
+    model: LanguageModel,
     tokens_BxT: jax.Array,
     lengths_B: jax.Array,
     valid_B: jax.Array,
     max_new_tokens: int,
     prefix: Prefix | None,
     prefix_length: jax.Array | int,
-) -> tuple[jax.Array, KVCache]:
+) -> tuple[Hidden, Cache]:
     """Hidden states of the last prompt tokens (B, D), and a cache with room for the replies.
 
     Runs a few rows at a time; groups after the last valid row are left out.
     """
-    config = decoder.config
     b, t = tokens_BxT.shape
     group = next(n for n in range(b, 0, -1) if b % n == 0 and (n == 1 or n * t <= PREFILL_TOKENS))
-    dtype = decoder.norm.dtype
     # The last token of a reply is never fed back.
     columns = t + max_new_tokens - 1
     columns = -(-columns // cache_block(columns)) * cache_block(columns)
-    shape = (config.num_layers, b, config.num_kv_heads, columns, config.head_dim)
-    cache = KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def run(index: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
+    def run(index: jax.Array, carry: tuple[Hidden, Cache]) -> tuple[Hidden, Cache]:
         hidden, cache = carry
         start = index * group
         tokens, lengths = (jax.lax.dynamic_slice_in_dim(a, start, group) for a in (tokens_BxT, lengths_B))
         positions = prefix_length + jnp.broadcast_to(jnp.arange(t)[None], (group, t))
-        x, new = decoder(tokens, positions, causal_mask(jnp.arange(t)[None] < lengths[:, None]), prefix)
-        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        x, new = model(tokens, positions, causal_mask(jnp.arange(t)[None] < lengths[:, None]), prefix)
+        last = jax.tree.map(lambda x: jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0], x)
         zero = jnp.int32(0)
-        cache = KVCache(*(jax.lax.dynamic_update_slice(c, n, (zero, start, zero, zero, zero)) for c, n in zip(cache, new, strict=True)))
-        return jax.lax.dynamic_update_slice_in_dim(hidden, last, start, 0), cache
+        cache = jax.tree.map(lambda c, n: jax.lax.dynamic_update_slice(c, n, (zero, start, zero, zero, zero)), cache, new)
+        return jax.tree.map(lambda h, x: jax.lax.dynamic_update_slice_in_dim(h, x, start, 0), hidden, last), cache
 
     groups = (jnp.where(valid_B, jnp.arange(b), -1).max() + group) // group
-    return jax.lax.fori_loop(0, groups, run, (jnp.zeros((b, config.hidden_size), dtype), cache))
+    return jax.lax.fori_loop(0, groups, run, model.empty(b, columns))
 
 
 def _choose(

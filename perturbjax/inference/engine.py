@@ -21,7 +21,6 @@ from perturbjax.inference.decode import NO_TOKEN
 from perturbjax.inference.generation import batch_prompts, generate_replies
 from perturbjax.inference.outputs import EncodedBatch, Outputs, ProgramName, grade
 from perturbjax.inference.packing import ScoringExample, common_prefix, pack, unpack
-from perturbjax.models.partition import partition
 from perturbjax.noise import Candidate, Noise
 from perturbjax.noise.values import fold_in, root_key_data
 from perturbjax.pretrained import Model
@@ -69,7 +68,7 @@ class Engine:
         self.mesh = mesh or sharding.make_mesh()
         self.in_flight, self.strategy = in_flight, strategy
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
-        self.parallel = partition(model.config, self.mesh.shape[sharding.MODEL])
+        self.parallel = model.config.partition(self.mesh.shape[sharding.MODEL])
         self.params = sharding.shard_params(model.params, self.mesh, self.parallel.dims(model.config) if self.parallel else None)
         self._max_candidates = chunk
         self._programs: dict[tuple[ProgramName, str | None, bool], ChunkProgram] = {}
@@ -119,7 +118,8 @@ class Engine:
         if self.strategy != "auto":
             return self.strategy
         sizes = {path: leaf.size for path, leaf in leaf_paths(self.params.arrays).items() if self.noise.scale_of(path)}
-        looked_up = sizes.get(EMBEDDING, 0) if not (all_logits and self.model.config.tied_head) else 0
+        embeddings = sum(size for path, size in sizes.items() if path.endswith(EMBEDDING))
+        looked_up = embeddings if not (all_logits and self.model.config.tied_head) else 0
         in_dots = 1 - looked_up / max(1, sum(sizes.values()))
         work = Work(tokens, passes * in_dots, copies, self.in_flight * self.params.device_bytes)
         # One choice for all processes, whose free memory may differ.

@@ -10,9 +10,7 @@ import numpy as np
 
 from perturbjax.inference.decode import ROW_SIZES, Replies, generate, no_replies
 from perturbjax.inference.packing import PREFIX_BUCKETS, bucket
-from perturbjax.models.config import DecoderConfig
-from perturbjax.models.decoder import decoder_from_params, run_prefix
-from perturbjax.models.partition import TensorParallel
+from perturbjax.models.language_model import ModelConfig, run_prefix
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 MIN_SLOTS = 8
@@ -54,9 +52,7 @@ def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> di
     }
 
 
-def generate_replies(
-    config: DecoderConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool, parallel: TensorParallel | None = None
-):
+def generate_replies(config: ModelConfig, max_new_tokens: int, stop_ids: tuple[int, ...], sample: bool, parallel: Any = None):
     """The function of one candidate that ``ChunkProgram`` runs on the arrays of ``batch_prompts``: ``Replies`` with leading S.
 
     With ``sample``, tokens are drawn with the candidate's key (of the plain model: noise and samples never share one). ``parallel``: how
@@ -64,15 +60,15 @@ def generate_replies(
     """
 
     def fn(params: Any, candidate: Any, data: dict[str, jax.Array]) -> Replies:
-        decoder = decoder_from_params(config, params, parallel)
-        prefix = run_prefix(decoder, data["prefix"], data["prefix_length"]) if data["prefix"].shape[1] else None
+        model = config.build(params, parallel)
+        prefix = run_prefix(model, data["prefix"], data["prefix_length"]) if data["prefix"].shape[1] else None
 
         def slot(index: jax.Array, results: Replies) -> Replies:
             tokens, lengths, valid, row_ids = (
                 jax.lax.dynamic_index_in_dim(data[name], index, keepdims=False) for name in ("tokens", "lengths", "valid", "row_ids")
             )
             replies = generate(
-                decoder, tokens, lengths, valid, max_new_tokens, stop_ids, prefix, data["prefix_length"],
+                model, tokens, lengths, valid, max_new_tokens, stop_ids, prefix, data["prefix_length"],
                 candidate.key_data if sample else None, row_ids, data["temperature"],
             )  # fmt: skip
             return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, replies)

@@ -29,9 +29,12 @@ class KVCache(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """A prefix that all rows share: its cache (B = 1) and which of its P positions are valid, bool (P,)."""
+    """A prefix that all rows share: its cache (B = 1) and which of its P positions are valid, bool (P,).
 
-    cache: KVCache
+    A model of several parts has a cache a part, and gives each of them a ``Prefix`` and a ``Past`` of its own.
+    """
+
+    cache: Any
     valid: jax.Array
 
 
@@ -44,7 +47,7 @@ class Past(NamedTuple):
         used: () none is valid from here on; what lies behind costs nothing, in whole blocks.
     """
 
-    cache: KVCache
+    cache: Any
     valid: jax.Array
     used: jax.Array
 

@@ -1,6 +1,13 @@
 """The shape of a decoder, independent of the file it came from."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perturbjax.models.decoder import Decoder
+    from perturbjax.models.partition import TensorParallel
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,18 @@ class DecoderConfig:
     qkv_bias: bool = False
     rope_factors: tuple[float, ...] | None = None
     max_positions: int = 8192
+
+    def partition(self, size: int) -> TensorParallel | None:
+        """The layout on a "model" axis of ``size``; None where one device has all of it."""
+        from perturbjax.models.partition import partition
+
+        return partition(self, size)
+
+    def build(self, params: Any, parallel: TensorParallel | None = None) -> Decoder:
+        """The decoder over its parameters; see ``decoder_from_params``. Flax is imported when the first model is built."""
+        from perturbjax.models.decoder import decoder_from_params
+
+        return decoder_from_params(self, params, parallel)
 
 
 def param_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from perturbjax.models.attention import Attention, KVCache, Past, Prefix, causal_mask, rotary
+from perturbjax.models.attention import Attention, KVCache, Past, Prefix, rotary
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
@@ -71,6 +71,7 @@ class Decoder(nnx.Module):
         past: Past | None = None,
         lead: jax.Array | None = None,
         remat: bool = False,
+        inputs_BxTxD: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Runs the layers on new tokens.
 
@@ -82,6 +83,7 @@ class Decoder(nnx.Module):
             past: earlier keys and values of each row, seen by all its new tokens.
             lead: which of the first P tokens of row 0 each row sees besides, bool (B, P): a prefix that is run in the same pass.
             remat: a backward pass computes the activations of each layer again, so that one layer's are in memory at a time.
+            inputs_BxTxD: what the first layer reads, in place of the embeddings of the tokens.
 
         Returns:
             Hidden states after the last norm, (B, T, D), and the keys and values of the T new tokens. ``past`` is only read: whoever keeps
@@ -89,7 +91,7 @@ class Decoder(nnx.Module):
             step, XLA:CPU may copy all of it for every layer.
         """
         with jax.named_scope("embed"):
-            x = self.vocabulary.look_up(self.embed, tokens_BxT)
+            x = self.vocabulary.look_up(self.embed, tokens_BxT) if inputs_BxTxD is None else inputs_BxTxD
         rotation = rotary(self.config, positions_BxT)
         mask = mask_BxTxT
         if lead is not None:
@@ -116,6 +118,12 @@ class Decoder(nnx.Module):
         shared = prefix.cache if prefix is not None else None
         x, new = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, (stacked, shared, jnp.arange(self.config.num_layers)))
         return self.norm(x), new
+
+    def empty(self, rows: int, columns: int) -> tuple[jax.Array, KVCache]:
+        """Zeros in the shapes of the hidden states of one token a row, and of a cache with so many columns."""
+        config, dtype = self.config, self.norm.dtype
+        shape = (config.num_layers, rows, config.num_kv_heads, columns, config.head_dim)
+        return jnp.zeros((rows, config.hidden_size), dtype), KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     @staticmethod
     def _summed(x: jax.Array, sharded: bool | None) -> jax.Array:
@@ -166,10 +174,3 @@ def decoder_from_params(config: DecoderConfig, params: Any, parallel: TensorPara
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype, parallel)))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
-
-
-def run_prefix(decoder: Decoder, prefix_1xP: jax.Array, length: jax.Array) -> Prefix:
-    """Runs a prefix that all rows share, once: its cache, and which of its positions are valid."""
-    valid = jnp.arange(prefix_1xP.shape[1]) < length
-    _, cache = decoder(prefix_1xP, jnp.arange(prefix_1xP.shape[1])[None], causal_mask(valid[None]))
-    return Prefix(cache, valid)

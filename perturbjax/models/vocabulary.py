@@ -14,6 +14,9 @@ import jax.numpy as jnp
 
 from perturbjax.sharding import MODEL
 
+MASKED = -1e30
+"""A logit with no probability; finite, so that 0 times it is 0."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -72,6 +75,23 @@ class Vocabulary:
         top = jax.lax.pmax(logits.max(axis=-1, keepdims=True), MODEL)
         top = jnp.where(jnp.isfinite(top), top, 0.0)
         return jnp.log(jax.lax.psum(jnp.exp(logits - top).sum(axis=-1, keepdims=True), MODEL)) + top
+
+    def mean_of(self, table: jax.Array, logits: jax.Array) -> jax.Array:
+        """The rows of a table by tokens (v, D), weighted by the softmax of logits (..., v): (..., D), in the table's type."""
+        weights = jnp.exp(logits - self.logsumexp(logits)).astype(table.dtype)
+        mixed = jnp.einsum("...v,vd->...d", weights, table, preferred_element_type=jnp.float32).astype(table.dtype)
+        return jax.lax.psum(mixed, MODEL) if self.sharded else mixed
+
+    def entropy(self, logits: jax.Array) -> jax.Array:
+        """Of the softmax over all tokens, in nats: (..., v) -> (...)."""
+        log_probs = self.pad(logits, MASKED) - self.logsumexp(logits)
+        total = -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+        return jax.lax.psum(total, MODEL) if self.sharded else total
+
+    def max(self, logits: jax.Array) -> jax.Array:
+        """The highest logit of all tokens: (..., v) -> (..., 1)."""
+        top = self.pad(logits, -jnp.inf).max(axis=-1, keepdims=True)
+        return jax.lax.pmax(top, MODEL) if self.sharded else top
 
     def total(self, logits: jax.Array) -> jax.Array:
         """Sum over all tokens: (..., v) -> (...)."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.decoder import Decoder, decoder_from_params
+from perturbjax.models.decoder import Decoder
 from perturbjax.train.rows import at_queries, segment_mask
 from perturbjax.train.step import Loss, Sums, cast, cross_entropy
 
@@ -46,7 +46,7 @@ def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False) -> 
     """Cross-entropy of the learned tokens, all parameters trained; ``frozen`` is not read."""
 
     def loss(params: Any, _: Any, batch: dict[str, jax.Array]) -> Sums:
-        decoder = decoder_from_params(config, cast(params, dtype))
+        decoder = config.build(cast(params, dtype))
 
         def sums(hidden: jax.Array, labels: jax.Array, weights: jax.Array) -> Sums:
             return {"loss": jnp.sum(weights * cross_entropy(decoder.logits(hidden), labels)), "weight": jnp.sum(weights)}

@@ -13,7 +13,9 @@ from perturbjax.inference import decode as generate_module
 from perturbjax.inference.decode import NO_TOKEN, ROW_SIZES, generate
 from perturbjax.inference.generation import batch_prompts, generate_replies
 from perturbjax.models import attention
-from perturbjax.models.decoder import causal_mask, decoder_from_params, run_prefix
+from perturbjax.models.attention import causal_mask
+from perturbjax.models.decoder import decoder_from_params
+from perturbjax.models.language_model import run_prefix
 from perturbjax.noise.values import KEY_IMPL, root_key_data
 from perturbjax.pretrained import load_model
 from perturbjax.tasks.base import Prompt

@@ -17,7 +17,8 @@ from perturbjax.errors import InputError
 from perturbjax.inference import Engine
 from perturbjax.inference.decode import ROW_SIZES
 from perturbjax.inference.packing import common_prefix
-from perturbjax.models.decoder import causal_mask, decoder_from_params
+from perturbjax.models.attention import causal_mask
+from perturbjax.models.decoder import decoder_from_params
 from perturbjax.noise import Candidate, Noise, perturb
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh

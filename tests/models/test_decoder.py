@@ -12,7 +12,8 @@ from support.oracle import jit
 from support.paths import FIXTURES
 
 from perturbjax.inference.decode import NO_TOKEN, generate
-from perturbjax.models.decoder import Prefix, causal_mask, decoder_from_params
+from perturbjax.models.attention import Prefix, causal_mask
+from perturbjax.models.decoder import decoder_from_params
 from perturbjax.noise.values import root_key_data
 from perturbjax.pretrained import load_model
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturbjax.models.decoder import causal_mask, decoder_from_params
+from perturbjax.models.attention import causal_mask
+from perturbjax.models.decoder import decoder_from_params
 from perturbjax.pretrained import load_model
 from support.paths import FIXTURES
 

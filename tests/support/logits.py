@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.models.decoder import causal_mask, decoder_from_params
+from perturbjax.models.attention import causal_mask
+from perturbjax.models.decoder import decoder_from_params
 
 
 def logits_of(model, rows):
