@@ -116,9 +116,7 @@ def _finish(kind: Kind, ours: TokenTable, theirs: TokenTable, rows: list[list[tu
         partner = of_role.get(role, of_role.get(other.get(role, "")))
         if partner is not None:
             rows[index], exact[index] = [(partner, 1.0)], True
-    valid = np.array(ours.valid)
-    fingerprints = {"value_fingerprint": ours.fingerprint, "base_fingerprint": theirs.fingerprint}
-    return VocabularyMap(kind, **rows_of(rows), exact=exact, valid=valid, **fingerprints)
+    return VocabularyMap(kind, *rows_of(rows), exact, np.array(ours.valid), ours.fingerprint, theirs.fingerprint)
 
 
 def _weighted(pieces: list[int]) -> list[tuple[int, float]]:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.ivl.tokens import TEXT_END, TURN_END, token_table
-from perturbjax.ivl.vocabulary import VocabularyMap
+from perturbjax.ivl.vocabulary import VocabularyMap, at_least_float32
 from perturbjax.tree import digest
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def byte_marginals(logits: jax.Array, classes: np.ndarray) -> tuple[jax.Array, j
         raise ValueError(f"logits {logits.shape}: at least {len(classes)} of them are required")
     if (classes >= OUT).all():
         raise ValueError("classes: no token begins with the bytes emitted")
-    wide = logits[..., : len(classes)].astype(jnp.promote_types(logits.dtype, jnp.float32))
+    wide = at_least_float32(logits[..., : len(classes)])
     nothing = jnp.full((*wide.shape[:-1], OUT + 1), -jnp.inf, wide.dtype)
     # Each class has its own largest logit as its zero: that of all tokens would lose classes whose probability underflows.
     top = jax.lax.stop_gradient(nothing.at[..., classes].max(wide))

@@ -112,7 +112,7 @@ class VocabularyMap:
             raise ValueError(f"size {size}: at least the {self.base_size} of the base's tokenizer is required")
         if self.kind == "identity":
             return z if z.shape[-1] == size else _pad(z[..., : self.base_size], size)
-        wide = z[..., : self.value_size].astype(jnp.promote_types(z.dtype, jnp.float32))
+        wide = at_least_float32(z[..., : self.value_size])
         tokens = wide if self.valid.all() else wide[..., np.flatnonzero(self.valid)]
         wide = wide - tokens.mean(axis=-1, keepdims=True)
         # R plain gathers. Only the rows of more than one entry, with a scatter-add or a second gather, measured no faster on CPU, and
@@ -166,15 +166,20 @@ def identity(value: Tokenizer, base: Tokenizer) -> VocabularyMap:
     return VocabularyMap("identity", rows, valid[:, None].astype(np.float32), valid, valid, ours.vocabulary, theirs.vocabulary)
 
 
-def rows_of(entries: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Any]:
-    """``indices`` and ``weights`` of rows that are lists of (token of V, weight), as few columns as they need."""
+def rows_of(entries: Sequence[Sequence[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, weights) of a map whose rows are lists of (token of V, weight), as few columns as they need."""
     width = max((len(row) for row in entries), default=0)
     indices = np.zeros((len(entries), max(1, width)), np.int32)
     weights = np.zeros(indices.shape, np.float32)
     for row, pairs in enumerate(entries):
         for column, (index, weight) in enumerate(pairs):
             indices[row, column], weights[row, column] = index, weight
-    return {"indices": indices, "weights": weights}
+    return indices, weights
+
+
+def at_least_float32(values: jax.Array) -> jax.Array:
+    """Narrower floats as float32, the others as they are."""
+    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(jnp.float32)
 
 
 def _names(table: TokenTable) -> list[Any]:

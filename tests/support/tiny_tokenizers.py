@@ -30,16 +30,18 @@ def byte_level(
     names: Mapping[str, str] | None = None,
     eos: Sequence[str] = ("<|im_end|>",),
     chat: str | None = CHAT,
+    words: bool = True,
     corpus: Sequence[str] = CORPUS,
 ) -> Tokenizer:
     """Byte-level BPE of up to ``size`` tokens, special ones first.
 
     Args:
         digits: every digit is a token of its own.
+        words: tokens do not reach beyond GPT-2's words.
         names: of special tokens, as in tokenizer_config.json.
     """
     backend = tokenizers.Tokenizer(models.BPE())
-    to_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    to_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
     split = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     backend.pre_tokenizer = pre_tokenizers.Sequence([*split, to_characters])
     backend.decoder = decoders.ByteLevel()
