@@ -18,9 +18,11 @@ from perturbjax.cli.arguments import UsageError, flag_names, parse, with_flags
 from perturbjax.cli.bench import BenchConfig, run_bench
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.export import ExportConfig, run_export
+from perturbjax.cli.ivl import run_ivl
 from perturbjax.cli.predict import PredictConfig, run_predict
 from perturbjax.cli.randopt import run_randopt
 from perturbjax.errors import InputError
+from perturbjax.ivl import Config as IvlConfig
 from perturbjax.randopt import Config
 from perturbjax.runs.console import Console
 
@@ -37,6 +39,7 @@ RUN, for the other commands, is the run directory that randopt prints. Each comm
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "randopt": (Config, run_randopt),
+    "ivl": (IvlConfig, run_ivl),
     "evaluate": (EvaluateConfig, run_evaluate),
     "predict": (PredictConfig, run_predict),
     "export": (ExportConfig, run_export),

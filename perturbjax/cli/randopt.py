@@ -2,12 +2,16 @@
 
 import inspect
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from perturbjax.cli.arguments import with_flags
+from perturbjax.cluster.peers import Peers
 from perturbjax.cluster.preemption import cluster_run
 from perturbjax.noise import DISTRIBUTIONS
 from perturbjax.randopt import Config
 from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.config import Machine
 from perturbjax.runs.console import Console
 from perturbjax.tasks import TASK_NAMES
 
@@ -22,14 +26,18 @@ def run_randopt(config: Config, console: Console) -> None:
     config.validate()
     from perturbjax.randopt.stages import run
 
+    in_cluster(config.machine, console, lambda peers: run(config, console, peers))
+
+
+def in_cluster(machine: Machine, console: Console, work: Callable[[Peers], Any]) -> None:
+    """``work`` as one of the processes of a run."""
     # Orbax logs a failed write or read with the tracebacks of all its threads; the error itself comes to us.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    machine = config.machine
 
     def say(text: str) -> None:
         console.note(with_flags(text, ()))
 
     with cluster_run(say, machine.coordinator, machine.num_processes, machine.process_id) as peers:
         use_compile_cache(machine.compile_cache, console)
-        run(config, console, peers)
+        work(peers)

@@ -51,19 +51,31 @@ def load_demonstrations(spec: str, template: str | None = None) -> tuple[Demonst
     Raises:
         InputError: it cannot be read, or a line holds no demonstration.
     """
+    if is_task(spec):
+        return task_demonstrations(load_task(spec), template)
     if spec.startswith(DATASETS):
         rows = [(f"demonstrations '{spec}': row {number}", row) for number, row in enumerate(_dataset_rows(spec))]
-    elif spec.endswith(".jsonl"):
-        rows = read_json_lines(Path(spec), f"demonstrations '{spec}'")
     else:
-        return task_demonstrations(load_task(spec), template)
+        rows = read_json_lines(Path(spec), f"demonstrations '{spec}'")
     if not rows:
         raise InputError(f"demonstrations '{spec}': no rows; give one object a line, with messages, or with prompt and response")
-    if isinstance(rows[0][1], dict) and "question" in rows[0][1] and spec.endswith(".jsonl"):
-        return task_demonstrations(load_task(spec), template)
     if template is not None:
         raise InputError(f"`template` {template}: demonstrations '{spec}' bring their own prompts; leave it out")
     return tuple(demonstration for where, row in rows for demonstration in _of_row(where, row))
+
+
+def is_task(spec: str) -> bool:
+    """Whether demonstrations are the prompts and gold answers of a task: its name, or a file of questions and answers.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    if spec.startswith(DATASETS):
+        return False
+    if not spec.endswith(".jsonl"):
+        return True
+    rows = read_json_lines(Path(spec), f"demonstrations '{spec}'")
+    return bool(rows) and isinstance(rows[0][1], dict) and "question" in rows[0][1]
 
 
 def task_demonstrations(task: Task, template: str | None = None, examples: Sequence[Example] | None = None) -> tuple[Demonstration, ...]:

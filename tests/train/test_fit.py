@@ -14,9 +14,10 @@ from perturbjax import sharding
 from perturbjax.errors import InputError
 from perturbjax.pretrained import load_model
 from perturbjax.runs.metrics import MetricsLog
-from perturbjax.train import Problem, Training, fit
+from perturbjax.train import Training
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.language import fine_tuning_loss
+from perturbjax.train.loop import Problem, fit
 from perturbjax.train.optimizer import make_optimizer
 from perturbjax.train.rows import pack_rows
 from perturbjax.tree import fingerprint, leaf_paths

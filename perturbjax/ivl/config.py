@@ -1,0 +1,129 @@
+"""What a training of a value network is: nested frozen dataclasses, checked before anything is loaded or written.
+
+Field names are the flags of ``perturbjax ivl`` with dashes; the strings below the fields are their help.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from perturbjax.errors import InputError
+from perturbjax.ivl.value import PROBES, Connection
+from perturbjax.runs.config import Machine, Run, check_choices, check_text, positive_integer
+from perturbjax.train.config import Training
+
+
+@dataclass(frozen=True)
+class Bases:
+    """The frozen models that the value network is trained beside. They have one vocabulary."""
+
+    base: str = "smollm2-135m"
+    """smollm2-135m (embedded), a .gguf file, a Hugging Face directory with safetensors, or a hub id."""
+    also: tuple[str, ...] = ()
+    """Other bases of the same vocabulary, comma separated: steps take all of them in turn, against overfitting to one."""
+    held_out: str | None = None
+    """A base of the same vocabulary that is not trained on: validation is measured beside it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the bases' weights; auto is float32 on a CPU, where it is faster, and bfloat16 elsewhere."""
+
+    def validate(self) -> None:
+        for name in (self.base, *self.also):
+            check_text("base", name)
+        if self.held_out is not None:
+            check_text("held_out", self.held_out)
+            if self.held_out in (self.base, *self.also):
+                raise InputError(f"`held_out` {self.held_out}: is trained on; name another base, or leave it out")
+        check_choices(self)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Demonstrations, and the questions that measure what they taught."""
+
+    demonstrations: str = "arithmetic"
+    """A .jsonl file with messages, with prompt and response, or with question and answer; a task's name; module:attribute; or
+    datasets:NAME:SPLIT."""
+    template: str | None = None
+    """Prompt template of a task, by name; its first when left out."""
+    train_examples: int | None = None
+    """Demonstrations to train on; all that the other two leave when left out."""
+    validation_examples: int = 32
+    """Demonstrations that are only measured while training."""
+    task: str | None = None
+    """Task whose questions are asked at the end; the demonstrations' own when these are a task."""
+    test_examples: int = 64
+    """Questions asked at the end, none of which any demonstration asks."""
+    max_new_tokens: int | None = None
+    """Generation budget of a generation task, in tokens; the task's own when left out."""
+
+    def validate(self) -> None:
+        check_text("demonstrations", self.demonstrations)
+        if self.task is not None:
+            check_text("task", self.task)
+        for name in ("validation_examples", "test_examples"):
+            positive_integer(name, getattr(self, name))
+        for name in ("train_examples", "max_new_tokens"):
+            if getattr(self, name) is not None:
+                positive_integer(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value network and its loss."""
+
+    connection: Connection = "residual"
+    """What it sees: residual (the tokens), cascade (the base's distribution), cascade_plus (both), multiplicative (tokens; scales logits),
+    linear or mlp (the base's logits alone)."""
+    layers: int | None = None
+    """Its number of layers; the base's when left out."""
+    init: Literal["base", "scratch"] = "base"
+    """base: begin with the base's first layers; scratch: with random weights."""
+    head: Literal["zero", "base"] = "zero"
+    """zero: a head of its own that begins at zero, so that step 0 is the base; base: begin with the base's head."""
+    penalty: float = 1.0
+    """Weight of the norm of the value network's logits in the loss; it keeps what is learned fit for other bases."""
+    power: Literal["1", "2"] = "1"
+    """Of the norm: mean |z|, or mean z squared."""
+    seed: int = 0
+    """Seed of random weights, of the splits and of the order of the rows."""
+
+    def validate(self) -> None:
+        if self.layers is not None:
+            positive_integer("layers", self.layers)
+        if not 0 <= self.penalty < float("inf"):
+            raise InputError(f"`penalty` {self.penalty}: 0 or a number above it is required")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_choices(self)
+        if self.connection in PROBES and (self.layers is not None or self.init != "base"):
+            raise InputError(f"`connection` {self.connection}: a probe of the logits has no layers; leave out `layers` and `init`")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Teach a small value network what demonstrations do to a base's logits, to be added to the logits of other models.
+
+    - the default run: perturbjax ivl
+    - your own demonstrations: perturbjax ivl --demonstrations chats.jsonl --task questions.jsonl
+    - on another model afterwards: perturbjax evaluate RUN --base larger-model
+    - after a kill: the same command with --resume
+
+    The base is never changed. Demonstrations that ask a test question are left out, and counted."""
+
+    bases: Bases = field(default_factory=Bases)
+    data: Data = field(default_factory=Data)
+    value: Value = field(default_factory=Value)
+    training: Training = field(default_factory=Training)
+    machine: Machine = field(default_factory=Machine)
+    run: Run = field(default_factory=Run)
+
+    IDENTITY: ClassVar = ("bases", "data", "value", "training")
+    """The parts that the result depends on: two runs with equal fields in them are the same run."""
+
+    def validate(self) -> None:
+        """Check every field that can be checked without loading anything.
+
+        Raises:
+            InputError: one line naming the field, its value, what is required.
+        """
+        for part in (self.bases, self.data, self.value, self.training, self.machine):
+            part.validate()

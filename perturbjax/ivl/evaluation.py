@@ -1,0 +1,114 @@
+"""One base with and without a value network, on the same questions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jax.sharding import Mesh
+
+from perturbjax.errors import InputError
+from perturbjax.inference import Engine
+from perturbjax.inference.outputs import Outputs
+from perturbjax.ivl.alignment import exact_first
+from perturbjax.ivl.artifacts import ValueRecord
+from perturbjax.ivl.combined import CombinedConfig
+from perturbjax.ivl.map_statistics import statistics
+from perturbjax.ivl.results import BaseEntries
+from perturbjax.ivl.tokens import token_table
+from perturbjax.ivl.value import ValueConfig
+from perturbjax.ivl.vocabulary import VocabularyMap
+from perturbjax.noise import Noise
+from perturbjax.pretrained import Model
+from perturbjax.pretrained.tokenizer import Tokenizer
+from perturbjax.report import Source, compared_entry, entry
+from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tree import derived_seed
+
+WITH_VALUE, VALUE_ALONE = "with value", "value alone"
+
+
+def combine(
+    base: Model,
+    value: ValueConfig,
+    params: Any,
+    alpha: float = 1.0,
+    gate: float | None = None,
+    vocabulary: VocabularyMap | None = None,
+) -> Model:
+    """A base with a value network's logits added to its own, as a model that every task, engine and search takes.
+
+    Args:
+        base: the model B; it is not copied and never changed.
+        value: the value network's shape.
+        params: its parameters.
+        alpha: weight of its logits.
+        gate: entropy of B's distribution in nats above which they count; None: always.
+        vocabulary: from the value network's vocabulary to B's; None where they are one.
+
+    Raises:
+        ValueError: without a map, vocabularies of different sizes; or a map and a connection that reads the base's logits, which are those
+            of other tokens.
+    """
+    if vocabulary is None and value.decoder.vocab_size != base.config.vocab_size:
+        sizes = f"{value.decoder.vocab_size} and {base.config.vocab_size} tokens"
+        raise ValueError(f"vocabulary None: the value network and the base have {sizes}; give a map between them")
+    if vocabulary is not None and (value.needs_base_logits or value.connection == "multiplicative"):
+        raise ValueError(f"vocabulary: a {value.connection} value network reads or scales the base's logits, which here are other tokens'")
+    config = CombinedConfig("value", base.config, (value,), alpha, gate, vocabulary=vocabulary)
+    return replace(base, name=f"{base.name}+value", config=config, params={"base": base.params, "value": params})
+
+
+def find_vocabulary(record: ValueRecord, value_tokenizer: Callable[[], Tokenizer], base: Model, asked: str | None) -> VocabularyMap | None:
+    """The map that a base needs: none where the vocabularies are one, else what was asked for.
+
+    Raises:
+        InputError: the vocabularies differ and nothing was asked for, or the connection allows no map.
+    """
+    same = token_table(base.tokenizer).vocabulary == record.vocabulary and base.config.vocab_size == record.decoder.vocab_size
+    if same:
+        return None
+    if asked is None:
+        raise InputError(
+            f"`base` {base.name}: its vocabulary is not that of {record.base}, which the value network speaks; "
+            "ask for a map with `vocabulary` exact_first"
+        )
+    if record.config.needs_base_logits or record.connection == "multiplicative":
+        reads = f"a {record.connection} value network reads or scales the base's own logits"
+        raise InputError(f"`vocabulary` {asked}: {reads}; use a base of its vocabulary")
+    return exact_first(value_tokenizer(), base.tokenizer)
+
+
+def measure_base(
+    base: Model,
+    value: ValueConfig,
+    params: Any,
+    vocabulary: VocabularyMap | None,
+    value_tokenizer: Tokenizer,
+    task: Task,
+    template: Template,
+    questions: Sequence[Example],
+    mesh: Mesh,
+    seed: int,
+    alpha: float = 1.0,
+    gate: float | None = None,
+    on_stage: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> BaseEntries:
+    """The base, the base with the value network, and the value network alone, by the same prompts and grading."""
+    models = {"": base, WITH_VALUE: combine(base, value, params, alpha, gate, vocabulary)}
+    if vocabulary is None and not value.needs_base_logits and value.connection != "multiplicative":
+        models[VALUE_ALONE] = replace(base, name="value alone", config=value.decoder, params=params)
+    outputs: dict[str, Outputs] = {}
+    for number, (name, model) in enumerate(models.items()):
+        on_stage("test questions", number, len(models))
+        engine = Engine(model, task, Noise(), mesh, chunk=1)
+        outputs[name] = engine.run_plain(engine.prepare(questions, template))
+    on_stage("test questions", len(models), len(models))
+
+    def scored(name: str) -> Any:
+        found = outputs[name]
+        return entry(found.scores[0], found.lenient[0], int(found.tokens[0]))
+
+    bootstrap = derived_seed(seed, "bootstrap")
+    systems = {name: compared_entry(scored(name), outputs[name].scores[0], outputs[""].scores[0], bootstrap) for name in models if name}
+    found = statistics(vocabulary, value_tokenizer, base.tokenizer) if vocabulary is not None else None
+    return BaseEntries(Source(base.name, base.source), scored(""), systems, None, found)

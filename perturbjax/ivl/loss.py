@@ -1,0 +1,80 @@
+"""The loss of a value network (arXiv 2410.21027): cross-entropy of the joined logits on the responses, the base held fixed, and a norm.
+
+    loss = mean over learned tokens of  CE(join(stop_gradient(z_base), z_V), token) + penalty * mean over V of |z_V|^power
+
+The norm keeps a value network from learning what only its own base needs, and so what it does elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from perturbjax.ivl.value import ValueConfig
+from perturbjax.models.config import DecoderConfig
+from perturbjax.train.language import sum_over_queries
+from perturbjax.train.rows import at_queries, segment_mask
+from perturbjax.train.step import Loss, Sums, cast, cross_entropy
+
+
+def value_loss(
+    value: ValueConfig,
+    base: DecoderConfig,
+    dtype: Any,
+    penalty: float = 1.0,
+    power: int = 1,
+    remat: bool = False,
+    cached: Callable[[dict[str, jax.Array]], jax.Array] | None = None,
+) -> Loss:
+    """A loss of (value params, base params, packed rows), to be used with ``train.fit``.
+
+    Its sums: ``loss``; ``cross_entropy`` of the joined logits and ``base_cross_entropy`` of the base's own; ``norm``, mean |z_V|^power.
+
+    Args:
+        value: of the network that is trained.
+        base: of the frozen base.
+        dtype: what the trained weights are used in.
+        penalty: lambda.
+        power: p, 1 or 2.
+        remat: compute the layers of the value network again in the backward pass.
+        cached: batch -> z_base (B, Q, V) at the learned positions, in place of running the base, whose params are then not read.
+    """
+
+    def loss(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> Sums:
+        network = value.build(cast(params, dtype))
+        mask = segment_mask(batch["segments"])
+        base_hidden, of_base = (), None
+        if cached is None:
+            model = base.build(frozen)
+            whole, _ = model(batch["tokens"], batch["positions"], mask)
+            whole = jax.lax.stop_gradient(whole)
+            base_hidden, of_base = at_queries(whole, batch["query"]), model.logits
+        else:
+            whole = None
+        hidden, _ = network(batch["tokens"], batch["positions"], mask, whole, of_base or _no_logits, remat=remat)
+        hidden = jax.tree.map(lambda h: at_queries(h, batch["query"]), hidden)
+        stored = cached(batch) if cached is not None else ()
+
+        def sums(hidden: Any, base_hidden: Any, stored: Any, labels: jax.Array, weights: jax.Array) -> Sums:
+            z_base = jax.lax.stop_gradient(stored if of_base is None else of_base(base_hidden)).astype(jnp.float32)
+            z_value = network.logits(hidden, z_base)
+            norm = jnp.mean(jnp.abs(z_value) if power == 1 else jnp.square(z_value), axis=-1)
+            joined = cross_entropy(value.join(z_base, z_value), labels)
+            return {
+                "loss": jnp.sum(weights * (joined + penalty * norm)),
+                "cross_entropy": jnp.sum(weights * joined),
+                "base_cross_entropy": jnp.sum(weights * cross_entropy(z_base, labels)),
+                "norm": jnp.sum(weights * norm),
+                "weight": jnp.sum(weights),
+            }
+
+        return sum_over_queries(sums, hidden, base_hidden, stored, batch["labels"], batch["weights"])
+
+    return loss
+
+
+def _no_logits(_: Any) -> jax.Array:
+    raise ValueError("cached: logits at the learned positions alone; a cascade reads those of all positions, so run the base")

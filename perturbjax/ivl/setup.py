@@ -1,0 +1,232 @@
+"""What a training is made of: loading its parts, checking them against each other, making its problem."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from perturbjax.cluster import on_main
+from perturbjax.errors import InputError
+from perturbjax.inference.fingerprint import task_fingerprint
+from perturbjax.ivl.config import Config
+from perturbjax.ivl.loss import value_loss
+from perturbjax.ivl.results import Demonstrated
+from perturbjax.ivl.tokens import token_table
+from perturbjax.ivl.value import ValueConfig, make_value
+from perturbjax.pretrained import Model, load_model
+from perturbjax.pretrained.params import DTYPES
+from perturbjax.records import to_json
+from perturbjax.runs.machine import devices, resolve_dtype, versions
+from perturbjax.tasks import load_task, template_by_name
+from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.splits import make_splits
+from perturbjax.train.demonstrations import (
+    Demonstration,
+    encode_demonstrations,
+    is_task,
+    load_demonstrations,
+    task_demonstrations,
+    without_questions,
+)
+from perturbjax.train.loop import Problem
+from perturbjax.train.placement import put_params
+from perturbjax.train.rows import Rows, pack_rows
+from perturbjax.tree import digest, fingerprint
+
+CHAPTER = "ivl"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a training is made of, loaded and checked; nothing is written yet.
+
+    Attributes:
+        config: the settings they were made from.
+        models: the bases that are trained on, the first one first; then the one held out, if there is one.
+        task: asked at the end.
+        template: of its prompts.
+        test: the questions.
+        rows: packed demonstrations to train on; ``validation``: to measure on.
+        demonstrated: their figures.
+        dtype: of the bases' weights.
+        fingerprint: of the first base's weights.
+        vocabulary: of its tokenizer.
+        identity: what makes two runs the same run.
+    """
+
+    config: Config
+    models: tuple[Model, ...]
+    task: Task
+    template: Template
+    test: tuple[Example, ...]
+    rows: Rows
+    validation: Rows
+    demonstrated: Demonstrated
+    dtype: str
+    fingerprint: str
+    vocabulary: str
+    identity: dict[str, Any]
+
+
+def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
+    """Loads data and models and makes everything that follows from them and the settings; data first, because they are read in a moment.
+
+    Args:
+        config: the settings.
+        note: told what was loaded, a line each.
+
+    Raises:
+        InputError: any of it cannot be used.
+    """
+    config.validate()
+    task, template, test, train, validation, removed = _split(config)
+    dtype = resolve_dtype(config.bases.dtype)
+    names = (config.bases.base, *config.bases.also, *([config.bases.held_out] if config.bases.held_out else []))
+    models = tuple(load_model(name, dtype) for name in names)
+    for model in models:
+        note(f"base {model.name}: {model.source}")
+    vocabulary = token_table(models[0].tokenizer).vocabulary
+    for name, model in zip(names[1:], models[1:], strict=True):
+        if token_table(model.tokenizer).vocabulary != vocabulary or model.config.vocab_size != models[0].config.vocab_size:
+            raise InputError(f"`also`, `held_out` {name}: its vocabulary is not that of {models[0].name}; bases of a training share one")
+    tokens = config.training.row_tokens
+    if tokens > (longest := min(model.config.max_positions for model in models)):
+        raise InputError(f"`row_tokens` {tokens}: the bases take at most {longest}; lower it")
+    tokenizer = models[0].tokenizer
+    rows, held = (pack_rows(encode_demonstrations(some, tokenizer), tokens) for some in (train, validation))
+    too_long = (*rows.left_out, *held.left_out)
+    if too_long:
+        shown = ", ".join(too_long[:3]) + (", ..." if len(too_long) > 3 else "")
+        which = f"{len(too_long)} demonstrations are longer than {tokens} tokens and left out ({shown})"
+        note(f"perturbjax: warning: {which}; raise `row_tokens`")
+    if removed:
+        note(f"perturbjax: warning: {removed} demonstrations ask a test question and are left out")
+    figures = Demonstrated(
+        config.data.demonstrations, rows.demonstrations, held.demonstrations, len(rows), len(too_long), removed, rows.tokens
+    )
+    packed = f"{figures.train:,} in {len(rows):,} rows of {tokens} tokens, {figures.validation:,} for validation"
+    note(f"demonstrations {figures.source}: {packed}")
+    base = on_main(lambda: fingerprint(models[0].params))
+    identity = {
+        "chapter": CHAPTER,
+        **{name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()},
+        "template": template.name,
+        "max_new_tokens": task.max_new_tokens,
+        "dtype": dtype,
+        "model_fingerprint": base,
+        "other_fingerprints": [on_main(lambda model=model: fingerprint(model.params)) for model in models[1:]],
+        "task_fingerprint": task_fingerprint(task, test),
+        "rows": fingerprint({"train": rows.arrays, "validation": held.arrays}),
+    }
+    return Parts(config, models, task, template, test, rows, held, figures, dtype, base, vocabulary, identity)
+
+
+def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[Demonstration, ...], tuple[Demonstration, ...], int]:
+    """Task, template and test questions; demonstrations to train on and to validate with; how many were removed as test questions."""
+    data, seed = config.data, config.value.seed
+    own = is_task(data.demonstrations)
+    if own and data.task in (None, data.demonstrations):
+        task = _with_budget(load_task(data.demonstrations), data.max_new_tokens)
+        template = task.templates[0] if data.template is None else template_by_name(task, data.template)
+        examples = task.examples()
+        train = data.train_examples or max(1, len(examples) - data.validation_examples - data.test_examples)
+        splits = _named(lambda: make_splits(examples, train, data.validation_examples, data.test_examples, seed))
+        shown = [task_demonstrations(task, template.name, some) for some in (splits.search, splits.select)]
+        return task, template, splits.test, shown[0], shown[1], 0
+    if data.task is None:
+        raise InputError("`task`: the demonstrations are no task; name the task whose questions are asked at the end")
+    task = _with_budget(load_task(data.task), data.max_new_tokens)
+    template = task.templates[0] if own or data.template is None else template_by_name(task, data.template)
+    splits = _named(lambda: make_splits(task.examples(), 1, 1, data.test_examples, seed))
+    found, removed = without_questions(load_demonstrations(data.demonstrations, data.template if own else None), splits.test)
+    ordered = sorted(found, key=lambda each: digest([seed, each.id]))
+    wanted = data.validation_examples + (data.train_examples or 1)
+    if len(ordered) < wanted:
+        asked = f"`train_examples` {data.train_examples or 1} + `validation_examples` {data.validation_examples}"
+        raise InputError(f"{asked}: {data.demonstrations} has {len(ordered)} demonstrations that ask no test question; ask for fewer")
+    train = ordered[data.validation_examples :][: data.train_examples]
+    return task, template, splits.test, tuple(train), tuple(ordered[: data.validation_examples]), removed
+
+
+def _named(split: Callable[[], Any]) -> Any:
+    """A split, its errors in the words of this chapter's settings."""
+    try:
+        return split()
+    except InputError as error:
+        said = str(error).replace("search_examples", "train_examples").replace("select_examples", "validation_examples")
+        raise InputError(said) from error
+
+
+def _with_budget(task: Task, max_new_tokens: int | None) -> Task:
+    import copy
+
+    if max_new_tokens is None:
+        return task
+    if task.kind != "generation":
+        raise InputError(f"`max_new_tokens` {max_new_tokens}: task {task.name} chooses between given answers; leave it out")
+    task = copy.copy(task)
+    task.max_new_tokens = max_new_tokens
+    return task
+
+
+def make_problem(parts: Parts, mesh: Mesh) -> tuple[ValueConfig, Problem]:
+    """The value network to begin with, and what ``train.fit`` trains."""
+    value, training, first = parts.config.value, parts.config.training, parts.models[0]
+    try:
+        config, params = make_value(
+            first.config, first.params, value.connection, value.layers, value.init == "base", value.head == "zero", value.seed
+        )
+    except ValueError as error:
+        raise InputError(f"`layers` {str(error).removeprefix('layers ')}") from error
+    dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
+    layout = config.partition(mesh.shape["model"])
+    frozen = []
+    for model in parts.models:
+        its = model.config.partition(mesh.shape["model"])
+        frozen.append(put_params(model.params, mesh, its.dims(model.config) if its else {}))
+    losses = [
+        (value_loss(config, model.config, dtype, value.penalty, int(value.power), training.remat), arrays)
+        for model, arrays in zip(parts.models, frozen, strict=True)
+    ]
+    held_out = losses.pop() if parts.config.bases.held_out else None
+    dims = layout.dims(config.decoder) if layout else {}
+    return config, Problem(params, losses, parts.rows, parts.validation, held_out, dims)
+
+
+def describe_run(parts: Parts) -> dict[str, Any]:
+    """The record in config.json: resolved settings, what they were run with and on."""
+    from pathlib import Path
+
+    from perturbjax.runs.config import Machine, Run
+
+    config = parts.config
+
+    def absolute(name: str | None) -> Any:
+        return str(path.absolute()) if name is not None and (path := Path(name).expanduser()).exists() else name
+
+    bases = dataclasses.replace(
+        config.bases,
+        base=absolute(config.bases.base),
+        also=tuple(map(absolute, config.bases.also)),
+        held_out=absolute(config.bases.held_out),
+        dtype=parts.dtype,
+    )
+    data = dataclasses.replace(config.data, demonstrations=absolute(config.data.demonstrations), task=absolute(config.data.task))
+    settings = dataclasses.replace(config, bases=bases, data=data, machine=Machine(), run=Run())
+    return {
+        "chapter": CHAPTER,
+        "config": to_json(settings),
+        "model": {"name": parts.models[0].name, "source": parts.models[0].source, "fingerprint": parts.fingerprint},
+        "task": {"name": parts.task.name, "source": parts.task.source, "fingerprint": parts.identity["task_fingerprint"]},
+        "prompt_clock": parts.models[0].tokenizer.clock,
+        "versions": versions(),
+        "devices": devices(),
+    }
+
+
+def parameter_count(params: Any) -> int:
+    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,169 @@
+"""A whole training of a value network, from settings to report, stage by stage, resumable at every commit."""
+
+from typing import Any
+
+import jax
+
+from perturbjax.cluster import broadcast_json, is_main, on_main
+from perturbjax.cluster.peers import Peers
+from perturbjax.errors import InputError
+from perturbjax.ivl.artifacts import load_value, save_value
+from perturbjax.ivl.config import Config
+from perturbjax.ivl.evaluation import measure_base
+from perturbjax.ivl.results import VERSION, Results
+from perturbjax.ivl.results_table import results_table
+from perturbjax.ivl.setup import CHAPTER, Parts, describe_run, load_parts, make_problem, parameter_count
+from perturbjax.records import from_json, to_json
+from perturbjax.report import Source
+from perturbjax.runs.console import SILENT, Progress
+from perturbjax.runs.files import read_json, write_json
+from perturbjax.runs.identity import differences
+from perturbjax.runs.machine import make_mesh, require
+from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.train.loop import Fitted, Look, fit
+
+
+def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
+    """Trains a value network, measures it beside its base on held-out questions, writes the run directory.
+
+    Everything is validated before the run directory is made, and no stage that is done is done again. In a run of several processes all of
+    them call it; process 0 writes.
+
+    Args:
+        config: the settings.
+        progress: told what goes on, on process 0.
+        peers: the other processes, if a command runs this.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: the settings, or what they name, cannot be used; no directory was made or changed.
+        FloatingPointError: the loss is not finite; what was committed before is intact.
+        Exception: anything else, with a note that says what is safe and how to go on.
+    """
+    config.validate()
+    progress, peers = progress if is_main() else SILENT, peers or Peers(None, SILENT.note)
+    on_main(lambda: _check(config))
+    parts = load_parts(config, progress.note)
+    if found := differences(parts.identity, broadcast_json(parts.identity)):
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
+    directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.models[0].name, parts.identity))
+    clock = on_main(lambda: _claim(directory, parts, progress))
+    for model in parts.models:
+        model.tokenizer.clock = clock
+    on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
+    peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax ivl ... --out {directory.path} --resume"
+    with on_main_lock(directory):
+        try:
+            if not on_main(lambda: directory.results.exists()):
+                _stages(parts, directory, progress, peers)
+            results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
+            on_main(lambda: _finish(directory, results, progress))
+            return results
+        except InputError:
+            raise
+        except BaseException as error:
+            error.add_note(peers.advice)
+            raise
+
+
+def on_main_lock(directory: RunDirectory) -> Any:
+    """Holds the run on process 0 for the time of a block."""
+    import contextlib
+
+    return directory.locked() if is_main() else contextlib.nullcontext()
+
+
+def _check(config: Config) -> None:
+    """Refuses what would fail after hours, before anything is loaded."""
+    require("grain", "optax", "safetensors")
+    if config.run.profile is not None:
+        raise InputError("`profile`: not for a training; leave it out")
+    if config.run.out is not None:
+        RunDirectory(config.run.out).check_usable(config.run.resume)
+
+
+def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> str | None:
+    """On process 0: checks that the run may be written there; returns the date that its prompts show."""
+    if directory.check_usable(parts.config.run.resume):
+        directory.check_identity(parts.identity)
+        progress.note(f"continuing the run in {directory.path}")
+        return directory.read_config()["prompt_clock"]
+    return parts.models[0].tokenizer.clock
+
+
+def _stages(parts: Parts, directory: RunDirectory, progress: Progress, peers: Peers) -> None:
+    """Training, the value network's files, and the test, each written when it is known."""
+    config, mesh = parts.config, make_mesh(parts.config.machine)
+    value, problem = make_problem(parts, mesh)
+    fitted = _train(parts, problem, directory, mesh, progress, peers)
+    folder = directory.path / "value"
+    on_main(lambda: save_value(folder, value, fitted.params, parts.models[0].name, parts.fingerprint, parts.vocabulary))
+    _, params = load_value(folder)
+    with progress.stages() as on_stage:
+        first = parts.models[0]
+        entries = measure_base(
+            first, value, params, None, first.tokenizer, parts.task, parts.template, parts.test, mesh, config.value.seed, on_stage=on_stage
+        )
+    results = Results(
+        VERSION,
+        Source(parts.task.name, parts.task.source),
+        parts.template.name,
+        parts.demonstrated,
+        parameter_count(params),
+        fitted.looks,
+        fitted.step,
+        fitted.stopped_early,
+        entries,
+    )
+    on_main(lambda: write_json(directory.results, to_json(results)))
+
+
+def _train(parts: Parts, problem: Any, directory: RunDirectory, mesh: Any, progress: Progress, peers: Peers) -> Fitted:
+    training = parts.config.training
+    bar: Any = None
+
+    def on_state(state: Any) -> None:
+        peers.freeze = state.freeze
+        for warning in state.warnings:
+            progress.note(f"perturbjax: warning: {warning}")
+
+    def on_step(step: int, steps: int, look: Look | None) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = progress.bar("training", steps, step, unit="step")
+        bar.update(step, **(_figures(look) if look is not None else {}))
+
+    try:
+        return fit(
+            problem,
+            training,
+            parts.config.value.seed,
+            directory.state,
+            parts.identity,
+            mesh,
+            MetricsLog(directory.metrics),
+            on_step,
+            on_state,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _figures(look: Look) -> dict[str, str]:
+    figures = {"loss": f"{look.losses['cross_entropy']:.3f}"}
+    if look.validation:
+        figures["validation"] = f"{look.validation['cross_entropy']:.3f}"
+    if look.tokens_per_s is not None:
+        figures["tokens/s"] = f"{look.tokens_per_s:.0f}"
+    return figures
+
+
+def _finish(directory: RunDirectory, results: Results, progress: Progress) -> None:
+    progress.line(results_table(results))
+    progress.line()
+    progress.line(f"run directory  {directory.path.absolute()}")
