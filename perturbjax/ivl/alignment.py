@@ -53,8 +53,9 @@ def dtw_alignment(value: Tokenizer, base: Tokenizer, texts: Iterable[str]) -> Vo
     Token sequences are aligned by dynamic time warping (``warping``), aligned pairs counted, the mean of each row (u) subtracted, each
     column (v) min-max scaled over all u, and of each row the best entry is kept with weight 1. Only pairs that were counted can be kept.
 
-    It knows only tokens that the texts contain, and finds multi-digit numbers no partner where V writes single digits but one of them:
-    ``exact_first`` is the better map, this one is for comparison.
+    It knows only tokens that occur in the texts, and of a number of several digits it keeps one piece. Scaling by columns lets a pair that
+    was counted once win where its column has no other. So ``exact_first`` is the better map; this one is for comparison. What the paper
+    leaves open is our choice: rows are B's tokens, weights are 1, special tokens are matched by role.
 
     Args:
         value: V's tokenizer.

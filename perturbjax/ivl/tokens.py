@@ -88,10 +88,12 @@ def _read(tokenizer: Tokenizer) -> TokenTable:
     model, added = content["model"], content["added_tokens"]
     # Unigram models list [text, score] in the order of the ids.
     stored = model["vocab"] if isinstance(model["vocab"], dict) else {entry[0]: index for index, entry in enumerate(model["vocab"])}
-    canonical = _canonical(content)
-    found = {index: canonical(text) for text, index in stored.items()}
-    # Added tokens are looked for in the text as it is, unless they ask for the normalized one.
-    found |= {token["id"]: canonical(token["content"]) if token["normalized"] else (token["content"].encode(), False) for token in added}
+    stored_form, normalized_form = _canonical(content)
+    found = {index: stored_form(text) for text, index in stored.items()}
+    # Added tokens are looked for in the text as it is, or in the normalized one: before anything turns bytes into characters.
+    found |= {
+        token["id"]: (normalized_form(token["content"]) if token["normalized"] else token["content"].encode(), False) for token in added
+    }
     named_ids = stored | {token["content"]: token["id"] for token in added}
     # In order of precedence: the role that is written last stays.
     named = {named_ids[text]: name.removesuffix("_token") for name in reversed(_NAMED) if (text := tokenizer.special_tokens.get(name))}
@@ -117,8 +119,8 @@ def _read(tokenizer: Tokenizer) -> TokenTable:
     )
 
 
-def _canonical(content: Mapping[str, Any]) -> Callable[[str], tuple[bytes, bool]]:
-    """How a token's text in tokenizer.json becomes (its bytes, whether it is a byte fallback)."""
+def _canonical(content: Mapping[str, Any]) -> tuple[Callable[[str], tuple[bytes, bool]], Callable[[str], bytes]]:
+    """How the text of a token of the vocabulary becomes (its bytes, whether it is a byte fallback), and normalized text its bytes."""
     model = content["model"]
     if model["type"] == "WordPiece" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         kinds = "byte-level BPE, BPE and Unigram with marked spaces, and word lists are supported"
@@ -131,14 +133,17 @@ def _canonical(content: Mapping[str, Any]) -> Callable[[str], tuple[bytes, bool]
     )
     fallback = bool(model.get("byte_fallback")) or "ByteFallback" in kinds
 
-    def canonical(text: str) -> tuple[bytes, bool]:
+    def normalized_form(text: str) -> bytes:
+        return (text.replace(_SPACE, " ") if marked else text).encode()
+
+    def stored_form(text: str) -> tuple[bytes, bool]:
         if byte_level and all(character in _BYTE_OF for character in text):
             return bytes(_BYTE_OF[character] for character in text), False
         if fallback and (match := _FALLBACK.fullmatch(text)):
             return bytes([int(match[1], 16)]), True
-        return (text.replace(_SPACE, " ") if marked else text).encode(), False
+        return normalized_form(text), False
 
-    return canonical
+    return stored_form, normalized_form
 
 
 def _components(part: Any) -> Iterator[dict[str, Any]]:

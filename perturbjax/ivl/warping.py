@@ -148,16 +148,13 @@ class _Band:
 
     def __init__(self, rows: TokenTable, columns: TokenTable, first: Sequence[int], second: Sequence[int]) -> None:
         edges_first, edges_second = _edges(rows, first), _edges(columns, second)
-        # What one tokenizer drops or adds shifts all that follows: positions are compared as parts of the whole.
-        scale = edges_first[-1] / edges_second[-1] if edges_first[-1] and edges_second[-1] else 1.0
-        starts = np.searchsorted(edges_second[1:] * scale, edges_first[:-1] - BAND, side="right")
-        ends = np.searchsorted(edges_second[:-1] * scale, edges_first[1:] + BAND, side="left")
-        starts, ends = np.minimum(starts, len(second) - 1), np.maximum(ends, 1)
-        starts[0], ends[-1] = 0, len(second)
-        ends = np.maximum(np.maximum.accumulate(ends), starts + 1)
-        # The next row must reach the end of this one, by a step in both at the latest.
-        starts[1:] = np.minimum(starts[1:], ends[:-1])
+        # What one tokenizer drops or adds shifts all that follows: positions are compared as parts of the whole. Then the first column of a
+        # row always lies before the last one of the row above, and the corners are in the band, so there is a path. Sequences without any
+        # bytes (special tokens alone) are compared with everything.
+        edges_second = edges_second * (edges_first[-1] / max(1, edges_second[-1]))
+        starts = np.searchsorted(edges_second[1:], edges_first[:-1] - BAND, side="right")
         starts = np.minimum(starts, len(second) - 1)
+        ends = np.searchsorted(edges_second[:-1], edges_first[1:] + BAND, side="left")
         self.starts, self.ends = starts.tolist(), ends.tolist()
         widths = ends - starts
         offsets = np.repeat(np.cumsum(widths) - widths, widths)

@@ -32,7 +32,7 @@ def test_classes_by_hand():
     assert classes_of(TEXTS, STOPS, b"ab").tolist() == [OUT, OUT, END, OUT, 97, OUT, OUT]
 
 
-@pytest.mark.parametrize("emitted", [b"", b"a", b"ab", b"b"])
+@pytest.mark.parametrize("emitted", [b"", b"ab"])
 def test_marginals_are_sums_by_class(emitted):
     logits = np.random.default_rng(0).normal(size=(2, 3, 9)).astype(np.float32) * 4  # two logits of padding
     classes = classes_of(TEXTS, STOPS, emitted)

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from support.paths import FIXTURES
-from support.tiny_tokenizers import CORPUS, byte_level, marked_spaces, permuted
+from support.tiny_tokenizers import CORPUS, byte_level, marked_spaces, permuted, wrapped
+from tokenizers import AddedToken, models, pre_tokenizers
 
 from perturbjax.errors import InputError
 from perturbjax.ivl.alignment import exact_first
@@ -68,10 +70,9 @@ def test_apply_equals_the_dense_matrix(entries, holes, shape):
     vocabulary_map = random_map(rng, entries=entries, holes=holes)
     z = rng.normal(size=(*shape, 40)).astype(np.float32) * 5  # three more than V has tokens
     expected = dense_change(vocabulary_map, z)
-    for apply in (vocabulary_map.apply, jax.jit(vocabulary_map.apply)):
-        np.testing.assert_allclose(apply(jnp.asarray(z)), expected, atol=1e-5)
-    padded = jax.jit(lambda z: vocabulary_map.apply(z, 64))(z)
-    np.testing.assert_allclose(padded[..., :50], expected, atol=1e-5)
+    change, padded = jax.jit(lambda z: (vocabulary_map.apply(z), vocabulary_map.apply(z, 64)))(z)
+    np.testing.assert_allclose(change, expected, atol=1e-5)
+    np.testing.assert_array_equal(padded[..., :50], change)
     assert padded.shape == (*shape, 64) and not padded[..., 50:].any()
 
 
@@ -229,6 +230,36 @@ def test_space_marks_and_byte_fallbacks_are_unified():
     # Bytes that are no UTF-8 are covered one by one.
     back = exact_first(byte_level(260), byte_level(420, corpus=["東京 東京 東京 東北 東海"]))
     assert back.matched.all()
+
+
+def test_added_tokens_are_plain_text():
+    """A character such as é in an added token of a byte-level vocabulary is two bytes, though it also stands for one byte there."""
+    backend = tokenizers.Tokenizer.from_str(plain().to_files()["tokenizer.json"])
+    backend.add_tokens([AddedToken("é+", normalized=True), AddedToken("<think>", normalized=False)])
+    value = wrapped(backend, None, ("<|im_end|>",), None)
+    table = token_table(value)
+    assert table.texts[-2:] == ("é+".encode(), b"<think>") and not {len(table.texts) - 1, len(table.texts) - 2} & set(table.special)
+    assert exact_first(plain(), value).matched[-2:].all()
+
+
+def test_unigram_vocabularies():
+    words = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁the", -1.0), ("▁", -2.0), ("t", -3.0), ("h", -3.0), ("e", -3.0)]
+    backend = tokenizers.Tokenizer(models.Unigram(words, unk_id=0, byte_fallback=False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    value = wrapped(backend, {"unk_token": "<unk>"}, ("</s>",), None)
+    table = token_table(value)
+    # "<s>" is no special token of this one: nothing says so.
+    assert table.texts == (None, b"<s>", None, b" the", b" ", b"t", b"h", b"e") and table.roles == {0: "unk", 2: TURN_END}
+    vocabulary_map = exact_first(value, plain())
+    assert partners(vocabulary_map, value, plain(), " the") == {" the": 1.0}
+    # V's tokenizer puts a space in front of "he", which is none of the token: covered from the left instead.
+    assert partners(vocabulary_map, value, plain(), "he") == pytest.approx({"h": 1 / 1.1, "e": 0.1 / 1.1})
+
+
+def test_word_pieces_are_refused():
+    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match="WordPiece model with marks inside words"):
+        token_table(wrapped(backend, None, ("a",), None))
 
 
 def test_special_tokens_are_matched_by_role():

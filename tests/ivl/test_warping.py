@@ -92,6 +92,16 @@ def plain():
     return byte_level(420)
 
 
+@cache
+def byte_level_259():
+    return byte_level(259)
+
+
+@cache
+def byte_level_300():
+    return byte_level(300)
+
+
 def test_a_permuted_vocabulary_is_recovered():
     base = plain()
     value = permuted(base, np.random.default_rng(0).permutation(base.vocab_size).tolist())
@@ -134,6 +144,27 @@ def test_one_long_text_counts_as_its_lines_do():
     joined = count_pairs(table_base, token_table(value), [(plain().encode(whole), value.encode(whole))])
     np.testing.assert_array_equal(parts[0], joined[0])
     np.testing.assert_array_equal(parts[1], joined[1])
+
+
+def check_path(first, second):
+    """Every token of both sequences is on the path, which wastes no step."""
+    pairs, counts = count_pairs(token_table(byte_level_259()), token_table(byte_level_300()), [(first, second)])
+    for side, sequence in enumerate((first, second)):
+        found = np.bincount(pairs[:, side], counts, minlength=300)
+        assert (found >= np.bincount(sequence, minlength=300)).all() and set(np.flatnonzero(found)) == set(sequence)
+    assert max(len(first), len(second)) <= counts.sum() < len(first) + len(second)
+
+
+@given(st.lists(st.integers(0, 258), min_size=1, max_size=60), st.lists(st.integers(0, 299), min_size=1, max_size=60))
+@settings(max_examples=50)
+def test_there_is_a_path_whatever_the_sequences_spell(first, second):
+    check_path(first, second)
+
+
+def test_special_tokens_alone_against_a_long_text():
+    check_path([0, 1, 2], list(range(40, 130)))
+    check_path(list(range(40, 130)), [0, 1, 2])
+    check_path([0], [1, 2])
 
 
 def test_no_text_leaves_only_the_roles():
