@@ -18,6 +18,7 @@ from perturbjax.randopt.replies import Engine, OnStage, no_progress
 from perturbjax.randopt.results import RESULTS_VERSION, Results, SplitSizes, TaskSource, Throughput
 from perturbjax.randopt.selection import pool_of
 from perturbjax.randopt.summaries import population_summary, racing_summary, tie_summary
+from perturbjax.randopt.voting import MAJORITY
 from perturbjax.report import Source
 from perturbjax.tasks.base import Task, Template
 from perturbjax.tasks.splits import Splits
@@ -50,6 +51,7 @@ def evaluate_run(
     *,
     model: Source,
     top_k: int,
+    rule: str = MAJORITY,
     template: Template | None = None,
     seed: int = 0,
     on_stage: OnStage = no_progress,
@@ -72,6 +74,7 @@ def evaluate_run(
         population, record: the N candidates searched, and their search scores.
         model: what the base is called, for the results.
         top_k: most members of an ensemble, 1 <= top_k <= N.
+        rule: by which the members vote, one of ``VOTE_RULES``.
         template: the prompt of the search; the task's first when None.
         seed: of the random ensemble, the samples and the bootstrap.
         on_stage: progress callback.
@@ -84,7 +87,7 @@ def evaluate_run(
         raise ValueError(f"record.scores has shape {record.scores.shape}; {expected} are required")
     if not 1 <= top_k <= len(population):
         raise ValueError(f"top_k {top_k}: between 1 and the population's {len(population)} is required")
-    flow = Flow(engine, task, splits, population, record, top_k, template or task.templates[0], seed, on_stage)
+    flow = Flow(engine, task, splits, population, record, top_k, rule, template or task.templates[0], seed, on_stage)
     chosen = choose_on_select(flow)
     entries, seconds = measure_on_test(flow, chosen)
     results = _results(flow, model, chosen, entries, {"search": record.seconds, "select": chosen.seconds, "test": seconds})

@@ -13,6 +13,7 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, perturb, scales
 from perturbjax.randopt.document import make_document, read_document, write_document
+from perturbjax.randopt.voting import MAJORITY, Voting
 from perturbjax.tree import Params, fingerprint
 
 
@@ -25,6 +26,7 @@ class Ensemble:
         noise: how their weights differ from the base's.
         fingerprint: identity of the base; the weights themselves are not kept.
         scores: (K,) float64 search scores, or None.
+        voting: how the members vote.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Ensemble:
         noise: Noise,
         params: Params | str,
         scores: Sequence[float] | np.ndarray | None = None,
+        rule: str = MAJORITY,
     ):
         """
         Args:
@@ -42,6 +45,7 @@ class Ensemble:
             noise: the noise of the search.
             params: the base parameters, or their fingerprint if that is at hand.
             scores: (K,) search scores of the members, in their order.
+            rule: by which they vote, one of ``VOTE_RULES``; not part of what ``save`` writes.
 
         Raises:
             InputError: no members, an index twice or outside the population, or scores that are not one finite number per member.
@@ -64,6 +68,7 @@ class Ensemble:
             raise InputError(f"scores: shape {self.scores.shape} for {positions.size} members; give one score per member")
         if self.scores is not None and not np.isfinite(self.scores).all():
             raise InputError("scores: every score must be a finite number")
+        self.voting = Voting(rule, self.scores)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -122,15 +127,15 @@ class Ensemble:
         write_document(Path(path), document)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Ensemble":
-        """Read ensemble.json.
+    def load(cls, path: str | Path, rule: str = MAJORITY) -> "Ensemble":
+        """Read ensemble.json; its members vote by ``rule``.
 
         Raises:
             InputError: the file is missing, not JSON, of another format or version, or says something that cannot be.
         """
         document = read_document(Path(path))
         indices, scores = zip(*((member.index, member.score) for member in document.members), strict=True)
-        return cls(document.population, indices, document.noise, document.base_fingerprint, None if None in scores else scores)
+        return cls(document.population, indices, document.noise, document.base_fingerprint, None if None in scores else scores, rule)
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "noise"))

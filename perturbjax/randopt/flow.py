@@ -10,6 +10,7 @@ from perturbjax.inference.outputs import Outputs
 from perturbjax.noise import Population
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.replies import Engine, OnStage
+from perturbjax.randopt.voting import Voting
 from perturbjax.tasks.base import Task, Template
 from perturbjax.tasks.splits import Splits
 from perturbjax.tree import derived_seed
@@ -57,6 +58,7 @@ class Flow:
     population: Population
     record: SearchRecord
     top_k: int
+    rule: str
     template: Template
     seed: int
     on_stage: OnStage
@@ -64,6 +66,10 @@ class Flow:
     def samples(self, prepared: Any, count: int, temperature: float, purpose: str) -> Outputs:
         """``count`` samples of the base."""
         return self.engine.sample(prepared, count, temperature, derived_seed(self.seed, purpose))
+
+    def voting(self, members: Sequence[int] | np.ndarray) -> Voting:
+        """How candidates vote that were chosen by their scores; controls vote by majority."""
+        return Voting(self.rule, self.record.mean_scores[np.asarray(members)])
 
     @property
     def bootstrap(self) -> int:

@@ -165,9 +165,18 @@ def reopen(run: Path, note: Callable[[str], None]) -> Parts:
         InputError: no run there, or something it was made from has changed.
     """
     directory = RunDirectory(run)
-    parts = load_parts(from_json(Config, directory.read_config().get("config"), f"{directory.config}: config"), note)
+    parts = load_parts(read_settings(directory), note)
     continue_run(directory, parts)
     return parts
+
+
+def read_settings(directory: RunDirectory) -> Config:
+    """The settings of an existing run.
+
+    Raises:
+        InputError: no run there, or its config.json is damaged.
+    """
+    return from_json(Config, directory.read_config().get("config"), f"{directory.config}: config")
 
 
 def continue_run(directory: RunDirectory, parts: Parts) -> None:
@@ -187,11 +196,11 @@ def reopen_ensemble(run: Path, note: Callable[[str], None]) -> tuple[Parts, Ense
         InputError: no run there, its search has not finished, or something it was made from has changed.
     """
     directory = RunDirectory(run)
-    directory.read_config()
+    settings = read_settings(directory)
     if not directory.ensemble.exists():
         again = f"perturbjax randopt ... --out {run} --resume"
         raise InputError(f"{run}: no ensemble.json, the search has not finished; continue it with: {again}")
-    ensemble = Ensemble.load(directory.ensemble)
+    ensemble = Ensemble.load(directory.ensemble, settings.vote_rule)
     parts = reopen(run, note)
     if ensemble.fingerprint != parts.fingerprint:
         bases = f"{ensemble.fingerprint[:19]}, the run's is {parts.fingerprint[:19]}"

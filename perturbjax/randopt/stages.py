@@ -212,6 +212,7 @@ def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, in
             record,
             model=Source(parts.model.name, parts.model.source),
             top_k=parts.config.search.top_k,
+            rule=parts.config.vote_rule,
             template=parts.template,
             seed=parts.config.search.seed,
             on_stage=on_stage,
