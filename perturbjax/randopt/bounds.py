@@ -2,7 +2,7 @@
 
 After d of D examples, candidate j *leads* candidate i by the sum of their score differences on the d examples. If the D examples come in
 random order, the d are a sample without replacement, and under the hypothesis that i does not end below j the lead has mean at most 0 and
-variance q (D - d) / (D - 1), where q is the sum of the squared differences: exact but for q, of which the d examples give their share.
+variance q (D - d) / (D - 1), where q is the sum of the squared differences: exact but for q, of which the d examples give their part.
 Pairing matters: candidates are close relatives of one base and differ on few examples, so q is small.
 
 A candidate is out when at least K others lead it by more than ``c`` standard deviations. That is Gupta's (1965) subset selection, turned

@@ -161,27 +161,27 @@ def merge(params: Params, candidates: Candidate, noise: Noise, weights: Sequence
         InputError: weights of another length, negative, not finite, or all zero.
     """
     count = int(candidates.index.shape[0])
-    shares = np.ones(count) if weights is None else np.asarray(weights, np.float64)
-    if shares.shape != (count,):
-        raise InputError(f"weights: shape {shares.shape} for {count} members; give one weight per member")
-    if not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum() > 0:
-        raise InputError(f"weights: {shares.tolist()} must be finite, not negative and not all zero")
-    return _merge(noise, params, candidates, (shares / math.fsum(shares)).astype(np.float32))
+    given = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+    if given.shape != (count,):
+        raise InputError(f"weights: shape {given.shape} for {count} members; give one weight per member")
+    if not np.isfinite(given).all() or (given < 0).any() or not given.sum() > 0:
+        raise InputError(f"weights: {given.tolist()} must be finite, not negative and not all zero")
+    return _merge(noise, params, candidates, (given / math.fsum(given)).astype(np.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("noise",))
-def _merge(noise: Noise, params: Params, candidates: Candidate, shares: jax.Array) -> Params:
+def _merge(noise: Noise, params: Params, candidates: Candidate, weights: jax.Array) -> Params:
     leaf_scales = scales(params, noise)
     leaves, structure = jax.tree.flatten(params)
     moves = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
 
     def add(sums: list[jax.Array], member: tuple[Candidate, jax.Array]) -> tuple[list[jax.Array], None]:
-        candidate, share = member
+        candidate, weight = member
         theta = jax.tree.leaves(perturb(params, candidate, noise, leaf_scales))
-        steps = (share * (t.astype(jnp.float32) - p.astype(jnp.float32)) for t, p, m in zip(theta, leaves, moves, strict=True) if m)
+        steps = (weight * (t.astype(jnp.float32) - p.astype(jnp.float32)) for t, p, m in zip(theta, leaves, moves, strict=True) if m)
         return [total + step for total, step in zip(sums, steps, strict=True)], None
 
     zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf, m in zip(leaves, moves, strict=True) if m]
-    sums = iter(jax.lax.scan(add, zeros, (candidates, shares))[0])
+    sums = iter(jax.lax.scan(add, zeros, (candidates, weights))[0])
     merged = [(p.astype(jnp.float32) + next(sums)).astype(p.dtype) if m else p for p, m in zip(leaves, moves, strict=True)]
     return jax.tree.unflatten(structure, merged)

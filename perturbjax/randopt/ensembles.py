@@ -23,7 +23,7 @@ class Prediction:
         example: what was asked.
         answer: the voted answer, None when every member abstained.
         votes: answer -> number of members, most first.
-        share: votes for ``answer`` divided by all K members, abstaining ones included; 0.0 without an answer.
+        share: fraction, the votes for ``answer`` divided by all K members, abstaining ones included; 0.0 without an answer.
     """
 
     example: Example

@@ -107,9 +107,9 @@ def racing_summary(
 
 
 def tie_summary(scores: np.ndarray, members: np.ndarray, pool: np.ndarray) -> Ties:
-    """How many candidates share the score of the last member, and how many of those made it in.
+    """How many candidates have the score of the last member, and how many of those made it in.
 
-    Scores on D right/wrong examples take only D + 1 values, so the K-th place is often shared; which of the equals are taken is then an
+    Scores on D right/wrong examples take only D + 1 values, so ties at rank K are common; which of the equals are taken is then an
     accident of their index, and ``tied_candidates`` far above ``tied_inside_k`` says that the selection was partly arbitrary.
 
     Args:

@@ -131,14 +131,14 @@ def vote_winners(answers: Sequence[Answers], keys: Sequence[Answers] | None = No
     members = len(answers[0]) if len(answers) else 0
     weights = np.ones(members) if weights is None else weights
     winners = np.full((len(answers), members), -1, np.int64)
-    for b, (row, row_keys) in enumerate(zip(answers, keys, strict=True)):
-        _check_lengths(row, row_keys)
-        if len(row) != members:
-            raise InputError(f"answers: {len(row)} members for example {b}, {members} for example 0: every example needs all members")
+    for b, (given, given_keys) in enumerate(zip(answers, keys, strict=True)):
+        _check_lengths(given, given_keys)
+        if len(given) != members:
+            raise InputError(f"answers: {len(given)} members for example {b}, {members} for example 0: every example needs all members")
         totals: dict[str, float] = {}
         first: dict[str, int] = {}
         leader: str | None = None
-        for k, (answer, key) in enumerate(zip(row, row_keys, strict=True)):
+        for k, (answer, key) in enumerate(zip(given, given_keys, strict=True)):
             if answer is not None and key is not None:
                 first.setdefault(key, k)
                 totals[key] = totals.get(key, 0) + weights[k]

@@ -26,7 +26,7 @@ class MetricsLog:
         on_main(lambda: self._append(line))
 
     def _rewind(self, step: int) -> None:
-        kept = []
+        committed = []
         for raw in self.path.read_bytes().splitlines() if self.path.exists() else ():
             try:
                 line = json.loads(raw)
@@ -34,8 +34,8 @@ class MetricsLog:
             except (ValueError, KeyError, TypeError):
                 continue
             if isinstance(chunk, int) and chunk <= step:
-                kept.append(raw)
-        write_atomically(self.path, lambda file: file.writelines(raw + b"\n" for raw in kept))
+                committed.append(raw)
+        write_atomically(self.path, lambda file: file.writelines(raw + b"\n" for raw in committed))
 
     def _append(self, line: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:

@@ -28,7 +28,7 @@ FORMAT = 3
 """Of a commit; raised by any change that an older version would misread."""
 TREE, RECORD = "tree", "record"
 """The two items of a commit."""
-KEPT = 2
+MAX_TO_KEEP = 2
 """The last commit and the one before, so that damage to the last costs a chunk and not the run."""
 WRITE_S = 120
 """How long processes wait for each other's part of a write, in seconds; a part that cannot be written fails the run then, if not before."""
@@ -85,7 +85,7 @@ class RunState:
         return state
 
     def commit(self, tree: Any, record: dict[str, Any]) -> None:
-        """Begins to write the next step, once the commit before is on disk. Until it is written, the step before stands.
+        """Starts to write the next step, once the commit before is on disk. Until it is written, the step before stands.
 
         Args:
             tree: as ``like``; copied, so numpy leaves may be changed afterwards.
@@ -259,7 +259,7 @@ def _writer(directory: Path) -> Any:
     # thread in the background must not begin.
     every = ocp.options.MultiprocessingOptions(primary_host=0, active_processes=set(range(count)), barrier_sync_key_prefix="state")
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT,
+        max_to_keep=MAX_TO_KEEP,
         enable_async_checkpointing=True,
         async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_S),
         create=False,
