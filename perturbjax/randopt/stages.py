@@ -60,7 +60,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     _check_agreement(parts)
     directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity))
     # Prompts that show the date show the same one on all processes, and after a resume that of the first day.
-    parts.model.tokenizer.clock = on_main(lambda: _claim(directory, parts, progress))
+    parts.model.tokenizer.clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    parts = replace(parts, identity=identity)
     engine = make_engine(parts)
     whole = prepare_all(parts, engine)
     slices = prepare_rounds(parts, engine, whole)
@@ -95,12 +96,12 @@ def _check_agreement(parts: Parts) -> None:
         raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
 
 
-def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> str | None:
-    """On process 0: checks that the run may be written there; returns the date that its prompts show."""
+def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
+    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
     if directory.check_usable(parts.config.run.resume):
-        continue_run(directory, parts)
+        parts = continue_run(directory, parts)
         progress.note(f"continuing the run in {directory.path}")
-    return parts.model.tokenizer.clock
+    return parts.model.tokenizer.clock, parts.identity
 
 
 def _stages(

@@ -79,11 +79,23 @@ class RunDirectory:
             raise InputError(f"`out` {self.path}: not empty and not a run ({what}); give another `out`")
         return False
 
-    def check_identity(self, identity: Identity) -> None:
-        """Raise ``InputError``, naming every difference, unless the run here has this identity."""
-        found = differences(identity, self.read_config()["identity"])
-        if found:
+    def check_identity(self, identity: Identity, defaults: Identity) -> Identity:
+        """Check that the run here is the one of ``identity``.
+
+        Args:
+            identity: as this version makes it.
+            defaults: what the run had for settings that did not exist when it was begun.
+
+        Returns:
+            The identity as the run has it, which its committed state carries too.
+
+        Raises:
+            InputError: another run; every difference is named.
+        """
+        theirs = self.read_config()["identity"]
+        if found := differences(identity, {**defaults, **theirs}):
             raise InputError(f"`resume`: {'; '.join(found)} (in {self.path}); use the run's own settings, or give another `out`")
+        return theirs
 
     def create(self, identity: Identity, record: dict[str, Any]) -> None:
         """Make the directory and its ``config.json``: ``record`` plus the format and the identity."""
