@@ -16,8 +16,9 @@ from perturbjax.errors import InputError
 from perturbjax.inference import EncodedBatch, Engine
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.config import Config
-from perturbjax.randopt.controls import Evaluation, SearchRecord, evaluate_run
+from perturbjax.randopt.controls import Evaluation, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.flow import Flow, SearchRecord
 from perturbjax.randopt.loop import ChunkReport, search
 from perturbjax.randopt.replies import run_base
 from perturbjax.randopt.results import Results, read_results
@@ -195,29 +196,21 @@ def score_population(
 
 def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, int], table: ScoreTable, progress: Progress) -> Evaluation:
     """Chooses on the select split and measures on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
-    record = SearchRecord(
-        race=parts.config.race,
-        scores=table.scores,
-        base_scores=base[0],
-        base_tokens=base[1],
-        tokens=table.tokens,
-        seconds=table.seconds,
-        nonfinite=table.nonfinite,
-    )
+    settings, record = parts.config.search, SearchRecord(parts.config.race, base_scores=base[0], base_tokens=base[1], **vars(table))
     with progress.stages() as on_stage:
-        return evaluate_run(
+        flow = Flow(
             engine,
             parts.task,
             parts.splits,
             parts.population,
             record,
-            model=Source(parts.model.name, parts.model.source),
-            top_k=parts.config.search.top_k,
-            rule=parts.config.vote_rule,
-            template=parts.template,
-            seed=parts.config.search.seed,
-            on_stage=on_stage,
+            settings.top_k,
+            parts.template,
+            parts.config.vote_rule,
+            settings.seed,
+            on_stage,
         )
+        return evaluate_run(flow, Source(parts.model.name, parts.model.source))
 
 
 def _trace(parts: Parts, engine: Engine, batch: EncodedBatch, directory: Path, progress: Progress) -> None:

@@ -8,9 +8,10 @@ import pytest
 from support.numpy_engine import ColorTask, NumpyEngine, base_params
 
 from perturbjax.noise import Candidate, Noise, Population
-from perturbjax.randopt.controls import SearchRecord, evaluate_run
+from perturbjax.randopt.controls import evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.ensembles import compare_to_base, predict
+from perturbjax.randopt.flow import Flow, SearchRecord
 from perturbjax.randopt.on_select import TEMPERATURES
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.results import Option, Results, Ties
@@ -51,18 +52,9 @@ class Run:
         tokens = 10 * np.stack(asked, axis=1)
         nonfinite = [2, *range(len(asked) - 1)]
         record = SearchRecord(self.race, self.seen, self.base_scores, 400, tokens, 8.0, nonfinite)
-        self.evaluation = evaluate_run(
-            self.engine,
-            self.task,
-            self.splits,
-            population,
-            record,
-            model=Source("tiny", "drawn by the tests"),
-            top_k=top_k,
-            rule=vote,
-            seed=seed,
-            on_stage=lambda *stage: self.stages.append(stage),
-        )
+        template, on_stage = self.task.templates[0], lambda *stage: self.stages.append(stage)
+        flow = Flow(self.engine, self.task, self.splits, population, record, top_k, template, vote, seed, on_stage)
+        self.evaluation = evaluate_run(flow, Source("tiny", "drawn by the tests"))
         self.log = list(self.engine.log)
         self.results = to_json(self.evaluation.results)
 
