@@ -246,8 +246,9 @@ def _reader(directory: Path) -> Any:
     import orbax.checkpoint as ocp
 
     me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}) if jax.process_count() > 1 else None
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=False, **_given(multiprocessing_options=alone))
+    alone = {"primary_host": me, "active_processes": {me}} if jax.process_count() > 1 else {}
+    processes = ocp.options.MultiprocessingOptions(**alone)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=False, multiprocessing_options=processes)
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
@@ -257,19 +258,15 @@ def _writer(directory: Path) -> Any:
     count = jax.process_count()
     # Named processes: Orbax then waits for them through JAX's coordination service. Its other way is a collective on the devices, which a
     # thread in the background must not begin.
-    every = ocp.options.MultiprocessingOptions(primary_host=0, active_processes=set(range(count)), barrier_sync_key_prefix="state")
+    every = {"primary_host": 0, "active_processes": set(range(count)), "barrier_sync_key_prefix": "state"} if count > 1 else {}
     options = ocp.CheckpointManagerOptions(
         max_to_keep=MAX_TO_KEEP,
         enable_async_checkpointing=True,
         async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_S),
         create=False,
-        **_given(multiprocessing_options=every if count > 1 else None),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(**every),
     )
     return ocp.CheckpointManager(directory.absolute(), options=options)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _damaged(directory: Path, reason: str) -> InputError:
