@@ -80,9 +80,9 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     }
     write_json(path, record | to_json(compared))
     console.line(f"{len(rows)} questions of {task.name} that the run has not used, prompt {template.name}")
-    console.line(_row("base model", compared.base))
+    console.line(_line("base model", compared.base))
     for k, entry in compared.randopt.items():
-        console.line(_row(f"RandOpt @{k}", entry))
+        console.line(_line(f"RandOpt @{k}", entry))
     console.line(f"written to {path}")
 
 
@@ -113,7 +113,7 @@ def foreign_rows(parts: "Parts", task: Task) -> Sequence[Example]:
     return rows
 
 
-def _row(label: str, entry: Entry) -> str:
+def _line(label: str, entry: Entry) -> str:
     text = f"{label:<14} {percent(entry.accuracy):>7} right  [{percent_range(entry.interval)[:-2]}]"
     if isinstance(entry, Comparison):
         text += f"  {100 * entry.difference:+.1f} points to the base  [{points_range(entry.difference_interval)}]"

@@ -68,7 +68,7 @@ class _Question:
     """The fields of a line that every task reads."""
 
     question: str
-    choices: tuple[str, ...] | None
+    choices: tuple[str, ...] | None = None
 
 
 def read_questions(path: Path) -> list[tuple[str, _Question, dict[str, Any]]]:
@@ -82,7 +82,7 @@ def read_questions(path: Path) -> list[tuple[str, _Question, dict[str, Any]]]:
         others: dict[str, Any] = {}
         if isinstance(row, dict):
             others = {name: value for name, value in row.items() if name not in ("id", "question", "answer", "choices")}
-            row = {"choices": None} | {name: value for name, value in row.items() if name in ("question", "choices")}
+            row = {name: value for name, value in row.items() if name in ("question", "choices")}
         question = from_json(_Question, row, where)
         if not question.question.strip():
             refuse(where, "question", question.question, "a text that is not empty is required")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Rule
-from perturbjax.randopt import rows as words
+from perturbjax.randopt import lines as words
 from perturbjax.randopt.artifacts import read_candidates
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.headline import headline
@@ -49,7 +49,7 @@ def write_report(run_dir: str | Path) -> Path:
         "results": results,
         "config": config,
         "headline": headline(results),
-        "rows": list(words.rows(results)),
+        "lines": list(words.lines(results)),
         "lenient": words.has_lenient(results),
         "asked": words.search_words(results),
         "setup": _setup(results, record),
@@ -65,7 +65,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _write_plots(run_dir: Path, results: Results) -> list[Path]:
     try:
-        from perturbjax.randopt.plots import plot_accuracy, plot_racing, plot_scores, plot_share
+        from perturbjax.randopt.plots import plot_accuracy, plot_density, plot_racing, plot_scores
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 
@@ -75,7 +75,7 @@ def _write_plots(run_dir: Path, results: Results) -> list[Path]:
     plots = [folder / f"{name}.png" for name in ("score_distribution", "accuracy_by_k", "share_at_or_above_base")]
     plot_scores(plots[0], results, *candidates)
     plot_accuracy(plots[1], results)
-    plot_share(plots[2], results)
+    plot_density(plots[2], results)
     if results.raced:
         plots.append(folder / "racing.png")
         plot_racing(plots[3], results)

@@ -167,6 +167,26 @@ def test_a_run_reopened_later_shows_the_prompts_of_its_first_day(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["prompt_clock"] == clock
 
 
+def test_a_run_older_than_a_setting_is_resumed_and_answers(tmp_path, capsys, monkeypatch):
+    from perturbjax.randopt import setup
+
+    questions, run, make_identity = write_questions(tmp_path / "even.jsonl"), tmp_path / "run", setup.make_identity
+    with monkeypatch.context() as before:
+        before.setattr(setup, "make_identity", lambda *a: {k: v for k, v in make_identity(*a).items() if k != "antithetic"})
+        assert main(search_arguments(questions, run)) == 0
+    config = json.loads((run / "config.json").read_text())
+    del config["config"]["search"]["antithetic"]
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "results.json").unlink()
+    members = (run / "ensemble.json").read_bytes()
+    assert main(search_arguments(questions, run, resume=True)) == 0
+    assert (run / "ensemble.json").read_bytes() == members
+    assert main(["predict", str(run), "--questions", str(questions), "--out", str(tmp_path / "answers.jsonl")]) == 0
+    capsys.readouterr()
+    changed = [*search_arguments(questions, run, resume=True), "--antithetic"]
+    assert "--resume: --antithetic True, the run has False" in refuses(changed, capsys)
+
+
 def test_resuming_with_another_task_is_refused(finished, tmp_path, capsys):
     other = write_questions(tmp_path / "odd.jsonl", 24, start=100)
     assert f"--task {other}, the run has" in refuses(search_arguments(other, finished / "run", resume=True), capsys)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perturbjax.errors import InputError
-from perturbjax.randopt.voting import tally, vote, vote_winners
+from perturbjax.randopt.voting import MAJORITY, VOTE_RULES, Voting, tally, vote, vote_winners
 
 answer_lists = st.lists(st.sampled_from(["a", "b", "c", "A", None]), max_size=9)
 
@@ -80,6 +80,17 @@ def test_fifty_members_and_256_examples_are_quick():
     started = time.process_time()
     vote_winners(answers)
     assert time.process_time() - started < 1.0  # about 0.01 s; recounting every prefix takes 25 times as long
+
+
+def test_a_rule_is_a_line_of_the_table_and_weighs_the_votes(monkeypatch):
+    monkeypatch.setitem(VOTE_RULES, "by score", lambda scores: scores)
+    by_member = [["a", "a"], ["b", None], ["b", "b"]]  # of 3 members, to 2 examples
+    assert Voting("by score", np.array([0.9, 0.4, 0.4])).winners(by_member, by_member).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert Voting("by score", np.array([0.5, 0.4, 0.4])).winners(by_member, by_member).tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert Voting(MAJORITY).winners(by_member, by_member).tolist() == [[0, 0, 1], [0, 0, 0]]
+    for scores in (None, np.array([0.5, -0.1, 0.4])):
+        with pytest.raises(InputError, match="vote rule by score has no weights"):
+            Voting("by score", scores).winners(by_member, by_member)
 
 
 def test_lengths_must_agree():

@@ -5,7 +5,7 @@ import pytest
 
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Comparison, compared_entry, comparison, entry
-from perturbjax.report.figure import spread
+from perturbjax.report.figure import move_apart
 from perturbjax.report.intervals import paired_bootstrap, sign_test, wilson
 from perturbjax.report.schema import ComparedEntry
 from perturbjax.report.table import WIDTH, entry_lines
@@ -18,7 +18,7 @@ def test_words():
 
 
 def test_labels_are_spread_and_stay_near():
-    apart = spread(np.array([0.1, 0.5, 0.51, 0.52, 0.9]), 0.05)
+    apart = move_apart(np.array([0.1, 0.5, 0.51, 0.52, 0.9]), 0.05)
     assert (np.diff(apart) >= 0.05 - 1e-9).all()
     np.testing.assert_allclose(apart, [0.1, 0.46, 0.51, 0.56, 0.9])
 

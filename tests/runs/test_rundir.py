@@ -106,11 +106,20 @@ def test_a_new_directory_is_made_with_its_config_and_found_again(tmp_path):
     directory.create(identity(), {"config": {"seed": 0}})
     assert directory.read_config()["config"] == {"seed": 0}
     assert directory.check_usable(resume=True) is True
-    directory.check_identity(identity())
+    directory.check_identity(identity(), {})
     with pytest.raises(InputError, match="already holds a run; continue it with `resume`"):
         directory.check_usable(resume=False)
     with pytest.raises(InputError, match=r"`resume`: `seed` 1, the run has 0 \(in "):
-        directory.check_identity(identity(seed=1))
+        directory.check_identity(identity(seed=1), {})
+
+
+def test_a_run_older_than_a_setting_is_the_run_with_its_default(tmp_path):
+    older = {name: value for name, value in identity().items() if name != "antithetic"}
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(older, {})
+    assert directory.check_identity(identity(), identity()) == older
+    with pytest.raises(InputError, match="`resume`: `antithetic` True, the run has False"):
+        directory.check_identity(identity(antithetic=True), identity())
 
 
 def test_other_directories_and_files_are_refused(tmp_path):
@@ -148,7 +157,7 @@ def test_a_damaged_config_is_refused(tmp_path, damage, message):
     directory.create(identity(), {})
     directory.config.write_text(damage(directory.config.read_text()))
     with pytest.raises(InputError, match=message) as caught:
-        directory.check_identity(identity())
+        directory.check_identity(identity(), {})
     assert "\n" not in str(caught.value)
 
 
