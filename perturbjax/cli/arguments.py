@@ -76,7 +76,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
                 f"{name},{name},...", lambda text: tuple(map(kind, text.split(","))), tuple, lambda value: ",".join(map(str, value))
             )
         if info.type == tuple[Rule, ...]:
-            return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: ",".join(map(rule_text, rules)) or "none")
+            return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: ",".join(map(str, rules)) or "none")
         # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
         for inner, name in _OPTIONAL.items():
             if info.type == inner | None:
@@ -110,11 +110,6 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
         found.append(Rule(match["pattern"], None if match["scale"] == "exclude" else cast(Any, match["scale"])))
         end = match.end()
     return tuple(found)
-
-
-def rule_text(rule: Rule) -> str:
-    """What ``parse_rules`` reads as this rule."""
-    return f"{rule.pattern}={rule.scale or 'exclude'}"
 
 
 def with_flags(message: str, names: Collection[str]) -> str:

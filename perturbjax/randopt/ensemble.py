@@ -12,6 +12,7 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, perturb, scales
+from perturbjax.noise.spec import is_perturbable
 from perturbjax.randopt.document import make_document, read_document, write_document
 from perturbjax.randopt.voting import MAJORITY, Voting
 from perturbjax.tree import Params, fingerprint
@@ -172,16 +173,13 @@ def merge(params: Params, candidates: Candidate, noise: Noise, weights: Sequence
 @functools.partial(jax.jit, static_argnames=("noise",))
 def _merge(noise: Noise, params: Params, candidates: Candidate, weights: jax.Array) -> Params:
     leaf_scales = scales(params, noise)
-    leaves, structure = jax.tree.flatten(params)
-    moves = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
 
-    def add(sums: list[jax.Array], member: tuple[Candidate, jax.Array]) -> tuple[list[jax.Array], None]:
+    def add(sums: Params, member: tuple[Candidate, jax.Array]) -> tuple[Params, None]:
         candidate, weight = member
-        theta = jax.tree.leaves(perturb(params, candidate, noise, leaf_scales))
-        steps = (weight * (t.astype(jnp.float32) - p.astype(jnp.float32)) for t, p, m in zip(theta, leaves, moves, strict=True) if m)
-        return [total + step for total, step in zip(sums, steps, strict=True)], None
+        theta = perturb(params, candidate, noise, leaf_scales)
+        steps = jax.tree.map(lambda t, p: weight * (t.astype(jnp.float32) - p.astype(jnp.float32)), theta, params)
+        return jax.tree.map(jnp.add, sums, steps), None
 
-    zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf, m in zip(leaves, moves, strict=True) if m]
-    sums = iter(jax.lax.scan(add, zeros, (candidates, weights))[0])
-    merged = [(p.astype(jnp.float32) + next(sums)).astype(p.dtype) if m else p for p, m in zip(leaves, moves, strict=True)]
-    return jax.tree.unflatten(structure, merged)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    sums = jax.lax.scan(add, zeros, (candidates, weights))[0]
+    return jax.tree.map(lambda p, s: (p.astype(jnp.float32) + s).astype(p.dtype) if is_perturbable(p) else p, params, sums)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Rule
 from perturbjax.randopt import lines as words
 from perturbjax.randopt.artifacts import read_candidates
 from perturbjax.randopt.config import Config
@@ -91,18 +90,14 @@ def reproduce_command(config: Config) -> str:
             if value is True:
                 command.append(flag)
             elif value is not None and value is not False and value != ():
-                command += [flag, ",".join(map(_argument, value)) if isinstance(value, tuple) else str(value)]
+                command += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(command)
-
-
-def _argument(value: float | Rule) -> str:
-    return f"{value.pattern}={value.scale or 'exclude'}" if isinstance(value, Rule) else repr(value)
 
 
 def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
     search, splits, selection, devices = record.config.search, results.splits, results.selection, record.devices
     rank = "full rank" if search.rank is None else f"rank {search.rank}"
-    rules = f", rules {','.join(map(_argument, search.rules))}" if search.rules else ""
+    rules = f", rules {','.join(map(str, search.rules))}" if search.rules else ""
     return [
         ("Model", f"{results.model.name}: {results.model.source}"),
         ("Task", f"{results.task.name}: {results.task.source}"),

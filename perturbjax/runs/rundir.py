@@ -35,7 +35,6 @@ class RunDirectory:
     ensemble = _file("ensemble.json")
     results = _file("results.json")
     metrics = _file("metrics.jsonl")
-    report = _file("report.html")
 
     def check_usable(self, resume: bool) -> bool:
         """Whether a search may write here, before anything else is known of it; changes nothing.
