@@ -12,7 +12,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same programs of a tiny model: one cache for all processes of the suite, which leaves nothing in the user's home.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="perturbjax-tests-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Operations that are not under ``jit`` are small programs by the hundred, and the same ones in most files: they are kept too.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
