@@ -4,21 +4,23 @@ import os
 import subprocess
 import sys
 from typing import Literal
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.configs import config_of
+
 from perturbjax.errors import InputError
 from perturbjax.noise import Rule
 from perturbjax.randopt import Config
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.setup import make_identity
+from perturbjax.runs import console as module
+from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
 from perturbjax.runs.identity import differences, identity_digest
 from perturbjax.runs.rundir import RunDirectory, default_path
 from perturbjax.tasks.base import Example, Prompt, Template
-from perturbjax.runs import console as module
-from perturbjax.runs.console import Console
 
 
 class TinyTask:

@@ -1,14 +1,24 @@
 import contextlib
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.paths import SUPPORT
 from support.search_fakes import FakeEngine, FakePopulation, expected_scores, slices
+from support.search_victim import SCORED, main
+
+from perturbjax.cluster.peers import PREEMPTED
 from perturbjax.errors import InputError
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race
@@ -16,14 +26,6 @@ from perturbjax.randopt.table import ScoreTable, open_state
 from perturbjax.runs.identity import Identity
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.state import RunState
-import random
-import signal
-import subprocess
-import sys
-from support.paths import SUPPORT
-from support.search_victim import SCORED, main
-from perturbjax.cluster.peers import PREEMPTED
-
 
 IDENTITY = {"seed": 0, "sigmas": [0.001]}
 N, D = 11, 5
@@ -284,7 +286,9 @@ VICTIM = SUPPORT / "search_victim.py"
 
 def start(directory: Path, chunk: int, delay: float, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-W", "error", str(VICTIM), str(directory), str(chunk), str(delay), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Killed while it writes an entry, it would leave a damaged one to the rest of the suite.
+    env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_kill_9_at_random_moments_loses_nothing_that_was_committed_and_scores_nothing_twice(tmp_path):
