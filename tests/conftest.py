@@ -35,19 +35,25 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Longest first, by CPU time: what is started last then ends soon. Files that are not named follow in the order of their names.
 LONGEST = (
     "inference/test_engine.py",
+    "cluster/test_faults.py",
+    "kernels/test_compile.py",
+    "bench/test_plan.py",
     "cli/test_commands.py",
+    "inference/test_decode.py",
+    "cluster/test_mesh.py",
     "interpret/test_oracle.py",
     "cluster/test_processes.py",
-    "cluster/test_faults.py",
     "interpret/test_kernels.py",
     "models/test_decoder.py",
     "bench/test_bench.py",
+    "randopt/test_run.py",
     "kernels/test_matmul.py",
-    "inference/test_decode.py",
     "interpret/test_usage.py",
     "scoring/test_scorer.py",
+    "noise/test_values.py",
     "randopt/test_controls.py",
-    "cluster/test_mesh.py",
+    "noise/test_dense.py",
+    "randopt/test_ensemble.py",
 )
 
 
