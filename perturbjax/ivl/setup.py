@@ -130,6 +130,11 @@ def identity_fields(config: Config) -> dict[str, Any]:
     return {name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
 
 
+def load_questions(config: Config) -> tuple[Task, Template, tuple[Example, ...]]:
+    """The task that is asked at the end, the template of its prompts, and the test questions."""
+    return _split(config)[:3]
+
+
 def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[Demonstration, ...], tuple[Demonstration, ...], int]:
     """Task, template and test questions; demonstrations to train on and to validate with; how many were removed as test questions."""
     data, seed = config.data, config.value.seed

@@ -31,6 +31,7 @@ from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.tree import leaf_paths
 
 if TYPE_CHECKING:
+    from perturbjax.ivl.vocabulary import VocabularyMap
     from perturbjax.models.attention import Past, Prefix
     from perturbjax.models.decoder import Decoder
     from perturbjax.models.partition import TensorParallel
@@ -63,6 +64,11 @@ class ValueConfig:
     def needs_base_logits(self) -> bool:
         """Whether its input, and not only its output, depends on the base."""
         return self.is_probe or self.connection in CASCADES
+
+    @property
+    def is_bound_to_vocabulary(self) -> bool:
+        """Whether it reads or scales the logits of tokens, so that it fits no base with another vocabulary."""
+        return self.needs_base_logits or self.connection == "multiplicative"
 
     def partition(self, size: int) -> TensorParallel | None:
         if self.is_probe and size > 1:
@@ -98,16 +104,20 @@ class ValueNetwork:
         past: Past | None = None,
         lead: jax.Array | None = None,
         remat: bool = False,
+        vocabulary: VocabularyMap | None = None,
     ) -> tuple[Any, Any]:
         """Hidden states (B, T, D) and new keys and values, as a ``LanguageModel``'s; () and () of a probe, which looks at nothing before.
 
         Args:
             base_hidden: the base's hidden states of the same tokens, a pytree with leading (B, T); read by cascades.
             base_logits: hidden states (..., D) -> the base's logits (..., V).
+            vocabulary: to that of the tokens, if it is another one; not for cascades and probes.
         """
         if self._decoder is None:
             return (), ()
-        inputs = None
+        inputs, embed = None, self._decoder.embed
+        if vocabulary is not None:
+            inputs = vocabulary.read(lambda ids: self.vocabulary.look_up(embed, ids), tokens_BxT)
         if self.config.connection in CASCADES:
             inputs = self._mixed(base_hidden, base_logits)
             if self.config.connection == "cascade_plus":
