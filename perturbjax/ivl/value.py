@@ -99,7 +99,7 @@ class ValueNetwork:
         positions_BxT: jax.Array,
         mask_BxTxT: jax.Array,
         base_hidden: Any,
-        base_logits: Callable[[Any], jax.Array],
+        base_logits: Callable[[Any], jax.Array] | None,
         prefix: Prefix | None = None,
         past: Past | None = None,
         lead: jax.Array | None = None,
@@ -110,7 +110,7 @@ class ValueNetwork:
 
         Args:
             base_hidden: the base's hidden states of the same tokens, a pytree with leading (B, T); read by cascades.
-            base_logits: hidden states (..., D) -> the base's logits (..., V).
+            base_logits: hidden states (..., D) -> the base's logits (..., V); read by cascades.
             vocabulary: to that of the tokens, if it is another one; not for cascades and probes.
         """
         if self._decoder is None:
@@ -119,6 +119,7 @@ class ValueNetwork:
         if vocabulary is not None:
             inputs = vocabulary.read(lambda ids: self.vocabulary.look_up(embed, ids), tokens_BxT)
         if self.config.connection in CASCADES:
+            assert base_logits is not None
             inputs = self._mixed(base_hidden, base_logits)
             if self.config.connection == "cascade_plus":
                 inputs = inputs + self.vocabulary.look_up(self._decoder.embed, tokens_BxT)
