@@ -189,7 +189,7 @@ class Engine:
         texts = [[self.model.tokenizer.decode([int(t) for t in row if t != NO_TOKEN]) for row in rows] for rows in generated]
         tokens = batch.prompt_tokens + (generated != NO_TOKEN).sum(axis=(1, 2))
         outputs = self._graded(texts, batch, finite, tokens, started)
-        return replace(outputs, row_steps=replies.row_steps.sum(axis=1, dtype=np.int64))
+        return replace(outputs, row_steps=replies.row_steps.sum(axis=1, dtype=np.int64), reply_tokens=generated)
 
     def _graded(self, texts: list[list[str]], batch: EncodedBatch, finite: np.ndarray, tokens: np.ndarray, started: float) -> Outputs:
         """What process 0 finds the replies to be worth. ``started``: when the work began, on the clock of ``time.perf_counter``."""

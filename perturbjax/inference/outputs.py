@@ -53,6 +53,7 @@ class Outputs:
         log_probs: (n, E, C) of each choice, for multiple-choice tasks.
         row_steps: (n, 2) int64, for generation tasks: rows decoded, summed over the steps, as run and as a batch that keeps its stopped
             rows would have run them.
+        reply_tokens: (n, E, W) int32, for generation tasks: what was generated, the stop token included, NO_TOKEN after it.
     """
 
     answers: Answers
@@ -64,6 +65,7 @@ class Outputs:
     nonfinite: int
     log_probs: np.ndarray | None = None
     row_steps: np.ndarray | None = None
+    reply_tokens: np.ndarray | None = None
 
     def take(self, models: Sequence[int] | np.ndarray) -> Outputs:
         """The given models, in the given order; ``seconds`` and ``nonfinite`` stay those of the whole."""
@@ -81,7 +83,7 @@ class Outputs:
         return cls(**texts, **arrays, seconds=sum(p.seconds for p in parts), nonfinite=sum(p.nonfinite for p in parts))
 
 
-_PER_MODEL = ("scores", "lenient", "tokens", "log_probs", "row_steps")
+_PER_MODEL = ("scores", "lenient", "tokens", "log_probs", "row_steps", "reply_tokens")
 
 
 def grade(

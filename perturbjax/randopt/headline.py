@@ -4,8 +4,9 @@ import numpy as np
 
 from perturbjax.randopt.entries import CONTROLS, RandOptEntry
 from perturbjax.randopt.results import Results
+from perturbjax.report.effect import effect_sentence
 from perturbjax.report.schema import Comparison, Entry, Headline, Verdict
-from perturbjax.report.words import count, percent, points, points_range, probability
+from perturbjax.report.words import count, percent, points, points_range
 
 
 def headline(results: Results) -> Headline:
@@ -35,20 +36,9 @@ def _title(results: Results, rivals: list[str]) -> str:
 
 def _effect(best: RandOptEntry, base: Entry) -> str:
     who = f"the vote of {best.K} perturbed models" if best.K > 1 else "the best-ranked perturbed model"
-    change = f"{points(best.difference)} points (95 % interval {points_range(best.difference_interval)})"
-    low, high = best.difference_interval
-    if best.verdict == "no clear effect" and low <= 0 <= high:
-        conclusion = f"The difference of {change} is not clearly different from zero: more test questions would be needed to tell."
-    elif best.verdict == "no clear effect":
-        conclusion = (
-            f"The difference is {change}. The interval excludes zero, but so few answers changed that chance alone gives such a split with "
-            f"probability {probability(best.p_value)} (exact test): more test questions would be needed to tell."
-        )
-    else:
-        conclusion = f"That is {change}, more than chance explains."
     return (
         f"On {count(best.n)} test questions {who} got {percent(best.accuracy)} right, the unperturbed model "
-        f"{percent(base.accuracy)}. {conclusion} It answered {best.gained} questions right that the base got wrong, and "
+        f"{percent(base.accuracy)}. {effect_sentence(best)} It answered {best.gained} questions right that the base got wrong, and "
         f"{best.lost} the other way round."
     )
 

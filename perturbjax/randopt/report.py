@@ -1,7 +1,6 @@
 """The report page of a RandOpt run: what was done, whether it helped and how sure one can be."""
 
 import json
-import shlex
 import statistics
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from perturbjax.randopt.config import Config
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.records import from_json
+from perturbjax.report.command import reproduce_command
 from perturbjax.report.page import missing_extra, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count, percent
@@ -52,7 +52,7 @@ def write_report(run_dir: str | Path) -> Path:
         "lenient": words.has_lenient(results),
         "asked": words.search_words(results),
         "setup": _setup(results, record),
-        "command": reproduce_command(record.config),
+        "command": reproduce_command("randopt", record.config),
         "caveats": _caveats(results),
         "speed": _speed_over_time(run_dir / "metrics.jsonl"),
     }
@@ -79,19 +79,6 @@ def _write_plots(run_dir: Path, results: Results) -> list[Path]:
         plots.append(folder / "racing.png")
         plot_racing(plots[3], results)
     return plots
-
-
-def reproduce_command(config: Config) -> str:
-    """The ``perturbjax randopt`` call that gives the same candidates, ensemble and answers."""
-    command = ["perturbjax", "randopt"]
-    for part in (getattr(config, name) for name in Config.IDENTITY):
-        for field in fields(part):
-            value, flag = getattr(part, field.name), "--" + field.name.replace("_", "-")
-            if value is True:
-                command.append(flag)
-            elif value is not None and value is not False and value != ():
-                command += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return shlex.join(command)
 
 
 def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:

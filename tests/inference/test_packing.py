@@ -115,12 +115,13 @@ def outputs(models: range, choice: bool = True) -> Outputs:
     log_probs = np.repeat(number[..., None], 3, axis=2) if choice else None
     row_steps = None if choice else number.astype(np.int64)
     keys = tuple((str(i % 2), None) for i in models)
-    return Outputs(answers, keys, number, -number, np.array(models, np.int64), 0.5, 1, log_probs, row_steps)
+    reply_tokens = None if choice else np.repeat(number[..., None], 4, axis=2).astype(np.int32)
+    return Outputs(answers, keys, number, -number, np.array(models, np.int64), 0.5, 1, log_probs, row_steps, reply_tokens)
 
 
 def assert_equal(mine: Outputs, theirs: Outputs) -> None:
     assert (mine.answers, mine.keys) == (theirs.answers, theirs.keys)
-    for name in ("scores", "lenient", "tokens", "log_probs", "row_steps"):
+    for name in ("scores", "lenient", "tokens", "log_probs", "row_steps", "reply_tokens"):
         np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
 
 

@@ -21,11 +21,12 @@ from perturbjax.randopt.flow import Flow, SearchRecord
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.plots import _bins
 from perturbjax.randopt.racing import Race, RacingRule
-from perturbjax.randopt.report import reproduce_command, write_report
+from perturbjax.randopt.report import write_report
 from perturbjax.randopt.results import Results
 from perturbjax.randopt.results_table import results_table
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
+from perturbjax.report.command import reproduce_command
 from perturbjax.runs.config import Base, Machine
 from perturbjax.tasks.splits import make_splits
 
@@ -226,7 +227,7 @@ def test_command_reproduces_the_settings(run):
 
 def test_the_command_repeats_flags_and_rules():
     search = Search(antithetic=True, rank=4, rules=(Rule("norm|bias", None), Rule("embed", "rms")))
-    words = shlex.split(reproduce_command(Config(search=search)))
+    words = shlex.split(reproduce_command("randopt", Config(search=search)))
     assert words[:2] == ["perturbjax", "randopt"] and "--antithetic" in words and "False" not in words
     assert words[words.index("--rules") + 1] == "norm|bias=exclude,embed=rms"
     assert words[words.index("--rank") + 1] == "4"
