@@ -63,7 +63,9 @@ def test_every_other_mistake_is_one_line_that_names_the_field(changes, message):
 
 
 def test_choices_of_the_noise_are_the_table_of_distributions_and_the_help_is_theirs():
-    assert typing.get_args(DistributionName) == tuple(DISTRIBUTIONS)
+    import perturbjax.cli.randopt  # writes the help
+
+    assert perturbjax.cli.randopt.__doc__ and typing.get_args(DistributionName) == tuple(DISTRIBUTIONS)
     assert all(f"{name} ({record.help})" in (Config.__doc__ or "") for name, record in DISTRIBUTIONS.items())
 
 
