@@ -46,11 +46,6 @@ def without_dead_code(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0], consts
 
 
-def default_platform() -> str:
-    """Platform of the default device: "cpu", "gpu" or "tpu". Initializes the backend, so call it inside functions only."""
-    return jax.default_backend()
-
-
 def free_bytes(device: Any) -> int | None:
     """Memory of a device that is not in use; None where the backend does not say (CPU)."""
     stats = device.memory_stats() or {}

@@ -27,8 +27,9 @@ _type_hints = functools.cache(get_type_hints)  # a file of questions is thousand
 def from_json(cls: type[T], value: Any, where: str) -> T:
     """The record that a JSON value says.
 
-    The value must be an object with exactly the fields of the dataclass, each of its annotated type. Integers lie between -2**63 and 2**63
-    and are accepted where a float is wanted; NaN and infinities are refused; lists become tuples.
+    The value must be an object with the fields of the dataclass and no others, each of its annotated type. A field that is missing takes
+    its default, so that a file written before the field existed can be read. Integers lie between -2**63 and 2**63 and are accepted where
+    a float is wanted; NaN and infinities are refused; lists become tuples.
 
     Args:
         cls: a dataclass; the ``ValueError`` that its ``__post_init__`` raises is reported like any other defect.
@@ -139,14 +140,14 @@ def _read_union(kind: Any, value: Any, where: str, field: str) -> Any:
 def _read_fields(cls: Any, value: dict[str, Any], where: str, field: str) -> Any:
     prefix = f"{field}." if field else ""
     names = [f.name for f in dataclasses.fields(cls)]
-    for name in names:
-        if name not in value:
-            raise InputError(f"{where}: {prefix}{name} is missing")
+    for f in dataclasses.fields(cls):
+        if f.name not in value and f.default is f.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}: {prefix}{f.name} is missing")
     for name in value:
         if name not in names:
             raise InputError(f"{where}: {prefix}{_shown(name)} is an unknown field; one of {', '.join(names)} is required")
     hints = _type_hints(cls)
-    fields = {name: _read(hints[name], value[name], where, prefix + name) for name in names}
+    fields = {name: _read(hints[name], value[name], where, prefix + name) for name in names if name in value}
     try:
         return cls(**fields)
     except ValueError as error:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
@@ -17,6 +17,8 @@ from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Prompt, Task, Template
+from perturbjax.tasks.generation import GenerationTask
+from perturbjax.tasks.layout import Layout
 
 Kind = Literal["teacher-forced", "generation", "early stopping"]
 
@@ -103,7 +105,7 @@ def fixed_generation(model: Model) -> Workload:
     task = _Continuation(tuple(itertools.islice(long, GENERATION_PROMPTS)))
     label = f"{GENERATION_PROMPTS} prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new tokens"
     fixed = dataclasses.replace(model, tokenizer=cast(Tokenizer, tokenizer))
-    return Workload("generation", label, fixed, task, task.examples(), GENERATION_PROMPTS * (PROMPT_TOKENS + NEW_TOKENS))
+    return Workload("generation", label, fixed, task, tuple(task.examples()), GENERATION_PROMPTS * (PROMPT_TOKENS + NEW_TOKENS))
 
 
 class _FixedLength:
@@ -118,30 +120,21 @@ class _FixedLength:
         return self.encode(prompt.text)[:PROMPT_TOKENS]
 
 
-class _Continuation:
-    """Texts to continue; nothing is right or wrong."""
+class _Continuation(GenerationTask):
+    """Texts to continue; what the replies are worth is not asked."""
 
     name, source, max_new_tokens = "continuation", "the first tokens of GSM8K questions", NEW_TOKENS
-    kind: Literal["choice", "generation"] = "generation"
     templates = (Template("text", ""),)
+    layouts: ClassVar = {"": Layout(body="", cue="{question}", chat=False)}
 
     def __init__(self, examples: tuple[Example, ...]):
-        self._examples = examples
+        self._texts = examples
 
-    def examples(self) -> tuple[Example, ...]:
-        return self._examples
-
-    def prompt(self, example: Example, template: Template) -> Prompt:
-        return Prompt((), example.question)
+    def load(self) -> tuple[Example, ...]:
+        return self._texts
 
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
         return text
-
-    def score(self, answer: str | None, example: Example) -> float:
-        return 0.0
-
-    def vote_key(self, answer: str, example: Example) -> str:
-        return answer
 
 
 def early_stopping(model: Model) -> Workload:

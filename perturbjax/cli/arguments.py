@@ -5,9 +5,8 @@ import dataclasses
 import inspect
 import io
 import re
-import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,48 +69,32 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def commas(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-        if info.type not in _LISTS:
-            return None
-        kind, name = _LISTS[info.type]
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=f"{name},{name},...",
-            instance_from_str=lambda words: tuple(kind(word) for word in words[0].split(",")),
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda value: [",".join(map(str, value))],
-        )
-
-    @registry.primitive_rule
-    def rules(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-        if info.type != tuple[Rule, ...]:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=f"REGEX={_SCALE},...",
-            instance_from_str=lambda words: parse_rules(words[0]),
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda value: [",".join(f"{rule.pattern}={rule.scale or 'exclude'}" for rule in value) or "none"],
-        )
-
-    @registry.primitive_rule
-    def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    def one_word(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type in _LISTS:
+            kind, name = _LISTS[info.type]
+            return _spec(
+                f"{name},{name},...", lambda text: tuple(map(kind, text.split(","))), tuple, lambda value: ",".join(map(str, value))
+            )
+        if info.type == tuple[Rule, ...]:
+            return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: ",".join(map(str, rules)) or "none")
         # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
-        options = typing.get_args(info.type)
-        if typing.get_origin(info.type) not in (typing.Union, types.UnionType) or len(options) != 2 or type(None) not in options:
-            return None
-        inner = next(option for option in options if option is not type(None))
-        if inner not in _OPTIONAL:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=_OPTIONAL[inner],
-            instance_from_str=lambda words: inner(words[0]),
-            is_instance=lambda value: value is None or isinstance(value, inner),
-            str_from_instance=lambda value: ["none" if value is None else str(value)],
-        )
+        for inner, name in _OPTIONAL.items():
+            if info.type == inner | None:
+                return _spec(name, inner, (inner, type(None)), lambda value: "none" if value is None else str(value))
+        return None
 
     return registry
+
+
+def _spec(metavar: str, read: Callable[[str], Any], kinds: Any, show: Callable[[Any], str]) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How an argument of one word is read and shown; its value is an instance of ``kinds``."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: isinstance(value, kinds),
+        str_from_instance=lambda value: [show(value)],
+    )
 
 
 def parse_rules(text: str) -> tuple[Rule, ...]:

@@ -1,7 +1,8 @@
 """``perturbjax bench``: how fast candidates are scored, against the plain model on the same tokens in the same process."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,17 +142,7 @@ def measure_rows(tasks: "list[Workload]", settings: "Settings", console: Console
     """One row after the other, under one progress display."""
     from perturbjax.bench.measure import count_steps, measure
 
-    done = 0
-    total = sum(count_steps(workload, settings) for workload in tasks)
+    done, total = itertools.count(1), sum(count_steps(workload, settings) for workload in tasks)
     with console.bar("bench", total, unit="step") as progress:
-
-        def stepper(workload: "Workload") -> Callable[[str], None]:
-            def step(what: str) -> None:
-                nonlocal done
-                done += 1
-                progress.update(done, now=f"{workload.label}: {what}")
-
-            return step
-
         for workload in tasks:
-            yield measure(workload, settings, stepper(workload))
+            yield measure(workload, settings, lambda what, of=workload.label: progress.update(next(done), now=f"{of}: {what}"))

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from perturbjax.cli.value import VALUE_OPTIONS, evaluate_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
+from perturbjax.ivl.config import VocabularyName
 from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
 from perturbjax.report.words import percent, percent_range, points_range
@@ -26,22 +28,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure the ensemble of a run, and its base, on questions that the run has not used; writes RUN/evaluation-NAME.json.
+    """Measure what a run made, and its base, on questions that chose nothing; writes RUN/evaluation-NAME.json.
 
-    - rows left over: perturbjax evaluate RUN --examples 200
-    - your own rows: perturbjax evaluate RUN --task more.jsonl
-    - another task: perturbjax evaluate RUN --task boolq --examples 200
+        - rows left over: perturbjax evaluate RUN --examples 200
+        - your own rows: perturbjax evaluate RUN --task more.jsonl
+        - another task: perturbjax evaluate RUN --task boolq --examples 200
+        - a value network (ivl) on another base: perturbjax evaluate RUN --base larger-model
 
-    Questions that chose the members or their number would flatter them: rows of the search and select splits are refused."""
+    Of an ensemble (randopt) it measures     rows that none of the run's splits used; rows that chose the members or their number are refused. Of a value
+        network it measures the run's test questions, or those of a task that no demonstration asks."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run directory of a finished search."""
+    """Run directory of a finished run."""
     task: str | None = None
-    """Task to measure on, as for randopt; when left out, the run's own, on rows that none of its splits used."""
+    """Task to measure on, as for randopt; the run's own when left out."""
     examples: int | None = None
     """How many rows; all there are when left out."""
     name: str | None = None
     """NAME in the name of the file written; the task's when left out."""
+    base: str | None = None
+    """Of a value network: the base that it is added to; the one that it was trained beside when left out."""
+    vocabulary: VocabularyName | None = None
+    """Of a value network, for a base with another vocabulary: exact_first maps equal tokens to each other and the rest by their pieces."""
+    alpha: float = 1.0
+    """Of a value network: weight of its logits."""
+    gate: float | None = None
+    """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -52,6 +64,10 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         positive_integer("examples", config.examples)
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
+    if is_value_run(config.run):
+        use_compile_cache(config.compile_cache, console)
+        return evaluate_value(config, console)
+    refuse_options(config, VALUE_OPTIONS, "randopt")
     use_compile_cache(config.compile_cache, console)
     from perturbjax.inference.fingerprint import task_fingerprint
     from perturbjax.randopt.ensembles import compare_to_base
@@ -80,9 +96,9 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     }
     write_json(path, record | to_json(compared))
     console.line(f"{len(rows)} questions of {task.name} that the run has not used, prompt {template.name}")
-    console.line(_row("base model", compared.base))
+    console.line(_line("base model", compared.base))
     for k, entry in compared.randopt.items():
-        console.line(_row(f"RandOpt @{k}", entry))
+        console.line(_line(f"RandOpt @{k}", entry))
     console.line(f"written to {path}")
 
 
@@ -113,7 +129,7 @@ def foreign_rows(parts: "Parts", task: Task) -> Sequence[Example]:
     return rows
 
 
-def _row(label: str, entry: Entry) -> str:
+def _line(label: str, entry: Entry) -> str:
     text = f"{label:<14} {percent(entry.accuracy):>7} right  [{percent_range(entry.interval)[:-2]}]"
     if isinstance(entry, Comparison):
         text += f"  {100 * entry.difference:+.1f} points to the base  [{points_range(entry.difference_interval)}]"

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import tyro
 
+from perturbjax.cli.value import export_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
+from perturbjax.ivl.config import VocabularyName
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 
@@ -18,10 +20,11 @@ class ExportConfig:
     - one member: perturbjax export RUN --rank 1 --out best
     - their average: perturbjax export RUN --merge --out merged
     - the base: perturbjax export RUN --base --out base
+    - the value network of an ivl run, with a page on how to add its logits: perturbjax export RUN --out value
     """
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run directory of a finished search."""
+    """Run directory of a finished run."""
     out: Path
     """Directory to write; must not exist, or be empty."""
     rank: int | None = None
@@ -30,16 +33,24 @@ class ExportConfig:
     """The average of all members' weights, computed in float32 and rounded once."""
     base: bool = False
     """The unperturbed base, as the run used it."""
+    beside: str | None = None
+    """Of a value network: a base with another vocabulary, to which a map is written beside it."""
+    vocabulary: VocabularyName | None = None
+    """Of a value network: the kind of that map, exact_first."""
     compile_cache: str = "auto"
     """As for randopt."""
 
 
 def run_export(config: ExportConfig, console: Console) -> None:
     """Rebuild the asked model from ensemble.json and write it."""
+    if is_value_run(config.run):
+        refuse_options(config, ("rank", "merge", "base"), "ivl")
+        _check_empty(config.out)
+        return export_value(config, console)
+    refuse_options(config, ("beside", "vocabulary"), "randopt")
     if [config.rank is not None, config.merge, config.base].count(True) != 1:
         raise InputError("export: exactly one of --rank, --merge and --base is required")
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise InputError(f"--out {config.out}: exists and is not an empty directory; give a new one")
+    _check_empty(config.out)
     use_compile_cache(config.compile_cache, console)
     from perturbjax.noise import perturb
     from perturbjax.pretrained.export import export_safetensors
@@ -58,3 +69,8 @@ def run_export(config: ExportConfig, console: Console) -> None:
         params, what = merge(params, ensemble.candidates, ensemble.noise), f"the average of the {len(ensemble)} members"
     export_safetensors(parts.model, params, config.out)
     console.line(f"wrote {what} to {config.out}")
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out}: exists and is not an empty directory; give a new one")

@@ -1,40 +1,47 @@
 """``perturbjax predict``: questions in, voted answers out."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
+from perturbjax.cli.value import VALUE_OPTIONS, is_value_run, predict_value, refuse_options
 from perturbjax.errors import InputError
+from perturbjax.ivl.config import VocabularyName
 from perturbjax.records import from_json, read_json_lines, refuse
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically
-from perturbjax.tasks.base import Example
+from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.choice import option_fields
-
-if TYPE_CHECKING:
-    from perturbjax.randopt.setup import Parts
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Let the ensemble of a run answer questions: its members vote, and the vote's share says how much they agree.
+    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) helps a base.
 
     perturbjax predict RUN --questions questions.jsonl --out answers.jsonl
 
     Each line of the questions is an object with "question", and with "choices" where the run's task gives every question its own. Each line
-    of the answers repeats the question with "answer" (null if no member gave one), "share" (of all members) and "votes"."""
+    of the answers repeats the question with "answer" (null if there is none); an ensemble adds "share" (of all members) and "votes"."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run directory of a finished search."""
+    """Run directory of a finished run."""
     questions: Path
     """File of questions, one JSON object a line."""
     out: Path
     """File of answers to write; replaced if it exists."""
+    base: str | None = None
+    """Of a value network: the base that it is added to; the one that it was trained beside when left out."""
+    vocabulary: VocabularyName | None = None
+    """Of a value network, for a base with another vocabulary: exact_first; see perturbjax evaluate --help."""
+    alpha: float = 1.0
+    """Of a value network: weight of its logits."""
+    gate: float | None = None
+    """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -45,13 +52,17 @@ def run_predict(config: PredictConfig, console: Console) -> None:
         raise InputError(f"--out {config.out}: a file in an existing directory is required")
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
+    if is_value_run(config.run):
+        use_compile_cache(config.compile_cache, console)
+        return predict_value(config, console)
+    refuse_options(config, VALUE_OPTIONS, "randopt")
     rows = read_questions(config.questions)
     use_compile_cache(config.compile_cache, console)
     from perturbjax.randopt.ensembles import predict
     from perturbjax.randopt.setup import make_engine, reopen_ensemble
 
     parts, ensemble = reopen_ensemble(config.run, console.note)
-    examples = to_examples(parts, rows)
+    examples = to_examples(parts.task, parts.template, parts.splits.search, rows)
     engine = make_engine(parts)
     with console.stages() as on_stage:
         predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), on_stage)
@@ -68,7 +79,7 @@ class _Question:
     """The fields of a line that every task reads."""
 
     question: str
-    choices: tuple[str, ...] | None
+    choices: tuple[str, ...] | None = None
 
 
 def read_questions(path: Path) -> list[tuple[str, _Question, dict[str, Any]]]:
@@ -82,7 +93,7 @@ def read_questions(path: Path) -> list[tuple[str, _Question, dict[str, Any]]]:
         others: dict[str, Any] = {}
         if isinstance(row, dict):
             others = {name: value for name, value in row.items() if name not in ("id", "question", "answer", "choices")}
-            row = {"choices": None} | {name: value for name, value in row.items() if name in ("question", "choices")}
+            row = {name: value for name, value in row.items() if name in ("question", "choices")}
         question = from_json(_Question, row, where)
         if not question.question.strip():
             refuse(where, "question", question.question, "a text that is not empty is required")
@@ -94,29 +105,32 @@ def read_questions(path: Path) -> list[tuple[str, _Question, dict[str, Any]]]:
     return rows
 
 
-def to_examples(parts: "Parts", rows: list[tuple[str, _Question, dict[str, Any]]]) -> list[Example]:
-    """Examples of the run's task, without gold answers. Other fields of a row are handed to the prompt (a passage, say).
+def to_examples(
+    task: Task, template: Template, known: Sequence[Example], rows: list[tuple[str, _Question, dict[str, Any]]]
+) -> list[Example]:
+    """Examples of a run's task, without gold answers. ``known`` ones show which choices the task's questions share. Other fields of a row
+    are handed to the prompt (a passage, say).
 
     Raises:
         InputError: a row lacks choices that the task does not share between questions, or a field that its prompt shows.
     """
-    known = parts.splits.search[0]
-    shared = known.choices if len({example.choices for example in parts.splits.search}) == 1 else ()
+    first = known[0]
+    shared = first.choices if len({example.choices for example in known}) == 1 else ()
     examples = []
     for where, row, fields in rows:
         choices = row.choices or ()
-        if parts.task.kind == "choice" and not choices:
+        if task.kind == "choice" and not choices:
             if not shared:
-                raise InputError(f'{where}: "choices" is missing: every question of task {parts.task.name} has its own')
+                raise InputError(f'{where}: "choices" is missing: every question of task {task.name} has its own')
             choices = shared
-            fields = {name: value for name, value in known.fields.items() if name in ("options", "listed")} | fields
+            fields = {name: value for name, value in first.fields.items() if name in ("options", "listed")} | fields
         elif choices:
             fields = option_fields(choices) | fields
         example = Example(where.rpartition(": ")[2].replace(" ", "-"), row.question.strip(), "", choices, fields)
         try:
-            parts.task.prompt(example, parts.template)
+            task.prompt(example, template)
         except KeyError as error:
-            shown = f"the field {error}, which task {parts.task.name} shows in its prompt"
+            shown = f"the field {error}, which task {task.name} shows in its prompt"
             raise InputError(f"{where} needs {shown}") from error
         examples.append(example)
     return examples

@@ -67,11 +67,11 @@ class Outputs:
     row_steps: np.ndarray | None = None
     reply_tokens: np.ndarray | None = None
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> Outputs:
+    def take(self, models: Sequence[int] | np.ndarray) -> Outputs:
         """The given models, in the given order; ``seconds`` and ``nonfinite`` stay those of the whole."""
-        index = np.asarray(rows, np.int64)
+        index = np.asarray(models, np.int64)
         arrays: dict[str, Any] = {name: None if (array := getattr(self, name)) is None else array[index] for name in _PER_MODEL}
-        texts = {name: tuple(getattr(self, name)[row] for row in index) for name in ("answers", "keys")}
+        texts = {name: tuple(getattr(self, name)[model] for model in index) for name in ("answers", "keys")}
         return replace(self, **texts, **arrays)
 
     @classmethod
@@ -79,7 +79,7 @@ class Outputs:
         """The models of several outputs on the same examples, one after the other."""
         columns = {name: [getattr(part, name) for part in parts] for name in _PER_MODEL}
         arrays: dict[str, Any] = {name: np.concatenate(column) for name, column in columns.items() if column[0] is not None}
-        texts = {name: tuple(row for part in parts for row in getattr(part, name)) for name in ("answers", "keys")}
+        texts = {name: tuple(model for part in parts for model in getattr(part, name)) for name in ("answers", "keys")}
         return cls(**texts, **arrays, seconds=sum(p.seconds for p in parts), nonfinite=sum(p.nonfinite for p in parts))
 
 
@@ -104,14 +104,14 @@ def grade(
 
     def extracted(strict: bool) -> list[list[str | None]]:
         return [
-            [(text if choice else task.extract(text, e, strict)) if ok else None for text, e in zip(row, examples, strict=True)]
-            for row, ok in zip(texts, finite, strict=True)
+            [(text if choice else task.extract(text, e, strict)) if ok else None for text, e in zip(replies, examples, strict=True)]
+            for replies, ok in zip(texts, finite, strict=True)
         ]
 
     def scored(answers: list[list[str | None]]) -> np.ndarray:
-        return np.array([[task.score(a, e) for a, e in zip(row, examples, strict=True)] for row in answers], np.float32)
+        return np.array([[task.score(a, e) for a, e in zip(given, examples, strict=True)] for given in answers], np.float32)
 
     answers = extracted(strict=True)
-    keys = [[None if a is None else task.vote_key(a, e) for a, e in zip(row, examples, strict=True)] for row in answers]
+    keys = [[None if a is None else task.vote_key(a, e) for a, e in zip(given, examples, strict=True)] for given in answers]
     scores = scored(answers)
     return answers, keys, np.stack([scores, scores if choice else scored(extracted(strict=False))])

@@ -53,7 +53,7 @@ class Packing:
             ``ids`` (S, Q, C) int32, the token ids asked for;
             ``num_valid`` () int32, slots in use; the others are padding.
         examples: (E,) numbers, among all examples, of those packed here: those of one length bucket.
-        owner: rows (slot, query, example, choice) in order, ``example`` counting within this packing.
+        owner: (N, 4), the (slot, query, example, choice) of each token asked for, in order, ``example`` counting within this packing.
         single: one query holds all choices of an example.
         num_choices: per example.
         tokens: put through the model for one candidate, the prefix once a slot.
@@ -95,11 +95,11 @@ def pack(prefix: Sequence[int], examples: Sequence[ScoringExample], slot_tokens:
     single = all(len(choice) == 1 for e in examples for choice in e.choices)
     width = bucket(max(len(e.choices) for e in examples), CHOICE_BUCKETS) if single else 1
     # With room for the prefix beside it, so that any example fits into any row.
-    rows = [bucket(len(prefix) + e.length, ROW_BUCKETS) for e in examples]
+    lengths = [bucket(len(prefix) + e.length, ROW_BUCKETS) for e in examples]
     return tuple(
         _pack_rows(prefix, [examples[i] for i in members], members, single, width, row_tokens, slot_tokens)
-        for row_tokens in sorted(set(rows))
-        for members in [[i for i, row in enumerate(rows) if row == row_tokens]]
+        for row_tokens in sorted(set(lengths))
+        for members in [[i for i, length in enumerate(lengths) if length == row_tokens]]
     )
 
 

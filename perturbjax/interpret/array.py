@@ -23,7 +23,7 @@ from perturbjax.noise.dense import Blocks, perturb_block
 from perturbjax.noise.low_rank import low_rank_factors, low_rank_product
 from perturbjax.noise.spec import Noise, scales
 from perturbjax.noise.values import fold_in
-from perturbjax.tree import Params, leaf_paths, path_hash
+from perturbjax.tree import Params, leaf_paths, map_with_paths, path_hash
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,8 @@ def lazy(
     at = {path: (blocks or {}).get(path, Block(jnp.shape(leaf))) for path, leaf in leaves.items()}
     # Of whole leaves, so that no device decides otherwise than another.
     moving = sum(math.prod(at[path].global_shape) for path in leaf_scales)
-    paths = iter(leaves)
 
-    def one(leaf: Any) -> Any:
-        path = next(paths)
+    def one(path: str, leaf: Any) -> Any:
         if path not in leaf_scales:
             return leaf
         block = at[path]
@@ -228,4 +226,4 @@ def lazy(
                 factors = low_rank_factors(key, block, noise.rank, noise.distribution)
         return LazyArray(base, key, leaf_step, block, factors, None, Leaf(path, noise, factored))
 
-    return jax.tree.map(one, params)
+    return map_with_paths(one, params)

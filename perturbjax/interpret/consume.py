@@ -68,8 +68,8 @@ def _gather(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | N
     dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     if not isinstance(table, LazyArray) or isinstance(indices, LazyArray) or not jnp.issubdtype(table.dtype, jnp.inexact):
         return None
-    cut = [d for d, (size, n) in enumerate(zip(sizes, table.shape, strict=True)) if size != n] or list(dims.start_index_map[:1])
-    dim = cut[0] if len(cut) == 1 else -1
+    sliced = [d for d, (size, n) in enumerate(zip(sizes, table.shape, strict=True)) if size != n] or list(dims.start_index_map[:1])
+    dim = sliced[0] if len(sliced) == 1 else -1
     if dim not in dims.start_index_map or sizes[dim] != 1 or dims.operand_batching_dims or not {*dims.collapsed_slice_dims} <= {dim}:
         return None
     if indices.dtype.itemsize < 4:  # the bounds below may lie outside a narrow type

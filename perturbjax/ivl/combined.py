@@ -67,6 +67,12 @@ class CombinedConfig:
     def tied_head(self) -> bool:
         return self.base.tied_head or any(_decoder_of(other).tied_head for other in self.others)
 
+    def __post_init__(self) -> None:
+        value = self.others[0]
+        if self.vocabulary is not None and isinstance(value, ValueConfig) and value.is_bound_to_vocabulary:
+            reads = f"a {value.connection} value network reads or scales the base's logits"
+            raise ValueError(f"vocabulary: {reads}, which are here those of other tokens")
+
     def partition(self, size: int) -> CombinedParallel | None:
         if size == 1:
             return None
@@ -119,9 +125,15 @@ class Combined:
             hidden, cache = self._base(tokens_BxT, positions_BxT, mask_BxTxT, prefixes[0], pasts[0], lead)
         found = [(hidden, cache)]
         for other, its_prefix, its_past in zip(self._others, prefixes[1:], pasts[1:], strict=True):
-            reads = (hidden, self._base.logits) if isinstance(other.config, ValueConfig) else ()
             with jax.named_scope("beside"):
-                found.append(other(tokens_BxT, positions_BxT, mask_BxTxT, *reads, its_prefix, its_past, lead))
+                if isinstance(other.config, ValueConfig):
+                    reads = hidden, self._base.logits
+                    part = other(
+                        tokens_BxT, positions_BxT, mask_BxTxT, *reads, its_prefix, its_past, lead, vocabulary=self.config.vocabulary
+                    )
+                else:
+                    part = other(tokens_BxT, positions_BxT, mask_BxTxT, its_prefix, its_past, lead)
+                found.append(part)
         return tuple(h for h, _ in found), tuple(c for _, c in found)
 
     def logits(self, hidden: Any) -> jax.Array:

@@ -11,6 +11,9 @@ from perturbjax.ivl.value import PROBES, Connection
 from perturbjax.runs.config import Machine, Run, check_choices, check_text, positive_integer
 from perturbjax.train.config import Training
 
+VocabularyName = Literal["exact_first"]
+"""Maps to a base with another vocabulary that can be asked for by name."""
+
 
 @dataclass(frozen=True)
 class Bases:

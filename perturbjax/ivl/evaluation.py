@@ -6,16 +6,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from perturbjax.errors import InputError
 from perturbjax.inference import Engine
 from perturbjax.inference.outputs import Outputs
-from perturbjax.ivl.alignment import exact_first
-from perturbjax.ivl.artifacts import ValueRecord
 from perturbjax.ivl.changes import token_changes
 from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.map_statistics import statistics
 from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries
-from perturbjax.ivl.tokens import token_table
 from perturbjax.ivl.value import ValueConfig
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.noise import Noise
@@ -51,30 +47,8 @@ def combine(
     if vocabulary is None and value.decoder.vocab_size != base.config.vocab_size:
         sizes = f"{value.decoder.vocab_size} and {base.config.vocab_size} tokens"
         raise ValueError(f"vocabulary None: the value network and the base have {sizes}; give a map between them")
-    if vocabulary is not None and (value.needs_base_logits or value.connection == "multiplicative"):
-        raise ValueError(f"vocabulary: a {value.connection} value network reads or scales the base's logits, which here are other tokens'")
     config = CombinedConfig("value", base.config, (value,), alpha, gate, vocabulary=vocabulary)
     return replace(base, name=f"{base.name}+value", config=config, params={"base": base.params, "value": params})
-
-
-def find_vocabulary(record: ValueRecord, value_tokenizer: Callable[[], Tokenizer], base: Model, asked: str | None) -> VocabularyMap | None:
-    """The map that a base needs: none where the vocabularies are one, else what was asked for.
-
-    Raises:
-        InputError: the vocabularies differ and nothing was asked for, or the connection allows no map.
-    """
-    same = token_table(base.tokenizer).vocabulary == record.vocabulary and base.config.vocab_size == record.decoder.vocab_size
-    if same:
-        return None
-    if asked is None:
-        raise InputError(
-            f"`base` {base.name}: its vocabulary is not that of {record.base}, which the value network speaks; "
-            "ask for a map with `vocabulary` exact_first"
-        )
-    if record.config.needs_base_logits or record.connection == "multiplicative":
-        reads = f"a {record.connection} value network reads or scales the base's own logits"
-        raise InputError(f"`vocabulary` {asked}: {reads}; use a base of its vocabulary")
-    return exact_first(value_tokenizer(), base.tokenizer)
 
 
 def measure_base(

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from perturbjax.ivl.value import ValueConfig
+from perturbjax.ivl.value import CASCADES, ValueConfig
 from perturbjax.models.config import DecoderConfig
 from perturbjax.train.language import sum_over_queries
 from perturbjax.train.rows import at_queries, segment_mask
@@ -41,20 +41,25 @@ def value_loss(
         power: p, 1 or 2.
         remat: compute the layers of the value network again in the backward pass.
         cached: batch -> z_base (B, Q, V) at the learned positions, in place of running the base, whose params are then not read.
+
+    Raises:
+        ValueError: cached logits for a cascade, which reads those of all positions.
     """
+    if cached is not None and value.connection in CASCADES:
+        raise ValueError(
+            f"cached: a {value.connection} reads the base's logits at all positions, not at the learned ones alone; leave it out"
+        )
 
     def loss(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> Sums:
         network = value.build(cast(params, dtype))
         mask = segment_mask(batch["segments"])
-        base_hidden, of_base = (), None
+        whole, base_hidden, of_base = None, (), None
         if cached is None:
             model = base.build(frozen)
             whole, _ = model(batch["tokens"], batch["positions"], mask)
             whole = jax.lax.stop_gradient(whole)
             base_hidden, of_base = at_queries(whole, batch["query"]), model.logits
-        else:
-            whole = None
-        hidden, _ = network(batch["tokens"], batch["positions"], mask, whole, of_base or _no_logits, remat=remat)
+        hidden, _ = network(batch["tokens"], batch["positions"], mask, whole, of_base, remat=remat)
         hidden = jax.tree.map(lambda h: at_queries(h, batch["query"]), hidden)
         stored = cached(batch) if cached is not None else ()
 
@@ -74,7 +79,3 @@ def value_loss(
         return sum_over_queries(sums, hidden, base_hidden, stored, batch["labels"], batch["weights"])
 
     return loss
-
-
-def _no_logits(_: Any) -> jax.Array:
-    raise ValueError("cached: logits at the learned positions alone; a cascade reads those of all positions, so run the base")

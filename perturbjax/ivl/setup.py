@@ -113,7 +113,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     base = on_main(lambda: fingerprint(models[0].params))
     identity = {
         "chapter": CHAPTER,
-        **{name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()},
+        **identity_fields(config),
         "template": template.name,
         "max_new_tokens": task.max_new_tokens,
         "dtype": dtype,
@@ -123,6 +123,16 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         "rows": fingerprint({"train": rows.arrays, "validation": held.arrays}),
     }
     return Parts(config, models, task, template, test, rows, held, figures, dtype, base, vocabulary, identity)
+
+
+def identity_fields(config: Config) -> dict[str, Any]:
+    """The settings that a result depends on, as JSON."""
+    return {name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
+
+
+def load_questions(config: Config) -> tuple[Task, Template, tuple[Example, ...]]:
+    """The task that is asked at the end, the template of its prompts, and the test questions."""
+    return _split(config)[:3]
 
 
 def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[Demonstration, ...], tuple[Demonstration, ...], int]:

@@ -1,5 +1,6 @@
 """A whole training of a value network, from settings to report, stage by stage, resumable at every commit."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from perturbjax.ivl.evaluation import measure_base
 from perturbjax.ivl.report import write_report
 from perturbjax.ivl.results import VERSION, Results
 from perturbjax.ivl.results_table import results_table
-from perturbjax.ivl.setup import CHAPTER, Parts, describe_run, load_parts, make_problem, parameter_count
+from perturbjax.ivl.setup import CHAPTER, Parts, describe_run, identity_fields, load_parts, make_problem, parameter_count
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
@@ -52,7 +53,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
         who = f"process {jax.process_index()} of {jax.process_count()}"
         raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
     directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.models[0].name, parts.identity))
-    clock = on_main(lambda: _claim(directory, parts, progress))
+    clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    parts = replace(parts, identity=identity)
     for model in parts.models:
         model.tokenizer.clock = clock
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
@@ -87,13 +89,13 @@ def _check(config: Config) -> None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
 
 
-def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> str | None:
-    """On process 0: checks that the run may be written there; returns the date that its prompts show."""
+def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
+    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
     if directory.check_usable(parts.config.run.resume):
-        directory.check_identity(parts.identity)
+        identity = directory.check_identity(parts.identity, identity_fields(Config()))
         progress.note(f"continuing the run in {directory.path}")
-        return directory.read_config()["prompt_clock"]
-    return parts.models[0].tokenizer.clock
+        return directory.read_config()["prompt_clock"], dict(identity)
+    return parts.models[0].tokenizer.clock, parts.identity
 
 
 def _stages(parts: Parts, directory: RunDirectory, progress: Progress, peers: Peers) -> None:

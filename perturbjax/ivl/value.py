@@ -31,6 +31,7 @@ from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.tree import leaf_paths
 
 if TYPE_CHECKING:
+    from perturbjax.ivl.vocabulary import VocabularyMap
     from perturbjax.models.attention import Past, Prefix
     from perturbjax.models.decoder import Decoder
     from perturbjax.models.partition import TensorParallel
@@ -64,6 +65,11 @@ class ValueConfig:
         """Whether its input, and not only its output, depends on the base."""
         return self.is_probe or self.connection in CASCADES
 
+    @property
+    def is_bound_to_vocabulary(self) -> bool:
+        """Whether it reads or scales the logits of tokens, so that it fits no base with another vocabulary."""
+        return self.needs_base_logits or self.connection == "multiplicative"
+
     def partition(self, size: int) -> TensorParallel | None:
         if self.is_probe and size > 1:
             raise ValueError(f"connection {self.connection}: a probe is not sharded over a model axis")
@@ -93,22 +99,27 @@ class ValueNetwork:
         positions_BxT: jax.Array,
         mask_BxTxT: jax.Array,
         base_hidden: Any,
-        base_logits: Callable[[Any], jax.Array],
+        base_logits: Callable[[Any], jax.Array] | None,
         prefix: Prefix | None = None,
         past: Past | None = None,
         lead: jax.Array | None = None,
         remat: bool = False,
+        vocabulary: VocabularyMap | None = None,
     ) -> tuple[Any, Any]:
         """Hidden states (B, T, D) and new keys and values, as a ``LanguageModel``'s; () and () of a probe, which looks at nothing before.
 
         Args:
             base_hidden: the base's hidden states of the same tokens, a pytree with leading (B, T); read by cascades.
-            base_logits: hidden states (..., D) -> the base's logits (..., V).
+            base_logits: hidden states (..., D) -> the base's logits (..., V); read by cascades.
+            vocabulary: to that of the tokens, if it is another one; not for cascades and probes.
         """
         if self._decoder is None:
             return (), ()
-        inputs = None
+        inputs, embed = None, self._decoder.embed
+        if vocabulary is not None:
+            inputs = vocabulary.read(lambda ids: self.vocabulary.look_up(embed, ids), tokens_BxT)
         if self.config.connection in CASCADES:
+            assert base_logits is not None
             inputs = self._mixed(base_hidden, base_logits)
             if self.config.connection == "cascade_plus":
                 inputs = inputs + self.vocabulary.look_up(self._decoder.embed, tokens_BxT)

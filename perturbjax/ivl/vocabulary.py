@@ -14,7 +14,7 @@ nothing is gathered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -122,6 +122,27 @@ class VocabularyMap:
             for entry in range(self.indices.shape[1])
         ]
         return _pad(sum(columns[1:], start=columns[0]).astype(z.dtype), size)
+
+    def read(self, look_up: Callable[[jax.Array], jax.Array], tokens: jax.Array) -> jax.Array:
+        """What a value network reads where the text is in B's tokens: for each the mean of the embeddings of its partners.
+
+        One position of V for each of B's, so both decode in lockstep. Exact tokens are read as what they are. Of a token that V would
+        write in several pieces the pieces are read, but not their order, and at most 4 of them; one without partner reads as zeros. (Ours.)
+
+        Args:
+            look_up: tokens of V (...) -> their embeddings (..., D).
+            tokens: int (...), of B.
+
+        Returns:
+            (..., D).
+        """
+        entries = self.weights > 0
+        parts = entries / np.maximum(entries.sum(axis=1, keepdims=True), 1)
+        rows = jnp.minimum(tokens, self.base_size - 1)
+        columns = [look_up(jnp.asarray(self.indices[:, entry])[rows]) for entry in range(self.indices.shape[1])]
+        weights = [jnp.asarray(parts[:, entry])[rows][..., None].astype(columns[0].dtype) for entry in range(len(columns))]
+        found = sum((column * weight for column, weight in zip(columns, weights, strict=True)), start=jnp.zeros_like(columns[0]))
+        return jnp.where((tokens < self.base_size)[..., None], found, jnp.zeros((), found.dtype))
 
     def dense(self) -> np.ndarray:
         """The matrix W, float32 (u, v): for tests and small vocabularies. ``delta = W @ (z - mean)``."""

@@ -14,7 +14,7 @@ from perturbjax.noise.distributions import DISTRIBUTIONS
 from perturbjax.noise.population import Candidate
 from perturbjax.noise.spec import Noise, scales
 from perturbjax.noise.values import KeyData, fold_in
-from perturbjax.tree import Params, leaf_paths, path_hash
+from perturbjax.tree import Params, map_with_paths, path_hash
 
 Blocks = Mapping[str, Block]
 """Path -> block, of the leaves that are not whole."""
@@ -48,17 +48,15 @@ def perturb(
     """
     leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
     step = candidate.sigma * candidate.sign
-    paths = iter(leaf_paths(params))
 
-    def one(leaf):
-        path = next(paths)
+    def one(path, leaf):
         if path not in leaf_scales:
             return leaf
         leaf = jnp.asarray(leaf)
         block = (blocks or {}).get(path, Block(leaf.shape))
         return perturb_block(leaf, fold_in(candidate.key_data, path_hash(path)), step * leaf_scales[path], noise, block)
 
-    return jax.tree.map(one, params)
+    return map_with_paths(one, params)
 
 
 def perturb_block(

@@ -34,6 +34,10 @@ class Rule:
         if self.scale is not None and self.scale not in SCALES:
             raise ValueError(f"rule scale {self.scale!r}: must be one of {', '.join(SCALES)}, or None to exclude")
 
+    def __str__(self) -> str:
+        """As ``--rules`` reads it."""
+        return f"{self.pattern}={self.scale or 'exclude'}"
+
     def matches(self, path: str) -> bool:
         return re.search(self.pattern, path) is not None
 

@@ -27,8 +27,8 @@ class _PreTokenizer:
     """What a value of ``tokenizer.ggml.pre`` stands for.
 
     Attributes:
-        split: builds what cuts text into words before its bytes are mapped to characters.
-        gpt2_words: GPT-2's pattern cuts the pieces further.
+        split: builds what splits text into words before its bytes are mapped to characters.
+        gpt2_words: GPT-2's pattern splits the pieces further.
         whole_words: a word that is in the vocabulary is one token, whatever the merges say (as in tiktoken).
         nfc: text is normalized to Unicode NFC first.
         adds_bos: plain text gets a BOS where the file does not say, as in llama.cpp and the released tokenizer.json.

@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.noise import Population
-from perturbjax.randopt.flow import Flow, SearchRecord
+from perturbjax.randopt.flow import Flow
 from perturbjax.randopt.on_select import Chosen, choose_on_select
 from perturbjax.randopt.on_test import measure_on_test
-from perturbjax.randopt.replies import Engine, OnStage, no_progress
 from perturbjax.randopt.results import RESULTS_VERSION, Results, SplitSizes, TaskSource, Throughput
 from perturbjax.randopt.selection import pool_of
 from perturbjax.randopt.summaries import population_summary, racing_summary, tie_summary
 from perturbjax.report import Source
-from perturbjax.tasks.base import Task, Template
-from perturbjax.tasks.splits import Splits
 
 REFERENCE_ROUNDS = 3
 """Repetitions of the measurement of the plain model's throughput."""
@@ -41,19 +37,7 @@ class Evaluation:
     scores: np.ndarray
 
 
-def evaluate_run(
-    engine: Engine,
-    task: Task,
-    splits: Splits,
-    population: Population,
-    record: SearchRecord,
-    *,
-    model: Source,
-    top_k: int,
-    template: Template | None = None,
-    seed: int = 0,
-    on_stage: OnStage = no_progress,
-) -> Evaluation:
+def evaluate_run(flow: Flow, model: Source) -> Evaluation:
     """Choose on the select split, measure once on the test split.
 
     On select: sigma (``"all"`` or one of the population's) by the accuracy of ``top_k`` votes; K from 1, 2, 5, 10, ... ``top_k`` with that
@@ -67,29 +51,14 @@ def evaluate_run(
     ``self_consistency`` are reported at the chosen K and, under ``curve``, at the others.
 
     Args:
-        engine, task: run the models; grade the replies.
-        splits: disjoint examples; only ``search`` was seen by the search.
-        population, record: the N candidates searched, and their search scores.
+        flow: what was searched, and the engine and the examples to go on with.
         model: what the base is called, for the results.
-        top_k: most members of an ensemble, 1 <= top_k <= N.
-        template: the prompt of the search; the task's first when None.
-        seed: of the random ensemble, the samples and the bootstrap.
-        on_stage: progress callback.
-
-    Raises:
-        ValueError: ``record.scores`` is not (N, D), or ``top_k`` is out of range.
     """
-    if record.scores.shape != (len(population), len(splits.search)):
-        expected = f"{len(population)} candidates x {len(splits.search)} examples"
-        raise ValueError(f"record.scores has shape {record.scores.shape}; {expected} are required")
-    if not 1 <= top_k <= len(population):
-        raise ValueError(f"top_k {top_k}: between 1 and the population's {len(population)} is required")
-    flow = Flow(engine, task, splits, population, record, top_k, template or task.templates[0], seed, on_stage)
     chosen = choose_on_select(flow)
     entries, seconds = measure_on_test(flow, chosen)
-    results = _results(flow, model, chosen, entries, {"search": record.seconds, "select": chosen.seconds, "test": seconds})
+    results = _results(flow, model, chosen, entries, {"search": flow.record.seconds, "select": chosen.seconds, "test": seconds})
     members = np.asarray(chosen.selection.members[: chosen.selection.K])
-    return Evaluation(results, members, record.mean_scores[members])
+    return Evaluation(results, members, flow.record.mean_scores[members])
 
 
 def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any], seconds: dict[str, float]) -> Results:
@@ -102,10 +71,10 @@ def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any],
         **entries,
         splits=SplitSizes(**flow.splits.sizes()),
         selection=selection,
-        racing=racing_summary(record.race, record.scores, record.base_scores, record.tokens, record.base_tokens, record.nonfinite),
+        racing=racing_summary(record),
         ties=tie_summary(record.mean_scores, members, pool),
         throughput=_throughput(flow),
-        population=population_summary(flow.population, record.scores, record.base_scores, record.nonfinite[0]),
+        population=population_summary(flow.population, record),
         seconds=seconds,
     )
 

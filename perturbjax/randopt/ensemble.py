@@ -12,7 +12,9 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, perturb, scales
+from perturbjax.noise.spec import is_perturbable
 from perturbjax.randopt.document import make_document, read_document, write_document
+from perturbjax.randopt.voting import MAJORITY, Voting
 from perturbjax.tree import Params, fingerprint
 
 
@@ -25,6 +27,7 @@ class Ensemble:
         noise: how their weights differ from the base's.
         fingerprint: identity of the base; the weights themselves are not kept.
         scores: (K,) float64 search scores, or None.
+        voting: how the members vote.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Ensemble:
         noise: Noise,
         params: Params | str,
         scores: Sequence[float] | np.ndarray | None = None,
+        rule: str = MAJORITY,
     ):
         """
         Args:
@@ -42,6 +46,7 @@ class Ensemble:
             noise: the noise of the search.
             params: the base parameters, or their fingerprint if that is at hand.
             scores: (K,) search scores of the members, in their order.
+            rule: by which they vote, one of ``VOTE_RULES``; not part of what ``save`` writes.
 
         Raises:
             InputError: no members, an index twice or outside the population, or scores that are not one finite number per member.
@@ -64,6 +69,7 @@ class Ensemble:
             raise InputError(f"scores: shape {self.scores.shape} for {positions.size} members; give one score per member")
         if self.scores is not None and not np.isfinite(self.scores).all():
             raise InputError("scores: every score must be a finite number")
+        self.voting = Voting(rule, self.scores)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -122,15 +128,15 @@ class Ensemble:
         write_document(Path(path), document)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Ensemble":
-        """Read ensemble.json.
+    def load(cls, path: str | Path, rule: str = MAJORITY) -> "Ensemble":
+        """Read ensemble.json; its members vote by ``rule``.
 
         Raises:
             InputError: the file is missing, not JSON, of another format or version, or says something that cannot be.
         """
         document = read_document(Path(path))
         indices, scores = zip(*((member.index, member.score) for member in document.members), strict=True)
-        return cls(document.population, indices, document.noise, document.base_fingerprint, None if None in scores else scores)
+        return cls(document.population, indices, document.noise, document.base_fingerprint, None if None in scores else scores, rule)
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "noise"))
@@ -156,27 +162,24 @@ def merge(params: Params, candidates: Candidate, noise: Noise, weights: Sequence
         InputError: weights of another length, negative, not finite, or all zero.
     """
     count = int(candidates.index.shape[0])
-    shares = np.ones(count) if weights is None else np.asarray(weights, np.float64)
-    if shares.shape != (count,):
-        raise InputError(f"weights: shape {shares.shape} for {count} members; give one weight per member")
-    if not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum() > 0:
-        raise InputError(f"weights: {shares.tolist()} must be finite, not negative and not all zero")
-    return _merge(noise, params, candidates, (shares / math.fsum(shares)).astype(np.float32))
+    given = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+    if given.shape != (count,):
+        raise InputError(f"weights: shape {given.shape} for {count} members; give one weight per member")
+    if not np.isfinite(given).all() or (given < 0).any() or not given.sum() > 0:
+        raise InputError(f"weights: {given.tolist()} must be finite, not negative and not all zero")
+    return _merge(noise, params, candidates, (given / math.fsum(given)).astype(np.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("noise",))
-def _merge(noise: Noise, params: Params, candidates: Candidate, shares: jax.Array) -> Params:
+def _merge(noise: Noise, params: Params, candidates: Candidate, weights: jax.Array) -> Params:
     leaf_scales = scales(params, noise)
-    leaves, structure = jax.tree.flatten(params)
-    moves = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
 
-    def add(sums: list[jax.Array], member: tuple[Candidate, jax.Array]) -> tuple[list[jax.Array], None]:
-        candidate, share = member
-        theta = jax.tree.leaves(perturb(params, candidate, noise, leaf_scales))
-        steps = (share * (t.astype(jnp.float32) - p.astype(jnp.float32)) for t, p, m in zip(theta, leaves, moves, strict=True) if m)
-        return [total + step for total, step in zip(sums, steps, strict=True)], None
+    def add(sums: Params, member: tuple[Candidate, jax.Array]) -> tuple[Params, None]:
+        candidate, weight = member
+        theta = perturb(params, candidate, noise, leaf_scales)
+        steps = jax.tree.map(lambda t, p: weight * (t.astype(jnp.float32) - p.astype(jnp.float32)), theta, params)
+        return jax.tree.map(jnp.add, sums, steps), None
 
-    zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf, m in zip(leaves, moves, strict=True) if m]
-    sums = iter(jax.lax.scan(add, zeros, (candidates, shares))[0])
-    merged = [(p.astype(jnp.float32) + next(sums)).astype(p.dtype) if m else p for p, m in zip(leaves, moves, strict=True)]
-    return jax.tree.unflatten(structure, merged)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    sums = jax.lax.scan(add, zeros, (candidates, weights))[0]
+    return jax.tree.map(lambda p, s: (p.astype(jnp.float32) + s).astype(p.dtype) if is_perturbable(p) else p, params, sums)

@@ -9,7 +9,7 @@ from perturbjax.randopt.entries import VoteEntry
 from perturbjax.randopt.replies import Engine, OnStage, no_progress, run_base, run_members, vote_curve
 from perturbjax.randopt.selection import k_curve
 from perturbjax.randopt.summaries import vote_entry
-from perturbjax.randopt.voting import tally, vote
+from perturbjax.randopt.voting import tally
 from perturbjax.report import Entry, entry
 from perturbjax.tasks.base import Example
 from perturbjax.tree import derived_seed
@@ -23,7 +23,7 @@ class Prediction:
         example: what was asked.
         answer: the voted answer, None when every member abstained.
         votes: answer -> number of members, most first.
-        share: votes for ``answer`` divided by all K members, abstaining ones included; 0.0 without an answer.
+        share: fraction, the votes for ``answer`` divided by all K members, abstaining ones included; 0.0 without an answer.
     """
 
     example: Example
@@ -43,18 +43,18 @@ class BaseComparison:
 def predict(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage = no_progress) -> tuple[Prediction, ...]:
     """Run every member once on prepared examples and let them vote. Gold answers are not needed."""
     outputs = _run(engine, ensemble, prepared, on_stage)
+    winners = ensemble.voting.winners(outputs.answers, outputs.keys)[:, -1]
     predictions = []
-    for example, given, voted_for in zip(
-        prepared.examples, zip(*outputs.answers, strict=True), zip(*outputs.keys, strict=True), strict=True
-    ):
-        answer, votes = vote(given, voted_for), tally(given, voted_for)
+    for b, (example, winner) in enumerate(zip(prepared.examples, winners, strict=True)):
+        votes = tally([answers[b] for answers in outputs.answers], [keys[b] for keys in outputs.keys])
+        answer = None if winner < 0 else outputs.answers[winner][b]
         predictions.append(Prediction(example, answer, votes, 0.0 if answer is None else votes[answer] / len(ensemble)))
     return tuple(predictions)
 
 
 def compare_to_base(engine: Engine, ensemble: Ensemble, prepared: Any, seed: int = 0, on_stage: OnStage = no_progress) -> BaseComparison:
     """Base and ensemble on one prepared split with gold answers; entries are as in results.json."""
-    curve = vote_curve(_run(engine, ensemble, prepared, on_stage))
+    curve = vote_curve(_run(engine, ensemble, prepared, on_stage), ensemble.voting)
     base = run_base(engine, prepared)
     bootstrap = derived_seed(seed, "bootstrap")
     return BaseComparison(

@@ -131,7 +131,7 @@ def search(
             outputs = engine.run(population[indices], prepared)
             commits.wait()
             _record(table, outputs, indices, race, number)
-            commits.begin(table, _report(state.step + 1, table, outputs, len(indices), survivors, race, number, commits.waited))
+            commits.commit(table, _report(state.step + 1, table, outputs, len(indices), survivors, race, number, commits.waited))
         commits.wait()
         commits.report_written()
     return table
@@ -159,8 +159,8 @@ class _Commits:
         self.waited += time.perf_counter() - started
         self._written, self._writing = self._writing, None
 
-    def begin(self, table: ScoreTable, report: ChunkReport) -> None:
-        """Begins the next and reports the one before: in this order, so that a caller who stops at the report loses no chunk."""
+    def commit(self, table: ScoreTable, report: ChunkReport) -> None:
+        """Commits the next and reports the one before: in this order, so that a caller who stops at the report loses no chunk."""
         self._metrics.append(asdict(report))
         started = time.perf_counter()
         table.commit(self._state)
@@ -178,8 +178,8 @@ def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, race: Race
     columns = race.columns(number)
     bad = np.argwhere(~np.isfinite(outputs.scores))
     if bad.size:
-        row, example = bad[0]
-        which = f"its score of example {columns.start + example} for candidate {indices[row]}"
+        number_in_chunk, example = bad[0]
+        which = f"its score of example {columns.start + example} for candidate {indices[number_in_chunk]}"
         raise InputError(f"--task: {which} is not a finite number; scores must be")
     table.scores[indices, columns] = outputs.scores
     table.tokens[indices, number] = outputs.tokens

@@ -36,7 +36,7 @@ def choose_on_select(flow: Flow) -> Chosen:
     by_pool = pools(flow.population, flow.record.scores, flow.top_k)
     union = np.unique(np.concatenate(list(by_pool.values())))
     outputs = run_members(flow.engine, flow.population, union, prepared, "select split: candidates", flow.on_stage)
-    curves = {pool: vote_curve(outputs.take(np.searchsorted(union, members))) for pool, members in by_pool.items()}
+    curves = {pool: vote_curve(outputs.take(np.searchsorted(union, members)), flow.voting(members)) for pool, members in by_pool.items()}
     sigmas = _options(list(curves), [curve.accuracies[-1] for curve in curves.values()])
     sigma = best_option(sigmas)
     ks = _options(k_curve(flow.top_k), [curves[sigma].accuracies[k - 1] for k in k_curve(flow.top_k)])

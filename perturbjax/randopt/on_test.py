@@ -63,7 +63,7 @@ def _randopt(
     flow: Flow, chosen: Chosen, voters: Outputs, base_scores: np.ndarray, rivals: dict[str, np.ndarray]
 ) -> dict[str, RandOptEntry]:
     """RandOpt at every K, beside rivals of (K, B) scores."""
-    votes = vote_curve(voters)
+    votes = vote_curve(voters, flow.voting(chosen.selection.members))
     tokens = flow.record.total_tokens + chosen.member_tokens
     means = flow.record.mean_scores[list(chosen.selection.members)]
     entries = {}

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from perturbjax.randopt.lines import search_words
 from perturbjax.randopt.results import Results
-from perturbjax.randopt.rows import search_words
 from perturbjax.report.figure import (
     BLUE,
     GREEN,
@@ -45,7 +45,7 @@ def plot_scores(path: Path, results: Results, sigmas: np.ndarray, scores: np.nda
     figure, axes = new_figure(1.5 + 0.95 * len(values), rows=len(values))
     tallest = max(np.histogram(_of(scores, sigmas, sigma), edges)[0].max() for sigma in values)
     voting: list[Axes] = []  # the panels of the sigmas that voters may come from
-    for row, (axis, sigma) in enumerate(zip(axes, values, strict=True)):
+    for panel, (axis, sigma) in enumerate(zip(axes, values, strict=True)):
         mine = _of(scores, sigmas, sigma)
         axis.hist(mine, edges.tolist(), color=BLUE, alpha=0.85, edgecolor="white", linewidth=0.6)
         axis.axvline(base, color=INK, linewidth=1.8)
@@ -59,7 +59,7 @@ def plot_scores(path: Path, results: Results, sigmas: np.ndarray, scores: np.nda
         words = f"{count} candidates" if count == of else f"{count} of {of} finished"
         words += f"\nmean {percent(mine.mean())}" if count else ""
         axis.text(0.012, 0.60, words, transform=axis.transAxes, va="top", color=GREY, fontsize=9)
-        if row < len(values) - 1:
+        if panel < len(values) - 1:
             axis.tick_params(labelbottom=False)
     span = edges[-1] - edges[0]
     axes[0].set_xlim(edges[0] - 0.22 * span, edges[-1] + 0.02 * span)
@@ -113,18 +113,18 @@ def plot_accuracy(path: Path, results: Results) -> None:
     save(figure, path)
 
 
-def plot_share(path: Path, results: Results) -> None:
-    """Share of candidates that score at least as well as the base on the search split, per sigma and in all, with 95 % intervals."""
+def plot_density(path: Path, results: Results) -> None:
+    """Fraction of candidates that score at least as well as the base on the search split, per sigma and in all, with 95 % intervals."""
     population = results.population
-    rows = [(f"sigma {s.sigma:g}", s, BLUE) for s in population.per_sigma] + [("all", population, INK)]
-    figure, (axis,) = new_figure(1.3 + 0.5 * len(rows))
-    for y, (_, row, color) in enumerate(rows):
-        share, bounds = row.share_at_or_above_base, row.share_interval
+    groups = [(f"sigma {s.sigma:g}", s, BLUE) for s in population.per_sigma] + [("all", population, INK)]
+    figure, (axis,) = new_figure(1.3 + 0.5 * len(groups))
+    for y, (_, group, color) in enumerate(groups):
+        fraction, bounds = group.share_at_or_above_base, group.share_interval
         axis.plot(bounds, (y, y), color=color, linewidth=2.2, solid_capstyle="butt")
-        axis.plot(share, y, "o", color=color, markersize=8)
-        axis.annotate(percent(share), (share, y), (0, 8), textcoords="offset points", ha="center", color=color, fontsize=10)
-    axis.set_yticks(range(len(rows)), [f"{name}\n{row.n} candidates" for name, row, _ in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.7)
+        axis.plot(fraction, y, "o", color=color, markersize=8)
+        axis.annotate(percent(fraction), (fraction, y), (0, 8), textcoords="offset points", ha="center", color=color, fontsize=10)
+    axis.set_yticks(range(len(groups)), [f"{name}\n{group.n} candidates" for name, group, _ in groups])
+    axis.set_ylim(len(groups) - 0.5, -0.7)
     axis.set_xlim(-0.03, 1.03)
     percent_axis(axis, "x")
     axis.tick_params(axis="y", length=0)
@@ -142,8 +142,8 @@ def plot_racing(path: Path, results: Results) -> None:
     field.bar(starts, candidates, width=ends - starts, align="edge", color=BLUE, alpha=0.85, edgecolor="white", linewidth=0.8)
     for start, end, number in zip(starts, ends, candidates, strict=True):
         field.annotate(str(number), ((start + end) / 2, number), (0, 3), textcoords="offset points", ha="center", color=INK, fontsize=10)
-    share = f"{percent(results.racing.share)} of the tokens\nof asking all everything"
-    field.text(0.985, 0.80, share, transform=field.transAxes, ha="right", va="top", color=INK, fontsize=10)
+    spent = f"{percent(results.racing.share)} of the tokens\nof asking all everything"
+    field.text(0.985, 0.80, spent, transform=field.transAxes, ha="right", va="top", color=INK, fontsize=10)
     field.set_ylim(0, candidates[0] * 1.16)
     field.set_ylabel("candidates in the race")
     curves = [

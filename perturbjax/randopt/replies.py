@@ -8,7 +8,7 @@ import numpy as np
 
 from perturbjax.inference.outputs import Outputs
 from perturbjax.noise import Candidate, Population
-from perturbjax.randopt.voting import vote_winners
+from perturbjax.randopt.voting import BY_MAJORITY, Voting
 from perturbjax.tasks.base import Example, Template
 
 OnStage = Callable[[str, int, int], None]
@@ -54,9 +54,9 @@ class VoteCurve:
         return self.scores.mean(axis=1, dtype=np.float64)
 
 
-def vote_curve(outputs: Outputs) -> VoteCurve:
+def vote_curve(outputs: Outputs, voting: Voting = BY_MAJORITY) -> VoteCurve:
     """Votes of the models of ``outputs``, which stand in rank order, best first."""
-    winners = vote_winners(list(zip(*outputs.answers, strict=True)), list(zip(*outputs.keys, strict=True))).T  # (K, B)
+    winners = voting.winners(outputs.answers, outputs.keys).T  # (K, B)
     spokesman = np.maximum(winners, 0)
     columns = np.arange(outputs.scores.shape[1])
     return VoteCurve(outputs.scores[spokesman, columns], outputs.lenient[spokesman, columns], np.cumsum(outputs.tokens))

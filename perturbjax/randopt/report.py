@@ -6,13 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from perturbjax.errors import InputError
-from perturbjax.randopt import rows as words
+from perturbjax.randopt import lines as words
 from perturbjax.randopt.artifacts import read_candidates
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.records import from_json
-from perturbjax.report.command import argument, reproduce_command
+from perturbjax.report.command import reproduce_command
 from perturbjax.report.page import missing_extra, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count, percent
@@ -48,7 +48,7 @@ def write_report(run_dir: str | Path) -> Path:
         "results": results,
         "config": config,
         "headline": headline(results),
-        "rows": list(words.rows(results)),
+        "lines": list(words.lines(results)),
         "lenient": words.has_lenient(results),
         "asked": words.search_words(results),
         "setup": _setup(results, record),
@@ -64,7 +64,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _write_plots(run_dir: Path, results: Results) -> list[Path]:
     try:
-        from perturbjax.randopt.plots import plot_accuracy, plot_racing, plot_scores, plot_share
+        from perturbjax.randopt.plots import plot_accuracy, plot_density, plot_racing, plot_scores
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 
@@ -74,7 +74,7 @@ def _write_plots(run_dir: Path, results: Results) -> list[Path]:
     plots = [folder / f"{name}.png" for name in ("score_distribution", "accuracy_by_k", "share_at_or_above_base")]
     plot_scores(plots[0], results, *candidates)
     plot_accuracy(plots[1], results)
-    plot_share(plots[2], results)
+    plot_density(plots[2], results)
     if results.raced:
         plots.append(folder / "racing.png")
         plot_racing(plots[3], results)
@@ -84,7 +84,7 @@ def _write_plots(run_dir: Path, results: Results) -> list[Path]:
 def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
     search, splits, selection, devices = record.config.search, results.splits, results.selection, record.devices
     rank = "full rank" if search.rank is None else f"rank {search.rank}"
-    rules = f", rules {','.join(map(argument, search.rules))}" if search.rules else ""
+    rules = f", rules {','.join(map(str, search.rules))}" if search.rules else ""
     return [
         ("Model", f"{results.model.name}: {results.model.source}"),
         ("Task", f"{results.task.name}: {results.task.source}"),

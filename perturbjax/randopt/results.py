@@ -90,7 +90,7 @@ class RacingSummary:
 
     Attributes:
         rule: which candidates stop; ``error`` is what ``bounds`` promises, None for the others.
-        tokens: spent in all; ``full_tokens``: what asking every candidate everything takes; ``share``: the former over the latter.
+        tokens: spent in all; ``full_tokens``: what asking every candidate everything takes; ``share``: the fraction of the two.
     """
 
     rule: str

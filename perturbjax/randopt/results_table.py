@@ -3,15 +3,15 @@
 import textwrap
 
 from perturbjax.randopt.headline import headline
+from perturbjax.randopt.lines import has_lenient, lines, racing_words, search_words, sigma_words
 from perturbjax.randopt.results import Results
-from perturbjax.randopt.rows import has_lenient, racing_words, rows, search_words, sigma_words
 from perturbjax.report.table import FACT_WIDTH, WIDTH, entry_lines, fact_lines
 from perturbjax.report.words import count, percent, rate, shorten
 
 
 def results_table(results: Results) -> str:
     """Verdict, base, controls and RandOpt at each K with 95 % intervals and tokens, then choices, ties, throughput and efficiency."""
-    table = entry_lines([(row.label, row.entry) for row in rows(results)], has_lenient(results))
+    table = entry_lines([(line.label, line.entry) for line in lines(results)], has_lenient(results))
     title = textwrap.fill(headline(results).title, WIDTH)
     return "\n".join([title, "", *table, "", *fact_lines(_facts(results))])
 

@@ -97,9 +97,8 @@ def make_identity(
         template: the resolved template name.
         splits: split name -> its examples.
     """
-    fields = {name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
     parts = {name: list(examples) for name, examples in splits.items()}
-    return fields | {
+    return identity_fields(config) | {
         "template": template,
         "max_new_tokens": task.max_new_tokens,
         "dtype": dtype,
@@ -107,6 +106,11 @@ def make_identity(
         "task_fingerprint": task_fingerprint(task, (example for part in parts.values() for example in part)),
         "split_ids": digest({name: [example.id for example in part] for name, part in parts.items()}),
     }
+
+
+def identity_fields(config: Config) -> dict[str, Any]:
+    """The settings that a result depends on, as JSON."""
+    return {name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
 
 
 def make_engine(parts: Parts, task: Task | None = None) -> Engine:
@@ -165,19 +169,28 @@ def reopen(run: Path, note: Callable[[str], None]) -> Parts:
         InputError: no run there, or something it was made from has changed.
     """
     directory = RunDirectory(run)
-    parts = load_parts(from_json(Config, directory.read_config().get("config"), f"{directory.config}: config"), note)
-    continue_run(directory, parts)
-    return parts
+    parts = load_parts(read_settings(directory), note)
+    return continue_run(directory, parts)
 
 
-def continue_run(directory: RunDirectory, parts: Parts) -> None:
-    """Check that ``parts`` are those of the run, and let its prompts show the date that they showed when it began.
+def read_settings(directory: RunDirectory) -> Config:
+    """The settings of an existing run.
+
+    Raises:
+        InputError: no run there, or its config.json is damaged.
+    """
+    return from_json(Config, directory.read_config().get("config"), f"{directory.config}: config")
+
+
+def continue_run(directory: RunDirectory, parts: Parts) -> Parts:
+    """Check that ``parts`` are those of the run, and give them its identity; its prompts show the date that they showed when it began.
 
     Raises:
         InputError: another run, the differences named.
     """
-    directory.check_identity(parts.identity)
+    identity = directory.check_identity(parts.identity, identity_fields(Config()))
     parts.model.tokenizer.clock = directory.read_config()["prompt_clock"]
+    return dataclasses.replace(parts, identity=dict(identity))
 
 
 def reopen_ensemble(run: Path, note: Callable[[str], None]) -> tuple[Parts, Ensemble]:
@@ -187,11 +200,11 @@ def reopen_ensemble(run: Path, note: Callable[[str], None]) -> tuple[Parts, Ense
         InputError: no run there, its search has not finished, or something it was made from has changed.
     """
     directory = RunDirectory(run)
-    directory.read_config()
+    settings = read_settings(directory)
     if not directory.ensemble.exists():
         again = f"perturbjax randopt ... --out {run} --resume"
         raise InputError(f"{run}: no ensemble.json, the search has not finished; continue it with: {again}")
-    ensemble = Ensemble.load(directory.ensemble)
+    ensemble = Ensemble.load(directory.ensemble, settings.vote_rule)
     parts = reopen(run, note)
     if ensemble.fingerprint != parts.fingerprint:
         bases = f"{ensemble.fingerprint[:19]}, the run's is {parts.fingerprint[:19]}"

@@ -16,8 +16,9 @@ from perturbjax.errors import InputError
 from perturbjax.inference import EncodedBatch, Engine
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.config import Config
-from perturbjax.randopt.controls import Evaluation, SearchRecord, evaluate_run
+from perturbjax.randopt.controls import Evaluation, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.flow import Flow, SearchRecord
 from perturbjax.randopt.loop import ChunkReport, search
 from perturbjax.randopt.replies import run_base
 from perturbjax.randopt.results import Results, read_results
@@ -60,7 +61,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     _check_agreement(parts)
     directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity))
     # Prompts that show the date show the same one on all processes, and after a resume that of the first day.
-    parts.model.tokenizer.clock = on_main(lambda: _claim(directory, parts, progress))
+    parts.model.tokenizer.clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    parts = replace(parts, identity=identity)
     engine = make_engine(parts)
     whole = prepare_all(parts, engine)
     slices = prepare_rounds(parts, engine, whole)
@@ -95,12 +97,12 @@ def _check_agreement(parts: Parts) -> None:
         raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
 
 
-def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> str | None:
-    """On process 0: checks that the run may be written there; returns the date that its prompts show."""
+def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
+    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
     if directory.check_usable(parts.config.run.resume):
-        continue_run(directory, parts)
+        parts = continue_run(directory, parts)
         progress.note(f"continuing the run in {directory.path}")
-    return parts.model.tokenizer.clock
+    return parts.model.tokenizer.clock, parts.identity
 
 
 def _stages(
@@ -194,28 +196,21 @@ def score_population(
 
 def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, int], table: ScoreTable, progress: Progress) -> Evaluation:
     """Chooses on the select split and measures on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
-    record = SearchRecord(
-        race=parts.config.race,
-        scores=table.scores,
-        base_scores=base[0],
-        base_tokens=base[1],
-        tokens=table.tokens,
-        seconds=table.seconds,
-        nonfinite=table.nonfinite,
-    )
+    settings, record = parts.config.search, SearchRecord(parts.config.race, base_scores=base[0], base_tokens=base[1], **vars(table))
     with progress.stages() as on_stage:
-        return evaluate_run(
+        flow = Flow(
             engine,
             parts.task,
             parts.splits,
             parts.population,
             record,
-            model=Source(parts.model.name, parts.model.source),
-            top_k=parts.config.search.top_k,
-            template=parts.template,
-            seed=parts.config.search.seed,
-            on_stage=on_stage,
+            settings.top_k,
+            parts.template,
+            parts.config.vote_rule,
+            settings.seed,
+            on_stage,
         )
+        return evaluate_run(flow, Source(parts.model.name, parts.model.source))
 
 
 def _trace(parts: Parts, engine: Engine, batch: EncodedBatch, directory: Path, progress: Progress) -> None:

@@ -1,17 +1,16 @@
 """Votes, population and race in figures, from the score matrices."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from perturbjax.noise import Population
 from perturbjax.randopt.entries import VoteEntry
-from perturbjax.randopt.racing import Race
+from perturbjax.randopt.flow import SearchRecord
 from perturbjax.randopt.replies import VoteCurve
 from perturbjax.randopt.results import PopulationSummary, RacingSummary, Round, SigmaSummary, Ties
 from perturbjax.report import compared_entry, entry
 from perturbjax.report.intervals import wilson
-from perturbjax.report.schema import Interval
 
 
 def vote_entry(curve: VoteCurve, k: int, base_scores: np.ndarray, seed: int, search_tokens: int = 0) -> VoteEntry:
@@ -21,68 +20,40 @@ def vote_entry(curve: VoteCurve, k: int, base_scores: np.ndarray, seed: int, sea
     return VoteEntry(**vars(compared_entry(figures, scores, base_scores, seed)), K=k)
 
 
-def population_summary(population: Population, scores_NxD: np.ndarray, base_scores: np.ndarray, nonfinite: int) -> PopulationSummary:
+def population_summary(population: Population, record: SearchRecord) -> PopulationSummary:
     """The population on the search split: its scores against the base's, in all and per sigma.
 
     A race stops candidates early, so the figures are on the examples that all candidates were asked (those of the first round): means over
     different numbers of examples cannot be compared, and those who got further are a selection.
-
-    Args:
-        population: N candidates.
-        scores_NxD: search scores, NaN where a race did not ask.
-        base_scores: (D,) of the unperturbed model.
-        nonfinite: candidates with NaN or inf in their outputs on these examples (they score 0).
     """
     sigmas = population.sigma_of(np.arange(len(population)))
-    asked = ~np.isnan(scores_NxD).any(axis=0)
-    scores = scores_NxD[:, asked].mean(axis=1, dtype=np.float64)
-    base_score = float(base_scores[asked].mean(dtype=np.float64))
+    asked = ~np.isnan(record.scores).any(axis=0)
+    scores = record.scores[:, asked].mean(axis=1, dtype=np.float64)
+    base_score = float(record.base_scores[asked].mean(dtype=np.float64))
     per_sigma = []
     for sigma in population.sigmas:
         mine = scores[sigmas == np.float32(sigma)]
         if mine.size:  # a population smaller than the list of sigmas leaves some without candidates
-            density, interval = _density(mine, base_score)
-            per_sigma.append(
-                SigmaSummary(
-                    sigma=float(sigma),
-                    n=int(mine.size),
-                    mean=float(mine.mean()),
-                    best=float(mine.max()),
-                    share_at_or_above_base=density,
-                    share_interval=interval,
-                )
-            )
-    density, interval = _density(scores, base_score)
+            summary = SigmaSummary(**_density(mine, base_score), sigma=float(sigma), mean=float(mine.mean()), best=float(mine.max()))
+            per_sigma.append(summary)
     return PopulationSummary(
-        n=len(population),
+        **_density(scores, base_score),
         examples=int(asked.sum()),
         mean_score=float(scores.mean()),
         best_score=float(scores.max()),
         base_search_score=base_score,
-        share_at_or_above_base=density,
-        share_interval=interval,
-        nonfinite=int(nonfinite),
+        nonfinite=int(record.nonfinite[0]),
         per_sigma=tuple(per_sigma),
     )
 
 
-def racing_summary(
-    race: Race, scores: np.ndarray, base_scores: np.ndarray, tokens: np.ndarray, base_tokens: int, nonfinite: Sequence[int]
-) -> RacingSummary:
+def racing_summary(record: SearchRecord) -> RacingSummary:
     """What the race did and saved.
 
     ``full_tokens`` is N times ``base_tokens``, which is exact where no text is generated (other models give replies of other lengths), and
     the tokens themselves where nobody was stopped.
-
-    Args:
-        race: rule and rounds.
-        scores: (N, D), NaN where it did not ask.
-        base_scores: (D,) of the unperturbed model.
-        tokens: (N, R) spent, by candidate and round.
-        base_tokens: of the unperturbed model on all D examples.
-        nonfinite: candidates with NaN or inf in their outputs, by round.
     """
-    rounds = []
+    rounds, race, scores = [], record.race, record.scores
     for number, end in enumerate(race.ends):
         survivors = race.survivors(scores, number)
         promoted = race.survivors(scores, number + 1) if number + 1 < len(race.ends) else survivors
@@ -91,25 +62,25 @@ def racing_summary(
             Round(
                 candidates=len(survivors),
                 examples=end,
-                tokens=int(tokens[:, number].sum()),
+                tokens=int(record.tokens[:, number].sum()),
                 mean_score=float(asked[survivors].mean()),
                 best_score=float(asked[survivors].mean(axis=1).max()),
-                base_score=float(base_scores[:end].mean(dtype=np.float64)),
+                base_score=float(record.base_scores[:end].mean(dtype=np.float64)),
                 kept=len(promoted),
                 kept_mean_score=float(asked[promoted].mean()),
-                nonfinite=int(nonfinite[number]),
+                nonfinite=int(record.nonfinite[number]),
             )
         )
-    spent = int(tokens.sum())
-    full = spent if len(rounds) == 1 else len(scores) * int(base_tokens)
+    spent = record.total_tokens
+    full = spent if len(rounds) == 1 else len(scores) * int(record.base_tokens)
     error = race.error if race.rule == "bounds" else None
     return RacingSummary(race.rule, error, tuple(rounds), spent, full, spent / full if full else 1.0)
 
 
 def tie_summary(scores: np.ndarray, members: np.ndarray, pool: np.ndarray) -> Ties:
-    """How many candidates share the score of the last member, and how many of those made it in.
+    """How many candidates have the score of the last member, and how many of those made it in.
 
-    Scores on D right/wrong examples take only D + 1 values, so the K-th place is often shared; which of the equals are taken is then an
+    Scores on D right/wrong examples take only D + 1 values, so ties at rank K are common; which of the equals are taken is then an
     accident of their index, and ``tied_candidates`` far above ``tied_inside_k`` says that the selection was partly arbitrary.
 
     Args:
@@ -121,7 +92,9 @@ def tie_summary(scores: np.ndarray, members: np.ndarray, pool: np.ndarray) -> Ti
     return Ties(float(last), int((scores[pool] == last).sum()), int((scores[members] == last).sum()))
 
 
-def _density(scores: np.ndarray, base_score: float) -> tuple[float, Interval]:
+def _density(scores: np.ndarray, base_score: float) -> dict[str, Any]:
+    """The fields of a ``Density``."""
     # Equal counts of right answers must compare equal whatever the order of summation was.
     at_or_above = int((scores >= base_score - 1e-9).sum())
-    return at_or_above / scores.size, wilson(at_or_above, scores.size)
+    interval = wilson(at_or_above, scores.size)
+    return {"n": int(scores.size), "share_at_or_above_base": at_or_above / scores.size, "share_interval": interval}

@@ -42,7 +42,7 @@ class ScoreTable:
         return cls(state.tree["scores"].copy(), state.tree["tokens"].copy(), list(state.record["nonfinite"]), state.record["seconds"])
 
     def commit(self, state: RunState) -> None:
-        """Begins to write the table as the state's next step."""
+        """Starts to write the table as the state's next step."""
         state.commit(self._tree, {"nonfinite": list(self.nonfinite), "seconds": self.seconds})
 
     @property

@@ -1,8 +1,13 @@
-"""Majority votes: one answer out of the answers of several members, and the same at every number of members."""
+"""Votes: one answer out of the answers of several members, and the same at every number of members.
+
+A vote rule says how much the vote of each member weighs. A new one is a function and its line in ``VOTE_RULES``; everyone else passes a
+``Voting`` along and knows no rule.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import overload
 
 import jax
@@ -14,6 +19,37 @@ from perturbjax.errors import InputError
 
 Answers = Sequence[str | None]
 """One answer per member, best-ranked member first; None is an abstention."""
+
+MAJORITY = "majority"
+VOTE_RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {MAJORITY: np.ones_like}
+"""Rule -> (K,) search scores of the members, best first, to (K,) weights of their votes. Scores are NaN where nobody knows them."""
+
+
+@dataclass(frozen=True)
+class Voting:
+    """How members vote: a rule, and what it may weigh them by.
+
+    Attributes:
+        rule: one of ``VOTE_RULES``.
+        scores: (K,) search scores of the members, best first; None where they have none, as samples of the base.
+    """
+
+    rule: str
+    scores: np.ndarray | None = None
+
+    def winners(self, answers: Sequence[Answers], keys: Sequence[Answers]) -> np.ndarray:
+        """``vote_winners`` by this rule, of the answers and vote keys of K members to B examples, **one sequence per member**.
+
+        Raises:
+            InputError: the rule gives no weights for these scores.
+        """
+        weights = VOTE_RULES[self.rule](np.full(len(answers), np.nan) if self.scores is None else self.scores)
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise InputError(f"scores: vote rule {self.rule} has no weights for them; give the ensemble scores, or another rule")
+        return vote_winners(list(zip(*answers, strict=True)), list(zip(*keys, strict=True)), weights)
+
+
+BY_MAJORITY = Voting(MAJORITY)
 
 
 @overload
@@ -75,7 +111,7 @@ def tally(answers: Answers, keys: Answers | None = None) -> dict[str, int]:
     return {names[key]: counts[key] for key in sorted(counts, key=lambda key: -counts[key])}
 
 
-def vote_winners(answers: Sequence[Answers], keys: Sequence[Answers] | None = None) -> np.ndarray:
+def vote_winners(answers: Sequence[Answers], keys: Sequence[Answers] | None = None, weights: np.ndarray | None = None) -> np.ndarray:
     """For every example and every number of members, the member whose answer wins the vote of the first k members.
 
     A member instead of its answer, so that whatever is known of that reply (strict score, lenient score, text) is one indexing away.
@@ -84,6 +120,7 @@ def vote_winners(answers: Sequence[Answers], keys: Sequence[Answers] | None = No
     Args:
         answers: B sequences of K answers, **one sequence per example**, members best first.
         keys: the vote keys in the same layout; the answers themselves when None.
+        weights: (K,) of the members' votes, not negative; all 1 when None.
 
     Returns:
         (B, K) int64: entry (b, k - 1) is the best-ranked supporter of the answer that the first k members vote for, -1 if all k abstain.
@@ -92,19 +129,20 @@ def vote_winners(answers: Sequence[Answers], keys: Sequence[Answers] | None = No
     if len(keys) != len(answers):
         raise InputError(f"keys: {len(keys)} examples for {len(answers)} examples of answers: give one sequence of keys per example")
     members = len(answers[0]) if len(answers) else 0
+    weights = np.ones(members) if weights is None else weights
     winners = np.full((len(answers), members), -1, np.int64)
-    for b, (row, row_keys) in enumerate(zip(answers, keys, strict=True)):
-        _check_lengths(row, row_keys)
-        if len(row) != members:
-            raise InputError(f"answers: {len(row)} members for example {b}, {members} for example 0: every example needs all members")
-        counts: dict[str, int] = {}
+    for b, (given, given_keys) in enumerate(zip(answers, keys, strict=True)):
+        _check_lengths(given, given_keys)
+        if len(given) != members:
+            raise InputError(f"answers: {len(given)} members for example {b}, {members} for example 0: every example needs all members")
+        totals: dict[str, float] = {}
         first: dict[str, int] = {}
         leader: str | None = None
-        for k, (answer, key) in enumerate(zip(row, row_keys, strict=True)):
+        for k, (answer, key) in enumerate(zip(given, given_keys, strict=True)):
             if answer is not None and key is not None:
                 first.setdefault(key, k)
-                counts[key] = counts.get(key, 0) + 1
-                if leader is None or (counts[key], -first[key]) > (counts[leader], -first[leader]):
+                totals[key] = totals.get(key, 0) + weights[k]
+                if leader is None or (totals[key], -first[key]) > (totals[leader], -first[leader]):
                     leader = key
             winners[b, k] = -1 if leader is None else first[leader]
     return winners

@@ -4,8 +4,6 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
-from perturbjax.noise import Rule
-
 
 def reproduce_command(chapter: str, config: Any) -> str:
     """The ``perturbjax CHAPTER`` call that gives the same results, quoted for a shell; settings that were left out stay out.
@@ -21,12 +19,5 @@ def reproduce_command(chapter: str, config: Any) -> str:
             if value is True:
                 command.append(flag)
             elif value is not None and value is not False and value != ():
-                command += [flag, ",".join(map(argument, value)) if isinstance(value, tuple) else str(value)]
+                command += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(command)
-
-
-def argument(value: Any) -> str:
-    """One item of a comma list, as the command line reads it: a number to its last digit, a text as it is, a rule as REGEX=SCALE."""
-    if isinstance(value, Rule):
-        return f"{value.pattern}={value.scale or 'exclude'}"
-    return value if isinstance(value, str) else repr(value)

@@ -65,7 +65,7 @@ def label_right(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     low, high = axis.get_ylim()
     ordered = sorted(labels)
     ends = np.array([y for y, _, _ in ordered])
-    for height, end, (_, name, color) in zip(spread(ends, 0.07 * (high - low)), ends, ordered, strict=True):
+    for height, end, (_, name, color) in zip(move_apart(ends, 0.07 * (high - low)), ends, ordered, strict=True):
         axis.annotate(
             name,
             (1.0, end),
@@ -79,7 +79,7 @@ def label_right(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
-def spread(heights: np.ndarray, gap: float) -> np.ndarray:
+def move_apart(heights: np.ndarray, gap: float) -> np.ndarray:
     """Ascending heights moved apart to at least ``gap``; a crowded group stays centered on the mean of its members."""
     groups: list[list[float]] = []
     for height in heights:

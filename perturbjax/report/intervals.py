@@ -1,5 +1,6 @@
 """How sure one can be: intervals for an accuracy and for the difference of two accuracies on the same examples."""
 
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -77,10 +78,8 @@ def sign_test(scores: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
     """
     difference = _differences(scores, other)
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    n, tail, term = gained + lost, 0, 1
-    for k in range(min(gained, lost) + 1):  # the sum of binomial coefficients C(n, 0..k), in exact integers
-        tail += term
-        term = term * (n - k) // (k + 1)
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
     return gained, lost, min(1.0, 2 * tail / 2**n)
 
 

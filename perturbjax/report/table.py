@@ -11,12 +11,12 @@ FACT_WIDTH = 19
 _LABEL = 28
 
 
-def entry_lines(rows: Sequence[tuple[str, Entry]], lenient: bool) -> list[str]:
+def entry_lines(entries: Sequence[tuple[str, Entry]], lenient: bool) -> list[str]:
     """A header and one line per (label, entry): accuracy, difference to the base, tokens, and lenient accuracy where asked."""
     header = f"{'on the test split':<{_LABEL}} {'right':>7}  {'95 % interval':<14} {'vs base':>8}  {'95 % interval':<15} {'tokens':>11}"
     lines = [header + ("  lenient" if lenient else "")]
     lines.append("-" * len(lines[0]))
-    for label, entry in rows:
+    for label, entry in entries:
         line = f"{shorten(label, _LABEL):<{_LABEL}} {percent(entry.accuracy):>7}  {percent_range(entry.interval)[:-2]:<14} "
         if isinstance(entry, Comparison):
             line += f"{points(entry.difference):>8}  {points_range(entry.difference_interval):<15} "

@@ -20,17 +20,17 @@ _WHOLE = ""
 
 def block_digests(tree: Any) -> dict[str, dict[str, str]]:
     """Leaf path -> block -> SHA-256 in hex, the same on all processes, which must call this together."""
-    me, names, rows = jax.process_index(), [], []
+    me, names, hashes = jax.process_index(), [], []
     for path, leaf in sorted(leaf_paths(tree).items()):
         held = _held(leaf)
         for name, owner in _owners(leaf).items():
             names.append((path, name))
-            rows.append(_sha256(held[name]) if owner == me else bytes(32))
-    # A row is zero on every process but one.
-    table = gather(np.frombuffer(b"".join(rows), np.uint8)).max(axis=0).reshape(-1, 32) if rows else ()
+            hashes.append(_sha256(held[name]) if owner == me else bytes(32))
+    # A hash is zero on every process but one.
+    table = gather(np.frombuffer(b"".join(hashes), np.uint8)).max(axis=0).reshape(-1, 32) if hashes else ()
     digests: dict[str, dict[str, str]] = {}
-    for (path, name), row in zip(names, table, strict=True):
-        digests.setdefault(path, {})[name] = row.tobytes().hex()
+    for (path, name), digest in zip(names, table, strict=True):
+        digests.setdefault(path, {})[name] = digest.tobytes().hex()
     return digests
 
 

@@ -3,50 +3,28 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 _PLAIN_INTERVAL_S = 15.0  # between two plain progress lines, so that a log of a long run stays readable
 
 
-class Progress(Protocol):
-    """What a run tells about itself while it works. ``Console`` is the command line's; ``SILENT`` is that of a run from Python."""
-
-    def line(self, text: str = "") -> None:
-        """One line of the outcome."""
-        ...
-
-    def note(self, text: str) -> None:
-        """One line about the work itself."""
-        ...
-
-    def bar(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Bar":
-        """The progress of one stage, as a context manager."""
-        ...
-
-    def stages(self) -> AbstractContextManager[Callable[[str, int, int], None]]:
-        """A context manager that gives a callback (stage, done, total) for stages that follow each other."""
-        ...
-
-
-class Console:
-    """The one place that prints."""
+class Progress:
+    """What a run reports about itself while it works. This one prints nothing (``SILENT``, a run from Python); ``Console`` does."""
 
     def __init__(self) -> None:
         self._stage: Bar | None = None
 
     def line(self, text: str = "") -> None:
-        """One line for the person who asked, on stdout."""
-        print(text, flush=True)
+        """One line of the outcome."""
 
     def note(self, text: str) -> None:
-        """One line about the work itself, on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        """One line about the work itself."""
 
     def bar(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Bar":
-        """A bar when stderr is a terminal, plain lines otherwise; use as a context manager."""
-        return Bar(self, label, total, done, unit, drawn=sys.stderr.isatty())
+        """The progress of one stage, as a context manager."""
+        return Bar(self, label, total, done, unit, drawn=False)
 
     def on_stage(self, name: str, done: int, total: int) -> None:
         """A callback for work that reports (stage, done, total): a new progress when done is 0, closed when done reaches total."""
@@ -71,26 +49,29 @@ class Console:
             self.close_stage()
 
 
-class _Silent(Console):
-    """Prints nothing."""
+SILENT = Progress()
+
+
+class Console(Progress):
+    """The one place that prints."""
 
     def line(self, text: str = "") -> None:
-        pass
+        """One line for the person who asked, on stdout."""
+        print(text, flush=True)
 
     def note(self, text: str) -> None:
-        pass
+        """One line about the work itself, on stderr."""
+        print(text, file=sys.stderr, flush=True)
 
     def bar(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Bar":
-        return Bar(self, label, total, done, unit, drawn=False)
-
-
-SILENT = _Silent()
+        """A bar when stderr is a terminal, plain lines otherwise."""
+        return Bar(self, label, total, done, unit, drawn=sys.stderr.isatty())
 
 
 class Bar:
     """Progress of one stage; ``update`` takes the total done so far and figures to show beside it."""
 
-    def __init__(self, console: Console, label: str, total: int, done: int, unit: str, drawn: bool):
+    def __init__(self, console: Progress, label: str, total: int, done: int, unit: str, drawn: bool):
         self._console, self._label, self._total, self._unit = console, label, total, unit
         self._started, self._from, self._done = time.monotonic(), done, done
         self._last = self._started

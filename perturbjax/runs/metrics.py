@@ -1,6 +1,7 @@
 """metrics.jsonl: one line a chunk, in step with the committed state, written by process 0."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,26 @@ class MetricsLog:
 
     def rewind(self, step: int) -> None:
         """Keeps the whole lines of chunks 1 to ``step``; drops later and torn ones."""
-        on_main(lambda: self._rewind(step))
+
+        def on_disk() -> None:
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+            committed = [raw for raw in lines if _chunk(raw) <= step]
+            write_atomically(self.path, lambda file: file.writelines(raw + b"\n" for raw in committed))
+
+        on_main(on_disk)
 
     def append(self, line: dict[str, Any]) -> None:
-        on_main(lambda: self._append(line))
+        def on_disk() -> None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
 
-    def _rewind(self, step: int) -> None:
-        kept = []
-        for raw in self.path.read_bytes().splitlines() if self.path.exists() else ():
-            try:
-                line = json.loads(raw)
-                chunk = line["chunk"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if isinstance(chunk, int) and chunk <= step:
-                kept.append(raw)
-        write_atomically(self.path, lambda file: file.writelines(raw + b"\n" for raw in kept))
+        on_main(on_disk)
 
-    def _append(self, line: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+def _chunk(raw: bytes) -> float:
+    """The number of the chunk of a line, infinite where the line is torn."""
+    try:
+        chunk = json.loads(raw)["chunk"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+    return chunk if isinstance(chunk, int) else math.inf

@@ -16,6 +16,10 @@ FORMAT = 3
 """Of the run directory; raised by any change that an older version would misread."""
 
 
+def _file(name: str) -> Any:
+    return property(lambda self: self.path / name)
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths of one run. Creating this object touches nothing.
@@ -25,33 +29,12 @@ class RunDirectory:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state"
-
-    @property
-    def candidates(self) -> Path:
-        return self.path / "candidates.parquet"
-
-    @property
-    def ensemble(self) -> Path:
-        return self.path / "ensemble.json"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
+    config = _file("config.json")
+    state = _file("state")
+    candidates = _file("candidates.parquet")
+    ensemble = _file("ensemble.json")
+    results = _file("results.json")
+    metrics = _file("metrics.jsonl")
 
     def check_usable(self, resume: bool) -> bool:
         """Whether a search may write here, before anything else is known of it; changes nothing.
@@ -79,11 +62,23 @@ class RunDirectory:
             raise InputError(f"`out` {self.path}: not empty and not a run ({what}); give another `out`")
         return False
 
-    def check_identity(self, identity: Identity) -> None:
-        """Raise ``InputError``, naming every difference, unless the run here has this identity."""
-        found = differences(identity, self.read_config()["identity"])
-        if found:
+    def check_identity(self, identity: Identity, defaults: Identity) -> Identity:
+        """Check that the run here is the one of ``identity``.
+
+        Args:
+            identity: as this version makes it.
+            defaults: what the run had for settings that did not exist when it was begun.
+
+        Returns:
+            The identity as the run has it, which its committed state carries too.
+
+        Raises:
+            InputError: another run; every difference is named.
+        """
+        theirs = self.read_config()["identity"]
+        if found := differences(identity, {**defaults, **theirs}):
             raise InputError(f"`resume`: {'; '.join(found)} (in {self.path}); use the run's own settings, or give another `out`")
+        return theirs
 
     def create(self, identity: Identity, record: dict[str, Any]) -> None:
         """Make the directory and its ``config.json``: ``record`` plus the format and the identity."""

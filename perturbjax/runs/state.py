@@ -28,7 +28,7 @@ FORMAT = 3
 """Of a commit; raised by any change that an older version would misread."""
 TREE, RECORD = "tree", "record"
 """The two items of a commit."""
-KEPT = 2
+MAX_TO_KEEP = 2
 """The last commit and the one before, so that damage to the last costs a chunk and not the run."""
 WRITE_S = 120
 """How long processes wait for each other's part of a write, in seconds; a part that cannot be written fails the run then, if not before."""
@@ -85,7 +85,7 @@ class RunState:
         return state
 
     def commit(self, tree: Any, record: dict[str, Any]) -> None:
-        """Begins to write the next step, once the commit before is on disk. Until it is written, the step before stands.
+        """Starts to write the next step, once the commit before is on disk. Until it is written, the step before stands.
 
         Args:
             tree: as ``like``; copied, so numpy leaves may be changed afterwards.
@@ -246,8 +246,9 @@ def _reader(directory: Path) -> Any:
     import orbax.checkpoint as ocp
 
     me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}) if jax.process_count() > 1 else None
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=False, **_given(multiprocessing_options=alone))
+    alone = {"primary_host": me, "active_processes": {me}} if jax.process_count() > 1 else {}
+    processes = ocp.options.MultiprocessingOptions(**alone)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=False, multiprocessing_options=processes)
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
@@ -257,19 +258,15 @@ def _writer(directory: Path) -> Any:
     count = jax.process_count()
     # Named processes: Orbax then waits for them through JAX's coordination service. Its other way is a collective on the devices, which a
     # thread in the background must not begin.
-    every = ocp.options.MultiprocessingOptions(primary_host=0, active_processes=set(range(count)), barrier_sync_key_prefix="state")
+    every = {"primary_host": 0, "active_processes": set(range(count)), "barrier_sync_key_prefix": "state"} if count > 1 else {}
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT,
+        max_to_keep=MAX_TO_KEEP,
         enable_async_checkpointing=True,
         async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_S),
         create=False,
-        **_given(multiprocessing_options=every if count > 1 else None),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(**every),
     )
     return ocp.CheckpointManager(directory.absolute(), options=options)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _damaged(directory: Path, reason: str) -> InputError:

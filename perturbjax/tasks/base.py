@@ -1,7 +1,8 @@
 """The contract every task meets. Host only: nothing here imports jax."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Message = Mapping[str, str]
@@ -88,3 +89,16 @@ class Task(Protocol):
     def vote_key(self, answer: str, example: Example) -> str:
         """Answers with equal keys count as one in a vote ("1,000" and "1000.0")."""
         ...
+
+
+class LoadedOnce:
+    """A task whose examples are read or made by ``load``, once, on first use."""
+
+    load: Callable[[], Sequence[Example]]
+
+    @cached_property
+    def _examples(self) -> tuple[Example, ...]:
+        return tuple(self.load())
+
+    def examples(self) -> Sequence[Example]:
+        return self._examples

@@ -1,16 +1,15 @@
 """Tasks whose reply is one of a few given choices, graded by log-probability."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, Literal
 
-from perturbjax.tasks.base import Example, Prompt, Template
+from perturbjax.tasks.base import Example, LoadedOnce, Prompt, Template
 from perturbjax.tasks.layout import Layout, compose, continuation, layout_of
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class ChoiceTask:
+class ChoiceTask(LoadedOnce):
     """A choice task made of examples, templates and the layouts that the templates' styles name.
 
     Args:
@@ -30,15 +29,8 @@ class ChoiceTask:
         self.name = name
         self.source = source
         self.templates = templates
-        self._load = load
+        self.load = load
         self._layouts = layouts
-
-    @cached_property
-    def _examples(self) -> tuple[Example, ...]:
-        return tuple(self._load())
-
-    def examples(self) -> Sequence[Example]:
-        return self._examples
 
     def prompt(self, example: Example, template: Template) -> Prompt:
         layout = layout_of(template, self._layouts)

@@ -1,16 +1,15 @@
 """What tasks share whose reply is generated text."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from perturbjax.tasks.base import Example, Prompt, Template
+from perturbjax.tasks.base import Example, LoadedOnce, Prompt, Template
 from perturbjax.tasks.layout import Layout, compose, layout_of
 from perturbjax.tasks.quantity import normalize_number
 
 
-class GenerationTask(ABC):
+class GenerationTask(LoadedOnce, ABC):
     """A generation task made of examples, templates and the layouts that the templates' styles name; answers are numbers unless a task
     says otherwise."""
 
@@ -19,18 +18,7 @@ class GenerationTask(ABC):
     layouts: ClassVar[Mapping[str, Layout]]
 
     @abstractmethod
-    def load(self) -> Sequence[Example]:
-        """Reads or makes the examples; called once, on first use."""
-
-    @abstractmethod
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None: ...
-
-    @cached_property
-    def _examples(self) -> tuple[Example, ...]:
-        return tuple(self.load())
-
-    def examples(self) -> Sequence[Example]:
-        return self._examples
 
     def prompt(self, example: Example, template: Template) -> Prompt:
         return Prompt(*compose(template.instruction, layout_of(template, self.layouts), {"question": example.question}))

@@ -89,13 +89,13 @@ class _Row:
 
     question: str
     answer: str | int | float
-    id: str | int | float | None
-    choices: tuple[str | int | float, ...] | None
+    id: str | int | float | None = None
+    choices: tuple[str | int | float, ...] | None = None
 
 
 def _example(fields: Any, where: str) -> Example:
-    if isinstance(fields, dict):  # other fields are ignored, and the last two may be left out
-        fields = {"id": None, "choices": None} | {name: value for name, value in fields.items() if name in _Row.__annotations__}
+    if isinstance(fields, dict):  # other fields are ignored
+        fields = {name: value for name, value in fields.items() if name in _Row.__annotations__}
     row = from_json(_Row, fields, where)
     question, answer = _text(row.question, "question", where), _text(row.answer, "answer", where)
     name = where.rpartition(": ")[2].replace(" ", "-") if row.id is None else _text(row.id, "id", where)

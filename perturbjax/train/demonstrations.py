@@ -122,6 +122,12 @@ def without_questions(demonstrations: Sequence[Demonstration], examples: Sequenc
     return kept, len(demonstrations) - len(kept)
 
 
+def without_asked(examples: Sequence[Example], demonstrations: Sequence[Demonstration]) -> tuple[Example, ...]:
+    """The examples whose question no demonstration asks, as ``without_questions`` compares them."""
+    asked = {demonstration.key for demonstration in demonstrations}
+    return tuple(example for example in examples if _key(example.question) not in asked)
+
+
 def _key(text: str) -> str:
     return " ".join(text.casefold().split())
 

@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,9 +15,14 @@ from support.cli_tiny import MODEL, search_arguments, write_questions
 
 import perturbjax
 from perturbjax.cli import main
+from perturbjax.cli.evaluate import foreign_rows, unused_rows
+from perturbjax.errors import InputError
+from perturbjax.randopt.config import Config
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.setup import reopen
 from perturbjax.runs.console import Console
+from perturbjax.tasks.base import Example
+from perturbjax.tasks.splits import make_splits
 
 FILES = {"candidates.parquet", "config.json", "ensemble.json", "metrics.jsonl", "plots", "report.html", "results.json", "state"}
 
@@ -67,7 +74,7 @@ def test_help_and_import_cost_little_more_than_importing_jax():
     show = "import sys; from perturbjax.cli import main; main(['--help'])"
     said = subprocess.run([sys.executable, "-c", f"{show}; print({{'orbax', 'flax'}} & set(sys.modules))"], capture_output=True, text=True)
     assert said.stdout.splitlines()[-1] == "set()"
-    jax, package, help_ = (min(cpu_seconds(code) for _ in range(4)) for code in ("import jax", "import perturbjax", show))
+    jax, package, help_ = (min(cpu_seconds(code) for _ in range(3)) for code in ("import jax", "import perturbjax", show))
     print(f"import perturbjax: {package / jax:.2f} times import jax; --help: {help_ / jax:.2f} times")
     assert package < 1.3 * jax and help_ < 1.6 * jax
 
@@ -165,6 +172,26 @@ def test_a_run_reopened_later_shows_the_prompts_of_its_first_day(tmp_path):
     assert main([*arguments, "--resume"]) == 0
     assert (tmp_path / "run" / "ensemble.json").read_bytes() == members
     assert json.loads((tmp_path / "run" / "config.json").read_text())["prompt_clock"] == clock
+
+
+def test_a_run_older_than_a_setting_is_resumed_and_answers(tmp_path, capsys, monkeypatch):
+    from perturbjax.randopt import setup
+
+    questions, run, make_identity = write_questions(tmp_path / "even.jsonl"), tmp_path / "run", setup.make_identity
+    with monkeypatch.context() as before:
+        before.setattr(setup, "make_identity", lambda *a: {k: v for k, v in make_identity(*a).items() if k != "antithetic"})
+        assert main(search_arguments(questions, run)) == 0
+    config = json.loads((run / "config.json").read_text())
+    del config["config"]["search"]["antithetic"]
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "results.json").unlink()
+    members = (run / "ensemble.json").read_bytes()
+    assert main(search_arguments(questions, run, resume=True)) == 0
+    assert (run / "ensemble.json").read_bytes() == members
+    assert main(["predict", str(run), "--questions", str(questions), "--out", str(tmp_path / "answers.jsonl")]) == 0
+    capsys.readouterr()
+    changed = [*search_arguments(questions, run, resume=True), "--antithetic"]
+    assert "--resume: --antithetic True, the run has False" in refuses(changed, capsys)
 
 
 def test_resuming_with_another_task_is_refused(finished, tmp_path, capsys):
@@ -271,3 +298,36 @@ def test_export_writes_the_member_the_merge_and_the_base(finished, tmp_path, cap
     assert "not an empty directory" in refuses(["export", str(run), "--base", "--out", str(tmp_path / "base")], capsys)
     assert "exactly one of" in refuses(["export", str(run), "--base", "--merge", "--out", str(tmp_path / "new")], capsys)
     assert not (tmp_path / "new").exists()
+
+
+def boolq_row(number: int, passage: str, question: str = "Is it so?") -> Example:
+    return Example(f"validation-{number}", question, "yes", ("no", "yes"), {"passage": passage})
+
+
+def parts_of(rows: list[Example]) -> Any:
+    """What the row choice reads of a run: three splits of one row each."""
+    task = SimpleNamespace(name="boolq", examples=lambda: rows)
+    return SimpleNamespace(task=task, splits=make_splits(rows, 1, 1, 1, 0), config=Config())
+
+
+def test_rows_with_one_question_about_other_passages_are_unused_rows():
+    rows = [boolq_row(i, f"text {i}") for i in range(5)]
+    parts = parts_of(rows)
+    used = {example.id for part in (parts.splits.search, parts.splits.select, parts.splits.test) for example in part}
+    assert {row.id for row in unused_rows(parts)} == {row.id for row in rows} - used
+    assert len(unused_rows(parts)) == 2
+    again = [*rows, boolq_row(9, "text 0"), boolq_row(8, "text 9"), boolq_row(7, "text 9")]
+    parts.task.examples = lambda: again
+    passages = [row.fields["passage"] for row in unused_rows(parts)]
+    assert len(passages) == 3 and "text 9" in passages  # a repeated row counts once
+
+
+def test_only_a_row_that_chose_the_members_is_refused_of_another_task():
+    parts = parts_of([boolq_row(i, f"text {i}") for i in range(3)])
+    (selected,), (tested,) = parts.splits.select, parts.splits.test
+    others = [boolq_row(0, "another text"), boolq_row(1, tested.fields["passage"])]
+    task: Any = SimpleNamespace(name="mine", examples=lambda: others)
+    assert foreign_rows(parts, task) == others
+    others.append(boolq_row(2, selected.fields["passage"]))
+    with pytest.raises(InputError, match="--task mine: row validation-2 is in the run's select split"):
+        foreign_rows(parts, task)

@@ -36,6 +36,10 @@ def quick(monkeypatch):
     compile_quickly(monkeypatch)
 
 
+CHUNK = 4
+"""Of all engines here whose test is not about chunks: programs that are the same are compiled once."""
+
+
 def mesh_of_one():
     return make_mesh(jax.devices()[:1])
 
@@ -58,7 +62,7 @@ def logits_of(model, params, tokens):
 def test_choice_log_probabilities_equal_the_unpacked_ones(model, choices):
     task = Toy("choice", choices)
     noise = Noise("gaussian")
-    engine = Engine(model, task, noise, mesh_of_one(), chunk=2)
+    engine = Engine(model, task, noise, mesh_of_one(), chunk=CHUNK)
     prepared = engine.prepare(task.examples(), TEMPLATE)
     candidates = POPULATION[:3]
     outputs = engine.run(candidates, prepared)
@@ -94,7 +98,7 @@ def test_strategies_give_the_same_answers(model, kind, noise):
     examples = task.examples()[:4]  # decoding is compiled for every batch size that it shrinks to
     found = {}
     for strategy in ("lazy", "copy", *(["low_rank"] if noise.rank else [])):
-        engine = Engine(model, task, noise, mesh_of_one(), chunk=4, strategy=strategy)
+        engine = Engine(model, task, noise, mesh_of_one(), chunk=CHUNK, strategy=strategy)
         found[strategy] = engine.run(POPULATION[:4], engine.prepare(examples, TEMPLATE))
     for outputs in found.values():
         assert outputs.answers == found["copy"].answers
@@ -186,7 +190,7 @@ def test_generated_texts_are_those_of_greedy_decoding(model, monkeypatch):
 def test_samples_are_seeded_and_follow_the_temperature(model):
     for kind in ("choice", "generation"):
         task = Toy(kind)
-        engine = Engine(model, task, Noise(), mesh_of_one(), chunk=4)
+        engine = Engine(model, task, Noise(), mesh_of_one(), chunk=CHUNK)
         prepared = engine.prepare(task.examples(), TEMPLATE)
         base = engine.run(Candidate.base(1), prepared)
         one, again, other = (engine.sample(prepared, 6, 1.0, seed) for seed in (1, 1, 2))
@@ -197,7 +201,7 @@ def test_samples_are_seeded_and_follow_the_temperature(model):
 
 def test_choice_samples_follow_the_base_distribution(model):
     task = Toy("choice")
-    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=1)
+    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=CHUNK)
     prepared = engine.prepare(task.examples(), TEMPLATE)
     log_probs = engine.run(Candidate.base(1), prepared).log_probs
     assert log_probs is not None
@@ -209,7 +213,7 @@ def test_choice_samples_follow_the_base_distribution(model):
 def test_a_broken_candidate_scores_zero_is_counted_and_stops_nothing(model):
     for kind in ("choice", "generation"):
         task = Toy(kind)
-        engine = Engine(model, task, Noise(), mesh_of_one(), chunk=4)
+        engine = Engine(model, task, Noise(), mesh_of_one(), chunk=CHUNK)
         good = POPULATION[:3]
         broken = good._replace(sigma=good.sigma.at[1].set(jnp.inf))
         prepared = engine.prepare(task.examples(), TEMPLATE)
@@ -221,7 +225,7 @@ def test_a_broken_candidate_scores_zero_is_counted_and_stops_nothing(model):
 
 def test_the_base_is_bit_identical_after_a_search(model):
     task = Toy("choice")
-    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=4)
+    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=CHUNK)
     before = fingerprint(model.params)
     engine.run(POPULATION[:], engine.prepare(task.examples(), TEMPLATE))
     assert fingerprint(model.params) == before == fingerprint(jax.device_get(engine.params.arrays))
@@ -230,7 +234,7 @@ def test_the_base_is_bit_identical_after_a_search(model):
 @pytest.mark.parametrize("kind", ["choice", "generation"])
 def test_reference_is_the_rate_of_the_same_tokens(model, kind, monkeypatch):
     task, ran = Toy(kind), []
-    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=1)
+    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=CHUNK)
     batch, plain = engine.prepare(task.examples()[:4], TEMPLATE), engine.run_plain
     monkeypatch.setattr(engine, "run_plain", lambda batch: ran.append(plain(batch)) or ran[-1])
     rate = engine.reference(batch, rounds=3)

@@ -1,11 +1,21 @@
-"""The scripts under scripts/examples run, and their searches help; the search is a small change of the training script."""
+"""The scripts under scripts/examples run, and their searches help; the search is a small change of the training script. So do those
+of README, as printed one after the other, and of the docstrings; each function that embedders use has one."""
 
 import difflib
+import doctest
+import importlib
+import inspect
+import re
 import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
-from support.paths import SCRIPTS
+from support.paths import ROOT, SCRIPTS
+
+import perturbjax as pj
 
 EXAMPLES = SCRIPTS / "examples"
 
@@ -28,3 +38,38 @@ def test_a_search_is_under_twenty_changed_lines_of_the_training_script():
 def test_examples_are_short():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {"nnx_digits.py", "equinox_model.py", "train.py", "train_then_search.py"}
     assert all(len(path.read_text().splitlines()) < 120 for path in EXAMPLES.glob("*.py"))
+
+
+README = ROOT / "README.md"
+
+
+def test_the_python_examples_run_and_the_vote_beats_the_base():
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    base, voted = map(float, done.stdout.split())
+    assert voted > base + 0.1
+
+
+PACKAGE = Path(pj.__file__).parent
+MODULES = sorted(
+    "perturbjax" + ".".join(["", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if ">>>" in path.read_text()
+)
+WITH_EXAMPLES = [pj.perturb, pj.lazy, pj.lazily, pj.score_population, pj.top_k, pj.Ensemble.apply, pj.vote, pj.AskTell]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_a_module(name):
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name, extraglobs={"__name__": "__main__"}):
+        output: list[str] = []
+        failed = runner.run(test, out=output.append).failed
+        assert not failed, "".join(output)
+
+
+@pytest.mark.parametrize("public", WITH_EXAMPLES, ids=lambda public: public.__qualname__)
+def test_public_functions_have_examples(public):
+    assert ">>>" in (inspect.getdoc(public) or "")

@@ -8,14 +8,16 @@ import pytest
 from support.numpy_engine import ColorTask, NumpyEngine, base_params
 
 from perturbjax.noise import Candidate, Noise, Population
-from perturbjax.randopt.controls import SearchRecord, evaluate_run
+from perturbjax.randopt.controls import evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.ensembles import compare_to_base, predict
+from perturbjax.randopt.flow import Flow, SearchRecord
 from perturbjax.randopt.on_select import TEMPERATURES
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.results import Option, Results, Ties
 from perturbjax.randopt.selection import best_option, k_curve, pools
 from perturbjax.randopt.summaries import tie_summary
+from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.report.intervals import wilson
@@ -29,7 +31,7 @@ POPULATION = Population(5, 30, (0.1, 0.4, 0.8))
 class Run:
     """One evaluated run, with everything that went in."""
 
-    def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0, rule: RacingRule = "off"):
+    def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0, rule: RacingRule = "off", vote=MAJORITY):
         self.task = ColorTask(kind, count=200)
         self.noise, self.params = Noise(), base_params()
         self.engine = NumpyEngine(self.task, self.params, self.noise, chunk)
@@ -50,17 +52,9 @@ class Run:
         tokens = 10 * np.stack(asked, axis=1)
         nonfinite = [2, *range(len(asked) - 1)]
         record = SearchRecord(self.race, self.seen, self.base_scores, 400, tokens, 8.0, nonfinite)
-        self.evaluation = evaluate_run(
-            self.engine,
-            self.task,
-            self.splits,
-            population,
-            record,
-            model=Source("tiny", "drawn by the tests"),
-            top_k=top_k,
-            seed=seed,
-            on_stage=lambda *stage: self.stages.append(stage),
-        )
+        template, on_stage = self.task.templates[0], lambda *stage: self.stages.append(stage)
+        flow = Flow(self.engine, self.task, self.splits, population, record, top_k, template, vote, seed, on_stage)
+        self.evaluation = evaluate_run(flow, Source("tiny", "drawn by the tests"))
         self.log = list(self.engine.log)
         self.results = to_json(self.evaluation.results)
 
@@ -346,6 +340,18 @@ def test_a_saved_ensemble_votes_as_in_the_run(run, tmp_path):
         winner = 0 if prediction.answer is None else given.count(prediction.answer.lower())
         assert prediction.share == winner / len(loaded)
         assert prediction.answer is None or prediction.votes[prediction.answer] == winner == max(prediction.votes.values())
+
+
+def test_members_vote_by_the_rule_of_the_run_and_controls_by_majority(monkeypatch):
+    monkeypatch.setitem(VOTE_RULES, "the best decides", lambda scores: np.where(np.arange(len(scores)) == 0, 1.0, 0.0))
+    majority, led = Run("choice"), Run("choice", vote="the best decides")
+    assert len({entry["accuracy"] for entry in led.results["randopt"].values()}) == 1
+    assert len({option["accuracy"] for option in led.results["selection"]["candidates"]["K"]}) == 1
+    for control in ("random_k", "self_consistency"):
+        assert led.results[control]["curve"] == majority.results[control]["curve"]
+    prepared = led.engine.prepare(led.splits.test, led.task.templates[0])
+    ensemble = Ensemble(POPULATION, led.evaluation.members, led.noise, led.params, led.evaluation.scores, "the best decides")
+    assert [p.answer for p in predict(led.engine, ensemble, prepared)] == list(led.answers(led.evaluation.members[:1], "test")[0])
 
 
 def test_k_curve():

@@ -16,7 +16,8 @@ from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, Rule
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.config import Config, Data, Search
-from perturbjax.randopt.controls import SearchRecord, evaluate_run
+from perturbjax.randopt.controls import evaluate_run
+from perturbjax.randopt.flow import Flow, SearchRecord
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.plots import _bins
 from perturbjax.randopt.racing import Race, RacingRule
@@ -51,7 +52,7 @@ def make_run(path, kind: Kind = "choice", size=24, top_k=5, sigmas=(0.1, 0.4, 0.
     tokens = np.stack([10 * np.sum(~np.isnan(scores[:, race.columns(number)]), axis=1) for number in range(len(race.ends))], axis=1)
     record = SearchRecord(race, scores, base, 320, tokens, 4.0, [0] * len(race.ends))
     model = Source("tiny", "a linear model, quantized to nothing")
-    results = to_json(evaluate_run(engine, task, splits, population, record, model=model, top_k=top_k).results)
+    results = to_json(evaluate_run(Flow(engine, task, splits, population, record, top_k, task.templates[0]), model).results)
     data = Data("colors", 32, 24, 80, template="plain")
     config = Config(Base("tiny", "float32"), data, Search(size, top_k, sigmas, racing=racing), Machine(chunk=8))
     devices = {"backend": "cpu", "kinds": ["cpu"], "count": 1, "processes": 1}

@@ -15,6 +15,8 @@ from perturbjax.noise import Rule
 from perturbjax.randopt import Config
 from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.setup import make_identity
+from perturbjax.runs import console as module
+from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
 from perturbjax.runs.identity import differences, identity_digest
 from perturbjax.runs.rundir import RunDirectory, default_path
@@ -106,11 +108,20 @@ def test_a_new_directory_is_made_with_its_config_and_found_again(tmp_path):
     directory.create(identity(), {"config": {"seed": 0}})
     assert directory.read_config()["config"] == {"seed": 0}
     assert directory.check_usable(resume=True) is True
-    directory.check_identity(identity())
+    directory.check_identity(identity(), {})
     with pytest.raises(InputError, match="already holds a run; continue it with `resume`"):
         directory.check_usable(resume=False)
     with pytest.raises(InputError, match=r"`resume`: `seed` 1, the run has 0 \(in "):
-        directory.check_identity(identity(seed=1))
+        directory.check_identity(identity(seed=1), {})
+
+
+def test_a_run_older_than_a_setting_is_the_run_with_its_default(tmp_path):
+    older = {name: value for name, value in identity().items() if name != "antithetic"}
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(older, {})
+    assert directory.check_identity(identity(), identity()) == older
+    with pytest.raises(InputError, match="`resume`: `antithetic` True, the run has False"):
+        directory.check_identity(identity(antithetic=True), identity())
 
 
 def test_other_directories_and_files_are_refused(tmp_path):
@@ -148,7 +159,7 @@ def test_a_damaged_config_is_refused(tmp_path, damage, message):
     directory.create(identity(), {})
     directory.config.write_text(damage(directory.config.read_text()))
     with pytest.raises(InputError, match=message) as caught:
-        directory.check_identity(identity())
+        directory.check_identity(identity(), {})
     assert "\n" not in str(caught.value)
 
 
@@ -199,3 +210,51 @@ def test_candidates_parquet_says_what_was_scored_in_the_same_bytes_every_time(tm
     assert table["index"].to_pylist() == [0, 1, 2] and table["examples_scored"].to_pylist() == [3, 3, 3]
     np.testing.assert_array_equal(table["sigma"].to_numpy(), sigmas)
     np.testing.assert_allclose(table["score"].to_numpy(), [2 / 3, 0, 1], rtol=1e-15)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that tests move by hand."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then_and_one_at_the_end(clock, capsys):
+    with Console().bar("search", 100, done=20) as bar:
+        for done, moment in ((30, 5.0), (40, 20.0), (41, 21.0), (60, 40.0), (100, 100.0)):
+            clock.now = 100.0 + moment
+            bar.update(done, best="0.9")
+    assert capsys.readouterr().err.splitlines() == [
+        "search: 40/100, 1.00 candidates/s, 1 min 00 s left, best 0.9",
+        "search: 60/100, 1.00 candidates/s, 40 s left, best 0.9",
+        "search: 100/100, in 1 min 40 s, best 0.9",
+    ]
+
+
+def test_on_a_terminal_progress_is_a_bar_with_rate_and_figures(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Console().bar("search", 4) as bar:
+        bar.update(2, best="0.9")
+        bar.update(4, best="0.9")
+    err = capsys.readouterr().err
+    assert "search: 100%" in err and "4/4" in err and "candidate" in err and "best=0.9" in err
+
+
+def test_stages_follow_each_other_and_end_with_the_block(clock, capsys):
+    console = Console()
+    with console.stages() as on_stage:
+        for stage, done in (("prompts", 0), ("prompts", 1), ("prompts", 2), ("samples", 0), ("samples", 1)):
+            clock.now += 4
+            on_stage(stage, done, 2)
+    assert capsys.readouterr().err.splitlines() == ["prompts: 2/2, in 8 s"]
+    assert console._stage is None
+
+
+def test_lines_go_to_stdout_and_notes_to_stderr(capsys):
+    Console().line("result")
+    Console().note("working")
+    assert capsys.readouterr() == ("result\n", "working\n")

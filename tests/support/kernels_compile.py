@@ -14,6 +14,7 @@ from typing import Any
 os.environ.update(
     JAX_PLATFORMS="cpu",
     TPU_SKIP_MDS_QUERY="1",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # nothing is run, so several processes may compile at a time
     TPU_ACCELERATOR_TYPE="v5litepod-4",
     TPU_WORKER_HOSTNAMES="localhost",
     JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1",

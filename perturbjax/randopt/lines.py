@@ -9,8 +9,8 @@ from perturbjax.report.words import count
 
 
 @dataclass(frozen=True)
-class Row:
-    """One system of the results.
+class Line:
+    """One system of the results, as a line of a table.
 
     Attributes:
         label: for people.
@@ -23,20 +23,20 @@ class Row:
     chosen: bool = False
 
 
-def rows(results: Results) -> Iterator[Row]:
+def lines(results: Results) -> Iterator[Line]:
     """Base, controls, then RandOpt at each K."""
     k = results.selection.K
-    yield Row("base model", results.base)
-    yield Row(f"best prompt: {results.best_prompt.prompt}", results.best_prompt)
-    yield Row(f"self-consistency @{k}, T {results.self_consistency.temperature:g}", results.self_consistency)
-    yield Row(f"random ensemble @{k}", results.random_k)
+    yield Line("base model", results.base)
+    yield Line(f"best prompt: {results.best_prompt.prompt}", results.best_prompt)
+    yield Line(f"self-consistency @{k}, T {results.self_consistency.temperature:g}", results.self_consistency)
+    yield Line(f"random ensemble @{k}", results.random_k)
     for entry in sorted(results.randopt.values(), key=lambda entry: entry.K):
-        yield Row(f"RandOpt @{entry.K}" + (" (chosen)" if entry is results.chosen else ""), entry, entry is results.chosen)
+        yield Line(f"RandOpt @{entry.K}" + (" (chosen)" if entry is results.chosen else ""), entry, entry is results.chosen)
 
 
 def has_lenient(results: Results) -> bool:
     """Whether lenient scoring differs from strict scoring anywhere: only generation tasks can."""
-    return any(row.entry.lenient_accuracy != row.entry.accuracy for row in rows(results))
+    return any(line.entry.lenient_accuracy != line.entry.accuracy for line in lines(results))
 
 
 def sigma_words(sigma: str | float) -> str:

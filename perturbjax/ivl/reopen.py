@@ -1,0 +1,92 @@
+"""A finished training of a value network, opened again: on any base, for evaluation, answers and export."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perturbjax.errors import InputError
+from perturbjax.ivl.alignment import exact_first
+from perturbjax.ivl.artifacts import ValueRecord, load_value
+from perturbjax.ivl.config import Config, VocabularyName
+from perturbjax.ivl.evaluation import combine
+from perturbjax.ivl.setup import load_questions
+from perturbjax.ivl.tokens import token_table
+from perturbjax.ivl.vocabulary import VocabularyMap
+from perturbjax.pretrained import Model, load_model
+from perturbjax.records import from_json
+from perturbjax.runs.rundir import RunDirectory
+from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tree import fingerprint
+
+
+@dataclass(frozen=True)
+class ValueRun:
+    """A value network with what it was trained on.
+
+    Attributes:
+        config: of the run.
+        record: what the value network is.
+        params: its parameters.
+        task: of the run, and ``template`` of its prompts; ``test``: its test questions.
+        trained: the base that it was trained beside, whose tokenizer is its own.
+    """
+
+    config: Config
+    record: ValueRecord
+    params: Any
+    task: Task
+    template: Template
+    test: tuple[Example, ...]
+    trained: Model
+
+    def on(self, base: str | None, vocabulary: VocabularyName | None, alpha: float, gate: float | None) -> "OnBase":
+        """The value network on a base: its own when none is named.
+
+        Raises:
+            InputError: the base cannot be loaded, or has another vocabulary and no map was asked for, or the connection allows none.
+        """
+        model = self.trained if base is None else load_model(base, self.config.bases.dtype)
+        model.tokenizer.clock = self.trained.tokenizer.clock
+        table = self._vocabulary(model, vocabulary)
+        return OnBase(model, combine(model, self.record.config, self.params, alpha, gate, table), table)
+
+    def _vocabulary(self, base: Model, asked: VocabularyName | None) -> VocabularyMap | None:
+        sizes = base.config.vocab_size, self.record.decoder.vocab_size
+        if token_table(base.tokenizer).vocabulary == self.record.vocabulary and sizes[0] == sizes[1]:
+            return None
+        if asked is None:
+            ours = f"that of {self.record.base}, which the value network speaks"
+            raise InputError(f"`base` {base.name}: its vocabulary is not {ours}; ask for a map between them with `vocabulary` exact_first")
+        if self.record.config.is_bound_to_vocabulary:
+            reads = f"a {self.record.connection} value network reads or scales the base's own logits"
+            raise InputError(f"`vocabulary` {asked}: {reads}; use a base of its vocabulary")
+        return exact_first(self.trained.tokenizer, base.tokenizer)
+
+
+@dataclass(frozen=True)
+class OnBase:
+    """A base, the same with the value network beside it, and the map between their vocabularies, None where they are one."""
+
+    base: Model
+    combined: Model
+    vocabulary: VocabularyMap | None
+
+
+def reopen(run: Path, note: Callable[[str], None]) -> ValueRun:
+    """The value network of a run, refused unless its base is still the same.
+
+    Raises:
+        InputError: no run there, its training has not finished, or something it was made from has changed.
+    """
+    directory = RunDirectory(run)
+    content = directory.read_config()
+    config = from_json(Config, content.get("config"), f"{directory.config}: config")
+    record, params = load_value(directory.path / "value")
+    task, template, test = load_questions(config)
+    trained = load_model(config.bases.base, config.bases.dtype)
+    note(f"base {trained.name}: {trained.source}")
+    if fingerprint(trained.params) != record.base_fingerprint:
+        raise InputError(f"{directory.path}: its value network was trained beside another {trained.name}; restore that model")
+    trained.tokenizer.clock = content["prompt_clock"]
+    return ValueRun(config, record, params, task, template, test, trained)
