@@ -8,9 +8,10 @@ from jax.sharding import Mesh
 
 from perturbjax.inference import Engine
 from perturbjax.inference.outputs import Outputs
+from perturbjax.ivl.changes import token_changes
 from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.map_statistics import statistics
-from perturbjax.ivl.results import BaseEntries
+from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries
 from perturbjax.ivl.value import ValueConfig
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.noise import Noise
@@ -19,8 +20,6 @@ from perturbjax.pretrained.tokenizer import Tokenizer
 from perturbjax.report import Source, compared_entry, entry
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import derived_seed
-
-WITH_VALUE, VALUE_ALONE = "with value", "value alone"
 
 
 def combine(
@@ -67,7 +66,10 @@ def measure_base(
     gate: float | None = None,
     on_stage: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> BaseEntries:
-    """The base, the base with the value network, and the value network alone, by the same prompts and grading."""
+    """The base, the base with the value network, and the value network alone, by the same prompts and grading.
+
+    Of a generation task, also which tokens of its replies the value network chose.
+    """
     models = {"": base, WITH_VALUE: combine(base, value, params, alpha, gate, vocabulary)}
     if vocabulary is None and not value.needs_base_logits and value.connection != "multiplicative":
         models[VALUE_ALONE] = replace(base, name="value alone", config=value.decoder, params=params)
@@ -77,6 +79,10 @@ def measure_base(
         engine = Engine(model, task, Noise(), mesh, chunk=1)
         outputs[name] = engine.run_plain(engine.prepare(questions, template))
     on_stage("test questions", len(models), len(models))
+    changes, written = None, outputs[WITH_VALUE].reply_tokens
+    if written is not None:
+        prompts = [base.tokenizer.encode_prompt(task.prompt(question, template)) for question in questions]
+        changes = token_changes(models[WITH_VALUE], prompts, written[0].tolist(), mesh)
 
     def scored(name: str) -> Any:
         found = outputs[name]
@@ -85,4 +91,4 @@ def measure_base(
     bootstrap = derived_seed(seed, "bootstrap")
     systems = {name: compared_entry(scored(name), outputs[name].scores[0], outputs[""].scores[0], bootstrap) for name in models if name}
     found = statistics(vocabulary, value_tokenizer, base.tokenizer) if vocabulary is not None else None
-    return BaseEntries(Source(base.name, base.source), scored(""), systems, None, found)
+    return BaseEntries(Source(base.name, base.source), scored(""), systems, changes, found)

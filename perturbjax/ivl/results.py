@@ -1,12 +1,18 @@
 """results.json of a training of a value network, and the entries of one base, as typed records."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from perturbjax.ivl.map_statistics import MapStatistics
+from perturbjax.records import from_json
 from perturbjax.report.schema import ComparedEntry, Entry, Source
+from perturbjax.runs.files import read_json
 from perturbjax.train.loop import Look
 
 VERSION = 1
+"""Of the layout of results.json and evaluation-NAME.json."""
+WITH_VALUE, VALUE_ALONE = "with value", "value alone"
+"""Names of systems: the base with the value network's logits added, and the value network as a model of its own."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,15 @@ class BaseEntries:
     systems: dict[str, ComparedEntry]
     changes: TokenChanges | None
     map_statistics: MapStatistics | None
+
+    def __post_init__(self) -> None:
+        if WITH_VALUE not in self.systems:
+            raise ValueError(f"systems: has no entry for {WITH_VALUE!r}, which is what was measured")
+
+    @property
+    def with_value(self) -> ComparedEntry:
+        """The base with the value network, compared to the base alone."""
+        return self.systems[WITH_VALUE]
 
 
 @dataclass(frozen=True)
@@ -90,3 +105,67 @@ class Results:
     best_step: int
     stopped_early: bool
     entries: BaseEntries
+
+    def __post_init__(self) -> None:
+        _check_version(self.version)
+        if all(look.step != self.best_step for look in self.looks):
+            raise ValueError(f"best_step {self.best_step}: looks has none at that step")
+
+    @property
+    def model(self) -> Source:
+        """The first base, which the value network was trained beside."""
+        return self.entries.model
+
+    @property
+    def best(self) -> Look:
+        """The look at the weights that were taken."""
+        return next(look for look in self.looks if look.step == self.best_step)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of evaluation-NAME.json: one base with and without the value network of a run, measured after it.
+
+    Attributes:
+        version: of this format.
+        task: asked.
+        template: of its prompts.
+        alpha: weight of the value network's logits.
+        gate: entropy of the base's distribution in nats above which they count; None: always.
+        vocabulary: the kind of map to the base's vocabulary; None where the vocabularies are one.
+        entries: the base, with and without.
+    """
+
+    version: int
+    task: Source
+    template: str
+    alpha: float
+    gate: float | None
+    vocabulary: str | None
+    entries: BaseEntries
+
+    def __post_init__(self) -> None:
+        _check_version(self.version)
+
+
+def read_results(path: Path) -> Results:
+    """results.json of a finished run.
+
+    Raises:
+        InputError: the file is missing or damaged; the field is named.
+    """
+    return from_json(Results, read_json(path), str(path))
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """An evaluation-NAME.json of a run.
+
+    Raises:
+        InputError: the file is missing or damaged; the field is named.
+    """
+    return from_json(Evaluation, read_json(path), str(path))
+
+
+def _check_version(version: int) -> None:
+    if version != VERSION:
+        raise ValueError(f"version {version}: this release reads {VERSION}; use the release that wrote it")

@@ -1,8 +1,10 @@
 """results.json as a plain table for the terminal."""
 
+from perturbjax.ivl.headline import headline
 from perturbjax.ivl.results import BaseEntries, Results
 from perturbjax.report.table import entry_lines, fact_lines
 from perturbjax.report.words import count, percent, rate
+from perturbjax.train.loop import Look
 
 
 def base_lines(entries: BaseEntries) -> list[str]:
@@ -15,11 +17,7 @@ def base_lines(entries: BaseEntries) -> list[str]:
 def results_table(results: Results) -> str:
     """The base with and without the value network, then what was trained and what it cost."""
     last, shown, entries = results.looks[-1], results.demonstrations, results.entries
-    best = next(look for look in results.looks if look.step == results.best_step)
-    change = entries.systems["with value"]
-    title = {"helped": "The value network helps its base", "hurt": "The value network hurts its base"}.get(
-        change.verdict, "No clear effect of the value network on its base"
-    )
+    best = results.best
     early = ", stopped early" if results.stopped_early else ""
     facts = [
         ("task", f"{results.task.name}, {entries.base.n} test questions, prompt {results.template}"),
@@ -27,14 +25,15 @@ def results_table(results: Results) -> str:
         ("left out", f"{count(shown.too_long)} too long, {count(shown.asked_in_test)} that ask a test question"),
         ("value network", f"{count(results.parameters)} parameters"),
         ("training", f"{last.step} steps, {count(last.tokens)} tokens; weights of step {best.step}{early}"),
-        ("cross-entropy", f"{best.losses['cross_entropy']:.3f} in training, {_validation(results, best.step)}"),
+        ("cross-entropy", f"{best.losses['cross_entropy']:.3f} in training, {_validation(best)}"),
         ("throughput", f"{rate(last.tokens / last.seconds if last.seconds else None)} tokens/s"),
     ]
     if entries.changes is not None:
         facts.append(("tokens changed", f"{percent(entries.changes.changed)} of {count(entries.changes.tokens)}"))
-    return "\n".join([title, "", *base_lines(entries), "", *fact_lines(facts)])
+    return "\n".join([headline(results).title, "", *base_lines(entries), "", *fact_lines(facts)])
 
 
-def _validation(results: Results, step: int) -> str:
-    look = next(look for look in results.looks if look.step == step)
+def _validation(look: Look) -> str:
+    if not look.validation:
+        return "not measured in validation"
     return f"{look.validation['cross_entropy']:.3f} in validation; base alone {look.validation['base_cross_entropy']:.3f}"

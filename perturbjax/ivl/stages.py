@@ -11,6 +11,7 @@ from perturbjax.errors import InputError
 from perturbjax.ivl.artifacts import load_value, save_value
 from perturbjax.ivl.config import Config
 from perturbjax.ivl.evaluation import measure_base
+from perturbjax.ivl.report import write_report
 from perturbjax.ivl.results import VERSION, Results
 from perturbjax.ivl.results_table import results_table
 from perturbjax.ivl.setup import CHAPTER, Parts, describe_run, identity_fields, load_parts, make_problem, parameter_count
@@ -81,7 +82,7 @@ def on_main_lock(directory: RunDirectory) -> Any:
 
 def _check(config: Config) -> None:
     """Refuses what would fail after hours, before anything is loaded."""
-    require("grain", "optax", "safetensors")
+    require("grain", "jinja2", "matplotlib", "optax", "safetensors")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
 
@@ -164,6 +165,9 @@ def _figures(look: Look) -> dict[str, str]:
 
 
 def _finish(directory: RunDirectory, results: Results, progress: Progress) -> None:
+    """On process 0: writes the report, shows the table, says where things are."""
+    report = write_report(directory.path)
     progress.line(results_table(results))
     progress.line()
     progress.line(f"run directory  {directory.path.absolute()}")
+    progress.line(f"report         {report.absolute()}")
