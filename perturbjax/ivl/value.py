@@ -17,6 +17,7 @@ Axis letters: B rows, T tokens, D width, V vocabulary (the value network's and t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.tree import leaf_paths
 
 if TYPE_CHECKING:
+    from perturbjax.ivl.vocabulary import VocabularyMap
     from perturbjax.models.attention import Past, Prefix
     from perturbjax.models.decoder import Decoder
     from perturbjax.models.partition import TensorParallel
@@ -98,12 +100,14 @@ class ValueNetwork:
         past: Past | None = None,
         lead: jax.Array | None = None,
         remat: bool = False,
+        vocabulary: VocabularyMap | None = None,
     ) -> tuple[Any, Any]:
         """Hidden states (B, T, D) and new keys and values, as a ``LanguageModel``'s; () and () of a probe, which looks at nothing before.
 
         Args:
             base_hidden: the base's hidden states of the same tokens, a pytree with leading (B, T); read by cascades.
             base_logits: hidden states (..., D) -> the base's logits (..., V); read by cascades.
+            vocabulary: the map from its own vocabulary to that of the tokens; None where they are one.
         """
         if self._decoder is None:
             return (), ()
@@ -113,6 +117,9 @@ class ValueNetwork:
             inputs = self._mixed(base_hidden, base_logits)
             if self.config.connection == "cascade_plus":
                 inputs = inputs + self.vocabulary.look_up(self._decoder.embed, tokens_BxT)
+        elif vocabulary is not None:
+            with jax.named_scope("embed"):
+                inputs = vocabulary.read(functools.partial(self.vocabulary.look_up, self._decoder.embed), tokens_BxT)
         return self._decoder(tokens_BxT, positions_BxT, mask_BxTxT, prefix, past, lead, remat, inputs)
 
     def _mixed(self, base_hidden: Any, base_logits: Callable[[Any], jax.Array]) -> jax.Array:
