@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from perturbjax.errors import InputError
 from perturbjax.noise import DISTRIBUTIONS, Noise
+from perturbjax.records import to_json
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.config import check_choices, positive_integer
 from perturbjax.runs.console import Console
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from perturbjax.bench.workloads import Workload
     from perturbjax.pretrained import Model
 
+IVL_SETTINGS = ("chapter", "rounds", "compile_cache", "out")
+"""Settings that chapter ivl reads."""
 NOISES: dict[str, Noise] = {name: Noise(name) for name in DISTRIBUTIONS} | {"rank1": Noise(rank=1)}
 
 
@@ -30,11 +33,18 @@ class BenchConfig:
 
     - everything: perturbjax bench --out bench
     - a minute: perturbjax bench --tokens 256 --no-generation --noise rademacher
+    - what value networks cost: perturbjax bench --chapter ivl
 
     The plain model runs all the tokens of the population in the batch size that is fastest. Every kind of noise and every strategy takes
     turns with it, round by round, in one process; medians are shown. Compilation is timed apart. At the end: where the time of a step
-    goes."""
+    goes.
 
+    Of chapter ivl: three ratios of programs that take turns, on weights that are made up. Combined decoding against its two models one by
+    one, a training step of a value network against fine-tuning a model of its shape, a vocabulary map against the decoding step that it is
+    part of."""
+
+    chapter: Literal["randopt", "ivl"] = "randopt"
+    """What is measured: scoring candidates, or value networks. ivl reads --rounds, --compile-cache and --out alone."""
     model: str = "smollm2-135m"
     """As for randopt."""
     tokens: tuple[int, ...] = (256, 1024, 4096)
@@ -64,6 +74,12 @@ class BenchConfig:
 
     def validate(self) -> None:
         """Raise ``InputError`` for settings that cannot be used."""
+        check_choices(self)
+        if self.chapter == "ivl":
+            for field in dataclasses.fields(self):
+                if field.name not in IVL_SETTINGS and getattr(self, field.name) != field.default:
+                    flag = field.name.replace("_", "-")
+                    raise InputError(f"--{flag}: chapter ivl brings its own shapes and does not read it; leave it out")
         for value in self.tokens:
             positive_integer("tokens", value)
         if not self.tokens and not self.generation:
@@ -77,7 +93,6 @@ class BenchConfig:
             positive_integer(field, getattr(self, field))
         if self.population is not None:
             positive_integer("population", self.population)
-        check_choices(self)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: an integer from 0 to {2**32 - 1} is required")
         if self.profile is not None:
@@ -92,6 +107,33 @@ def run_bench(config: BenchConfig, console: Console) -> None:
     """Measure, show, write."""
     config.validate()
     use_compile_cache(config.compile_cache, console)
+    if config.chapter == "ivl":
+        _bench_values(config, console)
+    else:
+        _bench_scoring(config, console)
+    if config.out is not None:
+        console.line(f"written to {config.out / 'bench.json'}")
+
+
+def _bench_values(config: BenchConfig, console: Console) -> None:
+    """What value networks cost."""
+    from perturbjax.bench import values
+    from perturbjax.runs.machine import devices
+
+    settings = {name: getattr(config, name) for name in IVL_SETTINGS if name != "out"}
+    header = {"devices": devices(), "versions": versions(), "settings": settings, "shapes": to_json(values.SIZES)}
+    rows: list[values.Ratio] = []
+    for row in values.measure(values.SIZES, config.rounds):
+        rows.append(row)
+        console.line(row.line)
+        if config.out is not None:
+            config.out.mkdir(parents=True, exist_ok=True)
+            write_json(config.out / "bench.json", {"header": header, "rows": [each.document for each in rows]})
+    console.line(f"  {'PyTorch':<19}{values.compared_with_torch()}")
+
+
+def _bench_scoring(config: BenchConfig, console: Console) -> None:
+    """How fast candidates are scored."""
     from perturbjax.bench import record
     from perturbjax.bench.measure import Settings, on_one_mesh
     from perturbjax.pretrained import load_model
@@ -123,8 +165,6 @@ def run_bench(config: BenchConfig, console: Console) -> None:
     keep(rows, steps)
     if config.profile is not None:
         console.line(f"traces in {config.profile}; open them with: xprof --logdir {config.profile}")
-    if config.out is not None:
-        console.line(f"written to {config.out / 'bench.json'}")
 
 
 def workloads(config: BenchConfig, model: "Model") -> "Iterator[Workload]":

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from perturbjax.ivl.value import ValueConfig
+from perturbjax.ivl.value import ValueConfig, ValueNetwork
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.models.attention import Past, Prefix
 from perturbjax.models.config import DecoderConfig
@@ -44,7 +44,8 @@ class CombinedConfig:
         alpha: weight of what is added.
         gate: entropy of the base's distribution in nats, above which something is added; None adds always.
         cutoff: of ``contrastive``: how likely a token must be to the base, as a fraction of its likeliest.
-        vocabulary: from the value network's vocabulary to the base's; None where they are one.
+        vocabulary: from the value network's vocabulary to the base's: how its logits count, and what it reads in place of the base's
+            tokens; None where they are one.
     """
 
     rule: Rule
@@ -126,14 +127,14 @@ class Combined:
         found = [(hidden, cache)]
         for other, its_prefix, its_past in zip(self._others, prefixes[1:], pasts[1:], strict=True):
             with jax.named_scope("beside"):
-                if isinstance(other.config, ValueConfig):
-                    reads = hidden, self._base.logits
-                    part = other(
-                        tokens_BxT, positions_BxT, mask_BxTxT, *reads, its_prefix, its_past, lead, vocabulary=self.config.vocabulary
+                if isinstance(other, ValueNetwork):
+                    before = (its_prefix, its_past, lead)
+                    new = other(
+                        tokens_BxT, positions_BxT, mask_BxTxT, hidden, self._base.logits, *before, vocabulary=self.config.vocabulary
                     )
                 else:
-                    part = other(tokens_BxT, positions_BxT, mask_BxTxT, its_prefix, its_past, lead)
-                found.append(part)
+                    new = other(tokens_BxT, positions_BxT, mask_BxTxT, its_prefix, its_past, lead)
+                found.append(new)
         return tuple(h for h, _ in found), tuple(c for _, c in found)
 
     def logits(self, hidden: Any) -> jax.Array:

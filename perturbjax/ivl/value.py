@@ -17,6 +17,7 @@ Axis letters: B rows, T tokens, D width, V vocabulary (the value network's and t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,18 +112,19 @@ class ValueNetwork:
         Args:
             base_hidden: the base's hidden states of the same tokens, a pytree with leading (B, T); read by cascades.
             base_logits: hidden states (..., D) -> the base's logits (..., V); read by cascades.
-            vocabulary: to that of the tokens, if it is another one; not for cascades and probes.
+            vocabulary: the map from its own vocabulary to that of the tokens; None where they are one.
         """
         if self._decoder is None:
             return (), ()
-        inputs, embed = None, self._decoder.embed
-        if vocabulary is not None:
-            inputs = vocabulary.read(lambda ids: self.vocabulary.look_up(embed, ids), tokens_BxT)
+        inputs = None
         if self.config.connection in CASCADES:
             assert base_logits is not None
             inputs = self._mixed(base_hidden, base_logits)
             if self.config.connection == "cascade_plus":
                 inputs = inputs + self.vocabulary.look_up(self._decoder.embed, tokens_BxT)
+        elif vocabulary is not None:
+            with jax.named_scope("embed"):
+                inputs = vocabulary.read(functools.partial(self.vocabulary.look_up, self._decoder.embed), tokens_BxT)
         return self._decoder(tokens_BxT, positions_BxT, mask_BxTxT, prefix, past, lead, remat, inputs)
 
     def _mixed(self, base_hidden: Any, base_logits: Callable[[Any], jax.Array]) -> jax.Array:

@@ -8,6 +8,10 @@ The mean is over the tokens that V's tokenizer has, special ones included; rows 
 partner gets 0, that is, the change of an average token. The map is linear in z_V, so ``apply`` to V's head kernel (D, v) gives a head
 (D, u) that speaks B's vocabulary: a matmul instead of gathers, where memory for it is no concern.
 
+A value network beside B reads B's tokens, so the same rows say what it reads: in place of a token of B the embeddings of its entries, by
+their weights (``VocabularyMap.read``). An exact token is read as its partner, a token of several pieces as a mixture of them, and one
+without partner as zeros.
+
 Identity is the exception: there the change is z_V itself, without the mean. A constant moves no softmax, so it is the same model, and
 nothing is gathered.
 """
@@ -124,25 +128,29 @@ class VocabularyMap:
         return _pad(sum(columns[1:], start=columns[0]).astype(z.dtype), size)
 
     def read(self, look_up: Callable[[jax.Array], jax.Array], tokens: jax.Array) -> jax.Array:
-        """What a value network reads where the text is in B's tokens: for each the mean of the embeddings of its partners.
+        """What V reads in place of tokens of B: (...) -> (..., D), in the embedding's type.
 
-        One position of V for each of B's, so both decode in lockstep. Exact tokens are read as what they are. Of a token that V would
-        write in several pieces the pieces are read, but not their order, and at most 4 of them; one without partner reads as zeros. (Ours.)
+        The weighted mean of the embeddings of a token's partners: one position of V for each of B's, so that both decode in lockstep. A
+        token with an exact partner is read as what it is, one in several pieces mostly as its first, one without partner as zeros. (Ours.)
 
         Args:
-            look_up: tokens of V (...) -> their embeddings (..., D).
-            tokens: int (...), of B.
+            look_up: token ids of V, of any shape (...), -> their embeddings (..., D).
+            tokens: ids of B; those beyond its tokenizer's have no partner.
 
-        Returns:
-            (..., D).
+        Raises:
+            ValueError: a byte head's map: bytes are what V says, and not what it reads.
         """
-        entries = self.weights > 0
-        parts = entries / np.maximum(entries.sum(axis=1, keepdims=True), 1)
-        rows = jnp.minimum(tokens, self.base_size - 1)
-        columns = [look_up(jnp.asarray(self.indices[:, entry])[rows]) for entry in range(self.indices.shape[1])]
-        weights = [jnp.asarray(parts[:, entry])[rows][..., None].astype(columns[0].dtype) for entry in range(len(columns))]
-        found = sum((column * weight for column, weight in zip(columns, weights, strict=True)), start=jnp.zeros_like(columns[0]))
-        return jnp.where((tokens < self.base_size)[..., None], found, jnp.zeros((), found.dtype))
+        if self.kind == "byte":
+            raise ValueError("the map of a byte head says nothing about what the value network reads")
+        if self.kind == "identity":
+            return look_up(tokens)
+        rows = jnp.clip(tokens, 0, self.base_size - 1)
+        totals = self.weights.sum(axis=1, keepdims=True)
+        weights = np.divide(self.weights, totals, out=np.zeros_like(self.weights), where=totals > 0)
+        indices, weights = (jnp.asarray(array)[rows] for array in (self.indices, weights))
+        embeddings = look_up(indices)
+        known = jnp.where((tokens < self.base_size)[..., None], weights, 0.0)
+        return jnp.einsum("...r,...rd->...d", known, embeddings.astype(jnp.float32), precision="highest").astype(embeddings.dtype)
 
     def dense(self) -> np.ndarray:
         """The matrix W, float32 (u, v): for tests and small vocabularies. ``delta = W @ (z - mean)``."""

@@ -91,7 +91,8 @@ def value_logits(value: ValueConfig, params: Any, tokens, z_base, vocabulary: Vo
     elif vocabulary is not None:
         matrix = vocabulary.dense()
         rows = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1e-30)
-        inputs = (rows @ table[: vocabulary.value_size])[tokens]
+        missing = z_base.shape[-1] - vocabulary.base_size
+        inputs = np.pad(rows @ table[: vocabulary.value_size], ((0, missing), (0, 0)))[tokens]
     else:
         inputs = table[tokens]
     return np.asarray(_forward(value.decoder, params, np.asarray(inputs, np.float32)))
