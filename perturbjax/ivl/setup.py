@@ -93,6 +93,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     for name, model in zip(names[1:], models[1:], strict=True):
         if token_table(model.tokenizer).vocabulary != vocabulary or model.config.vocab_size != models[0].config.vocab_size:
             raise InputError(f"`also`, `held_out` {name}: its vocabulary is not that of {models[0].name}; bases of a training share one")
+    layers, most = config.value.layers, models[0].config.num_layers
+    if layers is not None and layers > most:
+        raise InputError(f"`layers` {layers}: 1 to {most}, the number that the base has, is required")
     tokens = config.training.row_tokens
     if tokens > (longest := min(model.config.max_positions for model in models)):
         raise InputError(f"`row_tokens` {tokens}: the bases take at most {longest}; lower it")
@@ -186,12 +189,9 @@ def _with_budget(task: Task, max_new_tokens: int | None) -> Task:
 def make_problem(parts: Parts, mesh: Mesh) -> tuple[ValueConfig, Problem]:
     """The value network to begin with, and what ``train.fit`` trains."""
     value, training, first = parts.config.value, parts.config.training, parts.models[0]
-    try:
-        config, params = make_value(
-            first.config, first.params, value.connection, value.layers, value.init == "base", value.head == "zero", value.seed
-        )
-    except ValueError as error:
-        raise InputError(f"`layers` {str(error).removeprefix('layers ')}") from error
+    config, params = make_value(
+        first.config, first.params, value.connection, value.layers, value.init == "base", value.head == "zero", value.seed
+    )
     dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
     layout = config.partition(mesh.shape["model"])
     frozen = []

@@ -1,0 +1,152 @@
+"""One whole training of a value network on a model of random weights: the battery of chapters, and the commands on its run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.chapter import ChapterBattery, call
+from support.cli_tiny import write_questions
+from support.paths import FIXTURES
+
+from perturbjax import ivl
+from perturbjax.inference import Engine
+from perturbjax.ivl.evaluation import combine
+from perturbjax.ivl.reopen import reopen
+from perturbjax.noise import Noise
+from perturbjax.pretrained import load_model
+
+BASE = FIXTURES / "tiny_llama_tied"
+OTHER = FIXTURES / "tiny_qwen2"
+SETTINGS = {
+    "validation-examples": 4,
+    "test-examples": 6,
+    "layers": 1,
+    "steps": 6,
+    "every": 2,
+    "batch-rows": 2,
+    "row-tokens": 64,
+    "learning-rate": 0.01,
+    "compile-cache": "off",
+}
+
+
+class TestIvl(ChapterBattery):
+    compared = ("value/value.safetensors", "value/value.json")
+    commits = 3
+
+    @classmethod
+    def prepare(cls, folder: Path) -> None:
+        write_questions(folder / "even.jsonl", 24)
+
+    @classmethod
+    def arguments(cls, folder: Path, out: Path) -> list[str]:
+        given = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+        return ["ivl", "--base", str(BASE), "--demonstrations", str(folder / "even.jsonl"), "--out", str(out), *given]
+
+    @classmethod
+    def run(cls, folder: Path, out: Path, resume: bool = False) -> Any:
+        config = ivl.Config(
+            ivl.Bases(str(BASE)),
+            ivl.Data(str(folder / "even.jsonl"), validation_examples=4, test_examples=6),
+            ivl.Value(layers=1),
+            ivl.Training(steps=6, every=2, batch_rows=2, row_tokens=64, learning_rate=0.01),
+            ivl.Machine(compile_cache="off"),
+            ivl.Run(out, resume),
+        )
+        return ivl.run(config)
+
+    def test_evaluate_measures_what_the_run_measured(self, finished, capsys):
+        code, out, _ = call(["evaluate", str(finished / "run"), "--name", "again"], capsys)
+        assert code == 0 and "with value" in out
+        again, results = (json.loads((finished / "run" / name).read_text()) for name in ("evaluation-again.json", "results.json"))
+        assert again["entries"] == results["entries"]
+        assert "tiny_llama_tied" in (finished / "run" / "report.html").read_text()
+
+    def test_alpha_0_is_the_base(self, finished, capsys):
+        code, _, _ = call(["evaluate", str(finished / "run"), "--alpha", "0", "--name", "nothing"], capsys)
+        entries = json.loads((finished / "run" / "evaluation-nothing.json").read_text())["entries"]
+        assert code == 0 and entries["systems"]["with value"]["gained"] == entries["systems"]["with value"]["lost"] == 0
+
+    def test_predict_answers_as_the_combined_model_does(self, finished, tmp_path, capsys):
+        rows = [json.loads(line) for line in (finished / "even.jsonl").read_text().splitlines()[:5]]
+        questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+        questions.write_text("".join(json.dumps({"question": row["question"]}) + "\n" for row in rows))
+        code, _, _ = call(["predict", str(finished / "run"), "--questions", str(questions), "--out", str(answers)], capsys)
+        assert code == 0
+        value = reopen(finished / "run", lambda _: None)
+        model = combine(value.trained, value.record.config, value.params)
+        engine = Engine(model, value.task, Noise(), chunk=1)
+        by_question = {example.question: example for example in value.task.examples()}
+        batch = engine.prepare([by_question[row["question"].strip()] for row in rows], value.template)
+        expected = engine.run_plain(batch).answers[0]
+        assert tuple(json.loads(line)["answer"] for line in answers.read_text().splitlines()) == expected
+
+    def test_export_is_the_value_network(self, finished, tmp_path, capsys):
+        code, _, _ = call(["export", str(finished / "run"), "--out", str(tmp_path / "value")], capsys)
+        assert code == 0 and "z_base + z_value" in (tmp_path / "value" / "README.md").read_text()
+        exported, value = load_model(str(tmp_path / "value")), reopen(finished / "run", lambda _: None)
+        assert exported.config == value.record.decoder
+        np.testing.assert_array_equal(exported.params["head"]["kernel"], value.params["head"]["kernel"])
+
+    @pytest.mark.parametrize(
+        ("command", "said"),
+        [
+            (["evaluate", "RUN", "--base", str(OTHER)], "ask for a map between them with --vocabulary exact_first"),
+            (["evaluate", "RUN", "--gate", "-1"], "--gate -1.0: an entropy in nats, 0 or above, is required"),
+            (["evaluate", "RUN", "--examples", "7"], "--examples 7: 6 questions are there; ask for fewer"),
+            (["export", "RUN", "--out", "OUT", "--merge"], "--merge True: RUN is a run of ivl, which does not take it"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, finished, tmp_path, capsys, command, said):
+        places = {"RUN": str(finished / "run"), "OUT": str(tmp_path / "out")}
+        code, out, err = call([places.get(word, word) for word in command], capsys)
+        assert code == 2 and out == ""
+        assert said.replace("RUN", places["RUN"]) in err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+    def test_a_damaged_value_network_is_refused(self, finished, tmp_path, capsys):
+        import shutil
+
+        run = tmp_path / "run"
+        shutil.copytree(finished / "run", run)
+        weights = run / "value" / "value.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(bytes(data))
+        code, _, err = call(["evaluate", str(run)], capsys)
+        assert code == 2 and "not the weights that value.json belongs to" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--demonstrations", "none.jsonl"], "demonstrations none.jsonl: the file cannot be read"),
+        (["--demonstrations", "CHATS"], "--task: the demonstrations are no task; name the task whose questions are asked at the end"),
+        (["--demonstrations", "BAD", "--task", "EVEN"], "line 2: response null: a text that is not empty is required"),
+        (["--demonstrations", "ROLES", "--task", "EVEN"], 'line 1: messages[0] "assistant": a turn of the assistant answers one of the user'),
+        (["--demonstrations", "EVEN", "--row-tokens", "4"], "--row-tokens 4: none of the"),
+        (["--demonstrations", "EVEN", "--row-tokens", "100000"], "--row-tokens 100000: the bases take at most"),
+        (["--demonstrations", "EVEN", "--layers", "9"], "--layers 9: 1 to 2, the number that the base has, is required"),
+        (["--demonstrations", "EVEN", "--held-out", str(OTHER)], "its vocabulary is not that of tiny_llama_tied"),
+        (
+            ["--demonstrations", "EVEN", "--connection", "linear", "--layers", "1"],
+            "--connection linear: a probe of the logits has no layers",
+        ),
+        (["--demonstrations", "EVEN", "--train-examples", "20"], "--train-examples 20 + --validation-examples 8"),
+    ],
+)
+def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, said):
+    files = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("CHATS", "BAD", "ROLES", "EVEN")}
+    write_questions(files["EVEN"], 24)
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    files["CHATS"].write_text(json.dumps(good))
+    files["BAD"].write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n" + json.dumps({"prompt": "a"}))
+    files["ROLES"].write_text(json.dumps({"messages": [{"role": "assistant", "content": "b"}]}))
+    flags = [str(files.get(word, word)) for word in flags]
+    common = ["--base", str(BASE), "--validation-examples", "8", "--test-examples", "8", "--steps", "1", "--batch-rows", "1"]
+    row_tokens = [] if "--row-tokens" in flags else ["--row-tokens", "64"]
+    code, out, err = call(["ivl", *common, *row_tokens, *flags, "--out", str(tmp_path / "run"), "--compile-cache", "off"], capsys)
+    assert code == 2 and out == "" and said in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
