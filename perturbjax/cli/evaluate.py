@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 class EvaluateConfig:
     """Measure what a run made, and its base, on questions that chose nothing; writes RUN/evaluation-NAME.json.
 
-        - rows left over: perturbjax evaluate RUN --examples 200
-        - your own rows: perturbjax evaluate RUN --task more.jsonl
-        - another task: perturbjax evaluate RUN --task boolq --examples 200
-        - a value network (ivl) on another base: perturbjax evaluate RUN --base larger-model
+    - rows left over: perturbjax evaluate RUN --examples 200
+    - your own rows: perturbjax evaluate RUN --task more.jsonl
+    - another task: perturbjax evaluate RUN --task boolq --examples 200
+    - a value network (ivl) on another base: perturbjax evaluate RUN --base larger-model
 
-    Of an ensemble (randopt) it measures     rows that none of the run's splits used; rows that chose the members or their number are refused. Of a value
-        network it measures the run's test questions, or those of a task that no demonstration asks."""
+    An ensemble (randopt) is measured on rows that none of the run's splits used; rows that chose its members or their number are refused. A
+    value network (ivl) is measured on the run's test questions, or on those of a task that no demonstration asks."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run directory of a finished run."""

@@ -83,8 +83,6 @@ def on_main_lock(directory: RunDirectory) -> Any:
 def _check(config: Config) -> None:
     """Refuses what would fail after hours, before anything is loaded."""
     require("grain", "jinja2", "matplotlib", "optax", "safetensors")
-    if config.run.profile is not None:
-        raise InputError("`profile`: not for a training; leave it out")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from perturbjax.randopt.config import Config as Config
 from perturbjax.randopt.config import Data as Data
+from perturbjax.randopt.config import Machine as Machine
+from perturbjax.randopt.config import Run as Run
 from perturbjax.randopt.config import Search as Search
 from perturbjax.runs.config import Base as Base
-from perturbjax.runs.config import Machine as Machine
-from perturbjax.runs.config import Run as Run
 from perturbjax.runs.console import SILENT, Progress
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ Field names are the flags of ``perturbjax randopt`` with dashes; the strings bel
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError
@@ -12,7 +13,8 @@ from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.voting import MAJORITY
-from perturbjax.runs.config import Base, Machine, Run, check_choices, check_text, positive_integer
+from perturbjax.runs import config as runs
+from perturbjax.runs.config import Base, check_choices, check_text, positive_integer
 from perturbjax.scoring.strategy import Strategy
 
 
@@ -96,6 +98,31 @@ class Search:
             return Population(self.seed, self.population, self.sigmas, self.antithetic)
         except ValueError as error:
             raise InputError(_field(error, "size", "population")) from error
+
+
+@dataclass(frozen=True)
+class Machine(runs.Machine):
+    """How the work is laid out on devices and processes. No result depends on any of it."""
+
+    chunk: int = 4
+    """Candidates per compiled call; their scores are committed together."""
+    in_flight: int = 1
+    """Candidates held in memory at once on a device, at most chunk."""
+
+    def validate(self) -> None:
+        super().validate()
+        positive_integer("chunk", self.chunk)
+        positive_integer("in_flight", self.in_flight)
+        if self.in_flight > self.chunk:
+            raise InputError(f"`in_flight` {self.in_flight}: at most `chunk` {self.chunk} can be in flight; lower one or raise the other")
+
+
+@dataclass(frozen=True)
+class Run(runs.Run):
+    """Where the run lies and how it is continued. No result depends on any of it."""
+
+    profile: Path | None = None
+    """Directory that gets a jax.profiler trace of a few candidates, to be opened with xprof; they are scored once more for it."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from perturbjax.inference import Engine
 from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.noise import Noise, Population, coverage
 from perturbjax.pretrained import Model, load_model
-from perturbjax.randopt.config import Config
+from perturbjax.randopt.config import Config, Machine, Run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.records import from_json, to_json
-from perturbjax.runs.config import Machine, Run
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks import load_task, template_by_name

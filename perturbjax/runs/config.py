@@ -32,11 +32,8 @@ class Machine:
     """How the work is laid out on devices and processes. No result depends on any of it."""
 
     mesh: str | None = None
-    """DATAxMODEL, e.g. 64x4: candidates are sharded over the first axis, each model over the second; all devices by 1 when left out."""
-    chunk: int = 4
-    """Candidates per compiled call; their scores are committed together."""
-    in_flight: int = 1
-    """Candidates held in memory at once on a device, at most chunk."""
+    """DATAxMODEL, e.g. 64x4: candidates or rows are sharded over the first axis, each model over the second; all devices by 1 when left
+    out."""
     coordinator: str | None = None
     """Of several processes that run this same command: HOST:PORT of process 0, or cluster, where Cloud TPU, GKE or SLURM tell them."""
     num_processes: int | None = None
@@ -47,10 +44,6 @@ class Machine:
     """Where compiled programs are kept for the next command: auto (under ~/.cache/perturbjax), off, or a directory."""
 
     def validate(self) -> None:
-        positive_integer("chunk", self.chunk)
-        positive_integer("in_flight", self.in_flight)
-        if self.in_flight > self.chunk:
-            raise InputError(f"`in_flight` {self.in_flight}: at most `chunk` {self.chunk} can be in flight; lower one or raise the other")
         if self.mesh is not None and not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", self.mesh):
             raise InputError(f"`mesh` {self.mesh[:80]}: DATAxMODEL is required, e.g. 4x2")
         self._validate_processes()
@@ -85,8 +78,6 @@ class Run:
     """Run directory, seen by all processes; runs/<task>-<model>-<hash of the settings> when left out."""
     resume: bool = False
     """Continue the run in --out where it stopped; starts it if there is none."""
-    profile: Path | None = None
-    """Directory that gets a jax.profiler trace of a few candidates, to be opened with xprof; they are scored once more for it."""
 
 
 def positive_integer(name: str, value: Any) -> None:

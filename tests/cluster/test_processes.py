@@ -19,7 +19,7 @@ from perturbjax.cli import main
 from perturbjax.cluster import peers
 from perturbjax.errors import InputError
 from perturbjax.randopt import stages
-from perturbjax.runs.config import Machine
+from perturbjax.randopt.config import Machine
 
 LAUNCH = SCRIPTS / "launch_local.py"
 SMALL = {"racing": "off", "chunk": 4, "population": 7}
