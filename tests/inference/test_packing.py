@@ -114,8 +114,8 @@ def outputs(models: range, choice: bool = True) -> Outputs:
     answers = tuple((str(i), None) for i in models)
     log_probs = np.repeat(number[..., None], 3, axis=2) if choice else None
     row_steps = None if choice else number.astype(np.int64)
-    reply_tokens = None if choice else np.repeat(number[..., None], 4, axis=2).astype(np.int32)
     keys = tuple((str(i % 2), None) for i in models)
+    reply_tokens = None if choice else np.repeat(number[..., None], 4, axis=2).astype(np.int32)
     return Outputs(answers, keys, number, -number, np.array(models, np.int64), 0.5, 1, log_probs, row_steps, reply_tokens)
 
 

@@ -125,7 +125,10 @@ class TestIvl(ChapterBattery):
         (["--demonstrations", "none.jsonl"], "demonstrations none.jsonl: the file cannot be read"),
         (["--demonstrations", "CHATS"], "--task: the demonstrations are no task; name the task whose questions are asked at the end"),
         (["--demonstrations", "BAD", "--task", "EVEN"], "line 2: response null: a text that is not empty is required"),
-        (["--demonstrations", "ROLES", "--task", "EVEN"], 'line 1: messages[0] "assistant": a turn of the assistant answers one of the user'),
+        (
+            ["--demonstrations", "ROLES", "--task", "EVEN"],
+            'messages[0] "assistant": a turn of the assistant answers one of the user',
+        ),
         (["--demonstrations", "EVEN", "--row-tokens", "4"], "--row-tokens 4: none of the"),
         (["--demonstrations", "EVEN", "--row-tokens", "100000"], "--row-tokens 100000: the bases take at most"),
         (["--demonstrations", "EVEN", "--layers", "9"], "--layers 9: 1 to 2, the number that the base has, is required"),
