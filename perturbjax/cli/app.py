@@ -30,12 +30,13 @@ PROG = "perturbjax"
 
 DESCRIPTION = """\
 What lies around a pretrained model's weights. randopt: sample seeded perturbations, score them, keep the best and let them vote.
+ivl: teach a small value network what demonstrations do to a model's logits, and add them to other models.
 
 - a first run: perturbjax randopt
 - on your own data: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
 - after a kill: the same command with --resume
 
-RUN, for the other commands, is the run directory that randopt prints. Each command explains itself: perturbjax randopt --help"""
+RUN, for the other commands, is the run directory that randopt or ivl prints. Each command explains itself: perturbjax randopt --help"""
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "randopt": (Config, run_randopt),
