@@ -1,4 +1,4 @@
-"""Value networks do not depend on the mesh: combined models under tensor parallelism and their training, on 8 devices of another process."""
+"""Value networks do not depend on the mesh: combined under tensor parallelism or trained, on 8 devices of another process."""
 
 import os
 import subprocess

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.ivl.value import CASCADES, PROBES, Connection, ValueConfig, make_value
+from perturbjax.ivl.value import CASCADES, PROBES, ValueConfig, make_value
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.decoder import decoder_from_params
@@ -26,7 +26,7 @@ def base(name="tiny_llama_tied"):
     return load_model(str(FIXTURES / name))
 
 
-def live_value(model, connection: Connection = "residual", layers=1, seed=0, size=None, scale=0.3):
+def live_value(model, connection: Any = "residual", layers=1, seed=0, size=None, scale=0.3):
     """A value network that changes what its base says: the base's layers, a random head. ``size``: of a vocabulary of its own."""
     rng = np.random.default_rng(seed)
     shape = model.config if size is None else dataclasses.replace(model.config, vocab_size=size)

@@ -66,6 +66,7 @@ def choices():
         ("multiplicative", "2x2", ("river of stone", "x"), 0),
     ):
         one, other = (outputs_on(where, name, Toy("choice", texts), candidates) for where in (mesh_of("1x1"), mesh_of(mesh)))
+        assert one.log_probs is not None and other.log_probs is not None
         apart = float((np.abs(one.log_probs - other.log_probs) / (1 + np.abs(one.log_probs))).max())
         good = one.answers == other.answers and np.array_equal(one.scores, other.scores) and apart < TOLERANCE
         yield good, f"{name} {mesh} {texts} {candidates}", apart
@@ -111,7 +112,7 @@ def collectives():
     config = DecoderConfig("llama", 8192, 32, 64, 2, 4, 2, 8, 1e4, 1e-6, tied_head=True, max_positions=64)
     params = nest({path: np.zeros(shape, np.float32) for path, shape in param_shapes(config).items()})
     mesh, training = mesh_of("4x2"), Training(steps=4, row_tokens=16)
-    batch = {name: np.zeros((8, 16), np.int32) for name in ("tokens", "positions", "segments", "query", "labels")}
+    batch: dict[str, np.ndarray] = {name: np.zeros((8, 16), np.int32) for name in ("tokens", "positions", "segments", "query", "labels")}
     batch["weights"] = np.ones((8, 16), np.float32)
     layout = config.partition(2)
     assert layout is not None
@@ -130,7 +131,7 @@ def collectives():
             make_step(value_loss(value, config, jnp.float32), optimizer),
             donate_argnums=0, out_shardings=(where, None), compiler_options=QUICK,
         )  # fmt: skip
-        text = step.lower(state, frozen, put_batch(batch, 1, mesh)).compile().as_text()
+        text = str(step.lower(state, frozen, put_batch(batch, 1, mesh)).compile().as_text())
         moved = read_collectives(text, 2)
         sharded = [each for each in moved if each.axis != "data"]
         worst = max(sharded, key=lambda each: each.nbytes)

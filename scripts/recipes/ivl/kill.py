@@ -52,9 +52,8 @@ def main() -> int:
         print(f"undisturbed: {time.monotonic() - started:.0f} s, {committed(whole)} steps", flush=True)
         for kill in range(options.kills):
             process = subprocess.Popen(command(options.base, questions, broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            before = committed(broken)
-            # From the first new commit on, so that every kill falls into training.
-            while process.poll() is None and committed(broken) == before:
+            aim = committed(broken) + 2 * draw.randint(1, 4)
+            while process.poll() is None and committed(broken) < aim:
                 time.sleep(0.01)
             time.sleep(draw.uniform(0, 0.3))
             process.send_signal(signal.SIGKILL)
