@@ -34,6 +34,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Longest first, by CPU time: what is started last then ends soon. Files that are not named follow in the order of their names.
 LONGEST = (
+    "ivl/test_combined.py",
+    "ivl/test_run.py",
     "inference/test_engine.py",
     "cluster/test_faults.py",
     "kernels/test_compile.py",
@@ -54,6 +56,9 @@ LONGEST = (
     "randopt/test_controls.py",
     "noise/test_dense.py",
     "randopt/test_ensemble.py",
+    "ivl/test_changes.py",
+    "train/test_fit.py",
+    "ivl/test_value.py",
 )
 
 

@@ -101,7 +101,7 @@ class TestIvl(ChapterBattery):
     )
     def test_bad_input_is_one_line(self, finished, tmp_path, capsys, command, said):
         places = {"RUN": str(finished / "run"), "OUT": str(tmp_path / "out")}
-        code, out, err = call([places.get(word, word) for word in command], capsys)
+        code, out, err = call([str(places.get(word, word)) for word in command], capsys)
         assert code == 2 and out == ""
         assert said.replace("RUN", places["RUN"]) in err.splitlines()[-1]
         assert not (tmp_path / "out").exists()

@@ -132,7 +132,7 @@ class Language:
     def draw(cls, toy: Toy, seed: int) -> "Language":
         rng = np.random.default_rng(seed)
         facts = rng.integers(0, toy.values, (toy.keys, toy.keys)) + toy.first_value
-        pairs = rng.permutation(np.stack(np.indices(facts.shape), axis=-1).reshape(-1, 2))
+        pairs = rng.permutation(np.argwhere(np.ones_like(facts)))
         return cls(toy, facts, pairs[: toy.demonstrations], pairs[toy.demonstrations :])
 
     def answers(self, pairs: np.ndarray) -> np.ndarray:
@@ -339,7 +339,7 @@ def _spread(values: np.ndarray) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--seeds", type=at_least(1), default=5, help="how many seeds (default: %(default)s)")
     parser.add_argument("--first", type=at_least(0), default=0, help="the first of them (default: %(default)s)")
     parser.add_argument("--record", type=Path, help="a .jsonl file of finished seeds: those in it are not run again, new ones are added")
