@@ -23,7 +23,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from inputs import at_least, exit_code
 
 from perturbjax import sharding
 from perturbjax.ivl.combined import CombinedConfig
@@ -86,7 +85,7 @@ class Toy:
     batch: int = 256
     decay: float = 1.0
     steps: int = 200
-    rate: float = 1e-3
+    rate: float = 2e-3
     tuned_rate: float = 3e-4
     demonstration_batch: int = 32
     overtrained: int = 6
@@ -132,7 +131,7 @@ class Language:
     def draw(cls, toy: Toy, seed: int) -> "Language":
         rng = np.random.default_rng(seed)
         facts = rng.integers(0, toy.values, (toy.keys, toy.keys)) + toy.first_value
-        pairs = rng.permutation(np.argwhere(np.ones_like(facts)))
+        pairs = rng.permutation(np.array(list(np.ndindex(facts.shape))))
         return cls(toy, facts, pairs[: toy.demonstrations], pairs[toy.demonstrations :])
 
     def answers(self, pairs: np.ndarray) -> np.ndarray:
@@ -340,10 +339,12 @@ def _spread(values: np.ndarray) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--seeds", type=at_least(1), default=5, help="how many seeds (default: %(default)s)")
-    parser.add_argument("--first", type=at_least(0), default=0, help="the first of them (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="the first of them (default: %(default)s)")
     parser.add_argument("--record", type=Path, help="a .jsonl file of finished seeds: those in it are not run again, new ones are added")
     args = parser.parse_args()
+    if args.seeds < 1 or args.first < 0:
+        parser.error(f"--seeds {args.seeds} --first {args.first}: at least one seed is required, and the first is at least 0")
     use_compile_cache("auto", Console())
     lines = args.record.read_text().splitlines() if args.record and args.record.exists() else []
     done = {line["seed"]: (line["figures"], line["checks"]) for line in map(json.loads, lines)}
@@ -361,4 +362,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_code(main))
+    raise SystemExit(main())
