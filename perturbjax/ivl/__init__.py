@@ -5,6 +5,7 @@
 
 from typing import TYPE_CHECKING
 
+from perturbjax.ivl.combined import combine as combine
 from perturbjax.ivl.config import Bases as Bases
 from perturbjax.ivl.config import Config as Config
 from perturbjax.ivl.config import Data as Data

@@ -15,18 +15,21 @@ position, which no softmax sees, so it has no rule of its own. With a gate, what
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from perturbjax.ivl.value import ValueConfig, ValueNetwork
 from perturbjax.ivl.vocabulary import VocabularyMap
-from perturbjax.models.attention import Past, Prefix
 from perturbjax.models.config import DecoderConfig
 from perturbjax.models.vocabulary import MASKED, Vocabulary
 from perturbjax.sharding import MODEL, ShardedDim
+
+if TYPE_CHECKING:
+    from perturbjax.models.attention import Past, Prefix
+    from perturbjax.pretrained import Model
 
 Rule = Literal["value", "proxy", "contrastive"]
 NAMES = {"value": ("base", "value"), "proxy": ("base", "tuned", "untuned"), "contrastive": ("base", "amateur")}
@@ -190,3 +193,32 @@ class Combined:
 
 def _decoder_of(part: DecoderConfig | ValueConfig) -> DecoderConfig:
     return part.decoder if isinstance(part, ValueConfig) else part
+
+
+def combine(
+    base: Model,
+    value: ValueConfig,
+    params: Any,
+    alpha: float = 1.0,
+    gate: float | None = None,
+    vocabulary: VocabularyMap | None = None,
+) -> Model:
+    """A base with a value network's logits added to its own, as a model that every task, engine and search takes.
+
+    Args:
+        base: the model B; it is not copied and never changed.
+        value: the value network's shape.
+        params: its parameters.
+        alpha: weight of its logits.
+        gate: entropy of B's distribution in nats above which they count; None: always.
+        vocabulary: from the value network's vocabulary to B's; None where they are one.
+
+    Raises:
+        ValueError: without a map, vocabularies of different sizes; or a map and a connection that reads the base's logits, which are those
+            of other tokens.
+    """
+    if vocabulary is None and value.decoder.vocab_size != base.config.vocab_size:
+        sizes = f"{value.decoder.vocab_size} and {base.config.vocab_size} tokens"
+        raise ValueError(f"vocabulary None: the value network and the base have {sizes}; give a map between them")
+    config = CombinedConfig("value", base.config, (value,), alpha, gate, vocabulary=vocabulary)
+    return replace(base, name=f"{base.name}+value", config=config, params={"base": base.params, "value": params})

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from perturbjax.inference import Engine
 from perturbjax.inference.outputs import Outputs
 from perturbjax.ivl.changes import token_changes
-from perturbjax.ivl.combined import CombinedConfig
+from perturbjax.ivl.combined import combine
 from perturbjax.ivl.map_statistics import statistics
 from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries
 from perturbjax.ivl.value import ValueConfig
@@ -20,35 +20,6 @@ from perturbjax.pretrained.tokenizer import Tokenizer
 from perturbjax.report import Source, compared_entry, entry
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import derived_seed
-
-
-def combine(
-    base: Model,
-    value: ValueConfig,
-    params: Any,
-    alpha: float = 1.0,
-    gate: float | None = None,
-    vocabulary: VocabularyMap | None = None,
-) -> Model:
-    """A base with a value network's logits added to its own, as a model that every task, engine and search takes.
-
-    Args:
-        base: the model B; it is not copied and never changed.
-        value: the value network's shape.
-        params: its parameters.
-        alpha: weight of its logits.
-        gate: entropy of B's distribution in nats above which they count; None: always.
-        vocabulary: from the value network's vocabulary to B's; None where they are one.
-
-    Raises:
-        ValueError: without a map, vocabularies of different sizes; or a map and a connection that reads the base's logits, which are those
-            of other tokens.
-    """
-    if vocabulary is None and value.decoder.vocab_size != base.config.vocab_size:
-        sizes = f"{value.decoder.vocab_size} and {base.config.vocab_size} tokens"
-        raise ValueError(f"vocabulary None: the value network and the base have {sizes}; give a map between them")
-    config = CombinedConfig("value", base.config, (value,), alpha, gate, vocabulary=vocabulary)
-    return replace(base, name=f"{base.name}+value", config=config, params={"base": base.params, "value": params})
 
 
 def measure_base(

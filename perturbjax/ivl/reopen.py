@@ -8,8 +8,8 @@ from typing import Any
 from perturbjax.errors import InputError
 from perturbjax.ivl.alignment import exact_first
 from perturbjax.ivl.artifacts import ValueRecord, load_value
+from perturbjax.ivl.combined import combine
 from perturbjax.ivl.config import Config, VocabularyName
-from perturbjax.ivl.evaluation import combine
 from perturbjax.ivl.setup import load_questions
 from perturbjax.ivl.tokens import token_table
 from perturbjax.ivl.vocabulary import VocabularyMap

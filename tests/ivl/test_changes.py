@@ -12,7 +12,8 @@ from support.toy import TEMPLATE, Toy, compile_quickly
 from perturbjax.inference.decode import NO_TOKEN
 from perturbjax.ivl import changes, evaluation
 from perturbjax.ivl.changes import token_changes
-from perturbjax.ivl.evaluation import combine, measure_base
+from perturbjax.ivl.combined import combine
+from perturbjax.ivl.evaluation import measure_base
 from perturbjax.ivl.results import TokenChanges
 from perturbjax.ivl.value import ValueConfig, make_value
 from perturbjax.models.attention import causal_mask

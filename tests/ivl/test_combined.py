@@ -27,8 +27,7 @@ from support.value_cases import (
 
 from perturbjax.inference import Engine, decode
 from perturbjax.inference.decode import NO_TOKEN, generate
-from perturbjax.ivl.combined import CombinedConfig
-from perturbjax.ivl.evaluation import combine
+from perturbjax.ivl.combined import CombinedConfig, combine
 from perturbjax.ivl.value import ValueConfig
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.language_model import run_prefix

@@ -12,7 +12,7 @@ from support.paths import FIXTURES
 
 from perturbjax import ivl
 from perturbjax.inference import Engine
-from perturbjax.ivl.evaluation import combine
+from perturbjax.ivl.combined import combine
 from perturbjax.ivl.reopen import reopen
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model

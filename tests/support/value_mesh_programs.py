@@ -14,7 +14,7 @@ import pytest
 
 from perturbjax.bench.collectives import read_collectives
 from perturbjax.inference import Engine
-from perturbjax.ivl.evaluation import combine
+from perturbjax.ivl.combined import combine
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import make_value
 from perturbjax.models.config import DecoderConfig, param_shapes
