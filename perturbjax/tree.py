@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,6 +40,18 @@ def leaf_paths(params: Params) -> dict[str, Any]:
             raise ValueError(f"parameters {other!r} and {path!r} have one crc32, so they would get the same noise: rename one of them")
         leaves[path] = leaf
     return leaves
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"a/b/c": leaf}`` -> nested dicts: the inverse of ``leaf_paths`` for such trees."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
 
 
 def map_with_paths(fn: Callable[[str, Any], Any], tree: Any) -> Any:

@@ -18,8 +18,8 @@ from perturbjax.inference.generation import generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.partition import partition
 from perturbjax.noise import Noise
-from perturbjax.pretrained.params import nest
 from perturbjax.scoring import ChunkProgram
+from perturbjax.tree import nest
 
 QUERIES, CHOICES = 64, 2
 """Questions of a scoring pass, and one-token choices of each."""

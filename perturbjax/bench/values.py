@@ -28,11 +28,11 @@ from perturbjax.ivl.value import ValueConfig
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.models.attention import Past
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.pretrained.params import nest
 from perturbjax.train import Training
 from perturbjax.train.language import fine_tuning_loss
 from perturbjax.train.optimizer import make_optimizer
 from perturbjax.train.step import TrainState, make_step
+from perturbjax.tree import nest
 
 
 def shape(vocabulary: int, hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, tied: bool) -> DecoderConfig:

@@ -71,11 +71,12 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     use_compile_cache(config.compile_cache, console)
     from perturbjax.inference.fingerprint import task_fingerprint
     from perturbjax.randopt.ensembles import compare_to_base
-    from perturbjax.randopt.setup import load_task_with_budget, make_engine, reopen_ensemble
+    from perturbjax.randopt.setup import make_engine, reopen_ensemble
+    from perturbjax.tasks import load_task
 
     parts, ensemble = reopen_ensemble(config.run, console.note)
     own = config.task is None or config.task == parts.config.data.task
-    task = parts.task if config.task is None or own else load_task_with_budget(config.task, None)
+    task = parts.task if config.task is None or own else load_task(config.task)
     rows = unused_rows(parts) if own else foreign_rows(parts, task)
     if config.examples is not None and config.examples > len(rows):
         raise InputError(f"--examples {config.examples}: task {task.name} has {len(rows)} rows that the run has not used; ask for fewer")

@@ -11,7 +11,7 @@ from perturbjax.ivl.value import Connection, ValueConfig
 from perturbjax.models.config import DecoderConfig
 from perturbjax.records import from_json, to_json
 from perturbjax.runs.files import read_json, write_atomically, write_json
-from perturbjax.tree import fingerprint, leaf_paths
+from perturbjax.tree import fingerprint, leaf_paths, nest
 
 WEIGHTS, RECORD = "value.safetensors", "value.json"
 
@@ -62,8 +62,6 @@ def load_value(folder: Path) -> tuple[ValueRecord, dict[str, Any]]:
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
-
-    from perturbjax.pretrained.params import nest
 
     if not (folder / RECORD).is_file():
         raise InputError(f"{folder}: no value network there, the training has not finished; continue it with `resume`")

@@ -7,7 +7,7 @@ from perturbjax.ivl.map_statistics import MapStatistics
 from perturbjax.records import from_json
 from perturbjax.report.schema import ComparedEntry, Entry, Source
 from perturbjax.runs.files import read_json
-from perturbjax.train.loop import Look
+from perturbjax.train.problem import Look
 
 VERSION = 1
 """Of the layout of results.json and evaluation-NAME.json."""

@@ -4,7 +4,7 @@ from perturbjax.ivl.headline import headline
 from perturbjax.ivl.results import BaseEntries, Results
 from perturbjax.report.table import entry_lines, fact_lines
 from perturbjax.report.words import count, percent, rate
-from perturbjax.train.loop import Look
+from perturbjax.train.problem import Look
 
 
 def base_lines(entries: BaseEntries) -> list[str]:

@@ -20,6 +20,8 @@ from perturbjax.ivl.value import ValueConfig, make_value
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import to_json
+from perturbjax.runs.config import Machine, Run, absolute_if_there
+from perturbjax.runs.identity import fields_of
 from perturbjax.runs.machine import devices, resolve_dtype, versions
 from perturbjax.tasks import load_task, template_by_name
 from perturbjax.tasks.base import Example, Task, Template
@@ -32,8 +34,8 @@ from perturbjax.train.demonstrations import (
     task_demonstrations,
     without_questions,
 )
-from perturbjax.train.loop import Problem
 from perturbjax.train.placement import put_params
+from perturbjax.train.problem import Problem
 from perturbjax.train.rows import Rows, pack_rows
 from perturbjax.tree import digest, fingerprint
 
@@ -116,7 +118,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     base = on_main(lambda: fingerprint(models[0].params))
     identity = {
         "chapter": CHAPTER,
-        **identity_fields(config),
+        **fields_of(config),
         "template": template.name,
         "max_new_tokens": task.max_new_tokens,
         "dtype": dtype,
@@ -126,11 +128,6 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         "rows": fingerprint({"train": rows.arrays, "validation": held.arrays}),
     }
     return Parts(config, models, task, template, test, rows, held, figures, dtype, base, vocabulary, identity)
-
-
-def identity_fields(config: Config) -> dict[str, Any]:
-    """The settings that a result depends on, as JSON."""
-    return {name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
 
 
 def load_questions(config: Config) -> tuple[Task, Template, tuple[Example, ...]]:
@@ -143,7 +140,7 @@ def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[D
     data, seed = config.data, config.value.seed
     own = is_task(data.demonstrations)
     if own and data.task in (None, data.demonstrations):
-        task = _with_budget(load_task(data.demonstrations), data.max_new_tokens)
+        task = load_task(data.demonstrations, data.max_new_tokens)
         template = task.templates[0] if data.template is None else template_by_name(task, data.template)
         examples = task.examples()
         train = data.train_examples or max(1, len(examples) - data.validation_examples - data.test_examples)
@@ -152,7 +149,7 @@ def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[D
         return task, template, splits.test, shown[0], shown[1], 0
     if data.task is None:
         raise InputError("`task`: the demonstrations are no task; name the task whose questions are asked at the end")
-    task = _with_budget(load_task(data.task), data.max_new_tokens)
+    task = load_task(data.task, data.max_new_tokens)
     template = task.templates[0] if own or data.template is None else template_by_name(task, data.template)
     splits = _named(lambda: make_splits(task.examples(), 1, 1, data.test_examples, seed))
     found, removed = without_questions(load_demonstrations(data.demonstrations, data.template if own else None), splits.test)
@@ -172,18 +169,6 @@ def _named(split: Callable[[], Any]) -> Any:
     except InputError as error:
         said = str(error).replace("search_examples", "train_examples").replace("select_examples", "validation_examples")
         raise InputError(said) from error
-
-
-def _with_budget(task: Task, max_new_tokens: int | None) -> Task:
-    import copy
-
-    if max_new_tokens is None:
-        return task
-    if task.kind != "generation":
-        raise InputError(f"`max_new_tokens` {max_new_tokens}: task {task.name} chooses between given answers; leave it out")
-    task = copy.copy(task)
-    task.max_new_tokens = max_new_tokens
-    return task
 
 
 def make_problem(parts: Parts, mesh: Mesh) -> tuple[ValueConfig, Problem]:
@@ -209,23 +194,19 @@ def make_problem(parts: Parts, mesh: Mesh) -> tuple[ValueConfig, Problem]:
 
 def describe_run(parts: Parts) -> dict[str, Any]:
     """The record in config.json: resolved settings, what they were run with and on."""
-    from pathlib import Path
-
-    from perturbjax.runs.config import Machine, Run
-
     config = parts.config
-
-    def absolute(name: str | None) -> Any:
-        return str(path.absolute()) if name is not None and (path := Path(name).expanduser()).exists() else name
-
     bases = dataclasses.replace(
         config.bases,
-        base=absolute(config.bases.base),
-        also=tuple(map(absolute, config.bases.also)),
-        held_out=absolute(config.bases.held_out),
+        base=absolute_if_there(config.bases.base),
+        also=tuple(map(absolute_if_there, config.bases.also)),
+        held_out=config.bases.held_out and absolute_if_there(config.bases.held_out),
         dtype=parts.dtype,
     )
-    data = dataclasses.replace(config.data, demonstrations=absolute(config.data.demonstrations), task=absolute(config.data.task))
+    data = dataclasses.replace(
+        config.data,
+        demonstrations=absolute_if_there(config.data.demonstrations),
+        task=config.data.task and absolute_if_there(config.data.task),
+    )
     settings = dataclasses.replace(config, bases=bases, data=data, machine=Machine(), run=Run())
     return {
         "chapter": CHAPTER,

@@ -14,16 +14,17 @@ from perturbjax.ivl.evaluation import measure_base
 from perturbjax.ivl.report import write_report
 from perturbjax.ivl.results import VERSION, Results
 from perturbjax.ivl.results_table import results_table
-from perturbjax.ivl.setup import CHAPTER, Parts, describe_run, identity_fields, load_parts, make_problem, parameter_count
+from perturbjax.ivl.setup import CHAPTER, Parts, describe_run, load_parts, make_problem, parameter_count
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import read_json, write_json
-from perturbjax.runs.identity import differences
+from perturbjax.runs.identity import differences, fields_of
 from perturbjax.runs.machine import make_mesh, require
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.rundir import RunDirectory, default_path
-from perturbjax.train.loop import Fitted, Look, fit
+from perturbjax.train.loop import fit
+from perturbjax.train.problem import Fitted, Look
 
 
 def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
@@ -90,7 +91,7 @@ def _check(config: Config) -> None:
 def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
     """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
     if directory.check_usable(parts.config.run.resume):
-        identity = directory.check_identity(parts.identity, identity_fields(Config()))
+        identity = directory.check_identity(parts.identity, fields_of(Config()))
         progress.note(f"continuing the run in {directory.path}")
         return directory.read_config()["prompt_clock"], dict(identity)
     return parts.models[0].tokenizer.clock, parts.identity

@@ -29,7 +29,7 @@ import numpy as np
 
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.vocabulary import Vocabulary
-from perturbjax.tree import leaf_paths
+from perturbjax.tree import leaf_paths, nest
 
 if TYPE_CHECKING:
     from perturbjax.ivl.vocabulary import VocabularyMap
@@ -205,11 +205,4 @@ def make_value(
             flat[path] = np.ones(shape, np.float32)
         else:
             flat[path] = np.zeros(shape, np.float32) if path.endswith("/bias") else rng.normal(0, 0.02, shape).astype(np.float32)
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return ValueConfig(decoder, connection), tree
+    return ValueConfig(decoder, connection), nest(flat)

@@ -9,24 +9,13 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.tree import nest
 
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 """The dtypes that parameters are kept in, by name."""
 
 LAYERS = "layers/"
 """Paths below this prefix are stacked along a leading axis of length L."""
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"a/b/c": leaf}`` -> nested dicts: the inverse of ``tree.leaf_paths`` for such trees."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def tensor_names(config: DecoderConfig, names: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """What a search is made of: loading its parts, checking them against each other, reopening a run."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from perturbjax.pretrained import Model, load_model
 from perturbjax.randopt.config import Config, Machine, Run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.records import from_json, to_json
+from perturbjax.runs.config import absolute_if_there
+from perturbjax.runs.identity import fields_of
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks import load_task, template_by_name
@@ -64,7 +65,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     """
     config.validate()
     data, search = config.data, config.search
-    task = load_task_with_budget(data.task, data.max_new_tokens)
+    task = load_task(data.task, data.max_new_tokens)
     template = task.templates[0] if data.template is None else template_by_name(task, data.template)
     splits = make_splits(task.examples(), data.search_examples, data.select_examples, data.test_examples, search.seed)
     noise, population = search.to_noise(), search.to_population()
@@ -97,7 +98,7 @@ def make_identity(
         splits: split name -> its examples.
     """
     parts = {name: list(examples) for name, examples in splits.items()}
-    return identity_fields(config) | {
+    return fields_of(config) | {
         "template": template,
         "max_new_tokens": task.max_new_tokens,
         "dtype": dtype,
@@ -107,11 +108,6 @@ def make_identity(
     }
 
 
-def identity_fields(config: Config) -> dict[str, Any]:
-    """The settings that a result depends on, as JSON."""
-    return {name: value for part in Config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
-
-
 def make_engine(parts: Parts, task: Task | None = None) -> Engine:
     """The engine of a run, for its own task or for another one."""
     machine = parts.config.machine
@@ -119,34 +115,14 @@ def make_engine(parts: Parts, task: Task | None = None) -> Engine:
     return Engine(parts.model, task or parts.task, parts.noise, mesh, machine.chunk, machine.in_flight, strategy=strategy)
 
 
-def load_task_with_budget(spec: str, max_new_tokens: int | None) -> Task:
-    """Load a task; ``max_new_tokens`` replaces its generation budget.
-
-    Raises:
-        InputError: no such task, or a budget for a task that generates nothing.
-    """
-    task = load_task(spec)
-    if max_new_tokens is not None:
-        if task.kind != "generation":
-            raise InputError(f"`max_new_tokens` {max_new_tokens}: task {task.name} chooses between given answers; leave it out")
-        # A copy: a user's task is an object of the user's module.
-        task = copy.copy(task)
-        task.max_new_tokens = max_new_tokens
-    return task
-
-
 def describe_run(parts: Parts) -> dict[str, Any]:
     """The record in config.json: resolved settings, what they were run with and on."""
     config = parts.config
 
-    def absolute(name: str) -> str:
-        # So that the run can be reopened from any directory.
-        return str(path.absolute()) if (path := Path(name).expanduser()).exists() else name
-
     settings = dataclasses.replace(
         config,
-        base=dataclasses.replace(config.base, model=absolute(config.base.model), dtype=parts.dtype),
-        data=dataclasses.replace(config.data, task=absolute(config.data.task), template=parts.template.name),
+        base=dataclasses.replace(config.base, model=absolute_if_there(config.base.model), dtype=parts.dtype),
+        data=dataclasses.replace(config.data, task=absolute_if_there(config.data.task), template=parts.template.name),
         # Of the command that ran, not of the run.
         machine=Machine(chunk=config.machine.chunk, in_flight=config.machine.in_flight),
         run=Run(),
@@ -187,7 +163,7 @@ def continue_run(directory: RunDirectory, parts: Parts) -> Parts:
     Raises:
         InputError: another run, the differences named.
     """
-    identity = directory.check_identity(parts.identity, identity_fields(Config()))
+    identity = directory.check_identity(parts.identity, fields_of(Config()))
     parts.model.tokenizer.clock = directory.read_config()["prompt_clock"]
     return dataclasses.replace(parts, identity=dict(identity))
 

@@ -97,3 +97,8 @@ def check_text(name: str, value: str) -> None:
     """Raise ``InputError`` for an empty text, or one with control characters."""
     if not value.strip() or re.search(r"[\x00-\x1f]", value):
         raise InputError(f"`{name}` {value!r}: a name or path is required")
+
+
+def absolute_if_there(name: str) -> str:
+    """The absolute path of a file or directory, so that a run can be reopened from anywhere; any other name as it is."""
+    return str(path.absolute()) if (path := Path(name).expanduser()).exists() else name

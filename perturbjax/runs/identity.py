@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from perturbjax.records import to_json
 from perturbjax.tree import digest
 
 Identity = Mapping[str, Any]
@@ -11,6 +12,11 @@ Identity = Mapping[str, Any]
 _FINGERPRINTS = {"model_fingerprint": "model", "task_fingerprint": "task", "split_ids": "task"}
 """Fingerprint -> the field that names its content. The name is for people, the fingerprint decides: a file may move."""
 _NAMES = tuple(dict.fromkeys(_FINGERPRINTS.values()))
+
+
+def fields_of(config: Any) -> dict[str, Any]:
+    """The settings that a result depends on, as JSON: all fields of the parts of a chapter's ``Config`` that its ``IDENTITY`` names."""
+    return {name: value for part in config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
 
 
 def identity_digest(identity: Identity) -> str:

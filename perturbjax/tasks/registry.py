@@ -1,5 +1,6 @@
 """From what a run's ``task`` says to a task."""
 
+import copy
 import importlib
 import inspect
 import os
@@ -36,15 +37,26 @@ TASK_NAMES: tuple[str, ...] = (*_TASKS, *(f"mmlu:{subject}" for subject in SUBJE
 """Every task that ``load_task`` knows by name."""
 
 
-def load_task(spec: str) -> Task:
-    """A task from a name (``TASK_NAMES``), a ``path.jsonl``, or a ``module:attribute``.
+def load_task(spec: str, max_new_tokens: int | None = None) -> Task:
+    """A task from a name (``TASK_NAMES``), a ``path.jsonl``, or a ``module:attribute``; ``max_new_tokens`` replaces its generation budget.
 
     The attribute is a task, or a class or function without required arguments that gives one; it is checked against the protocol, its
     examples too, and the working directory counts as a place of modules.
 
     Raises:
-        InputError: one line with what is wrong and what would be right.
+        InputError: one line with what is wrong and what would be right; a budget for a task that generates nothing, too.
     """
+    task = _load(spec)
+    if max_new_tokens is not None:
+        if task.kind != "generation":
+            raise InputError(f"`max_new_tokens` {max_new_tokens}: task {task.name} chooses between given answers; leave it out")
+        # A copy: a user's task is an object of the user's module.
+        task = copy.copy(task)
+        task.max_new_tokens = max_new_tokens
+    return task
+
+
+def _load(spec: str) -> Task:
     if spec in _TASKS:
         return _TASKS[spec]()
     if spec.endswith(".jsonl"):

@@ -21,7 +21,7 @@ from perturbjax.records import to_json
 from perturbjax.report import ComparedEntry, Entry, Source
 from perturbjax.report.intervals import wilson
 from perturbjax.train.config import Training
-from perturbjax.train.loop import Look
+from perturbjax.train.problem import Look
 
 DEVICES = {"backend": "cpu", "kinds": ["cpu"], "count": 1, "processes": 1}
 QUESTIONS = 64

@@ -25,8 +25,8 @@ from perturbjax.inference.generation import generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.partition import TensorParallel, partition
 from perturbjax.noise import Noise
-from perturbjax.pretrained.params import nest
 from perturbjax.scoring import ChunkProgram
+from perturbjax.tree import nest
 from support.kernels_compile import KERNEL_CALLS, TPUS, targets
 
 CONFIG = DecoderConfig(

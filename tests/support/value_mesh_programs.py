@@ -19,16 +19,17 @@ from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import make_value
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise import Noise, Rule
-from perturbjax.pretrained.params import nest
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.sharding import make_mesh
 from perturbjax.train import Training
 from perturbjax.train.demonstrations import EncodedDemonstration
-from perturbjax.train.loop import Problem, fit
+from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import make_optimizer
 from perturbjax.train.placement import put_batch, put_params, state_shardings
+from perturbjax.train.problem import Problem
 from perturbjax.train.rows import pack_rows
 from perturbjax.train.step import TrainState, make_step
+from perturbjax.tree import nest
 from support.toy import POPULATION, TEMPLATE, Toy, compile_quickly
 from support.value_cases import QUICK, base, live_value, random_map
 

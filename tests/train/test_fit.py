@@ -17,8 +17,9 @@ from perturbjax.runs.metrics import MetricsLog
 from perturbjax.train import Training
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.language import fine_tuning_loss
-from perturbjax.train.loop import Problem, fit
+from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import make_optimizer
+from perturbjax.train.problem import Problem
 from perturbjax.train.rows import pack_rows
 from perturbjax.tree import fingerprint, leaf_paths
 

@@ -36,7 +36,8 @@ from perturbjax.runs.console import Console
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.train import Training
 from perturbjax.train.language import fine_tuning_loss
-from perturbjax.train.loop import Problem, fit
+from perturbjax.train.loop import fit
+from perturbjax.train.problem import Problem
 from perturbjax.train.rows import Rows
 from perturbjax.train.step import Loss
 from perturbjax.tree import fingerprint
