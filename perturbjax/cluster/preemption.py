@@ -51,10 +51,13 @@ def _sigterm(call: Callable[[], None]) -> Iterator[None]:
     # The handler does nothing; with it, the interpreter writes the signal's number into the pipe, from any thread, at once.
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=watch, daemon=True, name="preemption").start()
+    watching = threading.Thread(target=watch, daemon=True, name="preemption")
+    watching.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGTERM, before)
         os.close(writing)
+        # It holds what ``call`` reaches, arrays of the run among them: freed by it while the interpreter ends, they abort the process.
+        watching.join(timeout=10)

@@ -17,6 +17,7 @@ from support.paths import ROOT, SCRIPTS, SUPPORT
 
 from perturbjax.cli import main
 from perturbjax.cluster import peers
+from perturbjax.cluster.preemption import cluster_run
 from perturbjax.errors import InputError
 from perturbjax.randopt import stages
 from perturbjax.randopt.config import Machine
@@ -147,3 +148,9 @@ def test_a_process_with_other_settings_than_process_0_says_so(monkeypatch):
     monkeypatch.setattr(stages, "broadcast_json", lambda mine: mine | {"seed": 0})
     with pytest.raises(InputError, match=r"process 0 of 1: `seed` 1, the run has 0 \(on process 0\)"):
         stages._check_agreement(SimpleNamespace(identity={"seed": 1, "top_k": 2}))  # type: ignore[arg-type]
+
+
+def test_nothing_of_a_run_is_held_by_a_thread_after_it():
+    with cluster_run(print, None, None, None):
+        assert any(thread.name == "preemption" for thread in threading.enumerate())
+    assert not any(thread.name == "preemption" for thread in threading.enumerate())
