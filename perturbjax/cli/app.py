@@ -92,7 +92,8 @@ def _explain(what: str, error: BaseException, console: Console) -> None:
 
 
 def _is_environment(error: BaseException) -> bool:
-    """A full disk, too little memory, a file that went away, a package that is not installed: nothing that a traceback explains better."""
+    """A full disk, too little memory, a file that went away, a package that is not installed, a training that diverged: nothing that a
+    traceback explains better."""
     if isinstance(error, OSError):
         return error.errno is None or error.errno in (
             errno.ENOSPC,
@@ -103,4 +104,4 @@ def _is_environment(error: BaseException) -> bool:
             errno.EIO,
             errno.ENOENT,
         )
-    return isinstance(error, (ModuleNotFoundError, MemoryError))
+    return isinstance(error, (ModuleNotFoundError, MemoryError, FloatingPointError))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from perturbjax.errors import InputError
 from perturbjax.records import to_json
+from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
 from perturbjax.runs.rundir import RunDirectory
@@ -59,11 +60,12 @@ def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
 
     check_strength(config.alpha, config.gate)
     value = reopen(config.run, console.note)
-    own = config.task is None
-    task = value.task if config.task is None else load_task(config.task)
+    data = value.config.data
+    own = config.task is None or absolute_if_there(config.task) == (data.task or data.demonstrations)
+    task = value.task if config.task is None or own else load_task(config.task)
     questions = value.test
     if not own:
-        shown = load_demonstrations(value.config.data.demonstrations)
+        shown = load_demonstrations(data.demonstrations)
         questions = without_asked(task.examples(), shown)
         if dropped := len(task.examples()) - len(questions):
             console.note(f"perturbjax: warning: {dropped} questions of {task.name} are asked by demonstrations and left out")
@@ -76,21 +78,8 @@ def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
     on = value.on(config.base, config.vocabulary, config.alpha, config.gate)
     console.note(f"base {on.base.name}: {on.base.source}")
     with console.stages() as on_stage:
-        entries = measure_base(
-            on.base,
-            value.record.config,
-            value.params,
-            on.vocabulary,
-            value.trained.tokenizer,
-            task,
-            template,
-            questions,
-            make_mesh(value.config.machine),
-            value.config.value.seed,
-            config.alpha,
-            config.gate,
-            on_stage,
-        )
+        mesh, seed = make_mesh(value.config.machine), value.config.value.seed
+        entries = measure_base(on.base, on.combined, value.trained.tokenizer, task, template, questions, mesh, seed, on_stage)
     kind = on.vocabulary.kind if on.vocabulary is not None else None
     source = Source(task.name, task.source)
     evaluation = Evaluation(VERSION, source, template.name, config.alpha, config.gate, kind, entries)

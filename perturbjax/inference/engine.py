@@ -87,18 +87,7 @@ class Engine:
         Raises:
             InputError: a prompt is longer than the model's context.
         """
-        prompts = [self.task.prompt(example, template) for example in examples]
-        encode = self.model.tokenizer.encode
-        ids = [self.model.tokenizer.encode_prompt(prompt) for prompt in prompts]
-        choices = [[encode(choice) for choice in prompt.choices] for prompt in prompts]
-        for example, prompt, branches in zip(examples, ids, choices, strict=True):
-            needed = len(prompt) + max([self.max_new_tokens, *(len(c) for c in branches)])
-            if needed > self.model.config.max_positions:
-                raise InputError(
-                    f"example {example.id!r} needs {needed} tokens under template {template.name!r}; "
-                    f"the model takes {self.model.config.max_positions}: "
-                    "leave it out or choose a shorter template"
-                )
+        ids, choices = encode_prompts(self.model, self.task, examples, template, self.max_new_tokens)
         length = common_prefix(ids)
         prefix, rest = ids[0][:length], [prompt[length:] for prompt in ids]
         if self.task.kind == "choice":
@@ -235,6 +224,27 @@ class Engine:
                 fn, self.params, noise, self.mesh, self._max_candidates, self.in_flight, strategy or "copy"
             )
         return self._programs[name, strategy, sample]
+
+
+def encode_prompts(
+    model: Model, task: Task, examples: Sequence[Example], template: Template, max_new_tokens: int
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Token ids of each example's prompt, and of each of its choices.
+
+    Raises:
+        InputError: a prompt, with its choice or its reply, is longer than the model's context.
+    """
+    prompts = [task.prompt(example, template) for example in examples]
+    ids = [model.tokenizer.encode_prompt(prompt) for prompt in prompts]
+    choices = [[model.tokenizer.encode(choice) for choice in prompt.choices] for prompt in prompts]
+    for example, prompt, branches in zip(examples, ids, choices, strict=True):
+        needed = len(prompt) + max([max_new_tokens, *map(len, branches)])
+        if needed > model.config.max_positions:
+            raise InputError(
+                f"example {example.id!r} needs {needed} tokens under template {template.name!r}; "
+                f"the model takes {model.config.max_positions}: leave it out or choose a shorter template"
+            )
+    return ids, choices
 
 
 def _chosen(batch: EncodedBatch, values: np.ndarray) -> list[list[str]]:

@@ -9,11 +9,10 @@ from jax.sharding import Mesh
 from perturbjax.inference import Engine
 from perturbjax.inference.outputs import Outputs
 from perturbjax.ivl.changes import token_changes
-from perturbjax.ivl.combined import combine
+from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.map_statistics import statistics
 from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries
 from perturbjax.ivl.value import ValueConfig
-from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.noise import Noise
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
@@ -24,26 +23,35 @@ from perturbjax.tree import derived_seed
 
 def measure_base(
     base: Model,
-    value: ValueConfig,
-    params: Any,
-    vocabulary: VocabularyMap | None,
+    combined: Model,
     value_tokenizer: Tokenizer,
     task: Task,
     template: Template,
     questions: Sequence[Example],
     mesh: Mesh,
     seed: int,
-    alpha: float = 1.0,
-    gate: float | None = None,
     on_stage: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> BaseEntries:
     """The base, the base with the value network, and the value network alone, by the same prompts and grading.
 
     Of a generation task, also which tokens of its replies the value network chose.
+
+    Args:
+        base: alone.
+        combined: the same with a value network beside it (``combined.combine``).
+        value_tokenizer: of the value network, for the statistics of a map between vocabularies.
+        task, template, questions: what is asked.
+        mesh: (data, model).
+        seed: of the run; the bootstrap's comes from it.
+        on_stage: told (stage, done, total).
     """
-    models = {"": base, WITH_VALUE: combine(base, value, params, alpha, gate, vocabulary)}
-    if vocabulary is None and not value.needs_base_logits and value.connection != "multiplicative":
-        models[VALUE_ALONE] = replace(base, name="value alone", config=value.decoder, params=params)
+    config = combined.config
+    assert isinstance(config, CombinedConfig)
+    (value,), vocabulary = config.others, config.vocabulary
+    assert isinstance(value, ValueConfig)
+    models = {"": base, WITH_VALUE: combined}
+    if vocabulary is None and not value.is_bound_to_vocabulary:
+        models[VALUE_ALONE] = replace(base, name="value alone", config=value.decoder, params=combined.params["value"])
     outputs: dict[str, Outputs] = {}
     for number, (name, model) in enumerate(models.items()):
         on_stage("test questions", number, len(models))
@@ -53,7 +61,7 @@ def measure_base(
     changes, written = None, outputs[WITH_VALUE].reply_tokens
     if written is not None:
         prompts = [base.tokenizer.encode_prompt(task.prompt(question, template)) for question in questions]
-        changes = token_changes(models[WITH_VALUE], prompts, written[0].tolist(), mesh)
+        changes = token_changes(combined, prompts, written[0].tolist(), mesh)
 
     def scored(name: str) -> Any:
         found = outputs[name]

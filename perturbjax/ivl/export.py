@@ -32,15 +32,20 @@ _ONE = """
 The base must have this directory's tokenizer.
 """
 _MAPPED = """
-BASE is {name}, which has another vocabulary. `vocabulary_map.npz` says which of the value network's logits each of its tokens gets. Each
-model reads the text through its own tokenizer, so both see the same text, not the same ids:
+BASE is {name}, which has another vocabulary. `vocabulary_map.npz` says which tokens of the value network stand for each of its own. The
+value network reads, for each token of BASE, the weighted mean of their embeddings, one position for one, and its logits are mapped back:
 
 ```python
 import numpy as np
 
-table = np.load("vocabulary_map.npz")
-centered = z_value - z_value[..., table["valid"]].mean(-1, keepdim=True)
-change = (centered[..., table["indices"]] * torch.tensor(table["weights"])).sum(-1)
+table = {{name: torch.tensor(array) for name, array in np.load("vocabulary_map.npz").items()}}
+read = table["weights"] / table["weights"].sum(-1, keepdim=True).clamp(min=1e-30)
+
+def change(tokens):  # what is added to z_base, for tokens of BASE below len(read)
+    embeddings = value.get_input_embeddings().weight[table["indices"][tokens]]
+    z_value = value(inputs_embeds=(embeddings * read[tokens][..., None]).sum(-2)).logits
+    centered = z_value - z_value[..., table["valid"].nonzero()[:, 0]].mean(-1, keepdim=True)
+    return (centered[..., table["indices"]] * table["weights"]).sum(-1)
 ```
 """
 

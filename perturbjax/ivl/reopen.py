@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perturbjax.errors import InputError
+from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.ivl.alignment import exact_first
 from perturbjax.ivl.artifacts import ValueRecord, load_value
 from perturbjax.ivl.combined import combine
@@ -84,6 +85,10 @@ def reopen(run: Path, note: Callable[[str], None]) -> ValueRun:
     config = from_json(Config, content.get("config"), f"{directory.config}: config")
     record, params = load_value(directory.path / "value")
     task, template, test = load_questions(config)
+    if task_fingerprint(task, test) != content["identity"].get("task_fingerprint"):
+        raise InputError(
+            f"{directory.path}: the test questions of {task.name} are not those of the run; restore the file that they came from"
+        )
     trained = load_model(config.bases.base, config.bases.dtype)
     note(f"base {trained.name}: {trained.source}")
     if fingerprint(trained.params) != record.base_fingerprint:

@@ -168,7 +168,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Optimizer", f"AdamW, learning rate {training.learning_rate:g} ({training.schedule}), weight decay {training.weight_decay:g}"),
         ("Batch", f"{training.batch_rows} rows of {training.row_tokens} tokens; {count(shown.train_rows)} rows in all"),
         ("Training", f"{steps}, {count(last.tokens)} tokens; patience {training.patience or 'off'}"),
-        ("Throughput", f"{rate(last.tokens / last.seconds if last.seconds else None)} tokens/s in steps, {rate(last.seconds)} s"),
+        ("Throughput", f"{rate(results.tokens_per_s)} tokens/s in steps, {rate(last.seconds)} s"),
         ("Questions", f"{count(results.entries.base.n)} at the end" + (f", of {data.task}" if data.task else "")),
         ("Seed", str(value.seed)),
         ("Weights of the base", bases.dtype),

@@ -1,5 +1,6 @@
 """results.json of a training of a value network, and the entries of one base, as typed records."""
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,12 @@ class Results:
     def model(self) -> Source:
         """The first base, which the value network was trained beside."""
         return self.entries.model
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Median of the looks that measured it; None if none did."""
+        rates = [look.tokens_per_s for look in self.looks if look.tokens_per_s is not None]
+        return statistics.median(rates) if rates else None
 
     @property
     def best(self) -> Look:

@@ -26,7 +26,7 @@ def results_table(results: Results) -> str:
         ("value network", f"{count(results.parameters)} parameters"),
         ("training", f"{last.step} steps, {count(last.tokens)} tokens; weights of step {best.step}{early}"),
         ("cross-entropy", f"{best.losses['cross_entropy']:.3f} in training, {_validation(best)}"),
-        ("throughput", f"{rate(last.tokens / last.seconds if last.seconds else None)} tokens/s"),
+        ("throughput", f"{rate(results.tokens_per_s)} tokens/s"),
     ]
     if entries.changes is not None:
         facts.append(("tokens changed", f"{percent(entries.changes.changed)} of {count(entries.changes.tokens)}"))

@@ -11,18 +11,20 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
+from perturbjax.inference.engine import encode_prompts
 from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.ivl.config import Config
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.results import Demonstrated
 from perturbjax.ivl.tokens import token_table
-from perturbjax.ivl.value import ValueConfig, make_value
+from perturbjax.ivl.value import PROBES, ValueConfig, make_value
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import to_json
 from perturbjax.runs.config import Machine, Run, absolute_if_there
 from perturbjax.runs.identity import fields_of
 from perturbjax.runs.machine import devices, resolve_dtype, versions
+from perturbjax.sharding import MODEL
 from perturbjax.tasks import load_task, template_by_name
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.splits import make_splits
@@ -34,7 +36,7 @@ from perturbjax.train.demonstrations import (
     task_demonstrations,
     without_questions,
 )
-from perturbjax.train.placement import put_params
+from perturbjax.train.placement import check_batch, put_params
 from perturbjax.train.problem import Problem
 from perturbjax.train.rows import Rows, pack_rows
 from perturbjax.tree import digest, fingerprint
@@ -52,8 +54,7 @@ class Parts:
         task: asked at the end.
         template: of its prompts.
         test: the questions.
-        rows: packed demonstrations to train on; ``validation``: to measure on.
-        demonstrated: their figures.
+        train: demonstrations to train on; ``validation``: to measure on; ``removed``: how many ask a test question and are neither.
         dtype: of the bases' weights.
         fingerprint: of the first base's weights.
         vocabulary: of its tokenizer.
@@ -65,13 +66,22 @@ class Parts:
     task: Task
     template: Template
     test: tuple[Example, ...]
-    rows: Rows
-    validation: Rows
-    demonstrated: Demonstrated
+    train: tuple[Demonstration, ...]
+    validation: tuple[Demonstration, ...]
+    removed: int
     dtype: str
     fingerprint: str
     vocabulary: str
     identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Packed demonstrations to train on and to measure on, and their figures."""
+
+    rows: Rows
+    validation: Rows
+    demonstrated: Demonstrated
 
 
 def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
@@ -101,20 +111,8 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     tokens = config.training.row_tokens
     if tokens > (longest := min(model.config.max_positions for model in models)):
         raise InputError(f"`row_tokens` {tokens}: the bases take at most {longest}; lower it")
-    tokenizer = models[0].tokenizer
-    rows, held = (pack_rows(encode_demonstrations(some, tokenizer), tokens) for some in (train, validation))
-    too_long = (*rows.left_out, *held.left_out)
-    if too_long:
-        shown = ", ".join(too_long[:3]) + (", ..." if len(too_long) > 3 else "")
-        which = f"{len(too_long)} demonstrations are longer than {tokens} tokens and left out ({shown})"
-        note(f"perturbjax: warning: {which}; raise `row_tokens`")
     if removed:
         note(f"perturbjax: warning: {removed} demonstrations ask a test question and are left out")
-    figures = Demonstrated(
-        config.data.demonstrations, rows.demonstrations, held.demonstrations, len(rows), len(too_long), removed, rows.tokens
-    )
-    packed = f"{figures.train:,} in {len(rows):,} rows of {tokens} tokens, {figures.validation:,} for validation"
-    note(f"demonstrations {figures.source}: {packed}")
     base = on_main(lambda: fingerprint(models[0].params))
     identity = {
         "chapter": CHAPTER,
@@ -125,9 +123,30 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         "model_fingerprint": base,
         "other_fingerprints": [on_main(lambda model=model: fingerprint(model.params)) for model in models[1:]],
         "task_fingerprint": task_fingerprint(task, test),
-        "rows": fingerprint({"train": rows.arrays, "validation": held.arrays}),
+        # The texts, not the tokens: some chat templates write the date.
+        "demonstration_texts": digest([[to_json(each) for each in some] for some in (train, validation)]),
     }
-    return Parts(config, models, task, template, test, rows, held, figures, dtype, base, vocabulary, identity)
+    return Parts(config, models, task, template, test, train, validation, removed, dtype, base, vocabulary, identity)
+
+
+def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
+    """Packs the demonstrations, once the prompts' date is known.
+
+    Raises:
+        InputError: no demonstration fits into a row, or a test prompt is longer than the base's context.
+    """
+    first, config = parts.models[0], parts.config
+    encode_prompts(first, parts.task, parts.test, parts.template, parts.task.max_new_tokens)  # said now, not after hours of training
+    tokens = config.training.row_tokens
+    rows, held = (pack_rows(encode_demonstrations(some, first.tokenizer), tokens) for some in (parts.train, parts.validation))
+    if too_long := (*rows.left_out, *held.left_out):
+        shown = ", ".join(too_long[:3]) + (", ..." if len(too_long) > 3 else "")
+        which = f"{len(too_long)} demonstrations are longer than {tokens} tokens and left out ({shown})"
+        note(f"perturbjax: warning: {which}; raise --row-tokens")
+    source = config.data.demonstrations
+    figures = Demonstrated(source, rows.demonstrations, held.demonstrations, len(rows), len(too_long), parts.removed, rows.tokens)
+    note(f"demonstrations {source}: {figures.train:,} in {len(rows):,} rows of {tokens} tokens, {figures.validation:,} for validation")
+    return Packed(rows, held, figures)
 
 
 def load_questions(config: Config) -> tuple[Task, Template, tuple[Example, ...]]:
@@ -158,8 +177,10 @@ def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[D
     if len(ordered) < wanted:
         asked = f"`train_examples` {data.train_examples or 1} + `validation_examples` {data.validation_examples}"
         raise InputError(f"{asked}: {data.demonstrations} has {len(ordered)} demonstrations that ask no test question; ask for fewer")
-    train = ordered[data.validation_examples :][: data.train_examples]
-    return task, template, splits.test, tuple(train), tuple(ordered[: data.validation_examples]), removed
+    held = tuple(ordered[: data.validation_examples])
+    asked_there = {each.key for each in held}
+    rest = [each for each in ordered[data.validation_examples :] if each.key not in asked_there]
+    return task, template, splits.test, tuple(rest[: data.train_examples]), held, removed
 
 
 def _named(split: Callable[[], Any]) -> Any:
@@ -171,17 +192,24 @@ def _named(split: Callable[[], Any]) -> Any:
         raise InputError(said) from error
 
 
-def make_problem(parts: Parts, mesh: Mesh) -> tuple[ValueConfig, Problem]:
+def check_layout(config: Config, mesh: Mesh) -> None:
+    """Raises ``InputError`` unless the value network and the batches can be laid out on the mesh."""
+    check_batch(config.training.batch_rows, config.training.accumulate, mesh)
+    if config.value.connection in PROBES and mesh.shape[MODEL] > 1:
+        raise InputError(f"`connection` {config.value.connection}: a probe is not sharded; use a `mesh` of DATAx1")
+
+
+def make_problem(parts: Parts, packed: Packed, mesh: Mesh) -> tuple[ValueConfig, Problem]:
     """The value network to begin with, and what ``train.fit`` trains."""
     value, training, first = parts.config.value, parts.config.training, parts.models[0]
     config, params = make_value(
         first.config, first.params, value.connection, value.layers, value.init == "base", value.head == "zero", value.seed
     )
     dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
-    layout = config.partition(mesh.shape["model"])
+    layout = config.partition(mesh.shape[MODEL])
     frozen = []
     for model in parts.models:
-        its = model.config.partition(mesh.shape["model"])
+        its = model.config.partition(mesh.shape[MODEL])
         frozen.append(put_params(model.params, mesh, its.dims(model.config) if its else {}))
     losses = [
         (value_loss(config, model.config, dtype, value.penalty, int(value.power), training.remat), arrays)
@@ -189,7 +217,7 @@ def make_problem(parts: Parts, mesh: Mesh) -> tuple[ValueConfig, Problem]:
     ]
     held_out = losses.pop() if parts.config.bases.held_out else None
     dims = layout.dims(config.decoder) if layout else {}
-    return config, Problem(params, losses, parts.rows, parts.validation, held_out, dims)
+    return config, Problem(params, losses, packed.rows, packed.validation, held_out, dims)
 
 
 def describe_run(parts: Parts) -> dict[str, Any]:

@@ -1,30 +1,33 @@
 """A whole training of a value network, from settings to report, stage by stage, resumable at every commit."""
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
-import jax
+from jax.sharding import Mesh
 
-from perturbjax.cluster import broadcast_json, is_main, on_main
+from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
-from perturbjax.ivl.artifacts import load_value, save_value
+from perturbjax.ivl.artifacts import save_value
+from perturbjax.ivl.combined import combine
 from perturbjax.ivl.config import Config
 from perturbjax.ivl.evaluation import measure_base
 from perturbjax.ivl.report import write_report
 from perturbjax.ivl.results import VERSION, Results
 from perturbjax.ivl.results_table import results_table
-from perturbjax.ivl.setup import CHAPTER, Parts, describe_run, load_parts, make_problem, parameter_count
+from perturbjax.ivl.setup import CHAPTER, Packed, Parts, check_layout, describe_run, load_parts, make_problem, pack, parameter_count
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import read_json, write_json
-from perturbjax.runs.identity import differences, fields_of
+from perturbjax.runs.identity import check_agreement, fields_of
 from perturbjax.runs.machine import make_mesh, require
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.rundir import RunDirectory, default_path
 from perturbjax.train.loop import fit
-from perturbjax.train.problem import Fitted, Look
+from perturbjax.train.placement import to_host
+from perturbjax.train.problem import Fitted, Look, Problem
 
 
 def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
@@ -50,20 +53,22 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     progress, peers = progress if is_main() else SILENT, peers or Peers(None, SILENT.note)
     on_main(lambda: _check(config))
     parts = load_parts(config, progress.note)
-    if found := differences(parts.identity, broadcast_json(parts.identity)):
-        who = f"process {jax.process_index()} of {jax.process_count()}"
-        raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
+    check_agreement(parts.identity)
+    mesh = make_mesh(config.machine)
+    check_layout(config, mesh)
     directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.models[0].name, parts.identity))
     clock, identity = on_main(lambda: _claim(directory, parts, progress))
     parts = replace(parts, identity=identity)
     for model in parts.models:
         model.tokenizer.clock = clock
+    packed = pack(parts, progress.note)
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
     peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax ivl ... --out {directory.path} --resume"
-    with on_main_lock(directory):
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(directory.locked()))
         try:
             if not on_main(lambda: directory.results.exists()):
-                _stages(parts, directory, progress, peers)
+                _stages(parts, packed, mesh, directory, progress, peers)
             results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
             on_main(lambda: _finish(directory, results, progress))
             return results
@@ -72,13 +77,6 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
         except BaseException as error:
             error.add_note(peers.advice)
             raise
-
-
-def on_main_lock(directory: RunDirectory) -> Any:
-    """Holds the run on process 0 for the time of a block."""
-    import contextlib
-
-    return directory.locked() if is_main() else contextlib.nullcontext()
 
 
 def _check(config: Config) -> None:
@@ -97,24 +95,21 @@ def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[s
     return parts.models[0].tokenizer.clock, parts.identity
 
 
-def _stages(parts: Parts, directory: RunDirectory, progress: Progress, peers: Peers) -> None:
+def _stages(parts: Parts, packed: Packed, mesh: Mesh, directory: RunDirectory, progress: Progress, peers: Peers) -> None:
     """Training, the value network's files, and the test, each written when it is known."""
-    config, mesh = parts.config, make_mesh(parts.config.machine)
-    value, problem = make_problem(parts, mesh)
+    first, seed = parts.models[0], parts.config.value.seed
+    value, problem = make_problem(parts, packed, mesh)
     fitted = _train(parts, problem, directory, mesh, progress, peers)
-    folder = directory.path / "value"
-    on_main(lambda: save_value(folder, value, fitted.params, parts.models[0].name, parts.fingerprint, parts.vocabulary))
-    _, params = load_value(folder)
+    params = to_host(fitted.params, mesh)
+    on_main(lambda: save_value(directory.path / "value", value, params, first.name, parts.fingerprint, parts.vocabulary))
+    combined = combine(first, value, params)
     with progress.stages() as on_stage:
-        first = parts.models[0]
-        entries = measure_base(
-            first, value, params, None, first.tokenizer, parts.task, parts.template, parts.test, mesh, config.value.seed, on_stage=on_stage
-        )
+        entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, on_stage)
     results = Results(
         VERSION,
         Source(parts.task.name, parts.task.source),
         parts.template.name,
-        parts.demonstrated,
+        packed.demonstrated,
         parameter_count(params),
         fitted.looks,
         fitted.step,
@@ -124,7 +119,7 @@ def _stages(parts: Parts, directory: RunDirectory, progress: Progress, peers: Pe
     on_main(lambda: write_json(directory.results, to_json(results)))
 
 
-def _train(parts: Parts, problem: Any, directory: RunDirectory, mesh: Any, progress: Progress, peers: Peers) -> Fitted:
+def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, progress: Progress, peers: Peers) -> Fitted:
     training = parts.config.training
     bar: Any = None
 

@@ -26,7 +26,6 @@ what opens the next turn."""
 _NAMED = ("bos_token", "unk_token", "sep_token", "cls_token", "mask_token", "pad_token")
 _SPACE = "▁"
 _FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_REPLY = "perturbjax"  # the text of a reply, found again in the rendered chat
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,13 +157,8 @@ def _components(part: Any) -> Iterator[dict[str, Any]]:
 
 def _ends(tokenizer: Tokenizer, special: set[int]) -> dict[int, str]:
     """id -> role of the stop tokens, and of what opens a turn where the chat format shows it."""
-    chat = tokenizer.render_chat([{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}])
-    after = tokenizer.encode(chat.rpartition(_REPLY)[2]) if _REPLY in chat else []
-    written = [index for index in after if index in tokenizer.stop_ids]
-    eos = tokenizer.encode(tokenizer.special_tokens.get("eos_token", ""))
-    turn_end = next((index for index in (*written, *eos) if index in tokenizer.stop_ids), tokenizer.stop_ids[0])
-    openers = [index for index in after if index in special and index not in tokenizer.stop_ids]
-    return dict.fromkeys(openers[:1], TURN_START) | dict.fromkeys(tokenizer.stop_ids, TEXT_END) | {turn_end: TURN_END}
+    openers = [index for index in tokenizer.after_reply() if index in special and index not in tokenizer.stop_ids]
+    return dict.fromkeys(openers[:1], TURN_START) | dict.fromkeys(tokenizer.stop_ids, TEXT_END) | {tokenizer.turn_end: TURN_END}
 
 
 def _byte_of() -> dict[str, int]:

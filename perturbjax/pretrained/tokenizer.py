@@ -34,6 +34,9 @@ class Prompt(Protocol):
     def text(self) -> str: ...
 
 
+_REPLY = "perturbjax"  # the text of a reply, found again in the rendered chat
+
+
 class Tokenizer:
     """A model's tokenizer and chat format.
 
@@ -105,6 +108,19 @@ class Tokenizer:
     def clock(self, moment: str | None) -> None:
         if self._template is not None and moment is not None:
             self._template.clock = datetime.fromisoformat(moment)
+
+    def after_reply(self) -> list[int]:
+        """What the chat format writes after a reply; nothing without a template."""
+        if self._template is None:
+            return []
+        chat = self.render_chat([{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}])
+        return self.encode(chat.rpartition(_REPLY)[2]) if _REPLY in chat else []
+
+    @property
+    def turn_end(self) -> int:
+        """The stop token that ends a reply: what the chat format writes there, else the end of a text."""
+        eos = self.encode(self.special_tokens.get("eos_token", ""))
+        return next((token for token in (*self.after_reply(), *eos) if token in self.stop_ids), self.stop_ids[0])
 
     @property
     def chat_template(self) -> str | None:

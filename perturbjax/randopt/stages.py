@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from perturbjax.cluster import broadcast_json, is_main, on_main
+from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.inference import EncodedBatch, Engine
@@ -28,7 +27,7 @@ from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import write_json
-from perturbjax.runs.identity import differences
+from perturbjax.runs.identity import check_agreement
 from perturbjax.runs.machine import require
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.profile import check_profile, trace
@@ -58,7 +57,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     progress, peers = progress if is_main() else SILENT, peers or Peers(None, SILENT.note)
     on_main(lambda: _check(config))
     parts = load_parts(config, progress.note)
-    _check_agreement(parts)
+    check_agreement(parts.identity)
     directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity))
     # Prompts that show the date show the same one on all processes, and after a resume that of the first day.
     parts.model.tokenizer.clock, identity = on_main(lambda: _claim(directory, parts, progress))
@@ -88,13 +87,6 @@ def _check(config: Config) -> None:
     require("jinja2", "matplotlib")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
-
-
-def _check_agreement(parts: Parts) -> None:
-    """Raises ``InputError`` on a process whose settings, task or model are not those of process 0: it would compute something else."""
-    if found := differences(parts.identity, broadcast_json(parts.identity)):
-        who = f"process {jax.process_index()} of {jax.process_count()}"
-        raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
 
 
 def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
+from perturbjax.cluster import broadcast_json
+from perturbjax.errors import InputError
 from perturbjax.records import to_json
 from perturbjax.tree import digest
 
@@ -43,6 +47,13 @@ def differences(mine: Identity, theirs: Identity) -> list[str]:
             contents = f"({_short(mine.get(fingerprint))}), the run has other content ({_short(theirs.get(fingerprint))})"
             names.append(f"`{name}` {mine.get(name)} {contents}")
     return list(dict.fromkeys(names + found))
+
+
+def check_agreement(identity: Identity) -> None:
+    """Raises ``InputError`` on a process whose settings, data or model are not those of process 0: it would compute something else."""
+    if found := differences(identity, broadcast_json(identity)):
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
 
 
 def _show(value: Any) -> str:

@@ -18,7 +18,6 @@ from perturbjax.tasks.base import Example, Message, Prompt, Task
 
 DATASETS = "datasets:"
 ROLES = ("system", "user", "assistant")
-_TURN = "a text that no template holds: 7f3c"
 
 
 @dataclass(frozen=True)
@@ -98,21 +97,10 @@ def task_demonstrations(task: Task, template: str | None = None, examples: Seque
 
 def encode_demonstrations(demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> list[EncodedDemonstration]:
     """Token ids of demonstrations, each response with the token that ends a turn."""
-    stop = end_of_turn(tokenizer)
+    stop = tokenizer.turn_end
     return [
         EncodedDemonstration(d.id, tuple(tokenizer.encode_prompt(d.prompt)), (*tokenizer.encode(d.response), stop)) for d in demonstrations
     ]
-
-
-def end_of_turn(tokenizer: Tokenizer) -> int:
-    """The stop token that the chat template writes after a reply; without a template the first stop token."""
-    if tokenizer.chat_template is not None:
-        turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _TURN}]
-        after = tokenizer.render_chat(turns).partition(_TURN)[2]
-        for token in tokenizer.encode(after):
-            if token in tokenizer.stop_ids:
-                return token
-    return tokenizer.stop_ids[0]
 
 
 def without_questions(demonstrations: Sequence[Demonstration], examples: Sequence[Example]) -> tuple[tuple[Demonstration, ...], int]:

@@ -165,11 +165,11 @@ class _Training:
         for number, each in enumerate(sums):
             if not math.isfinite(each["loss"]) or not math.isfinite(each["gradient_norm"]):
                 at = self.step - len(sums) + number + 1
-                raise FloatingPointError(f"the loss or its gradient is not finite at step {at}; try a lower learning_rate or clip")
+                raise FloatingPointError(f"the loss or its gradient is not finite at step {at}; try a lower learning rate")
         norm = float(np.mean([each.pop("gradient_norm") for each in sums]))
         validation = self._measure() if self._problem.validation is not None else {}
         if not all(map(math.isfinite, validation.values())):
-            raise FloatingPointError(f"the validation loss is not finite after step {self.step}; try a lower learning_rate or clip")
+            raise FloatingPointError(f"the validation loss is not finite after step {self.step}; try a lower learning rate")
         rate = self._timed[0] / self._timed[1] if self._timed[1] > 0 and self._timed[0] else None
         applied = float(np.asarray(self._rates(self.step - 1)))
         look = Look(self.step, _means(sums), norm, applied, validation, self._tokens, round(self._seconds, 3), rate)

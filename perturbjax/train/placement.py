@@ -46,6 +46,11 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     return named
 
 
+def to_host(params: Any, mesh: Mesh) -> Any:
+    """Parameters on a mesh as whole numpy arrays, on every process; all processes call it together."""
+    return jax.device_get(jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, REPLICATED))(params))
+
+
 def check_batch(batch_rows: int, accumulate: int, mesh: Mesh) -> None:
     """Raises ``InputError`` unless the devices along "data" get equal parts of a batch."""
     devices = mesh.shape[DATA]

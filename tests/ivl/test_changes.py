@@ -132,7 +132,7 @@ def test_the_replies_measured_are_those_that_were_graded(model, value, mesh, mon
 
     monkeypatch.setattr(evaluation, "token_changes", recorded)
     questions = task.examples()[:3]
-    entries = measure_base(model, value[0], value[1], None, model.tokenizer, task, TEMPLATE, questions, mesh, 0)
+    entries = measure_base(model, combine(model, *value), model.tokenizer, task, TEMPLATE, questions, mesh, 0)
     ((prompts, padded),) = given
     replies = [[token for token in reply if token != NO_TOKEN] for reply in padded]
     assert prompts == [model.tokenizer.encode_prompt(task.prompt(question, TEMPLATE)) for question in questions]
@@ -149,5 +149,5 @@ def test_the_replies_measured_are_those_that_were_graded(model, value, mesh, mon
 
 def test_a_task_of_choices_has_no_replies(model, value, mesh):
     task = Toy("choice")
-    entries = measure_base(model, value[0], value[1], None, model.tokenizer, task, TEMPLATE, task.examples()[:2], mesh, 0)
+    entries = measure_base(model, combine(model, *value), model.tokenizer, task, TEMPLATE, task.examples()[:2], mesh, 0)
     assert entries.changes is None

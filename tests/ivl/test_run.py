@@ -1,6 +1,7 @@
 """One whole training of a value network on a model of random weights: the battery of chapters, and the commands on its run."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,24 @@ class TestIvl(ChapterBattery):
         assert said.replace("RUN", places["RUN"]) in err.splitlines()[-1]
         assert not (tmp_path / "out").exists()
 
-    def test_a_damaged_value_network_is_refused(self, finished, tmp_path, capsys):
-        import shutil
+    def test_changed_questions_are_refused(self, finished, tmp_path, capsys):
+        run, questions = tmp_path / "run", tmp_path / "even.jsonl"
+        shutil.copytree(finished / "run", run)
+        questions.write_text((finished / "even.jsonl").read_text().replace("even", "odd"))
+        config = json.loads((run / "config.json").read_text())
+        config["config"]["data"]["demonstrations"] = str(questions)
+        (run / "config.json").write_text(json.dumps(config))
+        code, _, err = call(["evaluate", str(run)], capsys)
+        assert code == 2 and "the test questions of even are not those of the run" in err.splitlines()[-1]
 
+    def test_a_training_that_diverges_ends_with_one_line(self, finished, tmp_path, capsys):
+        arguments = self.arguments(finished, tmp_path / "run")
+        arguments[arguments.index("--learning-rate") + 1] = "1e30"
+        code, _, err = call(arguments, capsys)
+        assert code == 1 and "Traceback" not in err
+        assert "FloatingPointError: the loss or its gradient is not finite at step" in err.splitlines()[-1]
+
+    def test_a_damaged_value_network_is_refused(self, finished, tmp_path, capsys):
         run = tmp_path / "run"
         shutil.copytree(finished / "run", run)
         weights = run / "value" / "value.safetensors"
@@ -137,12 +153,16 @@ class TestIvl(ChapterBattery):
             ["--demonstrations", "EVEN", "--connection", "linear", "--layers", "1"],
             "--connection linear: a probe of the logits has no layers",
         ),
+        (["--demonstrations", "EVEN", "--accumulate", "2"], "--batch-rows 1: --accumulate 2 must divide it"),
+        (["--demonstrations", "EVEN", "--task", "LONG"], "tokens under template"),
         (["--demonstrations", "EVEN", "--train-examples", "20"], "--train-examples 20 + --validation-examples 8"),
     ],
 )
 def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, said):
-    files = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("CHATS", "BAD", "ROLES", "EVEN")}
+    files = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("CHATS", "BAD", "ROLES", "EVEN", "LONG")}
     write_questions(files["EVEN"], 24)
+    long = [{"question": f"{n} {'word ' * 600}", "answer": "yes", "choices": ["yes", "no"]} for n in range(12)]
+    files["LONG"].write_text("".join(json.dumps(row) + "\n" for row in long))
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     files["CHATS"].write_text(json.dumps(good))
     files["BAD"].write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n" + json.dumps({"prompt": "a"}))

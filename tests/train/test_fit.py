@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_commit(model, 
             self.calls += 1
             return spoil(rows.batch(numbers)) if self.calls == 3 else rows.batch(numbers)
 
-    with pytest.raises(FloatingPointError, match="not finite at step 3; try a lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="not finite at step 3; try a lower learning rate"):
         train(model, Spoiled(), tmp_path / "run")
     seen = []
     train(model, rows, tmp_path / "run", on_step=lambda step, *_: seen.append(step))
