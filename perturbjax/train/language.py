@@ -15,9 +15,10 @@ LOGIT_ROWS = 1024
 """Positions whose logits are in memory at a time: 200 MB in float32 where a vocabulary has 49,152 tokens."""
 
 
-def hidden_at_queries(decoder: Decoder, batch: dict[str, jax.Array], remat: bool = False) -> jax.Array:
-    """Hidden states of packed rows where the next token is learned: (B, Q, D)."""
-    hidden, _ = decoder(batch["tokens"], batch["positions"], segment_mask(batch["segments"]), remat=remat)
+def hidden_at_queries(decoder: Decoder, batch: dict[str, jax.Array], remat: bool = False, differentiated: int | None = None) -> jax.Array:
+    """Hidden states of packed rows where the next token is learned: (B, Q, D). ``remat`` and ``differentiated``: see ``Decoder``."""
+    mask = segment_mask(batch["segments"])
+    hidden, _ = decoder(batch["tokens"], batch["positions"], mask, remat=remat, differentiated=differentiated)
     return at_queries(hidden, batch["query"])
 
 
@@ -28,11 +29,9 @@ def sum_over_queries(fn: Callable[..., Sums], *arrays: Any) -> Sums:
         fn: arrays with leading (B, q) -> sums, for any q.
         arrays: pytrees with leading (B, Q).
     """
-    b, queries = jax.tree.leaves(arrays)[0].shape[:2]
-    width = next(q for q in range(min(queries, max(1, LOGIT_ROWS // b)), 0, -1) if queries % q == 0)
-    if width == queries:
+    parts = _parts(arrays)
+    if parts is None:
         return fn(*arrays)
-    parts = jax.tree.map(lambda array: array.reshape(b, queries // width, width, *array.shape[2:]).swapaxes(0, 1), arrays)
     shapes = jax.eval_shape(fn, *jax.tree.map(lambda array: array[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -42,8 +41,31 @@ def sum_over_queries(fn: Callable[..., Sums], *arrays: Any) -> Sums:
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False) -> Loss:
-    """Cross-entropy of the learned tokens, all parameters trained; ``frozen`` is not read."""
+def map_over_queries(fn: Callable[..., Any], *arrays: Any) -> Any:
+    """``fn(*arrays)`` for what is computed of each position on its own, some positions at a time.
+
+    Args:
+        fn: arrays with leading (B, q) -> a pytree of arrays with leading (B, q), for any q.
+        arrays: pytrees with leading (B, Q).
+    """
+    parts = _parts(arrays)
+    if parts is None:
+        return fn(*arrays)
+    found = jax.lax.map(jax.checkpoint(lambda part: fn(*part)), parts)
+    return jax.tree.map(lambda array: array.swapaxes(0, 1).reshape(array.shape[1], -1, *array.shape[3:]), found)
+
+
+def _parts(arrays: Any) -> Any:
+    """Arrays with leading (B, Q) as (parts, B, q), of at most ``LOGIT_ROWS`` positions each; None where one part is all."""
+    b, queries = jax.tree.leaves(arrays)[0].shape[:2]
+    width = next(q for q in range(min(queries, max(1, LOGIT_ROWS // b)), 0, -1) if queries % q == 0)
+    if width == queries:
+        return None
+    return jax.tree.map(lambda array: array.reshape(b, queries // width, width, *array.shape[2:]).swapaxes(0, 1), arrays)
+
+
+def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False, differentiated: int | None = None) -> Loss:
+    """Cross-entropy of the learned tokens, all parameters trained; ``frozen`` is not read. ``differentiated``: see ``Decoder``."""
 
     def loss(params: Any, _: Any, batch: dict[str, jax.Array]) -> Sums:
         decoder = config.build(cast(params, dtype))
@@ -51,6 +73,6 @@ def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False) -> 
         def sums(hidden: jax.Array, labels: jax.Array, weights: jax.Array) -> Sums:
             return {"loss": jnp.sum(weights * cross_entropy(decoder.logits(hidden), labels)), "weight": jnp.sum(weights)}
 
-        return sum_over_queries(sums, hidden_at_queries(decoder, batch, remat), batch["labels"], batch["weights"])
+        return sum_over_queries(sums, hidden_at_queries(decoder, batch, remat, differentiated), batch["labels"], batch["weights"])
 
     return loss

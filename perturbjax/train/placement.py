@@ -59,7 +59,6 @@ def check_batch(batch_rows: int, accumulate: int, mesh: Mesh) -> None:
         raise InputError(f"`batch_rows` {batch_rows}: a multiple of {devices * accumulate} is required ({parts})")
 
 
-def put_batch(batch: dict[str, np.ndarray], accumulate: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """Arrays with leading B as (A, B / A), sharded over "data"."""
-    parts = {name: array.reshape(accumulate, -1, *array.shape[1:]) for name, array in batch.items()}
-    return sharding.put(parts, mesh, BATCH)
+def put_batch(batch: Any, accumulate: int, mesh: Mesh) -> Any:
+    """A pytree of arrays with leading B as (A, B / A), sharded over "data"."""
+    return sharding.put(jax.tree.map(lambda array: array.reshape(accumulate, -1, *array.shape[1:]), batch), mesh, BATCH)
