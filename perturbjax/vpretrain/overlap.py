@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perturbjax.errors import InputError
-from perturbjax.train.demonstrations import Demonstration
+from perturbjax.train.demonstrations import Demonstration, question_key
 from perturbjax.vpretrain.config import OVERLAPS
 from perturbjax.vpretrain.corpus import is_document
 
@@ -19,8 +19,8 @@ class Overlap:
     """Rows of the second set of a pair that occur in the first.
 
     Attributes:
-        exact: with the same question, or inside a document, letter for letter.
-        normalized: with the same question, or inside a document, once case, punctuation and white space are put aside; exact ones too.
+        exact: with the same question, or inside a document, letter for letter but for case and white space.
+        normalized: the same once punctuation and forms of compatibility are put aside too; exact ones are among them.
         rows: of the second set.
     """
 
@@ -47,7 +47,7 @@ def check_overlaps(sets: Mapping[str, Sequence[Demonstration]], allowed: Sequenc
 def overlap(first: Sequence[Demonstration], second: Sequence[Demonstration]) -> Overlap:
     """How many rows of the second set occur in the first."""
     counts = []
-    for form in (str.strip, normalized):
+    for form in (question_key, normalized):
         questions = {form(question(each)) for each in first}
         # No question holds a NUL, so nothing is found across two documents.
         documents = "\0".join(form(each.response) for each in first if is_document(each))

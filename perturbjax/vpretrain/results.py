@@ -99,7 +99,8 @@ class ArmFigures:
         general: loss of the text of another domain.
         tokens, seconds: of training, as in ``Look``.
         updates, skipped: as in ``Measured``.
-        r: correlation of predicted and realized falls of the feedback loss; None where they were not measured.
+        r: correlation of predicted and realized falls of the feedback loss; None where they were not measured. The prediction is that of
+            AdamW's step, momentum included; ``r_alone`` is of the designed task's own part of it.
         alpha, entropy: of its targets, means since the last look but one; None where targets are the true tokens.
     """
 
@@ -111,6 +112,7 @@ class ArmFigures:
     updates: int
     skipped: int
     r: float | None
+    r_alone: float | None
     alpha: float | None
     entropy: float | None
 
@@ -167,10 +169,10 @@ class Results:
         return next(arm for arm in self.arms if arm.mode == self.mode)
 
 
-def probe_pairs(looks: tuple[Look, ...]) -> list[tuple[float, float]]:
-    """(predicted, realized) falls of the feedback loss, of all updates that have both."""
+def probe_pairs(looks: tuple[Look, ...], predicted: str = "predicted") -> list[tuple[float, float]]:
+    """(predicted, realized) falls of the feedback loss, of all updates that have both; ``predicted_alone`` leaves momentum out."""
     updates = (update for look in looks for update in look.updates)
-    return [(u["predicted"], u["realized"]) for u in updates if "predicted" in u and "realized" in u]
+    return [(u[predicted], u["realized"]) for u in updates if predicted in u and "realized" in u]
 
 
 def correlation(pairs: list[tuple[float, float]]) -> float | None:

@@ -19,7 +19,7 @@ from perturbjax.train.optimizer import promoting
 from perturbjax.train.problem import Auxiliary, Figures, TrainingRows
 from perturbjax.train.step import Sums, TrainState
 from perturbjax.vpretrain.config import Similarity
-from perturbjax.vpretrain.value import Part, Subset, cosine_direction, norm, preconditioned, unit
+from perturbjax.vpretrain.value import Part, Subset, cosine_direction, dot, fall_by_adamw, norm, preconditioned, unit
 
 
 class DesignedTask(Protocol):
@@ -58,7 +58,8 @@ class Steering:
         burn_in: steps before the first update.
         learning_rate, clip: of the designer's Adam, and the highest norm of its gradient.
         seed: of feedback batches and random directions.
-        probe: measure after each updated step how far the feedback loss fell; one forward pass of feedback.
+        probe: predict how far the feedback loss falls by each step after an update, and measure it: a forward pass of feedback, and one of
+            scores where the similarity is not that of AdamW.
     """
 
     similarity: Similarity = "dot"
@@ -89,9 +90,10 @@ def designer_auxiliary(
 ) -> Auxiliary:
     """A designer beside its learner.
 
-    Figures of an update: ``value`` of the task before it (of a unit direction, or the cosine); ``feedback_loss``; ``direction_norm``;
-    ``skipped``, 1 where the value was not finite and the designer stayed as it was; what ``task.value`` sums besides; ``predicted``, the
-    first-order fall of the feedback loss by the learner's step; after it ``realized``, the fall that was measured.
+    Figures of an update: ``value`` of the task before it (of a unit direction, or the cosine); ``feedback_loss``; ``direction_norm``, of
+    g_down; ``skipped``, 1 where the value was not finite and the designer stayed as it was; what ``task.value`` sums besides. With a
+    probe: ``predicted``, the first-order fall of the feedback loss by the learner's step of AdamW, momentum included;
+    ``predicted_alone``, as if the step were along this task's gradient alone; ``realized``, the fall that was measured.
 
     Args:
         task: what the designer changes.
@@ -106,49 +108,56 @@ def designer_auxiliary(
 
     def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Figures]:
         trained, feedback = training.params, jax.tree.map(lambda array: array[0], own)
+        cosine: Any = None
         with jax.named_scope("feedback"):
             down, g_down = _gradient(task, trained, frozen, feedback)
-        direction, scale, cosine = g_down, norm(g_down), None
+            scaled = preconditioned(g_down, task.subset.take(optax.tree.get(training.optimizer, "nu")), step)
         if steering.random:
-            direction = _random(g_down, jax.random.fold_in(jax.random.key(steering.seed), step))
-        elif steering.similarity == "preconditioned":
-            direction = preconditioned(g_down, task.subset.take(optax.tree.get(training.optimizer, "nu")), step)
-            scale = norm(direction)
-        if steering.similarity == "cosine" and not steering.random:
-            g_pre = _designed_gradient(task, trained, frozen, state["designer"], batch)
-            direction, cosine = cosine_direction(g_down, g_pre)
+            direction = unit(_random(g_down, jax.random.fold_in(jax.random.key(steering.seed), step)))
+        elif steering.similarity == "cosine":
+            direction, cosine = cosine_direction(g_down, _designed_gradient(task, trained, frozen, state["designer"], batch))
         else:
-            direction = unit(direction)
-        with jax.named_scope("scores"):
-            prepared = jax.lax.map(lambda part: task.prepare(trained, frozen, direction, part), batch)
+            direction = unit(scaled if steering.similarity == "preconditioned" else g_down)
 
-        def value(designer: Any) -> tuple[jax.Array, Sums]:
-            sums = jax.lax.map(lambda part: task.value(designer, trained, frozen, part), prepared)
+        def scores(direction: Part) -> Any:
+            return _over_parts(lambda part: task.prepare(trained, frozen, direction, part), batch)
+
+        def value(designer: Any, prepared: Any) -> tuple[jax.Array, Sums]:
+            sums = _over_parts(lambda part: task.value(designer, trained, frozen, part), prepared)
             sums = jax.tree.map(jnp.sum, sums)
             weight = jnp.maximum(sums.pop("weight"), 1e-30)
             means = jax.tree.map(lambda total: total / weight, sums)
-            return means["value"], means
+            return means.pop("value"), means
 
+        with jax.named_scope("scores"):
+            prepared = scores(direction)
         with jax.named_scope("designer"):
-            (before, _), gradients = jax.value_and_grad(value, has_aux=True)(state["designer"])
+            (found, means), gradients = jax.value_and_grad(value, has_aux=True)(state["designer"], prepared)
             updates, moments = advance(jax.tree.map(jnp.negative, gradients), state["optimizer"], state["designer"])
-            good = jnp.isfinite(before) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(scale)
+            good = jnp.isfinite(found) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(norm(g_down))
             new, moments = jax.tree.map(
                 lambda new, old: jnp.where(good, new, old),
                 (optax.apply_updates(state["designer"], updates), moments),
                 (state["designer"], state["optimizer"]),
             )
-            after, means = value(new)
-        step_value = after if cosine is None else cosine * norm(g_pre)
         figures = means | {
-            "value": before if cosine is None else cosine,
-            "predicted": jnp.asarray(rate(step), jnp.float32) * scale * step_value,
+            "value": found if cosine is None else cosine,
             "feedback_loss": down,
-            "direction_norm": scale,
+            "direction_norm": norm(g_down),
             "skipped": 1.0 - good.astype(jnp.float32),
         }
-        counts = _counted(state, good)
-        return {"designer": new, "optimizer": moments, **counts}, figures
+        if steering.probe:
+            with jax.named_scope("probe"):
+                if steering.random or steering.similarity != "preconditioned":
+                    prepared = scores(unit(scaled))
+                own_part = norm(scaled) * value(new, prepared)[0]
+                momentum = dot(scaled, task.subset.take(optax.tree.get(training.optimizer, "mu")))
+                pace = jnp.asarray(rate(step), jnp.float32)
+                figures |= {
+                    "predicted": fall_by_adamw(pace, momentum, own_part, step),
+                    "predicted_alone": jnp.where(step == 0, jnp.nan, pace * own_part),
+                }
+        return {"designer": new, "optimizer": moments, **_counted(state, good)}, figures
 
     designer = jax.tree.map(jnp.asarray, designer)
     start = {"designer": designer, "optimizer": init(designer), "updates": jnp.int32(0), "skipped": jnp.int32(0)}
@@ -164,14 +173,20 @@ def oracle_auxiliary(task: DesignedTask, steering: Steering, trained: Any, batch
         size = norm(g_down)
         good = jnp.isfinite(size)
         direction = jax.tree.map(lambda new, old: jnp.where(good, new, old), unit(g_down), state["direction"])
-        counts = _counted(state, good)
         figures = {"feedback_loss": down, "direction_norm": size, "skipped": 1.0 - good.astype(jnp.float32)}
-        return {"direction": direction, **counts}, figures
+        return {"direction": direction, **_counted(state, good)}, figures
 
     shapes = jax.eval_shape(task.subset.take, trained)
     zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in shapes.items()}
     start = {"direction": zeros, "updates": jnp.int32(0), "skipped": jnp.int32(0)}
     return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None)
+
+
+def _over_parts(fn: Callable[[Any], Any], parts: Any) -> Any:
+    """``fn`` of each of the A parts of a batch, one after the other; the results with leading A."""
+    if len(jax.tree.leaves(parts)[0]) == 1:  # the common case, without a loop to be compiled
+        return jax.tree.map(lambda array: array[None], fn(jax.tree.map(lambda array: array[0], parts)))
+    return jax.lax.map(fn, parts)
 
 
 def _gradient(task: DesignedTask, trained: Any, frozen: Any, feedback: Any) -> tuple[jax.Array, Part]:
@@ -188,7 +203,7 @@ def _designed_gradient(task: DesignedTask, trained: Any, frozen: Any, designer: 
 
     def loss(part: Part) -> jax.Array:
         whole = task.subset.put(trained, part)
-        sums = jax.lax.map(lambda rows: task.designed_loss(whole, frozen, designer, rows), batch)
+        sums = _over_parts(lambda rows: task.designed_loss(whole, frozen, designer, rows), batch)
         return sums["loss"].sum() / jnp.maximum(sums["weight"].sum(), 1e-30)
 
     return jax.grad(loss)(task.subset.take(trained))

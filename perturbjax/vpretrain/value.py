@@ -27,6 +27,9 @@ STACKED = "layers/"
 EPSILON = 1e-8
 """AdamW's, beside the root of its second moments; and the least norm that is divided by."""
 
+DECAYS = 0.9, 0.999
+"""AdamW's b1 and b2, of its first and second moments."""
+
 Part = dict[str, jax.Array]
 """Path -> what the subset holds of a leaf: all of it, or its last layers."""
 
@@ -163,7 +166,7 @@ def dot(one: Part, other: Part) -> jax.Array:
     return sum((jnp.sum(one[path] * other[path]) for path in one), jnp.float32(0))
 
 
-def preconditioned(part: Part, second_moments: Part, step: jax.Array, decay: float = 0.999) -> Part:
+def preconditioned(part: Part, second_moments: Part, step: jax.Array) -> Part:
     """A gradient as AdamW scales it: divided by the root of its second moments, which are corrected for their start at zero.
 
     A step of AdamW is not along g_pre but along P g_pre; its first-order effect on the feedback loss is (P g_down) . g_pre.
@@ -172,10 +175,26 @@ def preconditioned(part: Part, second_moments: Part, step: jax.Array, decay: flo
         part: the gradient.
         second_moments: of AdamW, on the same subset.
         step: () steps that went into them; at 0 the gradient stays as it is, but for its size.
-        decay: AdamW's b2.
     """
-    correction = jnp.maximum(1 - decay ** step.astype(jnp.float32), EPSILON)
+    correction = jnp.maximum(1 - DECAYS[1] ** step.astype(jnp.float32), EPSILON)
     return {path: leaf / (jnp.sqrt(second_moments[path] / correction) + EPSILON) for path, leaf in part.items()}
+
+
+def fall_by_adamw(rate: jax.Array, momentum: jax.Array, value: jax.Array, step: jax.Array) -> jax.Array:
+    """() the first-order fall of the feedback loss by the next step of AdamW, weight decay and clipping aside.
+
+    The step is along b1 m + (1 - b1) g_pre, corrected for the start of m at zero: what earlier gradients left there counts most. NaN before
+    the first step, when there are no second moments to scale by.
+
+    Args:
+        rate: () learning rate of the step.
+        momentum: () (P g_down) . m, of AdamW's first moments m.
+        value: () (P g_down) . g_pre.
+        step: () steps taken.
+    """
+    decay = DECAYS[0]
+    fall = rate * (decay * momentum + (1 - decay) * value) / (1 - decay ** (step.astype(jnp.float32) + 1))
+    return jnp.where(step == 0, jnp.nan, fall)
 
 
 def cosine_direction(g_down: Part, g_pre: Part) -> tuple[Part, jax.Array]:

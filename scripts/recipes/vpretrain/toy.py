@@ -242,9 +242,9 @@ def report(seeds: Sequence[Seed]) -> bool:
     from scipy import stats
 
     def spread(values: Sequence[float]) -> str:
-        values = np.asarray(values, float)
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-        return f"{values.mean():7.3f} ± {half:.3f}"
+        table = np.asarray(values, float)
+        half = stats.t.ppf(0.975, len(table) - 1) * table.std(ddof=1) / len(table) ** 0.5 if len(table) > 1 else float("nan")
+        return f"{table.mean():7.3f} ± {half:.3f}"
 
     print(f"{len(seeds)} seeds, mean ± half of the 95 % interval")
     print(f"{'':30} {'loss':>16} {'plain - it':>16} {'wins':>6} {'accuracy':>16} {'r':>16} {'alpha':>7} {'seconds':>8}")
