@@ -92,7 +92,7 @@ class TestVpretrain(ChapterBattery):
         page = (run / "report.html").read_text()
         assert "plain pretraining" in page and "designed targets" in page and page.count("data:image/png") == 4
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [2, 4] and lines[0]["updates"][0].keys() >= {"predicted", "realized"}
+        assert [line["step"] for line in lines] == [2, 4] and lines[1]["updates"][0].keys() >= {"predicted", "realized"}
 
     def test_the_commands_act_on_the_run(self, finished, tmp_path, capsys):
         run = finished / "run"

@@ -61,7 +61,7 @@ class Toy:
     target: float = 0.4
     shown: float = 0.25
     width: int = 32
-    layers: int = 2
+    layers: int = 1
     steps: int = 600
     batch: int = 128
     rate: float = 5e-3
@@ -70,7 +70,7 @@ class Toy:
     every: int = 4
     candidates: int = 8
     alpha_max: float = 0.5
-    feedback_rows: int = 64
+    feedback_rows: int = 128
 
     @property
     def vocabulary(self) -> int:
@@ -159,11 +159,13 @@ def random_params(config: DecoderConfig, seed: int) -> Any:
 
 @dataclass(frozen=True)
 class Row:
-    """One arm of one seed: loss and accuracy where there was no feedback, the probe's r, alpha at the end, seconds of steps."""
+    """One arm of one seed: loss and accuracy where there was no feedback, the probe's r with momentum and of the value alone, alpha at the
+    end, seconds of steps."""
 
     loss: float
     accuracy: float
     r: float | None
+    r_alone: float | None
     alpha: float
     seconds: float
 
@@ -199,9 +201,8 @@ def run_arm(toy: Toy, arm: Arm, seed: int) -> tuple[Row, Fitted]:
         fitted = fit(problem, training, seed, place / "state", {"seed": seed}, sharding.make_mesh(), metrics)
     look = fitted.looks[-1]
     accuracy = accuracy_of(learner, fitted.params, asked)
-    return Row(
-        look.validation["asked"], accuracy, correlation(probe_pairs(fitted.looks)), look.losses.get("alpha", 0.0), look.seconds
-    ), fitted
+    r, alone = (correlation(probe_pairs(fitted.looks, name)) for name in ("predicted", "predicted_alone"))
+    return Row(look.validation["asked"], accuracy, r, alone, look.losses.get("alpha", 0.0), look.seconds), fitted
 
 
 def accuracy_of(learner: Learner, params: Any, rows: Rows) -> float:
@@ -247,13 +248,15 @@ def report(seeds: Sequence[Seed]) -> bool:
         return f"{table.mean():7.3f} ± {half:.3f}"
 
     print(f"{len(seeds)} seeds, mean ± half of the 95 % interval")
-    print(f"{'':30} {'loss':>16} {'plain - it':>16} {'wins':>6} {'accuracy':>16} {'r':>16} {'alpha':>7} {'seconds':>8}")
+    print(
+        f"{'':30} {'loss':>16} {'plain - it':>16} {'wins':>6} {'accuracy':>16} {'r':>16} {'r, value alone':>16} {'alpha':>7} {'seconds':>8}"
+    )
     for name in seeds[0]:
         rows = [seed[name] for seed in seeds]
         gains = [seed[PLAIN].loss - seed[name].loss for seed in seeds]
-        r = [row.r for row in rows if row.r is not None]
+        r, alone = ([found for row in rows if (found := getattr(row, name)) is not None] for name in ("r", "r_alone"))
         line = f"{name:30} {spread([row.loss for row in rows]):>16} {spread(gains):>16} {sum(g > 0 for g in gains):>3}/{len(rows)}"
-        line += f" {spread([row.accuracy for row in rows]):>17} {spread(r) if r else '':>16}"
+        line += f" {spread([row.accuracy for row in rows]):>17} {spread(r) if r else '':>16} {spread(alone) if alone else '':>16}"
         print(line + f" {np.mean([row.alpha for row in rows]):7.3f} {np.mean([row.seconds for row in rows]):8.1f}")
     found = requirements(seeds)
     for name, value, met in found:
