@@ -36,6 +36,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 LONGEST = (
     "ivl/test_combined.py",
     "ivl/test_run.py",
+    "vpretrain/test_run.py",
+    "vpretrain/test_loop.py",
+    "vpretrain/test_text.py",
+    "vpretrain/test_value.py",
     "inference/test_engine.py",
     "cluster/test_faults.py",
     "kernels/test_compile.py",

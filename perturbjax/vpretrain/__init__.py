@@ -10,6 +10,7 @@ from perturbjax.runs.config import Machine as Machine
 from perturbjax.runs.config import Run as Run
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.train.config import Training as Training
+from perturbjax.vpretrain.config import Adapt as Adapt
 from perturbjax.vpretrain.config import Config as Config
 from perturbjax.vpretrain.config import Data as Data
 from perturbjax.vpretrain.config import Steer as Steer

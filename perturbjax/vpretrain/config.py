@@ -70,6 +70,27 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Adapt:
+    """What of the model is trained."""
+
+    train: Literal["full", "lora"] = "full"
+    """full: all parameters; lora: low-rank changes of the matrices in its layers, merged into the model at the end."""
+    lora_rank: int | None = None
+    """Of lora; 8 when left out."""
+    lora_alpha: float = 16.0
+    """The change is multiplied by alpha / rank."""
+
+    def validate(self) -> None:
+        check_choices(self)
+        if self.train == "full" and (self.lora_rank is not None or self.lora_alpha != Adapt.lora_alpha):
+            raise InputError("`lora_rank`, `lora_alpha`: all parameters are trained; leave them out, or set `train` lora")
+        if self.lora_rank is not None:
+            positive_integer("lora_rank", self.lora_rank)
+        if not 0 < self.lora_alpha < float("inf"):
+            raise InputError(f"`lora_alpha` {self.lora_alpha}: a number above 0 is required")
+
+
+@dataclass(frozen=True)
 class Steer:
     """The designer of targets, and what its value is."""
 
@@ -148,12 +169,13 @@ class Config:
 
     base: Base = field(default_factory=Base)
     data: Data = field(default_factory=Data)
+    adapt: Adapt = field(default_factory=Adapt)
     steer: Steer = field(default_factory=Steer)
     training: Training = field(default_factory=lambda: Training(epochs=1.0, learning_rate=1.5e-5, warmup=0.03))
     machine: Machine = field(default_factory=Machine)
     run: Run = field(default_factory=Run)
 
-    IDENTITY: ClassVar = ("base", "data", "steer", "training")
+    IDENTITY: ClassVar = ("base", "data", "adapt", "steer", "training")
     """The parts that the result depends on: two runs with equal fields in them are the same run."""
 
     def validate(self) -> None:
@@ -162,7 +184,7 @@ class Config:
         Raises:
             InputError: one line naming the field, its value, what is required.
         """
-        for part in (self.base, self.data, self.steer, self.training, self.machine):
+        for part in (self.base, self.data, self.adapt, self.steer, self.training, self.machine):
             part.validate()
         if self.training.patience:
             raise InputError(f"`patience` {self.training.patience}: all arms take the same steps; leave it out")

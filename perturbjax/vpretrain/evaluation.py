@@ -85,7 +85,7 @@ def target_examples(experiment: Experiment, params: Any, auxiliary: Any, model: 
 
     @jax.jit
     def of(params: Any, auxiliary: Any, batch: dict[str, jax.Array]) -> Any:
-        decoder = task.learner.build(params, None)
+        decoder = task.learner.merged.build(params, None)
         logits = decoder.logits(hidden_at_queries(decoder, batch))
         ids = candidates(logits, batch["labels"], task.designer.candidates)
         log_probs = log_probs_of(logits, ids)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
+from perturbjax.models.adapters import LoRA
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import to_json
@@ -19,7 +20,7 @@ from perturbjax.runs.identity import fields_of
 from perturbjax.runs.machine import devices, resolve_dtype, versions
 from perturbjax.sharding import MODEL
 from perturbjax.train.optimizer import learning_rates
-from perturbjax.train.placement import check_batch
+from perturbjax.train.placement import check_batch, put_params
 from perturbjax.train.rows import Rows, pack_rows
 from perturbjax.tree import digest, fingerprint
 from perturbjax.vpretrain.arms import Experiment
@@ -101,7 +102,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         raise InputError(f"`candidates` {steer.candidates}: at most {size}, the vocabulary of {model.name}, is required")
     if config.training.row_tokens > model.config.max_positions:
         raise InputError(f"`row_tokens` {config.training.row_tokens}: {model.name} takes at most {model.config.max_positions}; lower it")
-    make_subset(model.params, steer.subset_layers, steer.subset_rules)
+    adapter = adapter_of(config)
+    start = model.params if adapter is None else jax.eval_shape(lambda: adapter.init(model.params, steer.seed))
+    make_subset(start, steer.subset_layers, steer.subset_rules)
     designer = TopKDesigner(
         size, steer.candidates, steer.designer_hidden, steer.designer_layers, 4, steer.alpha_max, steer.designer_log_probs
     )
@@ -157,8 +160,13 @@ def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
     config = parts.config
     steer, training, model = config.steer, config.training, parts.model
     dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
-    learner = Learner(model.config, dtype, training.remat)
-    task = TextTask(learner, parts.designer, make_subset(model.params, steer.subset_layers, steer.subset_rules), config.data.weights)
+    dims = model_dims(parts, mesh)
+    learner, trained, frozen, adapter = Learner(model.config, dtype, training.remat), model.params, None, adapter_of(config)
+    if adapter is not None:
+        learner = dataclasses.replace(learner, whole=lambda trained, frozen: adapter.attach(frozen, trained))
+        trained = jax.device_get(adapter.init(model.params, steer.seed))
+        frozen, dims = put_params(model.params, mesh, dims), {}
+    task = TextTask(learner, parts.designer, make_subset(trained, steer.subset_layers, steer.subset_rules), config.data.weights)
     steering = Steering(
         similarity=steer.similarity,
         every=steer.meta_period,
@@ -167,12 +175,11 @@ def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
         seed=steer.seed,
         probe=steer.probe,
     )
-    layout = model.config.partition(mesh.shape[MODEL])
     measured = {**packed.validation, **({"general": packed.general} if packed.general is not None else {})}
     return Experiment(
         task,
-        model.params,
-        None,
+        trained,
+        frozen,
         parts.designer_params,
         steering,
         packed.corpus,
@@ -180,8 +187,38 @@ def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
         config.data.feedback_rows,
         learning_rates(training, training.total_steps(len(packed.corpus))),
         measured,
-        layout.dims(model.config) if layout else {},
+        dims,
     )
+
+
+def model_dims(parts: Parts, mesh: Mesh) -> Mapping[str, Any]:
+    """Path -> sharded dim of the model's parameters on the mesh."""
+    layout = parts.model.config.partition(mesh.shape[MODEL])
+    return layout.dims(parts.model.config) if layout else {}
+
+
+def adapter_of(config: Config) -> LoRA | None:
+    """What is trained in place of all parameters; None where all are."""
+    if config.adapt.train == "full":
+        return None
+    return LoRA(rank=config.adapt.lora_rank or 8, alpha=config.adapt.lora_alpha)
+
+
+def merged(parts: Parts, trained: Any) -> Any:
+    """All parameters after a training, as numpy arrays in the type of the model's weights.
+
+    Args:
+        parts: of the run.
+        trained: what was trained, as numpy arrays.
+    """
+    adapter = adapter_of(parts.config)
+    return in_dtype(parts, trained if adapter is None else jax.device_get(jax.jit(adapter.apply)(parts.model.params, trained)))
+
+
+def in_dtype(parts: Parts, params: Any = None) -> Any:
+    """Parameters, the model's own when left out, as numpy arrays in the type of its weights."""
+    params = parts.model.params if params is None else params
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(DTYPES[parts.dtype]), params)
 
 
 def check_layout(config: Config, mesh: Mesh) -> None:

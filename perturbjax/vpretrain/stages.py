@@ -13,7 +13,6 @@ from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.pretrained.export import export_safetensors
-from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
@@ -40,8 +39,11 @@ from perturbjax.vpretrain.setup import (
     Parts,
     check_layout,
     describe_run,
+    in_dtype,
     load_parts,
     make_experiment,
+    merged,
+    model_dims,
     pack,
     parameter_count,
 )
@@ -124,7 +126,7 @@ class _Stages:
         parts, config, experiment = self._parts, self._parts.config, self._experiment
         on_main(lambda: self._arms.mkdir(exist_ok=True))
         modes = config.steer.arms
-        measured = [self._once(START, lambda: self._measure(START, parts.model.params))]
+        measured = [self._once(START, lambda: self._measure(START, in_dtype(parts)))]
         measured += [self._once(mode, lambda mode=mode: self._arm(mode)) for mode in modes]
         corpus, subset = self._packed.corpus, experiment.task.subset
         trained = Trained(
@@ -134,8 +136,8 @@ class _Stages:
             len(corpus.left_out),
             config.training.total_steps(len(corpus)),
             parts.overlaps,
-            parameter_count(parts.model.params),
-            sum(int(np.prod(leaf.shape)) for leaf in jax.eval_shape(subset.take, parts.model.params).values()),
+            parameter_count(experiment.trained),
+            sum(int(np.prod(leaf.shape)) for leaf in jax.eval_shape(subset.take, experiment.trained).values()),
             parameter_count(parts.designer_params),
         )
         names = ", ".join(each.name for each in parts.feedback.values())
@@ -155,7 +157,7 @@ class _Stages:
     def _arm(self, mode: Mode) -> Measured:
         parts, own = self._parts, mode == self._parts.config.steer.mode
         fitted = self._train(mode, own)
-        params = to_host(fitted.params, self._mesh)
+        params = merged(parts, to_host(fitted.params, self._mesh))
         measured = self._measure(mode, params)
         counts, examples = {}, ()
         if fitted.auxiliary is not None:
@@ -172,15 +174,13 @@ class _Stages:
 
     def _save_model(self, params: Any) -> None:
         """``model/``, once: a kill after it finds it whole."""
-        out, dtype = self._directory.path / "model", DTYPES[self._parts.dtype]
+        out = self._directory.path / "model"
         if not out.exists():
-            export_safetensors(self._parts.model, jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params), out)
+            export_safetensors(self._parts.model, params, out)
 
     def _measure(self, mode: str, params: Any) -> Measured:
-        parts, config, learner = self._parts, self._parts.config, self._experiment.task.learner
-        dtype = DTYPES[parts.dtype]
-        params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
-        placed = put_params(params, self._mesh, self._experiment.dims)
+        parts, config, learner = self._parts, self._parts.config, self._experiment.task.learner.merged
+        placed = put_params(params, self._mesh, model_dims(parts, self._mesh))
         stages = 1 + len(parts.feedback)
         tokens, tokenizer = config.training.row_tokens, parts.model.tokenizer
 

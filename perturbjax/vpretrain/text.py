@@ -38,13 +38,18 @@ class Learner:
         config: its shape.
         dtype: what its trained weights are used in.
         remat: compute each layer again in the backward pass.
-        whole: (trained, frozen) -> all parameters; of an adapter, its ``apply``.
+        whole: (trained, frozen) -> all parameters; of an adapter, its ``attach``.
     """
 
     config: DecoderConfig
     dtype: Any
     remat: bool = False
     whole: Callable[[Any, Any], Any] = lambda trained, frozen: trained
+
+    @property
+    def merged(self) -> Learner:
+        """The same over all parameters, once training is done."""
+        return Learner(self.config, self.dtype, self.remat)
 
     def build(self, trained: Any, frozen: Any) -> Decoder:
         return self.config.build(cast(self.whole(trained, frozen), self.dtype))

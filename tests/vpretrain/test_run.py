@@ -76,7 +76,9 @@ class TestVpretrain(ChapterBattery):
         )
         training = vpretrain.Training(epochs=1.0, steps=4, every=2, batch_rows=2, row_tokens=64, learning_rate=0.01, warmup=0.03)
         machine = vpretrain.Machine(compile_cache="off")
-        return vpretrain.run(vpretrain.Config(vpretrain.Base(str(MODEL)), data, steer, training, machine, vpretrain.Run(out, resume)))
+        return vpretrain.run(
+            vpretrain.Config(vpretrain.Base(str(MODEL)), data, vpretrain.Adapt(), steer, training, machine, vpretrain.Run(out, resume))
+        )
 
     def test_the_run_says_what_was_trained_and_measured(self, finished):
         run = finished / "run"

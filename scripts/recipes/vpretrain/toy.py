@@ -60,17 +60,17 @@ class Toy:
     tokens: int = 32
     target: float = 0.4
     shown: float = 0.25
-    width: int = 32
-    layers: int = 1
+    width: int = 64
+    layers: int = 2
     steps: int = 600
     batch: int = 128
-    rate: float = 5e-3
+    rate: float = 1e-2
     designer_width: int = 32
     designer_rate: float = 3e-3
     every: int = 4
     candidates: int = 8
     alpha_max: float = 0.5
-    feedback_rows: int = 128
+    feedback_rows: int = 64
 
     @property
     def vocabulary(self) -> int:
