@@ -1,5 +1,7 @@
 """The verdict in plain words, computed from the paired intervals and nothing else."""
 
+from pathlib import Path
+
 from perturbjax.report.schema import Comparison, Headline, Verdict
 from perturbjax.report.words import count, percent, points, points_range, probability
 from perturbjax.vpretrain.results import START, ArmFigures, Results, SetFigures
@@ -44,6 +46,11 @@ def basis(figures: SetFigures) -> tuple[Comparison | None, str]:
     return figures.against_start, NAMES[START]
 
 
+def label(name: str) -> str:
+    """A feedback set's name for people: a task's, or a file's without its folder."""
+    return Path(name).name if name.endswith((".jsonl", ".txt")) else name
+
+
 def nats(difference: float) -> str:
     """0.0234 -> ``+0.023``."""
     return f"{difference:+.3f}"
@@ -58,7 +65,7 @@ def nats_range(comparison: Comparison) -> str:
 def _effect(results: Results, name: str, figures: SetFigures) -> str:
     compared, against = basis(figures)
     start = next(arm for arm in results.arms if arm.mode == START).sets[name]
-    text = f"On {count(figures.n)} test rows of {name} the loss of the answers was {figures.loss:.3f} nats a token, "
+    text = f"On {count(figures.n)} test rows of {label(name)} the loss of the answers was {figures.loss:.3f} nats a token, "
     text += f"at step 0 {start.loss:.3f}."
     if compared is None:
         return text

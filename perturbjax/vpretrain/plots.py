@@ -7,7 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, save
+from perturbjax.report.words import shorten
 from perturbjax.train.problem import Look
+from perturbjax.vpretrain.headline import label
 from perturbjax.vpretrain.results import START, Measured, correlation, probe_pairs
 
 COLORS = {
@@ -33,10 +35,11 @@ def plot_losses(path: Path, arms: Sequence[Measured], names: Sequence[str], agai
                 x, y = zip(*points, strict=True)
                 axis.plot(x, y, color=COLORS[arm.mode], marker="o", markersize=3.5, linewidth=1.8)
                 labels.append((y[-1], arm.mode.replace("_", "-"), COLORS[arm.mode]))
-        axis.set_ylabel(f"{name}\nnats a token")
+        axis.set_ylabel(f"{shorten(label(name), 24)}\nnats a token")
         _grid(axis)
         label_right(axis, labels)
     axes[-1].set_xlabel("optimizer steps" if against == "steps" else "seconds of steps")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=against == "steps"))
     save(figure, path)
 
 
@@ -73,6 +76,7 @@ def plot_designer(path: Path, arms: Sequence[Measured]) -> None:
         _grid(axis)
         label_right(axis, labels)
     axes[-1].set_xlabel("optimizer steps")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=True))
     save(figure, path)
 
 

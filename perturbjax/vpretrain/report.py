@@ -11,7 +11,7 @@ from perturbjax.report.words import count
 from perturbjax.runs.files import read_json
 from perturbjax.vpretrain.caveats import caveats
 from perturbjax.vpretrain.config import Config
-from perturbjax.vpretrain.headline import NAMES, headline, nats, nats_range
+from perturbjax.vpretrain.headline import NAMES, headline, label, nats, nats_range
 from perturbjax.vpretrain.results import Measured, Results, read_measured, read_results
 
 
@@ -55,7 +55,7 @@ def write_report(run_dir: str | Path) -> Path:
         "caveats": caveats(results, record.config),
     }
     report = run_dir / "report.html"
-    write_page(report, "perturbjax.vpretrain", values, {"nats": nats, "nats_range": nats_range}, plots)
+    write_page(report, "perturbjax.vpretrain", values, {"nats": nats, "nats_range": nats_range, "label": label}, plots)
     return report
 
 
@@ -88,9 +88,9 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
     return [
         ("Model", f"{results.model.name}: {results.model.source}"),
         ("Corpus", f"{trained.corpus}: {count(trained.rows)} rows, {count(trained.tokens)} tokens; {count(trained.too_long)} too long"),
-        ("Feedback", f"{results.task.name}: {results.task.source}"),
+        ("Feedback", results.task.source),
         ("Rows of each", f"{data.feedback_examples} steer, {data.validation_examples} for validation, {data.test_examples} for the test"),
-        ("Weights", ", ".join(f"{name} {weight:g}" for name, weight in data.weights.items())),
+        ("Weights", ", ".join(f"{label(name)} {weight:g}" for name, weight in data.weights.items())),
         ("Targets", f"K = {steer.candidates} candidates, alpha at most {steer.alpha_max:g}"),
         ("Value", f"{steer.similarity} on {', '.join(looked)}: {count(trained.subset)} of {count(trained.parameters)} parameters"),
         ("Designer", f"{count(trained.designer)} parameters; sees {seen}; Adam, learning rate {steer.designer_learning_rate:g}"),

@@ -2,7 +2,7 @@
 
 from perturbjax.report.table import fact_lines
 from perturbjax.report.words import count, percent, shorten
-from perturbjax.vpretrain.headline import NAMES, headline, nats, nats_range
+from perturbjax.vpretrain.headline import NAMES, headline, label, nats, nats_range
 from perturbjax.vpretrain.results import Results
 
 
@@ -10,7 +10,7 @@ def results_table(results: Results) -> str:
     """Step 0 and the arms on each feedback set, then what was trained and what it cost."""
     lines = [headline(results).title]
     for name in results.own.sets:
-        lines += ["", f"{shorten(name, 40):<44} {'loss':>7}  {'plain - it':>10}  {'95 % interval':<18} {'right':>7}"]
+        lines += ["", f"{shorten(label(name), 40):<44} {'loss':>7}  {'plain - it':>10}  {'95 % interval':<18} {'right':>7}"]
         lines.append("-" * len(lines[-1]))
         for arm in results.arms:
             figures = arm.sets[name]

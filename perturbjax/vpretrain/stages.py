@@ -30,6 +30,7 @@ from perturbjax.vpretrain.config import Config, Mode
 from perturbjax.vpretrain.corpus import encode_corpus
 from perturbjax.vpretrain.evaluation import answers, row_losses, target_examples
 from perturbjax.vpretrain.figures import arm_figures
+from perturbjax.vpretrain.headline import label
 from perturbjax.vpretrain.report import write_report
 from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained
 from perturbjax.vpretrain.results_table import results_table
@@ -140,7 +141,7 @@ class _Stages:
             sum(int(np.prod(leaf.shape)) for leaf in jax.eval_shape(subset.take, experiment.trained).values()),
             parameter_count(parts.designer_params),
         )
-        names = ", ".join(each.name for each in parts.feedback.values())
+        names = ", ".join(map(label, parts.feedback))
         task = Source(names, "; ".join(each.source for each in parts.feedback.values()))
         figures = arm_figures(measured, config.steer.seed)
         model = Source(parts.model.name, parts.model.source)

@@ -41,7 +41,7 @@ def write_texts(path: Path, count: int = 40) -> Path:
 
 
 def flags(**changes: Any) -> list[str]:
-    settings = {**SETTINGS, "compile-cache": "off", **{name.replace("_", "-"): value for name, value in changes.items()}}
+    settings = {**SETTINGS, "compile-cache": "auto", **{name.replace("_", "-"): value for name, value in changes.items()}}
     return [word for name, value in settings.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
 
 
@@ -75,7 +75,7 @@ class TestVpretrain(ChapterBattery):
             candidates=8, meta_period=2, subset_layers=1, designer_hidden=16, designer_layers=1, designer_learning_rate=0.01
         )
         training = vpretrain.Training(epochs=1.0, steps=4, every=2, batch_rows=2, row_tokens=64, learning_rate=0.01, warmup=0.03)
-        machine = vpretrain.Machine(compile_cache="off")
+        machine = vpretrain.Machine(compile_cache="auto")
         return vpretrain.run(
             vpretrain.Config(vpretrain.Base(str(MODEL)), data, vpretrain.Adapt(), steer, training, machine, vpretrain.Run(out, resume))
         )
@@ -98,7 +98,7 @@ class TestVpretrain(ChapterBattery):
 
     def test_the_commands_act_on_the_run(self, finished, tmp_path, capsys):
         run = finished / "run"
-        code, out, _ = call(["evaluate", str(run), "--compile-cache", "off"], capsys)
+        code, out, _ = call(["evaluate", str(run)], capsys)
         assert code == 0 and "after training" in out
         results = json.loads((run / "results.json").read_text())
         ((_, figures),) = results["arms"][-1]["sets"].items()
@@ -106,7 +106,7 @@ class TestVpretrain(ChapterBattery):
         assert json.loads(path.read_text())["trained"] == figures["accuracy"]
         questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
         questions.write_text(json.dumps({"question": "is 7 an even number"}) + "\n")
-        code, _, _ = call(["predict", str(run), "--questions", str(questions), "--out", str(answers), "--compile-cache", "off"], capsys)
+        code, _, _ = call(["predict", str(run), "--questions", str(questions), "--out", str(answers)], capsys)
         assert code == 0 and json.loads(answers.read_text())["answer"] in ("yes", "no")
         code, _, _ = call(["export", str(run), "--out", str(tmp_path / "model")], capsys)
         assert code == 0
