@@ -97,7 +97,7 @@ class Steer:
     mode: Mode = "value"
     """What is trained: value (the method), or a control in its place: plain, random, uniform, self, oracle, fine_tuning."""
     controls: tuple[str, ...] = ("plain",)
-    """Other modes that are trained from the same start on the same batches, comma separated; each costs a training."""
+    """Modes that are trained besides, from the same start on the same batches, comma separated; each costs a training."""
     candidates: int = 64
     """K: the true token and the K - 1 that the learner holds likeliest."""
     alpha_max: float = 0.5
@@ -130,8 +130,8 @@ class Steer:
     def validate(self) -> None:
         check_choices(self)
         for name in self.controls:
-            if name not in MODES or name == self.mode:
-                raise InputError(f"`controls` {name}: modes other than `mode` {self.mode} are required, of {', '.join(MODES)}")
+            if name not in MODES:
+                raise InputError(f"`controls` {name}: one of {', '.join(MODES)} is required")
         if len(set(self.controls)) < len(self.controls):
             raise InputError(f"`controls` {','.join(self.controls)}: one is named twice")
         for name in ("meta_period", "designer_layers"):

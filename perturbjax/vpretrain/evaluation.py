@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from perturbjax.inference import Engine
 from perturbjax.noise import Noise
 from perturbjax.pretrained import Model
+from perturbjax.sharding import REPLICATED
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.language import hidden_at_queries, sum_over_queries
@@ -47,7 +48,7 @@ def row_losses(learner: Learner, params: Any, texts: Sequence[EncodedDemonstrati
     """
     alone = {str(number): pack_rows([text], row_tokens, per_demonstration=True) for number, text in enumerate(texts)}
     rows = join_rows(alone, dict.fromkeys(alone, 1.0))
-    found = _losses(learner)
+    found = jax.jit(_losses(learner), out_shardings=NamedSharding(mesh, REPLICATED))
     width = 8 * mesh.devices.shape[0]
     losses: list[float] = []
     for start in range(0, len(rows), width):
@@ -66,7 +67,7 @@ def _losses(learner: Learner) -> Callable[[Any, Any], jax.Array]:
 
         return sum_over_queries(sums, hidden_at_queries(decoder, batch), batch["labels"], batch["weights"])["loss"]
 
-    return jax.jit(losses)
+    return losses
 
 
 def answers(model: Model, params: Any, task: Task, template: Template, questions: Sequence[Example], mesh: Mesh) -> Answers:

@@ -137,7 +137,7 @@ class TestVpretrain(ChapterBattery):
         ({"subset-layers": 9}, "--subset-layers 9: 1 to 2, the number of layers, is required"),
         ({"designer": "EMPTY"}, "no designer there; give the directory of a finished run of vpretrain"),
         ({"feedback-examples": 40}, "--feedback-examples 40 + --validation-examples 4 + --test-examples 6"),
-        ({"controls": "value"}, "--controls value: modes other than --mode value are required"),
+        ({"controls": "plane"}, "--controls plane: one of plain, value, random,"),
         ({"feedback-weights": "1,2"}, "1 weights are required, one for each --feedback"),
         ({"patience": 2}, "--patience 2: all arms take the same steps; leave it out"),
         ({"row-tokens": 100000}, "takes at most"),
