@@ -1,5 +1,6 @@
 """A learner of two layers on 23 tokens, a designer beside it, and batches for both: small enough to be differentiated twice."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from perturbjax.vpretrain.value import make_subset
 VOCABULARY, K = 23, 5
 CONFIG = DecoderConfig("toy", VOCABULARY, 16, 24, 2, 2, 1, 8, 1e4, 1e-5, True)
 LEARNER = Learner(CONFIG, jnp.float32)
+SMALL = Learner(replace(CONFIG, num_layers=1), jnp.float32)
+"""Of one layer, for whole steps, which take longest to compile."""
 DESIGNER = TopKDesigner(VOCABULARY, K, hidden=16, layers=1, heads=2)
 
 

@@ -24,10 +24,10 @@ SETS = {"one": cases.rows(seed=1), "two": cases.rows(6, seed=2)}
 
 def experiment(alpha=0.5, feedback=SETS, **steering):
     designer = dataclasses.replace(cases.DESIGNER, alpha_max=alpha)
-    task = cases.task(designer, sets=tuple(SETS))
+    task = cases.task(designer, sets=tuple(SETS), learner=cases.SMALL)
     settings = Steering(**{"every": 2, "learning_rate": 0.01, "burn_in": 1, **steering})
     rows, rate = cases.rows(20), learning_rates(TRAINING, STEPS)
-    start = cases.params(), None, designer.init(0)
+    start = cases.params(cases.SMALL.config), None, designer.init(0)
     return Experiment(task, *start, settings, rows, feedback, 2, rate, {"one": SETS["one"]}, {})
 
 

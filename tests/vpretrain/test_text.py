@@ -83,12 +83,12 @@ def test_no_targets_have_a_higher_value_than_the_oracle():
 
 def test_feedback_reaches_the_learner_through_the_designer_alone():
     """The derivative of a learner's step with respect to feedback, at fixed designer, is exactly 0; the designer itself does change."""
-    task, phi = cases.task(), cases.designer_params()
+    task, phi, params = cases.task(learner=cases.SMALL), cases.designer_params(), cases.params(cases.SMALL.config)
     optimizer = make_optimizer(Training(steps=9), 9)
     auxiliary = designer_auxiliary(task, Steering(every=1, learning_rate=0.1, probe=False), phi, lambda step: {}, lambda step: 1e-3)
-    loss = designed_loss(cases.LEARNER, cases.K, Designed(cases.DESIGNER))
+    loss = designed_loss(cases.SMALL, cases.K, Designed(cases.DESIGNER))
     step = make_step(loss, optimizer)
-    state = TrainState(PARAMS, optimizer.init(PARAMS))
+    state = TrainState(params, optimizer.init(params))
     batch = {name: array[None] for name, array in cases.batch(ROWS).items()}
     feedback = {name: array[None] for name, array in cases.batch(FEEDBACK).items()}
 
