@@ -139,7 +139,7 @@ def _decoding(sizes: Sizes, rounds: int) -> Ratio:
     """Prefill and cached decoding of prompts that do not stop, greedy."""
     value = ValueConfig(sizes.value)
     configs: dict[str, Any] = {"base": sizes.base, "value": sizes.value, "both": CombinedConfig("value", sizes.base, (value,))}
-    params = {"base": weights(sizes.base, 0), "value": weights(sizes.value, 1)}
+    params = {"base": _weights(sizes.base, 0), "value": _weights(sizes.value, 1)}
     params["both"] = {"base": params["base"], "value": params["value"]}
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, sizes.base.vocab_size, (sizes.rows, sizes.prompt)), jnp.int32)
     lengths, valid = jnp.full(sizes.rows, sizes.prompt), jnp.ones(sizes.rows, bool)
@@ -172,8 +172,8 @@ def _training(sizes: Sizes, rounds: int) -> Ratio:
     def program(name: str) -> Callable[[], Any]:
         loss, arrays = losses[name]
         step = jax.jit(make_step(loss, optimizer), donate_argnums=0)
-        params = weights(config, 0)
-        state = TrainState(params, jax.jit(optimizer.init)(params))
+        weights = _weights(config, 0)
+        state = TrainState(weights, jax.jit(optimizer.init)(weights))
 
         def run() -> Any:
             nonlocal state
@@ -194,7 +194,7 @@ def _mapping(sizes: Sizes, rounds: int) -> Ratio:
     every, none = np.ones(value.vocab_size, bool), np.zeros(base.vocab_size, bool)
     table = VocabularyMap("exact_first", indices, weights, none, every, "made up", "made up")
     config = CombinedConfig("value", base, (ValueConfig(value),), vocabulary=table)
-    params = {"base": weights(base, 0), "value": weights(value, 1)}
+    params = {"base": _weights(base, 0), "value": _weights(value, 1)}
     tokens = jnp.asarray(rng.integers(0, base.vocab_size, sizes.map_rows), jnp.int32)
     z_value = jnp.asarray(rng.normal(size=(sizes.map_rows, value.vocab_size)), jnp.float32)
 
@@ -240,7 +240,7 @@ def _row(
     return Ratio(label, what, aim, at_least, by_wall, by_cpu, wall, compile_s)
 
 
-def weights(config: DecoderConfig, seed: int) -> Any:
+def _weights(config: DecoderConfig, seed: int) -> Any:
     """Small random weights, the same for every layer of a stack."""
     rng = np.random.default_rng(seed)
 

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.bench.values import shape, weights
-from perturbjax.models.config import DecoderConfig
+from perturbjax.bench.values import shape
+from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.train import Training
 from perturbjax.train.optimizer import learning_rates, make_optimizer
 from perturbjax.train.step import TrainState, make_step
+from perturbjax.tree import nest
 from perturbjax.vpretrain.designer import TopKDesigner
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 from perturbjax.vpretrain.text import Designed, Learner, TextTask, candidate_log_probs, designed_loss
@@ -51,7 +52,7 @@ def programs(sizes: Sizes) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Name -> compiled program and its arguments."""
     config, rng = sizes.learner, np.random.default_rng(0)
     learner = Learner(config, jnp.float32)
-    params = weights(config, 0)
+    params = nest({path: jnp.asarray(rng.normal(0, 0.02, dims), jnp.float32) for path, dims in param_shapes(config).items()})
     designer = TopKDesigner(config.vocab_size, sizes.candidates, sizes.hidden, sizes.layers, 4)
     task = TextTask(learner, designer, make_subset(params, 2), {"feedback": 1.0})
     training = Training(steps=100)
