@@ -193,7 +193,7 @@ def _mapping(sizes: Sizes, rounds: int) -> Ratio:
     weights = rng.random(indices.shape).astype(np.float32)
     every, none = np.ones(value.vocab_size, bool), np.zeros(base.vocab_size, bool)
     table = VocabularyMap("exact_first", indices, weights, none, every, "made up", "made up")
-    config = CombinedConfig("value", base, (ValueConfig(value),), vocabulary=table)
+    config = CombinedConfig("value", base, (ValueConfig(value),), vocabulary=table, reads=table)
     params = {"base": _weights(base, 0), "value": _weights(value, 1)}
     tokens = jnp.asarray(rng.integers(0, base.vocab_size, sizes.map_rows), jnp.int32)
     z_value = jnp.asarray(rng.normal(size=(sizes.map_rows, value.vocab_size)), jnp.float32)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError
-from perturbjax.ivl.value import PROBES, Connection
+from perturbjax.ivl.value import PROBES, Connection, Outputs
 from perturbjax.runs.config import Machine, Run, check_choices, check_text, positive_integer
 from perturbjax.train.config import Training
 
-VocabularyName = Literal["exact_first"]
+VocabularyName = Literal["exact_first", "dtw"]
 """Maps to a base with another vocabulary that can be asked for by name."""
 
 
@@ -82,6 +82,8 @@ class Value:
     """base: begin with the base's first layers; scratch: with random weights."""
     head: Literal["zero", "base"] = "zero"
     """zero: a head of its own that begins at zero, so that step 0 is the base; base: begin with the base's head."""
+    outputs: Outputs = "tokens"
+    """tokens: logits of the base's tokens; bytes: of the next byte, which fit a base of any vocabulary (residual only)."""
     penalty: float = 1.0
     """Weight of the norm of the value network's logits in the loss; it keeps what is learned fit for other bases."""
     power: Literal["1", "2"] = "1"
@@ -97,6 +99,8 @@ class Value:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
         check_choices(self)
+        if self.outputs == "bytes" and (self.connection != "residual" or self.head != "zero"):
+            raise InputError(f"`outputs` bytes: `connection` residual and `head` zero are required, not {self.connection}, {self.head}")
         if self.connection in PROBES and (self.layers is not None or self.init != "base"):
             raise InputError(f"`connection` {self.connection}: a probe of the logits has no layers; leave out `layers` and `init`")
 

@@ -2,7 +2,8 @@
 
     loss = mean over learned tokens of  CE(join(stop_gradient(z_base), z_V), token) + penalty * mean over V of |z_V|^power
 
-The norm keeps a value network from learning what only its own base needs, and so what it does elsewhere.
+For a network that speaks bytes, z_base are the base's log-probabilities of the next byte, or STOP, where a token ends, and the token is
+its first byte. The norm keeps a value network from learning what only its own base needs, and so what it does elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from perturbjax.ivl.byte_head import STOP, byte_marginals
 from perturbjax.ivl.value import CASCADES, ValueConfig
 from perturbjax.models.config import DecoderConfig
 from perturbjax.train.language import sum_over_queries
@@ -28,6 +31,7 @@ def value_loss(
     power: int = 1,
     remat: bool = False,
     cached: Callable[[dict[str, jax.Array]], jax.Array] | None = None,
+    classes: np.ndarray | None = None,
 ) -> Loss:
     """A loss of (value params, base params, packed rows), to be used with ``train.fit``.
 
@@ -42,9 +46,14 @@ def value_loss(
         remat: compute the layers of the value network again in the backward pass.
         cached: batch -> z_base (B, Q, V) at the learned positions, in place of running the base, whose params are then not read.
 
+        classes: of a network that speaks bytes: what each token of the base begins with (``byte_head.token_classes``). Learned tokens that
+            are no part of a text are left out.
+
     Raises:
-        ValueError: cached logits for a cascade, which reads those of all positions.
+        ValueError: a network of bytes without classes; cached logits for a cascade, which reads those of all positions.
     """
+    if value.outputs == "bytes" and classes is None:
+        raise ValueError("classes None: a value network of bytes needs what each token of the base begins with")
     if cached is not None and value.connection in CASCADES:
         raise ValueError(
             f"cached: a {value.connection} reads the base's logits at all positions, not at the learned ones alone; leave it out"
@@ -66,6 +75,10 @@ def value_loss(
         def sums(hidden: Any, base_hidden: Any, stored: Any, labels: jax.Array, weights: jax.Array) -> Sums:
             z_base = jax.lax.stop_gradient(stored if of_base is None else of_base(base_hidden)).astype(jnp.float32)
             z_value = network.logits(hidden, z_base)
+            if classes is not None:
+                z_base, labels = byte_marginals(z_base, classes)[0], jnp.asarray(classes)[labels]
+                weights = jnp.where(labels <= STOP, weights, 0.0)
+                labels = jnp.minimum(labels, STOP)
             norm = jnp.mean(jnp.abs(z_value) if power == 1 else jnp.square(z_value), axis=-1)
             joined = cross_entropy(value.join(z_base, z_value), labels)
             return {

@@ -13,6 +13,7 @@ from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference.engine import encode_prompts
 from perturbjax.inference.fingerprint import task_fingerprint
+from perturbjax.ivl.byte_head import token_classes
 from perturbjax.ivl.config import Config
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.results import Demonstrated
@@ -203,7 +204,7 @@ def make_problem(parts: Parts, packed: Packed, mesh: Mesh) -> tuple[ValueConfig,
     """The value network to begin with, and what ``train.fit`` trains."""
     value, training, first = parts.config.value, parts.config.training, parts.models[0]
     config, params = make_value(
-        first.config, first.params, value.connection, value.layers, value.init == "base", value.head == "zero", value.seed
+        first.config, first.params, value.connection, value.layers, value.init == "base", value.head == "zero", value.seed, value.outputs
     )
     dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
     layout = config.partition(mesh.shape[MODEL])
@@ -211,8 +212,9 @@ def make_problem(parts: Parts, packed: Packed, mesh: Mesh) -> tuple[ValueConfig,
     for model in parts.models:
         its = model.config.partition(mesh.shape[MODEL])
         frozen.append(put_params(model.params, mesh, its.dims(model.config) if its else {}))
+    classes = token_classes(first.tokenizer) if value.outputs == "bytes" else None
     losses = [
-        (value_loss(config, model.config, dtype, value.penalty, int(value.power), training.remat), arrays)
+        (value_loss(config, model.config, dtype, value.penalty, int(value.power), training.remat, classes=classes), arrays)
         for model, arrays in zip(parts.models, frozen, strict=True)
     ]
     held_out = losses.pop() if parts.config.bases.held_out else None
