@@ -7,12 +7,12 @@ The norm keeps a value network from learning what only its own base needs, and s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from perturbjax.ivl.logits_format import LogitsFormat
 from perturbjax.ivl.value import CASCADES, ValueConfig
 from perturbjax.models.config import DecoderConfig
 from perturbjax.train.language import sum_over_queries
@@ -27,7 +27,7 @@ def value_loss(
     penalty: float = 1.0,
     power: int = 1,
     remat: bool = False,
-    cached: Callable[[dict[str, jax.Array]], jax.Array] | None = None,
+    cached: LogitsFormat | None = None,
 ) -> Loss:
     """A loss of (value params, base params, packed rows), to be used with ``train.fit``.
 
@@ -40,7 +40,8 @@ def value_loss(
         penalty: lambda.
         power: p, 1 or 2.
         remat: compute the layers of the value network again in the backward pass.
-        cached: batch -> z_base (B, Q, V) at the learned positions, in place of running the base, whose params are then not read.
+        cached: how the batch holds the base's logits at the learned positions, (B, Q, ...) of its arrays. The base is then not run and its
+            params are not read.
 
     Raises:
         ValueError: cached logits for a cascade, which reads those of all positions.
@@ -53,18 +54,19 @@ def value_loss(
     def loss(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> Sums:
         network = value.build(cast(params, dtype))
         mask = segment_mask(batch["segments"])
-        whole, base_hidden, of_base = None, (), None
+        whole: Any = None
         if cached is None:
             model = base.build(frozen)
             whole, _ = model(batch["tokens"], batch["positions"], mask)
             whole = jax.lax.stop_gradient(whole)
-            base_hidden, of_base = at_queries(whole, batch["query"]), model.logits
-        hidden, _ = network(batch["tokens"], batch["positions"], mask, whole, of_base, remat=remat)
+            at_base, logits_of = at_queries(whole, batch["query"]), model.logits
+        else:
+            at_base, logits_of = {name: batch[name] for name in cached.arrays}, cached.decode
+        hidden, _ = network(batch["tokens"], batch["positions"], mask, whole, logits_of, remat=remat)
         hidden = jax.tree.map(lambda h: at_queries(h, batch["query"]), hidden)
-        stored = cached(batch) if cached is not None else ()
 
-        def sums(hidden: Any, base_hidden: Any, stored: Any, labels: jax.Array, weights: jax.Array) -> Sums:
-            z_base = jax.lax.stop_gradient(stored if of_base is None else of_base(base_hidden)).astype(jnp.float32)
+        def sums(hidden: Any, at_base: Any, labels: jax.Array, weights: jax.Array) -> Sums:
+            z_base = jax.lax.stop_gradient(logits_of(at_base)).astype(jnp.float32)
             z_value = network.logits(hidden, z_base)
             norm = jnp.mean(jnp.abs(z_value) if power == 1 else jnp.square(z_value), axis=-1)
             joined = cross_entropy(value.join(z_base, z_value), labels)
@@ -76,6 +78,6 @@ def value_loss(
                 "weight": jnp.sum(weights),
             }
 
-        return sum_over_queries(sums, hidden, base_hidden, stored, batch["labels"], batch["weights"])
+        return sum_over_queries(sums, hidden, at_base, batch["labels"], batch["weights"])
 
     return loss
