@@ -51,7 +51,8 @@ class EvaluateConfig:
     base: str | None = None
     """Of a value network: the base that it is added to; the one that it was trained beside when left out."""
     vocabulary: VocabularyName | None = None
-    """Of a value network, for a base with another vocabulary: exact_first maps equal tokens to each other and the rest by their pieces."""
+    """Of a value network, for a base with another vocabulary: exact_first maps equal tokens to each other and the rest by their pieces;
+    dtw maps what stands opposite each other in the demonstrations (as the paper; for comparison)."""
     alpha: float = 1.0
     """Of a value network: weight of its logits."""
     gate: float | None = None

@@ -38,7 +38,7 @@ class ExportConfig:
     beside: str | None = None
     """Of a value network: a base with another vocabulary, to which a map is written beside it."""
     vocabulary: VocabularyName | None = None
-    """Of a value network: the kind of that map, exact_first."""
+    """Of a value network: the kind of that map; see perturbjax evaluate --help."""
     compile_cache: str = "auto"
     """As for randopt."""
 

@@ -39,7 +39,7 @@ class PredictConfig:
     base: str | None = None
     """Of a value network: the base that it is added to; the one that it was trained beside when left out."""
     vocabulary: VocabularyName | None = None
-    """Of a value network, for a base with another vocabulary: exact_first; see perturbjax evaluate --help."""
+    """Of a value network, for a base with another vocabulary; see perturbjax evaluate --help."""
     alpha: float = 1.0
     """Of a value network: weight of its logits."""
     gate: float | None = None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.ivl.value import Connection, ValueConfig
+from perturbjax.ivl.value import Connection, Outputs, ValueConfig
 from perturbjax.models.config import DecoderConfig
 from perturbjax.records import from_json, to_json
 from perturbjax.runs.files import read_json, write_atomically, write_json
@@ -28,6 +28,7 @@ class ValueRecord:
         base: name of the base that it was trained beside, for people.
         base_fingerprint: of that base's weights.
         vocabulary: of that base's tokenizer (``tokens.TokenTable.vocabulary``).
+        outputs: what its logits are of.
     """
 
     version: Literal[1]
@@ -37,10 +38,11 @@ class ValueRecord:
     base: str
     base_fingerprint: str
     vocabulary: str
+    outputs: Outputs = "tokens"
 
     @property
     def config(self) -> ValueConfig:
-        return ValueConfig(self.decoder, self.connection)
+        return ValueConfig(self.decoder, self.connection, self.outputs)
 
 
 def save_value(folder: Path, config: ValueConfig, params: Any, base: str, base_fingerprint: str, vocabulary: str) -> None:
@@ -50,7 +52,7 @@ def save_value(folder: Path, config: ValueConfig, params: Any, base: str, base_f
     arrays = {path: np.asarray(leaf, np.float32) for path, leaf in leaf_paths(params).items()}
     folder.mkdir(exist_ok=True)
     write_atomically(folder / WEIGHTS, lambda file: file.write(save(arrays)))
-    record = ValueRecord(1, config.connection, config.decoder, fingerprint(arrays), base, base_fingerprint, vocabulary)
+    record = ValueRecord(1, config.connection, config.decoder, fingerprint(arrays), base, base_fingerprint, vocabulary, config.outputs)
     write_json(folder / RECORD, to_json(record))
 
 

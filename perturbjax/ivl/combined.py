@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 
+from perturbjax.ivl.byte_head import byte_map
 from perturbjax.ivl.value import ValueConfig, ValueNetwork
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.models.config import DecoderConfig
@@ -47,8 +48,8 @@ class CombinedConfig:
         alpha: weight of what is added.
         gate: entropy of the base's distribution in nats, above which something is added; None adds always.
         cutoff: of ``contrastive``: how likely a token must be to the base, as a fraction of its likeliest.
-        vocabulary: from the value network's vocabulary to the base's: how its logits count, and what it reads in place of the base's
-            tokens; None where they are one.
+        vocabulary: from the value network's vocabulary, or from bytes, to the base's: how its logits count; None where they are one.
+        reads: what the value network reads in place of the base's tokens, by a map from its vocabulary; None: the tokens.
     """
 
     rule: Rule
@@ -58,6 +59,7 @@ class CombinedConfig:
     gate: float | None = None
     cutoff: float = 0.1
     vocabulary: VocabularyMap | None = None
+    reads: VocabularyMap | None = None
 
     @property
     def max_positions(self) -> int:
@@ -73,6 +75,9 @@ class CombinedConfig:
 
     def __post_init__(self) -> None:
         value = self.others[0]
+        kind = None if self.vocabulary is None else self.vocabulary.kind
+        if isinstance(value, ValueConfig) and (value.outputs == "bytes") != (kind == "byte"):
+            raise ValueError(f"vocabulary {kind}: the value network is of {value.outputs}; bytes take a byte map, tokens another or none")
         if self.vocabulary is not None and isinstance(value, ValueConfig) and value.is_bound_to_vocabulary:
             reads = f"a {value.connection} value network reads or scales the base's logits"
             raise ValueError(f"vocabulary: {reads}, which are here those of other tokens")
@@ -132,9 +137,7 @@ class Combined:
             with jax.named_scope("beside"):
                 if isinstance(other, ValueNetwork):
                     before = (its_prefix, its_past, lead)
-                    new = other(
-                        tokens_BxT, positions_BxT, mask_BxTxT, hidden, self._base.logits, *before, vocabulary=self.config.vocabulary
-                    )
+                    new = other(tokens_BxT, positions_BxT, mask_BxTxT, hidden, self._base.logits, *before, vocabulary=self.config.reads)
                 else:
                     new = other(tokens_BxT, positions_BxT, mask_BxTxT, its_prefix, its_past, lead)
                 found.append(new)
@@ -175,8 +178,9 @@ class Combined:
         if not self.vocabulary.sharded:
             return table.apply(z_value, self.config.base.vocab_size)
         # The logits of one token are few: every device takes all of V's and keeps its own rows of the map.
-        axis = z_value.ndim - 1
-        whole = jax.lax.all_gather(z_value, MODEL, axis=axis, tiled=True)[..., : self._others[0].vocabulary.size]
+        axis, whole = z_value.ndim - 1, z_value
+        if table.kind != "byte":
+            whole = jax.lax.all_gather(z_value, MODEL, axis=axis, tiled=True)[..., : self._others[0].vocabulary.size]
         mapped = table.apply(whole, self.config.base.vocab_size)
         missing = self.vocabulary.rows * self.vocabulary.devices - mapped.shape[-1]
         padded = jnp.pad(mapped, [(0, 0)] * axis + [(0, missing)])
@@ -211,7 +215,7 @@ def combine(
         params: its parameters.
         alpha: weight of its logits.
         gate: entropy of B's distribution in nats above which they count; None: always.
-        vocabulary: from the value network's vocabulary to B's; None where they are one.
+        vocabulary: from the value network's vocabulary to B's, None where they are one. A network of bytes only reads by it.
 
     Raises:
         ValueError: without a map, vocabularies of different sizes; or a map and a connection that reads the base's logits, which are those
@@ -220,5 +224,6 @@ def combine(
     if vocabulary is None and value.decoder.vocab_size != base.config.vocab_size:
         sizes = f"{value.decoder.vocab_size} and {base.config.vocab_size} tokens"
         raise ValueError(f"vocabulary None: the value network and the base have {sizes}; give a map between them")
-    config = CombinedConfig("value", base.config, (value,), alpha, gate, vocabulary=vocabulary)
+    counts = byte_map(base.tokenizer) if value.outputs == "bytes" else vocabulary
+    config = CombinedConfig("value", base.config, (value,), alpha, gate, vocabulary=counts, reads=vocabulary)
     return replace(base, name=f"{base.name}+value", config=config, params={"base": base.params, "value": params})

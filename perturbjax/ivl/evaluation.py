@@ -47,10 +47,10 @@ def measure_base(
     """
     config = combined.config
     assert isinstance(config, CombinedConfig)
-    (value,), vocabulary = config.others, config.vocabulary
+    (value,), vocabulary = config.others, config.reads
     assert isinstance(value, ValueConfig)
     models = {"": base, WITH_VALUE: combined}
-    if vocabulary is None and not value.is_bound_to_vocabulary:
+    if vocabulary is None and not value.is_bound_to_vocabulary and value.outputs == "tokens":
         models[VALUE_ALONE] = replace(base, name="value alone", config=value.decoder, params=combined.params["value"])
     outputs: dict[str, Outputs] = {}
     for number, (name, model) in enumerate(models.items()):

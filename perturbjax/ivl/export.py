@@ -61,6 +61,8 @@ def export_network(value: ValueRun, base: str | None, vocabulary: VocabularyName
         raise InputError(
             f"{out}: a {config.connection} value network reads the base's logits, so it is no plain model; it cannot be exported"
         )
+    if config.outputs == "bytes":
+        raise InputError(f"{out}: a value network of bytes has a head that no plain model has; it cannot be exported")
     on = value.on(base, vocabulary, 1.0, None)
     decoder, trained = config.decoder, value.trained
     hf = trained.hf_config | {"num_hidden_layers": decoder.num_layers, "tie_word_embeddings": decoder.tied_head}

@@ -7,7 +7,7 @@ from typing import Any
 
 from perturbjax.errors import InputError
 from perturbjax.inference.fingerprint import task_fingerprint
-from perturbjax.ivl.alignment import exact_first
+from perturbjax.ivl.alignment import dtw_alignment, exact_first
 from perturbjax.ivl.artifacts import ValueRecord, load_value
 from perturbjax.ivl.combined import combine
 from perturbjax.ivl.config import Config, VocabularyName
@@ -18,6 +18,7 @@ from perturbjax.pretrained import Model, load_model
 from perturbjax.records import from_json
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.train.demonstrations import load_demonstrations
 from perturbjax.tree import fingerprint
 
 
@@ -49,8 +50,9 @@ class ValueRun:
         """
         model = self.trained if base is None else load_model(base, self.config.bases.dtype)
         model.tokenizer.clock = self.trained.tokenizer.clock
-        table = self._vocabulary(model, vocabulary)
-        return OnBase(model, combine(model, self.record.config, self.params, alpha, gate, table), table)
+        of_bytes = self.record.outputs == "bytes"
+        reads = self._vocabulary(model, vocabulary or ("exact_first" if of_bytes else None))
+        return OnBase(model, combine(model, self.record.config, self.params, alpha, gate, reads), reads)
 
     def _vocabulary(self, base: Model, asked: VocabularyName | None) -> VocabularyMap | None:
         sizes = base.config.vocab_size, self.record.decoder.vocab_size
@@ -62,12 +64,17 @@ class ValueRun:
         if self.record.config.is_bound_to_vocabulary:
             reads = f"a {self.record.connection} value network reads or scales the base's own logits"
             raise InputError(f"`vocabulary` {asked}: {reads}; use a base of its vocabulary")
-        return exact_first(self.trained.tokenizer, base.tokenizer)
+        if asked == "exact_first":
+            return exact_first(self.trained.tokenizer, base.tokenizer)
+        shown = load_demonstrations(self.config.data.demonstrations)
+        texts = [text for d in shown for text in (*(turn["content"] for turn in d.prompt.messages), d.prompt.text, d.response)]
+        return dtw_alignment(self.trained.tokenizer, base.tokenizer, texts)
 
 
 @dataclass(frozen=True)
 class OnBase:
-    """A base, the same with the value network beside it, and the map between their vocabularies, None where they are one."""
+    """A base, the same with the value network beside it, and the map between their vocabularies, None where they are one. A value network
+    of bytes reads by it; how its outputs count needs none."""
 
     base: Model
     combined: Model

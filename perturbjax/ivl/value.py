@@ -12,6 +12,9 @@ Axis letters: B rows, T tokens, D width, V vocabulary (the value network's and t
 | cascade_plus | both, added |
 | multiplicative | the tokens |
 | linear, mlp | z_base alone, at one position: through a bottleneck of its width, without and with a SiLU (weak baselines) |
+
+A residual network may speak bytes: a head of 257 outputs in place of one for each token, added to the base's log-probabilities of the next
+byte (``byte_head``), which are one thing for every vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturbjax.ivl.byte_head import BYTES
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.tree import leaf_paths, nest
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from perturbjax.models.decoder import Decoder
     from perturbjax.models.partition import TensorParallel
 
+Outputs = Literal["tokens", "bytes"]
 Connection = Literal["residual", "cascade", "cascade_plus", "multiplicative", "linear", "mlp"]
 CONNECTIONS: tuple[Connection, ...] = get_args(Connection)
 PROBES = ("linear", "mlp")
@@ -52,10 +57,16 @@ class ValueConfig:
     Attributes:
         decoder: its sizes; a probe has ``vocab_size`` and, as the width of its bottleneck, ``hidden_size`` of them alone.
         connection: how it meets the base.
+        outputs: what its logits are of: all tokens, or the 256 bytes and STOP. For bytes ``decoder`` has a tied head, which is not used.
     """
 
     decoder: DecoderConfig
     connection: Connection = "residual"
+    outputs: Outputs = "tokens"
+
+    def __post_init__(self) -> None:
+        if self.outputs == "bytes" and self.connection != "residual":
+            raise ValueError(f"outputs bytes: connection residual is required, not {self.connection}")
 
     @property
     def is_probe(self) -> bool:
@@ -91,7 +102,8 @@ class ValueNetwork:
 
     def __init__(self, config: ValueConfig, params: Any, parallel: TensorParallel | None = None):
         self.config, self._params = config, params
-        self._decoder: Decoder | None = None if config.is_probe else config.decoder.build(params, parallel)
+        decoder = {name: leaf for name, leaf in params.items() if name != "byte_head"} if config.outputs == "bytes" else params
+        self._decoder: Decoder | None = None if config.is_probe else config.decoder.build(decoder, parallel)
         self.vocabulary = self._decoder.vocabulary if self._decoder is not None else Vocabulary(config.decoder.vocab_size, 1)
 
     def __call__(
@@ -143,7 +155,11 @@ class ValueNetwork:
         return jax.lax.map(jax.checkpoint(some), parts).swapaxes(0, 1).reshape(b, t, -1)
 
     def logits(self, hidden: Any, base_logits: jax.Array) -> jax.Array:
-        """z_V, float32 (..., V), of hidden states (..., D) and the base's logits at the same positions, which only probes read."""
+        """z_V, float32 (..., V) or (..., 257), of hidden states (..., D) and the base's logits at the same positions, which only probes
+        read. Of tokens it is this device's part, of bytes the whole."""
+        if self.config.outputs == "bytes":
+            with jax.named_scope("head"):
+                return jnp.einsum("...d,do->...o", hidden, self._params["byte_head"]["kernel"], preferred_element_type=jnp.float32)
         if self._decoder is not None:
             return self._decoder.logits(hidden)
         with jax.named_scope("probe"):
@@ -164,6 +180,7 @@ def make_value(
     from_base: bool = True,
     zero_head: bool = True,
     seed: int = 0,
+    outputs: Outputs = "tokens",
 ) -> tuple[ValueConfig, dict[str, Any]]:
     """A value network to begin with.
 
@@ -176,12 +193,13 @@ def make_value(
         zero_head: a head of its own that begins at zero, so that step 0 is exactly the base. Without it the head is the base's, and a value
             network that begins as the whole base doubles the logits.
         seed: of random weights.
+        outputs: of the head. The base has no head of bytes, so ``zero_head`` False is random weights there.
 
     Returns:
         Its config, and its parameters as nested dicts of float32 numpy arrays.
 
     Raises:
-        ValueError: more layers than the base has.
+        ValueError: more layers than the base has, or bytes with another connection than residual.
     """
     layers = base.num_layers if layers is None else layers
     if not 1 <= layers <= base.num_layers:
@@ -192,17 +210,23 @@ def make_value(
         down = rng.normal(0, 1 / math.sqrt(v), (v, d)).astype(np.float32)
         up = np.zeros((d, v), np.float32) if zero_head else rng.normal(0, 0.02, (d, v)).astype(np.float32)
         return ValueConfig(base, connection), {"down": {"kernel": down}, "up": {"kernel": up}}
-    decoder = dataclasses.replace(base, num_layers=layers, tied_head=base.tied_head and not zero_head)
+    of_bytes = outputs == "bytes"
+    decoder = dataclasses.replace(base, num_layers=layers, tied_head=of_bytes or (base.tied_head and not zero_head))
     leaves = leaf_paths(base_params)
     flat: dict[str, np.ndarray] = {}
     for path, shape in param_shapes(decoder).items():
         if path == "head/kernel" and zero_head:
             flat[path] = np.zeros(shape, np.float32)
         elif from_base:
-            leaf = np.asarray(leaves[path], np.float32)
-            flat[path] = leaf[:layers] if path.startswith("layers/") else leaf
+            leaf = leaves[path]
+            if path.startswith("layers/"):
+                leaf = leaf[(slice(layers), *[slice(None)] * (leaf.ndim - 1))]
+            flat[path] = np.asarray(leaf, np.float32)
         elif path.endswith("/scale"):
             flat[path] = np.ones(shape, np.float32)
         else:
             flat[path] = np.zeros(shape, np.float32) if path.endswith("/bias") else rng.normal(0, 0.02, shape).astype(np.float32)
-    return ValueConfig(decoder, connection), nest(flat)
+    if of_bytes:
+        shape = (base.hidden_size, BYTES + 1)
+        flat["byte_head/kernel"] = np.zeros(shape, np.float32) if zero_head else rng.normal(0, 0.02, shape).astype(np.float32)
+    return ValueConfig(decoder, connection, outputs), nest(flat)

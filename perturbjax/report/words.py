@@ -29,6 +29,14 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def size(nbytes: float) -> str:
+    """Bytes: ``1.2 GB``."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while nbytes >= 1000 and len(units) > 1:
+        nbytes, units = nbytes / 1000, units[1:]
+    return f"{nbytes:.0f} B" if units[0] == "B" else f"{nbytes:.1f} {units[0]}"
+
+
 def rate(value: float | None) -> str:
     """Three figures for a rate, ``not measured`` for None."""
     if value is None:

@@ -31,7 +31,7 @@ def sum_over_queries(fn: Callable[..., Sums], *arrays: Any) -> Sums:
         arrays: pytrees with leading (B, Q).
     """
     parts = _parts(arrays)
-    if parts is None:
+    if len(jax.tree.leaves(parts)[0]) == 1:
         return fn(*arrays)
     shapes = jax.eval_shape(fn, *jax.tree.map(lambda array: array[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -42,26 +42,20 @@ def sum_over_queries(fn: Callable[..., Sums], *arrays: Any) -> Sums:
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def map_over_queries(fn: Callable[..., Any], *arrays: Any) -> Any:
-    """``fn(*arrays)`` for what is computed of each position on its own, some positions at a time.
-
-    Args:
-        fn: arrays with leading (B, q) -> a pytree of arrays with leading (B, q), for any q.
-        arrays: pytrees with leading (B, Q).
-    """
-    parts = _parts(arrays)
-    if parts is None:
+def map_over_queries(fn: Callable[..., Any], devices: int, *arrays: Any) -> Any:
+    """``fn(*arrays)`` for a function that gives a pytree with leading (B, q), some positions of the B / ``devices`` rows of a device at a
+    time."""
+    parts = _parts(arrays, devices)
+    if len(jax.tree.leaves(parts)[0]) == 1:
         return fn(*arrays)
-    found = jax.lax.map(jax.checkpoint(lambda part: fn(*part)), parts)
+    found = jax.lax.map(lambda part: fn(*part), parts)
     return jax.tree.map(lambda array: array.swapaxes(0, 1).reshape(array.shape[1], -1, *array.shape[3:]), found)
 
 
-def _parts(arrays: Any) -> Any:
-    """Arrays with leading (B, Q) as (parts, B, q), of at most ``LOGIT_ROWS`` positions each; None where one part is all."""
+def _parts(arrays: Any, devices: int = 1) -> Any:
+    """Leading (B, Q) as (parts, B, q), B q being at most ``LOGIT_ROWS`` on each of ``devices``."""
     b, queries = jax.tree.leaves(arrays)[0].shape[:2]
-    width = next(q for q in range(min(queries, max(1, LOGIT_ROWS // b)), 0, -1) if queries % q == 0)
-    if width == queries:
-        return None
+    width = next(q for q in range(min(queries, max(1, LOGIT_ROWS * devices // b)), 0, -1) if queries % q == 0)
     return jax.tree.map(lambda array: array.reshape(b, queries // width, width, *array.shape[2:]).swapaxes(0, 1), arrays)
 
 

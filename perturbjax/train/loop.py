@@ -1,5 +1,6 @@
 """The training loop: step after step, a look at every ``every`` steps (validation, metrics, commit), resumable at every commit."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from perturbjax.train.config import Training
 from perturbjax.train.data import BatchOrder
 from perturbjax.train.optimizer import learning_rates, make_optimizer
 from perturbjax.train.placement import check_batch, put_batch, put_params, state_shardings
-from perturbjax.train.problem import Figures, Fitted, Look, Problem, TrainingRows
+from perturbjax.train.problem import Figures, Fitted, Look, Problem, RowArrays, TrainingRows
 from perturbjax.train.step import Sums, TrainState, make_step
 
 
@@ -144,13 +145,14 @@ class _Training:
 
     def advance(self, numbers: np.ndarray) -> None:
         """One optimizer step on the given rows."""
+        started = time.perf_counter()
         which, auxiliary = self.step % len(self._steps), self._problem.auxiliary
         due = auxiliary is not None and auxiliary.due(self.step)
         batch = self._problem.rows.batch(numbers)
-        arrays = put_batch(batch, self._training.accumulate, self._mesh)
+        beside = self._problem.beside[which] if self._problem.beside else None
+        arrays = put_batch(batch, self._training.accumulate, self._mesh, beside and functools.partial(beside, numbers))
         if new := (which, due) not in self._compiled:
             self._compiled.add((which, due))
-        started = time.perf_counter()
         frozen = self._problem.losses[which][1]
         if auxiliary is not None and due:
             own = put_batch(auxiliary.batch(self.step), 1, self._mesh)
@@ -186,8 +188,10 @@ class _Training:
                 at = self.step - len(sums) + number + 1
                 raise FloatingPointError(f"the loss or its gradient is not finite at step {at}; try a lower learning rate")
         norm = float(np.mean([each.pop("gradient_norm") for each in sums]))
-        validation = self._measure(self._problem.validation) if self._problem.validation is not None else {}
-        validation |= {name: self._measure(rows)["loss"] for name, rows in self._problem.measured.items()}
+        rows, validation = self._problem.validation, {}
+        if rows is not None:
+            validation = self._measure(rows, self._problem.validation_beside)
+        validation |= {name: self._measure(rows, None)["loss"] for name, rows in self._problem.measured.items()}
         if not all(map(math.isfinite, validation.values())):
             raise FloatingPointError(f"the validation loss is not finite after step {self.step}; try a lower learning rate")
         rate = self._timed[0] / self._timed[1] if self._timed[1] > 0 and self._timed[0] else None
@@ -201,13 +205,15 @@ class _Training:
             self.best, self._kept = self.step, jax.tree.map(jnp.copy, self._state.params)
         return look
 
-    def _measure(self, rows: TrainingRows) -> dict[str, float]:
+    def _measure(self, rows: TrainingRows, beside: RowArrays | None) -> dict[str, float]:
         batch, sums = self._training.batch_rows, []
         for start in range(0, len(rows), batch):
             numbers = np.arange(start, start + batch)
-            arrays = rows.batch(np.minimum(numbers, len(rows) - 1))
-            arrays["weights"] = arrays["weights"] * (numbers < len(rows))[:, None].astype(np.float32)
-            sums.append(self._validate(self._state.params, self._frozen, put_batch(arrays, 1, self._mesh)))
+            there, numbers = numbers < len(rows), np.minimum(numbers, len(rows) - 1)
+            arrays = rows.batch(numbers)
+            arrays["weights"] = arrays["weights"] * there[:, None].astype(np.float32)
+            read = beside and functools.partial(beside, numbers)
+            sums.append(self._validate(self._state.params, self._frozen, put_batch(arrays, 1, self._mesh, read)))
         return _means(jax.device_get(sums))
 
 

@@ -1,6 +1,6 @@
 """Where the arrays of a training lie on the (data, model) mesh. The compiler inserts the collectives: nothing here is manual."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -59,6 +59,15 @@ def check_batch(batch_rows: int, accumulate: int, mesh: Mesh) -> None:
         raise InputError(f"`batch_rows` {batch_rows}: a multiple of {devices * accumulate} is required ({parts})")
 
 
-def put_batch(batch: Any, accumulate: int, mesh: Mesh) -> Any:
-    """A pytree of arrays with leading B as (A, B / A), sharded over "data"."""
+def put_batch(batch: Any, accumulate: int, mesh: Mesh, beside: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None) -> Any:
+    """A pytree of arrays with leading B as (A, B / A), sharded over "data".
+
+    Args:
+        beside: bool (B,), which rows lie on devices of this process -> further arrays, whose other rows are not looked at; of a dict.
+    """
+    if beside is not None:
+        held = np.zeros((accumulate, len(next(iter(batch.values()))) // accumulate), bool)
+        for index in NamedSharding(mesh, BATCH).addressable_devices_indices_map(held.shape).values():
+            held[index] = True
+        batch = batch | beside(held.ravel())
     return sharding.put(jax.tree.map(lambda array: array.reshape(accumulate, -1, *array.shape[1:]), batch), mesh, BATCH)

@@ -47,6 +47,11 @@ class Auxiliary:
     after: Callable[[TrainState, Any, Any, Figures], Figures] | None = None
 
 
+RowArrays = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+"""(numbers of rows (B,), bool (B,) whether this process holds each) -> further arrays of these rows, leading B, e.g. read from files. What
+it gives for rows that are not held is not looked at."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is trained, on what.
@@ -60,6 +65,8 @@ class Problem:
         dims: path -> sharded dim of the params.
         auxiliary: what is updated before some of the steps; the loss that is validated does not read it.
         measured: name -> further rows whose loss is measured at each look; ``validation`` of the look has it by this name.
+        beside: what each of ``losses`` reads of a row beside the arrays of ``rows``; empty where none reads more.
+        validation_beside: the same of ``validate``, of the rows of ``validation``.
     """
 
     params: Any
@@ -70,6 +77,8 @@ class Problem:
     dims: Mapping[str, ShardedDim] = field(default_factory=dict)
     auxiliary: Auxiliary | None = None
     measured: Mapping[str, TrainingRows] = field(default_factory=dict)
+    beside: Sequence[RowArrays] = ()
+    validation_beside: RowArrays | None = None
 
 
 @dataclass(frozen=True)

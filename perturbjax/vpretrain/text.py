@@ -149,7 +149,7 @@ def candidate_log_probs(learner: Learner, k: int, frozen: Any, subset: Subset) -
             ids = candidates(logits, labels, k)
             return log_probs_of(logits, ids), ids
 
-        return map_over_queries(some, hidden, batch["labels"])
+        return map_over_queries(some, 1, hidden, batch["labels"])
 
     return log_probs
 

@@ -1,16 +1,24 @@
 """The byte head: marginals against sums by hand and an enumeration of all token sequences, and what its map does to a model."""
 
+import dataclasses
 import itertools
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.tiny_tokenizers import byte_level, marked_spaces
+from support.value_cases import QUICK, base, decoder_logits, log_softmax, random_map
 
 from perturbjax.ivl.byte_head import END, OUT, STOP, byte_map, byte_marginals, classes_of, covering_byte_log_probs, token_classes
+from perturbjax.ivl.combined import combine
+from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.tokens import token_table
+from perturbjax.ivl.value import make_value
+from perturbjax.models.attention import causal_mask
+from perturbjax.train.demonstrations import EncodedDemonstration
+from perturbjax.train.rows import pack_rows
 
 # Two bytes, tokens that overlap in every way, a stop token and a special one.
 TEXTS = (b"a", b"b", b"ab", b"ba", b"aba", None, None)
@@ -164,3 +172,74 @@ def test_byte_marginals_of_the_combination_are_those_that_the_head_was_trained_f
     combined, _ = marginals(base + jax.jit(byte_map(plain()).apply)(z), classes)
     before, _ = marginals(base, classes)
     np.testing.assert_allclose(np.exp(combined), jax.nn.softmax(before + z, axis=-1), atol=1e-6)
+
+
+def spoken():
+    """A value network of bytes beside the tiny base, with a head that matters."""
+    value, params = make_value(base().config, base().params, layers=1, outputs="bytes")
+    kernel = np.random.default_rng(3).normal(0, 0.3, params["byte_head"]["kernel"].shape).astype(np.float32)
+    return value, params | {"byte_head": {"kernel": kernel}}
+
+
+def z_bytes(value, params, tokens):
+    """(B, T, 257) by another way: a head of tokens, of which the first 257 columns are those of bytes."""
+    head = np.zeros((value.decoder.hidden_size, value.decoder.vocab_size), np.float32)
+    head[:, : STOP + 1] = params["byte_head"]["kernel"]
+    rest = {name: leaf for name, leaf in params.items() if name != "byte_head"} | {"head": {"kernel": head}}
+    return decoder_logits(dataclasses.replace(value.decoder, tied_head=False), rest, tokens)[..., : STOP + 1]
+
+
+def test_a_network_of_bytes_begins_as_its_base_and_moves_tokens_by_their_first_byte():
+    table = byte_map(base().tokenizer)
+    tokens = np.random.default_rng(0).integers(0, 380, (2, 12)).astype(np.int32)
+    plain = decoder_logits(base().config, base().params, tokens)
+
+    @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    def logits(config, params):
+        model = config.build(params)
+        columns = jnp.broadcast_to(jnp.arange(12), tokens.shape)
+        hidden, _ = model(tokens, columns, causal_mask(jnp.ones(tokens.shape, bool)))
+        return model.logits(hidden)
+
+    value, zero = make_value(base().config, base().params, layers=1, outputs="bytes")
+    both = combine(base(), value, zero)
+    np.testing.assert_array_equal(logits(both.config, both.params), logits(base().config, base().params))
+    value, params = spoken()
+    both = combine(base(), value, params)
+    z = z_bytes(value, params, tokens)
+    wanted = plain + np.pad((z - z.mean(-1, keepdims=True)) @ table.dense().T, ((0, 0), (0, 0), (0, plain.shape[-1] - table.base_size)))
+    np.testing.assert_allclose(logits(both.config, both.params), wanted, rtol=1e-4, atol=1e-4)
+    for wrong in (None, random_map(0, 380, 384)):
+        with pytest.raises(ValueError, match="bytes take a byte map"):
+            dataclasses.replace(both.config, vocabulary=wrong)
+
+
+def test_the_loss_of_bytes_is_the_cross_entropy_of_the_joined_marginals():
+    value, params = spoken()
+    classes = token_classes(base().tokenizer)
+    texts = np.flatnonzero(classes < STOP)
+    special = int(np.flatnonzero(classes == OUT)[0])
+    tokens = np.random.default_rng(1).choice(texts, (1, 12)).astype(np.int32)
+    learned = (*tokens[0, 6:10].tolist(), special, int(base().tokenizer.turn_end))
+    rows = pack_rows([EncodedDemonstration("0", tuple(tokens[0, :6].tolist()), learned)], 12)
+    loss = value_loss(value, base().config, jnp.float32, penalty=0.5, classes=classes)
+    batch = jax.tree.map(jnp.asarray, rows.arrays)
+    sums = jax.jit(loss, compiler_options=QUICK)(params, base().params, batch)
+    whole = np.array([[*tokens[0, :10], special, 0]])
+    z_base = decoder_logits(base().config, base().params, whole)[0, 5:11].astype(np.float64)
+    z_value = z_bytes(value, params, whole)[0, 5:11]
+    weight = np.exp(z_base[:, : len(classes)] - z_base.max(-1, keepdims=True))
+    weight = np.stack([weight[:, classes == each].sum(-1) for each in range(STOP + 1)], axis=-1)
+    with np.errstate(divide="ignore"):
+        log_probs = log_softmax(np.log(weight) + z_value)
+    labels = classes[list(learned)]
+    counted = labels <= STOP
+    entropies = -log_probs[np.arange(6), np.minimum(labels, STOP)] * counted
+    norm = np.abs(z_value).mean(-1) * counted
+    assert float(sums["weight"]) == counted.sum() == 5
+    np.testing.assert_allclose(float(sums["cross_entropy"]), entropies.sum(), rtol=1e-5)
+    np.testing.assert_allclose(float(sums["loss"]), entropies.sum() + 0.5 * norm.sum(), rtol=1e-5)
+    gradients = jax.jit(jax.grad(lambda p: loss(p, base().params, batch)["loss"]), compiler_options=QUICK)(params)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+    with pytest.raises(ValueError, match="classes None"):
+        value_loss(value, base().config, jnp.float32)

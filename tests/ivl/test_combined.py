@@ -76,7 +76,7 @@ def value_case(connection="residual", alpha=1.0, vocabulary=None):
         z = of_base(params, tokens)
         return joined(value, z, mapped(vocabulary, value_logits(value, params["value"], tokens, z, vocabulary), 384), alpha)
 
-    config = CombinedConfig("value", base().config, (value,), alpha, vocabulary=vocabulary)
+    config = CombinedConfig("value", base().config, (value,), alpha, vocabulary=vocabulary, reads=vocabulary)
     return Case(config, {"base": base().params, "value": params}, formula)
 
 
@@ -206,7 +206,7 @@ def test_a_value_network_reads_the_tokens_of_its_own_vocabulary():
         return hidden[1], model.logits(hidden)
 
     hidden, logits = run(config, params)
-    other_hidden, other_logits = run(dataclasses.replace(config, vocabulary=renaming), params | {"value": renamed})
+    other_hidden, other_logits = run(dataclasses.replace(config, vocabulary=renaming, reads=renaming), params | {"value": renamed})
     np.testing.assert_array_equal(hidden, other_hidden)
     np.testing.assert_allclose(log_softmax(logits), log_softmax(other_logits), atol=1e-4)
 
