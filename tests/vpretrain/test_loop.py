@@ -46,7 +46,8 @@ def test_alpha_0_is_plain_next_token_training_bit_for_bit(tmp_path, steered):
     plain = train(experiment().problem("plain"), tmp_path / "plain")
     silent = train(experiment(alpha=0.0).problem("value"), tmp_path / "silent")
     assert fingerprint(silent.params) == fingerprint(plain.params) != fingerprint(steered.params)
-    assert [look.losses["plain"] for look in silent.looks] == [look.losses["loss"] for look in plain.looks]
+    # The figures are sums that two programs add up in their own order; what is trained is the same to the bit.
+    assert [look.losses["plain"] for look in silent.looks] == pytest.approx([look.losses["loss"] for look in plain.looks], rel=1e-6)
 
 
 def test_a_steered_training_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, steered):
