@@ -19,6 +19,7 @@ from perturbjax.cli.bench import BenchConfig, run_bench
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.export import ExportConfig, run_export
 from perturbjax.cli.ivl import run_ivl
+from perturbjax.cli.plan import PlanConfig, run_plan
 from perturbjax.cli.predict import PredictConfig, run_predict
 from perturbjax.cli.randopt import run_randopt
 from perturbjax.errors import InputError
@@ -45,6 +46,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "predict": (PredictConfig, run_predict),
     "export": (ExportConfig, run_export),
     "bench": (BenchConfig, run_bench),
+    "plan": (PlanConfig, run_plan),
 }
 
 
