@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from perturbjax import _compat
 from perturbjax.cluster.relay import relay
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
             shutdown_timeout_seconds=int(CONNECT_S),
         )
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"`coordinator` {coordinator}: {who} cannot join at {host}:{port} ({reason})") from error
+        raise InputError(f"`coordinator` {coordinator}: {who} cannot join at {host}:{port} ({first_line(error)})") from error
     finally:
         timer.cancel()
     return host

@@ -28,9 +28,7 @@ def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> di
     rows = bucket(min(len(prompts), max(ROW_SIZES)), sorted(ROW_SIZES))
     width = bucket(max(len(p) for p in prompts), PROMPT_BUCKETS)
     used = -(-len(prompts) // rows)
-    num_slots = MIN_SLOTS
-    while num_slots < used:
-        num_slots *= 2
+    num_slots = max(MIN_SLOTS, 1 << (used - 1).bit_length())
     tokens = np.zeros((num_slots * rows, width), np.int32)
     lengths = np.ones(num_slots * rows, np.int32)
     for i, prompt in enumerate(prompts):
@@ -73,8 +71,6 @@ def generate_replies(config: ModelConfig, max_new_tokens: int, stop_ids: tuple[i
             )  # fmt: skip
             return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, replies)
 
-        shape = data["lengths"].shape
-        empty = no_replies(shape, max_new_tokens)
-        return jax.lax.fori_loop(0, data["num_valid"], slot, empty)
+        return jax.lax.fori_loop(0, data["num_valid"], slot, no_replies(data["lengths"].shape, max_new_tokens))
 
     return fn

@@ -118,9 +118,7 @@ def _pack_rows(
         raise ValueError(f"{max(queries)} choice tokens in one example: more than the {QUERY_BUCKETS[-1]} supported")
     rows_per_slot, slots = _fill(lengths, queries, row_tokens, max(1, slot_tokens // row_tokens), len(prefix))
     most_asked = max(sum(queries[e] for row in slot for e in row) for slot in slots)
-    num_slots = MIN_SLOTS
-    while num_slots < len(slots):
-        num_slots *= 2
+    num_slots = max(MIN_SLOTS, 1 << (len(slots) - 1).bit_length())
     shape = (num_slots, rows_per_slot, row_tokens)
     tokens, positions, branch = (np.zeros(shape, np.int32) for _ in range(3))
     example = np.full(shape, PADDING, np.int32)
@@ -169,7 +167,8 @@ def _fill(
     lengths: Sequence[int], queries: Sequence[int], row_tokens: int, most_rows: int, prefix: int
 ) -> tuple[int, list[list[list[int]]]]:
     """Rows a slot, and slots of rows of example numbers: as few slots as ``most_rows`` allows, then as few rows as these need."""
-    slots = -(-_rows_needed(lengths, row_tokens, prefix) // most_rows)
+    rows_needed = -(-(sum(lengths) + prefix) // row_tokens)
+    slots = -(-rows_needed // most_rows)
     while True:
         for rows in (r for r in ROWS_BUCKETS if r <= most_rows):
             if rows * slots * row_tokens >= sum(lengths) and (filled := _first_fit(lengths, queries, row_tokens, rows, slots, prefix)):

@@ -10,10 +10,9 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, one_line
 from perturbjax.models.config import DecoderConfig
 from perturbjax.pretrained.families import FAMILIES
-from perturbjax.pretrained.files import one_line
 from perturbjax.pretrained.hf_config import hf_config
 from perturbjax.pretrained.model import Model
 from perturbjax.pretrained.params import assemble, check_names, defer, tensor_names, transposed_kernel

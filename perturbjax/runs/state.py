@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from perturbjax.cluster import gather, on_main
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, first_line
 from perturbjax.runs.blocks import block_digests, check_digests
 from perturbjax.runs.files import TEMPORARY_SUFFIX
 from perturbjax.runs.identity import Identity, identity_digest
@@ -140,7 +140,7 @@ class RunState:
 
     def _not_committed(self, error: Exception) -> OSError:
         # Orbax and TensorStore report a full disk in several exception types; all mean that this step is not there.
-        reason = _first_line(error)
+        reason = first_line(error)
         if "Barrier timed out" in reason:
             reason = f"not all processes wrote their part within {WRITE_S} s; is a disk full?"
         return OSError(f"{self.directory}: commit {self.step} could not be written ({reason})")
@@ -182,7 +182,7 @@ class RunState:
         except InputError:
             raise
         except Exception as error:
-            return _first_line(error)
+            return first_line(error)
 
     def _read_tree(self, reader: Any, step: int, content: dict[str, Any]) -> str | None:
         """Restores the tree of a step; or returns why it is damaged, as this process sees it."""
@@ -198,7 +198,7 @@ class RunState:
             tree = reader.restore(step, args=ocp.args.Composite(**{TREE: restore}))[TREE]
             check_digests(tree, self.tree, content["sha256"])
         except Exception as error:
-            return _first_line(error)
+            return first_line(error)
         self.tree, self.record = tree, content["record"]
         return None
 
@@ -214,7 +214,7 @@ def _prepare(directory: Path) -> list[int]:
             shutil.rmtree(leftover)
         entries = list(directory.iterdir())
     except OSError as error:
-        raise _damaged(directory, f"it cannot be opened ({_first_line(error)})") from error
+        raise _damaged(directory, f"it cannot be opened ({first_line(error)})") from error
     if strange := sorted(entry.name for entry in entries if not (entry.is_dir() and entry.name.isdigit())):
         raise _damaged(directory, f"{strange[0]} is not part of a state")
     return sorted((int(entry.name) for entry in entries), reverse=True)
@@ -272,8 +272,3 @@ def _writer(directory: Path) -> Any:
 def _damaged(directory: Path, reason: str) -> InputError:
     advice = f"delete {directory.parent} to start anew, or restore it from a copy"
     return InputError(f"{directory}: the saved state is damaged ({reason}); {advice}")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,6 +1,7 @@
 """Tasks whose reply is one of a few given choices, graded by log-probability."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from perturbjax.tasks.base import Example, LoadedOnce, Prompt, Template
@@ -9,10 +10,11 @@ from perturbjax.tasks.layout import Layout, compose, continuation, layout_of
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@dataclass(eq=False)
 class ChoiceTask(LoadedOnce):
     """A choice task made of examples, templates and the layouts that the templates' styles name.
 
-    Args:
+    Attributes:
         name: what a run's ``task`` says.
         source: one line for the report: where the rows come from.
         load: reads the examples; called once, on first use.
@@ -20,20 +22,16 @@ class ChoiceTask(LoadedOnce):
         layouts: by style.
     """
 
+    name: str
+    source: str
+    load: Callable[[], Sequence[Example]]
+    templates: tuple[Template, ...]
+    layouts: Mapping[str, Layout]
     kind: Literal["choice", "generation"] = "choice"
-    max_new_tokens = 0
-
-    def __init__(
-        self, name: str, source: str, load: Callable[[], Sequence[Example]], templates: tuple[Template, ...], layouts: Mapping[str, Layout]
-    ) -> None:
-        self.name = name
-        self.source = source
-        self.templates = templates
-        self.load = load
-        self._layouts = layouts
+    max_new_tokens: int = 0
 
     def prompt(self, example: Example, template: Template) -> Prompt:
-        layout = layout_of(template, self._layouts)
+        layout = layout_of(template, self.layouts)
         messages, text = compose(template.instruction, layout, {"question": example.question, **example.fields})
         words = example.fields["options"] if layout.options else (layout.words or example.choices)[: len(example.choices)]
         return Prompt(messages, text, tuple(continuation(layout.cue, word) for word in words))
