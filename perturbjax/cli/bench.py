@@ -183,6 +183,6 @@ def measure_rows(tasks: "list[Workload]", settings: "Settings", console: Console
     from perturbjax.bench.measure import count_steps, measure
 
     done, total = itertools.count(1), sum(count_steps(workload, settings) for workload in tasks)
-    with console.bar("bench", total, unit="step") as progress:
+    with console.bar("bench", total) as progress:
         for workload in tasks:
             yield measure(workload, settings, lambda what, of=workload.label: progress.update(next(done), now=f"{of}: {what}"))

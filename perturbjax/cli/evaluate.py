@@ -86,8 +86,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         raise InputError(f"--task {task.name}: no rows that the run has not used; give --task with other questions")
     template = parts.template if own else task.templates[0]
     engine = make_engine(parts, task)
-    with console.stages() as on_stage:
-        compared = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, on_stage)
+    compared = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, console)
     path = config.run / f"evaluation-{config.name or re.sub(r'[^A-Za-z0-9_.-]', '_', task.name)}.json"
     record = {
         "task": {"name": task.name, "source": task.source, "fingerprint": task_fingerprint(task, rows)},

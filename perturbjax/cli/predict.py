@@ -64,8 +64,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     parts, ensemble = reopen_ensemble(config.run, console.note)
     examples = to_examples(parts.task, parts.template, parts.splits.search, rows)
     engine = make_engine(parts)
-    with console.stages() as on_stage:
-        predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), on_stage)
+    predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), console)
     answers = (
         {"question": p.example.question, "answer": p.answer, "share": p.share, "votes": p.votes, "members": len(ensemble)}
         for p in predictions

@@ -103,8 +103,7 @@ def _stages(parts: Parts, packed: Packed, mesh: Mesh, directory: RunDirectory, p
     params = to_host(fitted.params, mesh)
     on_main(lambda: save_value(directory.path / "value", value, params, first.name, parts.fingerprint, parts.vocabulary))
     combined = combine(first, value, params)
-    with progress.stages() as on_stage:
-        entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, on_stage)
+    entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, progress)
     results = Results(
         VERSION,
         Source(parts.task.name, parts.task.source),
@@ -131,7 +130,7 @@ def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, 
     def on_step(step: int, steps: int, look: Look | None) -> None:
         nonlocal bar
         if bar is None:
-            bar = progress.bar("training", steps, step, unit="step")
+            bar = progress.bar("training", steps, step)
         bar.update(step, **(_figures(look) if look is not None else {}))
 
     try:

@@ -80,10 +80,10 @@ def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any],
 
 
 def _throughput(flow: Flow) -> Throughput:
-    record, stage = flow.record, "reference throughput"
-    flow.on_stage(stage, 0, 1)
-    reference = flow.engine.reference(flow.engine.prepare(flow.splits.search, flow.template), REFERENCE_ROUNDS)
-    flow.on_stage(stage, 1, 1)
+    record = flow.record
+    with flow.progress.bar("reference throughput", 1) as bar:
+        reference = flow.engine.reference(flow.engine.prepare(flow.splits.search, flow.template), REFERENCE_ROUNDS)
+        bar.update(1)
     tokens_per_s = record.total_tokens / record.seconds if record.seconds > 0 else None
     return Throughput(
         candidates_per_s=len(flow.population) / record.seconds if record.seconds > 0 else None,

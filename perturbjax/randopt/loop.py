@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.randopt.artifacts import candidate_scores
 from perturbjax.randopt.racing import Race
-from perturbjax.randopt.table import ScoreTable
+from perturbjax.randopt.table import ScoreTable, candidate_scores
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.state import RunState
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.randopt.flow import Flow
-from perturbjax.randopt.replies import run_base, run_members, vote_curve
+from perturbjax.randopt.flow import Flow, run_base, run_members, vote_curve
 from perturbjax.randopt.results import Option, Options, Selection
 from perturbjax.randopt.selection import best_option, k_curve, pools
 from perturbjax.tasks.base import Template
@@ -35,7 +34,7 @@ def choose_on_select(flow: Flow) -> Chosen:
 
     by_pool = pools(flow.population, flow.record.scores, flow.top_k)
     union = np.unique(np.concatenate(list(by_pool.values())))
-    outputs = run_members(flow.engine, flow.population, union, prepared, "select split: candidates", flow.on_stage)
+    outputs = run_members(flow.engine, flow.population, union, prepared, "select split: candidates", flow.progress)
     curves = {pool: vote_curve(outputs.take(np.searchsorted(union, members)), flow.voting(members)) for pool, members in by_pool.items()}
     sigmas = _options(list(curves), [curve.accuracies[-1] for curve in curves.values()])
     sigma = best_option(sigmas)
@@ -44,18 +43,18 @@ def choose_on_select(flow: Flow) -> Chosen:
 
     templates = [template, *(other for other in flow.task.templates if other.name != template.name)]
     by_template = []
-    flow.on_stage("select split: prompts", 0, len(templates))
-    for number, other in enumerate(templates, start=1):
-        by_template.append(run_base(flow.engine, prepared if other is template else flow.engine.prepare(examples, other)))
-        flow.on_stage("select split: prompts", number, len(templates))
+    with flow.progress.bar("select split: prompts", len(templates)) as bar:
+        for number, other in enumerate(templates, start=1):
+            by_template.append(run_base(flow.engine, prepared if other is template else flow.engine.prepare(examples, other)))
+            bar.update(number)
     prompts = _options([t.name for t in templates], [o.scores.mean(dtype=np.float64) for o in by_template])
     prompt = best_option(prompts)
 
     by_temperature = []
-    flow.on_stage("select split: temperatures", 0, len(TEMPERATURES))
-    for number, temperature in enumerate(TEMPERATURES, start=1):
-        by_temperature.append(flow.samples(prepared, k, temperature, "select samples"))
-        flow.on_stage("select split: temperatures", number, len(TEMPERATURES))
+    with flow.progress.bar("select split: temperatures", len(TEMPERATURES)) as bar:
+        for number, temperature in enumerate(TEMPERATURES, start=1):
+            by_temperature.append(flow.samples(prepared, k, temperature, "select samples"))
+            bar.update(number)
     temperatures = _options(TEMPERATURES, [vote_curve(o).accuracies[-1] for o in by_temperature])
 
     return Chosen(

@@ -6,9 +6,8 @@ import numpy as np
 
 from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.entries import Against, BaseEntry, ControlEntry, PromptEntry, RandomEntry, RandOptEntry, SelfConsistencyEntry
-from perturbjax.randopt.flow import Flow
+from perturbjax.randopt.flow import Flow, VoteCurve, run_base, run_members, vote_curve
 from perturbjax.randopt.on_select import Chosen
-from perturbjax.randopt.replies import VoteCurve, run_base, run_members, vote_curve
 from perturbjax.randopt.selection import k_curve
 from perturbjax.randopt.summaries import vote_entry
 from perturbjax.report import compared_entry, comparison, entry
@@ -23,19 +22,18 @@ def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], float]:
     members, random_members = np.asarray(selection.members), generator.permutation(len(flow.population))[: flow.top_k]
 
     union = np.unique(np.concatenate([members, random_members]))
-    outputs = run_members(flow.engine, flow.population, union, prepared, "test split: candidates", flow.on_stage)
+    outputs = run_members(flow.engine, flow.population, union, prepared, "test split: candidates", flow.progress)
     voters = outputs.take(np.searchsorted(union, members))
     unselected = vote_curve(outputs.take(np.searchsorted(union, random_members)))
 
-    stage = "test split: base and its samples"
-    flow.on_stage(stage, 0, 3)
-    base = run_base(flow.engine, prepared)
-    flow.on_stage(stage, 1, 3)
-    same = chosen.template.name == template.name
-    prompted = base if same else run_base(flow.engine, flow.engine.prepare(examples, chosen.template))
-    flow.on_stage(stage, 2, 3)
-    samples = flow.samples(prepared, flow.top_k, selection.temperature, "test samples")
-    flow.on_stage(stage, 3, 3)
+    with flow.progress.bar("test split: base and its samples", 3) as bar:
+        base = run_base(flow.engine, prepared)
+        bar.update(1)
+        same = chosen.template.name == template.name
+        prompted = base if same else run_base(flow.engine, flow.engine.prepare(examples, chosen.template))
+        bar.update(2)
+        samples = flow.samples(prepared, flow.top_k, selection.temperature, "test samples")
+        bar.update(3)
     consistency = vote_curve(samples)
 
     base_scores = base.scores[0]

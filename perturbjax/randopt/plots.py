@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from perturbjax.randopt.lines import search_words
 from perturbjax.randopt.results import Results
+from perturbjax.randopt.results_table import search_words
 from perturbjax.report.figure import (
     BLUE,
     GREEN,

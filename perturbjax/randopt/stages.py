@@ -13,16 +13,14 @@ from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.inference import EncodedBatch, Engine
-from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.controls import Evaluation, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.flow import Flow, SearchRecord
+from perturbjax.randopt.flow import Flow, SearchRecord, run_base
 from perturbjax.randopt.loop import ChunkReport, search
-from perturbjax.randopt.replies import run_base
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.randopt.setup import Parts, continue_run, describe_run, load_parts, make_engine
-from perturbjax.randopt.table import ScoreTable, open_state
+from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
@@ -173,7 +171,7 @@ def score_population(
             nonlocal bar
             bars.close()
             label = "search" if len(slices) == 1 else f"search, round {number + 1} of {len(slices)}"
-            bar = bars.enter_context(progress.bar(label, total, done))
+            bar = bars.enter_context(progress.bar(label, total, done, unit="candidate"))
 
         def on_chunk(report: ChunkReport) -> None:
             figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
@@ -189,20 +187,19 @@ def score_population(
 def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, int], table: ScoreTable, progress: Progress) -> Evaluation:
     """Chooses on the select split and measures on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
     settings, record = parts.config.search, SearchRecord(parts.config.race, base_scores=base[0], base_tokens=base[1], **vars(table))
-    with progress.stages() as on_stage:
-        flow = Flow(
-            engine,
-            parts.task,
-            parts.splits,
-            parts.population,
-            record,
-            settings.top_k,
-            parts.template,
-            parts.config.vote_rule,
-            settings.seed,
-            on_stage,
-        )
-        return evaluate_run(flow, Source(parts.model.name, parts.model.source))
+    flow = Flow(
+        engine,
+        parts.task,
+        parts.splits,
+        parts.population,
+        record,
+        settings.top_k,
+        parts.template,
+        parts.config.vote_rule,
+        settings.seed,
+        progress,
+    )
+    return evaluate_run(flow, Source(parts.model.name, parts.model.source))
 
 
 def _trace(parts: Parts, engine: Engine, batch: EncodedBatch, directory: Path, progress: Progress) -> None:

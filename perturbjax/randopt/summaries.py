@@ -6,8 +6,7 @@ import numpy as np
 
 from perturbjax.noise import Population
 from perturbjax.randopt.entries import VoteEntry
-from perturbjax.randopt.flow import SearchRecord
-from perturbjax.randopt.replies import VoteCurve
+from perturbjax.randopt.flow import SearchRecord, VoteCurve
 from perturbjax.randopt.results import PopulationSummary, RacingSummary, Round, SigmaSummary, Ties
 from perturbjax.report import compared_entry, entry
 from perturbjax.report.intervals import wilson

@@ -14,11 +14,10 @@ from support.paths import DATA
 from support.search_fakes import FakeEngine, FakePopulation, expected_scores, slices
 
 from perturbjax.errors import InputError
-from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.bounds import critical_lead, may_reach_top
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import RACING_RULES, Race
-from perturbjax.randopt.table import open_state
+from perturbjax.randopt.table import open_state, write_candidates
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.scoring import top_k
 

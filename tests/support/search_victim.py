@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from perturbjax.cluster.preemption import cluster_run
-from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.loop import ChunkReport, search
 from perturbjax.randopt.racing import Race
-from perturbjax.randopt.table import ScoreTable, open_state
+from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
 from perturbjax.runs.console import Console
 from perturbjax.runs.metrics import MetricsLog
 from support.search_fakes import FakeEngine, FakePopulation, slices
