@@ -17,8 +17,7 @@ from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Prompt, Task, Template
-from perturbjax.tasks.generation import GenerationTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import GenerationTask, Layout
 
 Kind = Literal["teacher-forced", "generation", "early stopping"]
 

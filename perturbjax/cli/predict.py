@@ -16,7 +16,7 @@ from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically
 from perturbjax.tasks.base import Example, Task, Template
-from perturbjax.tasks.choice import option_fields
+from perturbjax.tasks.layout import option_fields
 
 
 @dataclass(frozen=True)

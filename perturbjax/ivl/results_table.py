@@ -2,8 +2,7 @@
 
 from perturbjax.ivl.headline import headline
 from perturbjax.ivl.results import BaseEntries, Results
-from perturbjax.report.table import entry_lines, fact_lines
-from perturbjax.report.words import count, percent, rate
+from perturbjax.report.words import count, entry_lines, fact_lines, percent, rate
 from perturbjax.train.problem import Look
 
 

@@ -4,9 +4,8 @@ import numpy as np
 
 from perturbjax.randopt.entries import CONTROLS, RandOptEntry
 from perturbjax.randopt.results import Results
-from perturbjax.report.effect import effect_sentence
 from perturbjax.report.schema import Comparison, Entry, Headline, Verdict
-from perturbjax.report.words import count, percent, points, points_range
+from perturbjax.report.words import count, effect_sentence, percent, points, points_range
 
 
 def headline(results: Results) -> Headline:

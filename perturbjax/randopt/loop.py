@@ -8,23 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from perturbjax.errors import InputError
+from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.table import ScoreTable, candidate_scores
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.state import RunState
-
-
-class Outputs(Protocol):
-    """What the loop reads of the engine's answer for n candidates on E examples."""
-
-    @property
-    def scores(self) -> np.ndarray: ...  # (n, E) float32
-    @property
-    def tokens(self) -> np.ndarray: ...  # (n,) int64
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def nonfinite(self) -> int: ...
 
 
 class ScoringEngine(Protocol):

@@ -12,8 +12,7 @@ from perturbjax.randopt.results import Results, read_results
 from perturbjax.randopt.results_table import has_lenient, lines, racing_words, search_words, sigma_words
 from perturbjax.randopt.table import read_candidates
 from perturbjax.records import from_json
-from perturbjax.report.command import reproduce_command
-from perturbjax.report.page import missing_extra, write_page
+from perturbjax.report.page import missing_extra, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count, percent
 from perturbjax.runs.files import read_json

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.results import Results
 from perturbjax.report.schema import Entry
-from perturbjax.report.table import FACT_WIDTH, WIDTH, entry_lines, fact_lines
-from perturbjax.report.words import count, percent, rate, shorten
+from perturbjax.report.words import FACT_WIDTH, WIDTH, count, entry_lines, fact_lines, percent, rate, shorten
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,11 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(directory.locked()))
         try:
-            _stages(parts, engine, whole, slices, directory, progress, peers, started)
+            results = _stages(parts, engine, whole, slices, directory, progress, peers)
+            if results is not None:
+                content = to_json(replace(results, seconds=results.seconds | {"process": time.perf_counter() - started}))
+                # Last, so that a run with results.json is a run with everything before it.
+                on_main(lambda: write_json(directory.results, content))
             return from_json(Results, on_main(lambda: _finish(directory, progress)), str(directory.results))
         except InputError:
             raise
@@ -96,16 +100,9 @@ def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[s
 
 
 def _stages(
-    parts: Parts,
-    engine: Engine,
-    whole: EncodedBatch,
-    slices: Sequence[EncodedBatch],
-    directory: RunDirectory,
-    progress: Progress,
-    peers: Peers,
-    started: float,
-) -> None:
-    """What is not done yet of: the base, the population, the choices and the test, each written when it is known."""
+    parts: Parts, engine: Engine, whole: EncodedBatch, slices: list[EncodedBatch], directory: RunDirectory, progress: Progress, peers: Peers
+) -> Results | None:
+    """What is not done yet of: the base, the population, the choices and the test, each written when it is known. None: all was done."""
     finished = on_main(lambda: directory.results.exists() and directory.ensemble.exists())
     # Before the search, because it compiles the programs: what the chunks are timed at is scoring alone.
     base = None if finished else score_base(engine, whole, slices, progress)
@@ -115,13 +112,11 @@ def _stages(
     sigmas = parts.population.sigma_of(np.arange(len(parts.population)))
     on_main(lambda: write_candidates(directory.candidates, sigmas, table.scores))
     if base is None:
-        return
+        return None
     evaluation = evaluate_population(parts, engine, base, table, progress)
     ensemble = Ensemble(parts.population, evaluation.members, parts.noise, parts.fingerprint, scores=evaluation.scores)
     on_main(lambda: ensemble.save(directory.ensemble))
-    seconds = evaluation.results.seconds | {"process": time.perf_counter() - started}
-    # Last, so that a run with results.json is a run with everything before it.
-    on_main(lambda: write_json(directory.results, to_json(replace(evaluation.results, seconds=seconds))))
+    return evaluation.results
 
 
 def prepare_all(parts: Parts, engine: Engine) -> EncodedBatch:

@@ -11,8 +11,7 @@ from random import Random
 
 from perturbjax.errors import InputError
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.generation import GenerationTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import GenerationTask, Layout
 from perturbjax.tasks.quantity import first_line
 from perturbjax.tasks.safe_eval import evaluate
 

@@ -15,9 +15,7 @@ from typing import Any
 from perturbjax.errors import InputError
 from perturbjax.records import from_json, read_json_lines, refuse
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
-from perturbjax.tasks.generation import GenerationTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import LETTERS, ChoiceTask, GenerationTask, Layout, option_fields
 from perturbjax.tasks.quantity import find_numbers, first_line, normalize_number
 
 _CHOICE_LAYOUTS = {

@@ -26,7 +26,7 @@ from perturbjax.randopt.results_table import results_table
 from perturbjax.randopt.table import write_candidates
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
-from perturbjax.report.command import reproduce_command
+from perturbjax.report.page import reproduce_command
 from perturbjax.runs.config import Base
 from perturbjax.tasks.splits import make_splits
 

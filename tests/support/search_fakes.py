@@ -7,15 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.racing import Race
-
-
-@dataclass(frozen=True)
-class FakeOutputs:
-    scores: np.ndarray
-    tokens: np.ndarray
-    seconds: float = 0.5
-    nonfinite: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,11 +31,12 @@ class FakeEngine:
         self.seen: list[int] = []
         self.asked: list[tuple[int, int]] = []
 
-    def run(self, candidates: np.ndarray, prepared: range) -> FakeOutputs:
+    def run(self, candidates: np.ndarray, prepared: range) -> Outputs:
         time.sleep(self.delay)
         self.seen.extend(int(i) for i in candidates)
         self.asked.extend((int(i), e) for i in candidates for e in prepared)
-        return FakeOutputs(expected_scores(candidates, prepared), (np.asarray(candidates, np.int64) + 100) * len(prepared))
+        scores, tokens = expected_scores(candidates, prepared), (np.asarray(candidates, np.int64) + 100) * len(prepared)
+        return Outputs((), (), scores, scores, tokens, seconds=0.5, nonfinite=0)
 
 
 def slices(race: Race) -> list[range]:
