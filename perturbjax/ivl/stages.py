@@ -21,10 +21,9 @@ from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import read_json, write_json
-from perturbjax.runs.identity import check_agreement, fields_of
 from perturbjax.runs.machine import make_mesh, require
 from perturbjax.runs.metrics import MetricsLog
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import to_host
 from perturbjax.train.problem import Fitted, Look, Problem

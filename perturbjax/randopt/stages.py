@@ -25,11 +25,10 @@ from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import write_json
-from perturbjax.runs.identity import check_agreement
 from perturbjax.runs.machine import require
 from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.profile import check_profile, trace
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path
 
 
 def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from perturbjax.errors import InputError
 from perturbjax.randopt.racing import Race
 from perturbjax.runs.files import write_atomically
-from perturbjax.runs.identity import Identity
+from perturbjax.runs.rundir import Identity
 from perturbjax.runs.state import RunState
 
 
@@ -70,9 +72,6 @@ def write_candidates(path: Path, sigmas: np.ndarray, scores: np.ndarray) -> None
         sigmas: (N,) float32, the sigma of each candidate.
         scores: (N, D) float32 score matrix, NaN where a candidate was not asked.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pa.table(
         {
             "index": pa.array(np.arange(len(scores), dtype=np.uint32)),
@@ -95,9 +94,6 @@ def read_candidates(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         table = pq.read_table(path, columns=["sigma", "score", "examples_scored"])
     except (OSError, pa.ArrowException) as error:

@@ -16,12 +16,13 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from perturbjax.cluster import gather, on_main
 from perturbjax.errors import InputError, first_line
 from perturbjax.runs.blocks import block_digests, check_digests
 from perturbjax.runs.files import TEMPORARY_SUFFIX
-from perturbjax.runs.identity import Identity, identity_digest
+from perturbjax.runs.rundir import Identity, identity_digest
 from perturbjax.tree import digest
 
 FORMAT = 3
@@ -94,8 +95,6 @@ class RunState:
         Raises:
             OSError: it, or the one before, could not be written as a whole (a full disk); the commits before stand.
         """
-        import orbax.checkpoint as ocp
-
         with self._lock:
             self._wait()
             step = self.step + 1
@@ -167,8 +166,6 @@ class RunState:
 
     def _read_record(self, reader: Any, step: int) -> dict[str, Any] | str:
         """What is written beside the tree of a step, or why it is damaged."""
-        import orbax.checkpoint as ocp
-
         try:
             content = reader.restore(step, args=ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()}))[RECORD]
             if content.get("format") != FORMAT:
@@ -186,7 +183,6 @@ class RunState:
 
     def _read_tree(self, reader: Any, step: int, content: dict[str, Any]) -> str | None:
         """Restores the tree of a step; or returns why it is damaged, as this process sees it."""
-        import orbax.checkpoint as ocp
 
         def how(leaf: Any) -> ocp.RestoreArgs:
             if isinstance(leaf, np.ndarray):
@@ -243,30 +239,22 @@ def _check_visible(directory: Path) -> None:
 
 def _reader(directory: Path) -> Any:
     """Orbax's view of what is there, for this process alone: damage that one process sees must not leave the others in a barrier."""
-    import orbax.checkpoint as ocp
-
     me = jax.process_index()
     alone = {"primary_host": me, "active_processes": {me}} if jax.process_count() > 1 else {}
-    processes = ocp.options.MultiprocessingOptions(**alone)
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=False, multiprocessing_options=processes)
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    return _manager(directory, alone, enable_async_checkpointing=False)
 
 
 def _writer(directory: Path) -> Any:
-    import orbax.checkpoint as ocp
-
     count = jax.process_count()
     # Named processes: Orbax then waits for them through JAX's coordination service. Its other way is a collective on the devices, which a
     # thread in the background must not begin.
     every = {"primary_host": 0, "active_processes": set(range(count)), "barrier_sync_key_prefix": "state"} if count > 1 else {}
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=MAX_TO_KEEP,
-        enable_async_checkpointing=True,
-        async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_S),
-        create=False,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(**every),
-    )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    return _manager(directory, every, max_to_keep=MAX_TO_KEEP, async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_S))
+
+
+def _manager(directory: Path, processes: dict[str, Any], **options: Any) -> Any:
+    options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(**processes)
+    return ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(create=False, **options))
 
 
 def _damaged(directory: Path, reason: str) -> InputError:

@@ -12,10 +12,9 @@ from perturbjax.randopt.controls import evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.ensembles import compare_to_base, predict
 from perturbjax.randopt.flow import Flow, SearchRecord
-from perturbjax.randopt.on_select import TEMPERATURES
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.results import Option, Results, Ties
-from perturbjax.randopt.selection import best_option, k_curve, pools
+from perturbjax.randopt.selection import TEMPERATURES, best_option, k_curve, pools
 from perturbjax.randopt.summaries import tie_summary
 from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.records import from_json, to_json

@@ -18,8 +18,7 @@ from perturbjax.randopt.table import write_candidates
 from perturbjax.runs import console as module
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
-from perturbjax.runs.identity import differences, identity_digest
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, default_path, differences, identity_digest
 from perturbjax.tasks.base import Example, Prompt, Template
 
 
