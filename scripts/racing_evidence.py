@@ -23,7 +23,7 @@ from racing_matrices import equals, far_apart, relatives
 
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.voting import vote_winners
-from perturbjax.report.intervals import paired_bootstrap, sign_test
+from perturbjax.report.accounting import paired_bootstrap, sign_test
 from perturbjax.scoring import top_k
 
 ORDERS = 200

@@ -20,9 +20,8 @@ from perturbjax.ivl.setup import CHAPTER, Packed, Parts, check_layout, describe_
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.runs.files import read_json, write_json
+from perturbjax.runs.files import MetricsLog, read_json, write_json
 from perturbjax.runs.machine import make_mesh, require
-from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import to_host

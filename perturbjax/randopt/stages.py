@@ -17,16 +17,15 @@ from perturbjax.randopt.config import Config
 from perturbjax.randopt.controls import Evaluation, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.flow import Flow, SearchRecord, run_base
-from perturbjax.randopt.loop import ChunkReport, search
+from perturbjax.randopt.loop import search
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.randopt.setup import Parts, continue_run, describe_run, load_parts, make_engine
 from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.runs.files import write_json
+from perturbjax.runs.files import MetricsLog, write_json
 from perturbjax.runs.machine import require
-from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.profile import check_profile, trace
 from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path
 
@@ -99,7 +98,13 @@ def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[s
 
 
 def _stages(
-    parts: Parts, engine: Engine, whole: EncodedBatch, slices: list[EncodedBatch], directory: RunDirectory, progress: Progress, peers: Peers
+    parts: Parts,
+    engine: Engine,
+    whole: EncodedBatch,
+    slices: Sequence[EncodedBatch],
+    directory: RunDirectory,
+    progress: Progress,
+    peers: Peers,
 ) -> Results | None:
     """What is not done yet of: the base, the population, the choices and the test, each written when it is known. None: all was done."""
     finished = on_main(lambda: directory.results.exists() and directory.ensemble.exists())
@@ -151,7 +156,7 @@ def score_population(
 ) -> ScoreTable:
     """Completes the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
     race = parts.config.race
-    with open_state(directory.state, race, parts.identity) as state, contextlib.ExitStack() as bars:
+    with open_state(directory.state, race, parts.identity) as state:
         peers.freeze = state.freeze
         for warning in state.warnings:
             progress.note(f"perturbjax: warning: {warning}")
@@ -159,19 +164,7 @@ def score_population(
             raise InputError(
                 f"{directory.state}: the saved state is missing, candidates.parquet is not; restore it, or delete {directory.path}"
             )
-        bar: Any = None
-
-        def on_round(number: int, done: int, total: int) -> None:
-            nonlocal bar
-            bars.close()
-            label = "search" if len(slices) == 1 else f"search, round {number + 1} of {len(slices)}"
-            bar = bars.enter_context(progress.bar(label, total, done, unit="candidate"))
-
-        def on_chunk(report: ChunkReport) -> None:
-            figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
-            bar.update(report.done, **figures)
-
-        table = search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk)
+        table = search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), progress)
         if bad := sum(table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
             progress.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower the sigmas")

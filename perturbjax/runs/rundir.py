@@ -1,4 +1,4 @@
-"""The run directory: what lies where, when it may be written, and who holds it."""
+"""The run directory: what makes two runs the same run, what lies where, when it may be written, and who holds it."""
 
 import contextlib
 import fcntl

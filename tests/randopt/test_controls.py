@@ -19,7 +19,7 @@ from perturbjax.randopt.summaries import tie_summary
 from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
-from perturbjax.report.intervals import wilson
+from perturbjax.report.accounting import wilson
 from perturbjax.runs.console import Bar, Progress
 from perturbjax.scoring import top_k
 from perturbjax.tasks.splits import make_splits

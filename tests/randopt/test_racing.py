@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from racing_matrices import equals, far_apart, graded, relatives
 from support.paths import DATA
-from support.search_fakes import FakeEngine, FakePopulation, expected_scores, slices
+from support.search_fakes import FakeEngine, FakePopulation, Told, expected_scores, slices
 
 from perturbjax.errors import InputError
 from perturbjax.randopt.bounds import critical_lead, may_reach_top
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.table import open_state, write_candidates
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.scoring import top_k
 
 
@@ -206,7 +206,7 @@ def raced_search(folder: Path, race: Race, chunk: int, stop_after: int | None = 
     folder.mkdir(exist_ok=True)
     engine, chunks = FakeEngine(chunk), 0
 
-    def on_chunk(report):
+    def on_chunk(candidates):
         nonlocal chunks
         chunks += 1
         if chunks == stop_after:
@@ -214,7 +214,7 @@ def raced_search(folder: Path, race: Race, chunk: int, stop_after: int | None = 
 
     with open_state(folder / "state", race, {"rule": race.rule}) as state, contextlib.suppress(Killed):
         log = MetricsLog(folder / "metrics.jsonl")
-        table = search(engine, FakePopulation(N), race, slices(race), state, log, on_chunk=on_chunk)
+        table = search(engine, FakePopulation(N), race, slices(race), state, log, Told(on_chunk))
         write_candidates(folder / "candidates.parquet", np.full(N, 0.001, np.float32), table.scores)
         np.save(folder / "scores.npy", table.scores)
         np.save(folder / "tokens.npy", table.tokens)

@@ -7,8 +7,8 @@ from scipy import stats
 
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Comparison, compared_entry, comparison, entry
+from perturbjax.report.accounting import paired_bootstrap, sign_test, wilson
 from perturbjax.report.figure import move_apart
-from perturbjax.report.intervals import paired_bootstrap, sign_test, wilson
 from perturbjax.report.schema import ComparedEntry
 from perturbjax.report.words import WIDTH, entry_lines, points, rate
 
