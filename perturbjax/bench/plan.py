@@ -13,8 +13,7 @@ import numpy as np
 
 from perturbjax import sharding
 from perturbjax._compat import is_out_of_memory
-from perturbjax.inference.choice import choice_values
-from perturbjax.inference.generation import generate_replies
+from perturbjax.inference.programs import choice_values, generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.partition import partition
 from perturbjax.noise import Noise

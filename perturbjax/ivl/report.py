@@ -11,8 +11,7 @@ from perturbjax.ivl.map_statistics import MapStatistics, TokenLoss
 from perturbjax.ivl.results import WITH_VALUE, BaseEntries, Evaluation, Results, read_evaluation, read_results
 from perturbjax.ivl.results_table import stored_words
 from perturbjax.records import from_json
-from perturbjax.report.command import reproduce_command
-from perturbjax.report.page import missing_extra, write_page
+from perturbjax.report.page import missing_extra, reproduce_command, write_page
 from perturbjax.report.schema import Devices, Entry
 from perturbjax.report.words import count, rate
 from perturbjax.runs.files import read_json

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from perturbjax.ivl.headline import headline
 from perturbjax.ivl.results import BaseEntries, Results, StoredLogits
-from perturbjax.report.table import entry_lines, fact_lines
-from perturbjax.report.words import count, percent, rate, size
+from perturbjax.report.words import count, entry_lines, fact_lines, percent, rate, size
 from perturbjax.train.problem import Look
 
 

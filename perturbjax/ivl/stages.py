@@ -32,11 +32,9 @@ from perturbjax.ivl.setup import (
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.runs.files import read_json, write_json
-from perturbjax.runs.identity import check_agreement, fields_of
+from perturbjax.runs.files import MetricsLog, read_json, write_json
 from perturbjax.runs.machine import make_mesh, require
-from perturbjax.runs.metrics import MetricsLog
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import to_host
 from perturbjax.train.problem import Fitted, Look, Problem
@@ -126,8 +124,7 @@ def _stages(
     params = to_host(fitted.params, mesh)
     on_main(lambda: save_value(directory.path / "value", value, params, first.name, parts.fingerprint, parts.vocabulary))
     combined = combine(first, value, params)
-    with progress.stages() as on_stage:
-        entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, on_stage)
+    entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, progress)
     results = Results(
         VERSION,
         Source(parts.task.name, parts.task.source),
@@ -155,7 +152,7 @@ def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, 
     def on_step(step: int, steps: int, look: Look | None) -> None:
         nonlocal bar
         if bar is None:
-            bar = progress.bar("training", steps, step, unit="step")
+            bar = progress.bar("training", steps, step)
         bar.update(step, **(_figures(look) if look is not None else {}))
 
     try:

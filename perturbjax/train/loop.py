@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax.records import from_json, to_json
-from perturbjax.runs.identity import Identity
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
+from perturbjax.runs.rundir import Identity
 from perturbjax.runs.state import RunState
 from perturbjax.train.config import Training
 from perturbjax.train.data import BatchOrder

@@ -24,7 +24,7 @@ from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import make_value
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise import Noise, Rule
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.sharding import make_mesh
 from perturbjax.train import Training
 from perturbjax.train.demonstrations import EncodedDemonstration
