@@ -15,8 +15,7 @@ from jax.sharding import NamedSharding
 from perturbjax import sharding
 from perturbjax._compat import is_out_of_memory
 from perturbjax.errors import InputError
-from perturbjax.inference.choice import choice_values
-from perturbjax.inference.generation import generate_replies
+from perturbjax.inference.programs import choice_values, generate_replies
 from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import ValueConfig

@@ -3,18 +3,21 @@
 | row | ratio | aim |
 |---|---|---|
 | combined decoding | seconds of base and value network on their own, added up, over those of both together | at least 0.95 |
-| training step | a step of the value network, the base's logits given, over a fine-tuning step of a model of its shape | at most 1.10 |
+| training step | a step of the value network, the base's logits from files, over a fine-tuning step of its shape | at most 1.10 |
 | vocabulary map | the map over the decoding step that it is part of | at most 0.05 |
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,14 +26,21 @@ import numpy as np
 
 from perturbjax.inference.decode import generate
 from perturbjax.ivl.combined import CombinedConfig
+from perturbjax.ivl.logits_files import LogitsFiles
+from perturbjax.ivl.logits_format import LogitsFormat
+from perturbjax.ivl.logits_writing import ShardWriter
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import ValueConfig
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.models.attention import Past
 from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.report.words import size
+from perturbjax.sharding import make_mesh
 from perturbjax.train import Training
 from perturbjax.train.language import fine_tuning_loss
 from perturbjax.train.optimizer import make_optimizer
+from perturbjax.train.placement import put_batch
+from perturbjax.train.rows import Rows
 from perturbjax.train.step import TrainState, make_step
 from perturbjax.tree import nest
 
@@ -154,36 +164,46 @@ def _decoding(sizes: Sizes, rounds: int) -> Ratio:
 
 
 def _training(sizes: Sizes, rounds: int) -> Ratio:
-    """One optimizer step on packed rows, without the pass of the base."""
+    """One optimizer step on packed rows and the making of its batch, as ``perturbjax ivl --logits whole`` does: without the pass of the
+    base, its logits being read from files (of the page cache, since they were just written)."""
     config, rng = sizes.value, np.random.default_rng(0)
-    optimizer = make_optimizer(Training(steps=100), 100)
+    optimizer, mesh, numbers = make_optimizer(Training(steps=100), 100), make_mesh(jax.devices()[:1]), np.arange(sizes.batch)
 
-    def integers(high: int, *shape: int) -> jax.Array:
-        return jnp.asarray(rng.integers(0, high, (1, sizes.batch, *shape)), jnp.int32)
+    def integers(high: int, *shape: int) -> np.ndarray:
+        return rng.integers(0, high, (sizes.batch, *shape)).astype(np.int32)
 
-    batch = {name: integers(config.vocab_size, length) for name, length in (("tokens", sizes.tokens), ("labels", sizes.queries))}
-    batch |= {"query": integers(sizes.tokens, sizes.queries), "segments": jnp.zeros_like(batch["tokens"])}
-    batch["positions"] = jnp.broadcast_to(jnp.arange(sizes.tokens, dtype=jnp.int32)[None, None], batch["tokens"].shape)
-    batch["weights"] = jnp.ones(batch["labels"].shape, jnp.float32)
-    z_base = jnp.asarray(rng.normal(size=(1, sizes.batch, sizes.queries, config.vocab_size)), jnp.float32)
-    given = value_loss(ValueConfig(config), config, jnp.float32, cached=lambda batch: batch["z_base"])
-    losses = {"value": (given, batch | {"z_base": z_base}), "plain": (fine_tuning_loss(config, jnp.float32), batch)}
+    arrays = {name: integers(config.vocab_size, length) for name, length in (("tokens", sizes.tokens), ("labels", sizes.queries))}
+    arrays |= {"query": integers(sizes.tokens, sizes.queries), "segments": np.zeros_like(arrays["tokens"])}
+    arrays["positions"] = np.broadcast_to(np.arange(sizes.tokens, dtype=np.int32)[None], arrays["tokens"].shape)
+    arrays["weights"] = np.ones(arrays["labels"].shape, np.float32)
+    rows, form = Rows(arrays, sizes.batch, ()), LogitsFormat(config.vocab_size)
+    losses = {"value": value_loss(ValueConfig(config), config, jnp.float32, cached=form), "plain": fine_tuning_loss(config, jnp.float32)}
 
-    def program(name: str) -> Callable[[], Any]:
-        loss, arrays = losses[name]
-        step = jax.jit(make_step(loss, optimizer), donate_argnums=0)
+    def program(name: str, files: LogitsFiles) -> Callable[[], Any]:
+        step = jax.jit(make_step(losses[name], optimizer), donate_argnums=0)
         weights = _weights(config, 0)
         state = TrainState(weights, jax.jit(optimizer.init)(weights))
+        beside = functools.partial(files, numbers) if name == "value" else None
 
         def run() -> Any:
             nonlocal state
-            state, sums = step(state, (), arrays)
+            state, sums = step(state, (), put_batch(rows.batch(numbers), 1, mesh, beside))
             return state, sums
 
         return run
 
-    what = f"{sizes.batch} rows of {sizes.tokens} tokens, {sizes.queries} of them learned, no base run"
-    return _row("training step", what, 1.10, False, {name: program(name) for name in losses}, rounds, lambda s: s["value"] / s["plain"])
+    with tempfile.TemporaryDirectory() as folder:
+        files = LogitsFiles(Path(folder), form, rows, "made up", "made up", "made up")
+        z_base = jnp.asarray(rng.normal(size=(sizes.batch, sizes.queries, config.vocab_size)), jnp.float32)
+        files.prepare()
+        for shard in range(files.shards):
+            with ShardWriter(files, shard) as writer:
+                for number in files.rows_of(shard):
+                    stored = {name: np.asarray(array[number]) for name, array in form.encode(z_base).items()}
+                    writer.add(number, stored | dict.fromkeys(("kl", "label_error"), np.zeros(sizes.queries, np.float32)))
+        what = f"{sizes.batch} rows of {sizes.tokens} tokens, {sizes.queries} of them learned, no base run, {size(files.nbytes)} read"
+        programs = {name: program(name, files) for name in losses}
+        return _row("training step", what, 1.10, False, programs, rounds, lambda s: s["value"] / s["plain"])
 
 
 def _mapping(sizes: Sizes, rounds: int) -> Ratio:

@@ -50,6 +50,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
 }
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO, errno.ENOENT)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -97,13 +100,5 @@ def _is_environment(error: BaseException) -> bool:
     """A full disk, too little memory, a file that went away, a package that is not installed, a training that diverged: nothing that a
     traceback explains better."""
     if isinstance(error, OSError):
-        return error.errno is None or error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EACCES,
-            errno.EROFS,
-            errno.EIO,
-            errno.ENOENT,
-        )
+        return error.errno is None or error.errno in _OF_THE_DISK
     return isinstance(error, (ModuleNotFoundError, MemoryError, FloatingPointError))

@@ -15,7 +15,7 @@ from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
 from perturbjax.report.words import percent, percent_range, points_range
 from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.config import positive_integer
+from perturbjax.runs.config import check_positive
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
 from perturbjax.tasks.base import Example, Task
@@ -61,8 +61,7 @@ class EvaluateConfig:
 
 def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     """Measure, write, show."""
-    if config.examples is not None:
-        positive_integer("examples", config.examples)
+    check_positive(config, "examples")
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
     if is_value_run(config.run):
@@ -86,8 +85,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         raise InputError(f"--task {task.name}: no rows that the run has not used; give --task with other questions")
     template = parts.template if own else task.templates[0]
     engine = make_engine(parts, task)
-    with console.stages() as on_stage:
-        compared = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, on_stage)
+    compared = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, console)
     path = config.run / f"evaluation-{config.name or re.sub(r'[^A-Za-z0-9_.-]', '_', task.name)}.json"
     record = {
         "task": {"name": task.name, "source": task.source, "fingerprint": task_fingerprint(task, rows)},

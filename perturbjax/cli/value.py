@@ -77,9 +77,8 @@ def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
     template = value.template if own else task.templates[0]
     on = value.on(config.base, config.vocabulary, config.alpha, config.gate)
     console.note(f"base {on.base.name}: {on.base.source}")
-    with console.stages() as on_stage:
-        mesh, seed = make_mesh(value.config.machine), value.config.value.seed
-        entries = measure_base(on.base, on.combined, value.trained.tokenizer, task, template, questions, mesh, seed, on_stage)
+    mesh, seed = make_mesh(value.config.machine), value.config.value.seed
+    entries = measure_base(on.base, on.combined, value.trained.tokenizer, task, template, questions, mesh, seed, console)
     kind = on.vocabulary.kind if on.vocabulary is not None else None
     source = Source(task.name, task.source)
     evaluation = Evaluation(VERSION, source, template.name, config.alpha, config.gate, kind, entries)

@@ -64,6 +64,13 @@ def _of_the_training(results: Results, config: Config) -> Iterator[str]:
             f"In validation the cross-entropy with the value network ({joined:.3f}) is not below the base's own ({alone:.3f}): what it "
             "learned does not carry over to other demonstrations."
         )
+    if results.logits:
+        k, worst = results.logits[0].k, max(each.label_error for each in results.logits)
+        kept = "in bfloat16" if k is None else f"of the {count(k)} likeliest tokens of each position alone"
+        yield (
+            f"Training and validation read the base's logits from files, {kept}: the log-probability of a demonstrated token is off by "
+            f"up to {worst:.2g} nats there, and so may be the cross-entropies. The test questions were put to the base itself."
+        )
     if config.bases.held_out is not None:
         yield (
             f"Validation is measured beside {config.bases.held_out}, which was not trained on: compare each curve with its own base's "

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError
-from perturbjax.ivl.value import PROBES, Connection, Outputs
+from perturbjax.ivl.value import CASCADES, PROBES, Connection, Outputs
 from perturbjax.runs.config import Machine, Run, check_choices, check_text, positive_integer
 from perturbjax.train.config import Training
 
+LOGITS_K = 64
+"""Tokens that ``top_k`` keeps of each position."""
 VocabularyName = Literal["exact_first", "dtw"]
 """Maps to a base with another vocabulary that can be asked for by name."""
 
@@ -27,8 +29,22 @@ class Bases:
     """A base of the same vocabulary that is not trained on: validation is measured beside it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the bases' weights; auto is float32 on a CPU, where it is faster, and bfloat16 elsewhere."""
+    logits: Literal["live", "whole", "top_k"] = "live"
+    """live: run the bases in every step. whole: run them once, write their logits in bfloat16 to RUN/logits, train without them in memory.
+    top_k: the same with the likeliest tokens alone, a small part of the size. What is lost is measured and reported."""
+    logits_k: int | None = None
+    """How many tokens --logits top_k keeps at each position; 64 when left out."""
+
+    @property
+    def kept(self) -> int | None:
+        """How many tokens of each position are written; None: all."""
+        return (self.logits_k or LOGITS_K) if self.logits == "top_k" else None
 
     def validate(self) -> None:
+        if self.logits_k is not None:
+            positive_integer("logits_k", self.logits_k)
+            if self.logits != "top_k":
+                raise InputError(f"`logits_k` {self.logits_k}: only with `logits` top_k; with {self.logits} leave it out")
         for name in (self.base, *self.also):
             check_text("base", name)
         if self.held_out is not None:
@@ -134,3 +150,6 @@ class Config:
         """
         for part in (self.bases, self.data, self.value, self.training, self.machine):
             part.validate()
+        if self.bases.logits != "live" and self.value.connection in CASCADES:
+            reads = f"a {self.value.connection} reads the base's logits at all positions, and those of the learned ones alone are written"
+            raise InputError(f"`logits` {self.bases.logits}: {reads}; use `logits` live")

@@ -1,6 +1,6 @@
 """One base with and without a value network, on the same questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from perturbjax.noise import Noise
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
 from perturbjax.report import Source, compared_entry, entry
+from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import derived_seed
 
@@ -30,7 +31,7 @@ def measure_base(
     questions: Sequence[Example],
     mesh: Mesh,
     seed: int,
-    on_stage: Callable[[str, int, int], None] = lambda name, done, total: None,
+    progress: Progress = SILENT,
 ) -> BaseEntries:
     """The base, the base with the value network, and the value network alone, by the same prompts and grading.
 
@@ -43,7 +44,7 @@ def measure_base(
         task, template, questions: what is asked.
         mesh: (data, model).
         seed: of the run; the bootstrap's comes from it.
-        on_stage: told (stage, done, total).
+        progress: told how far it is.
     """
     config = combined.config
     assert isinstance(config, CombinedConfig)
@@ -53,11 +54,11 @@ def measure_base(
     if vocabulary is None and not value.is_bound_to_vocabulary and value.outputs == "tokens":
         models[VALUE_ALONE] = replace(base, name="value alone", config=value.decoder, params=combined.params["value"])
     outputs: dict[str, Outputs] = {}
-    for number, (name, model) in enumerate(models.items()):
-        on_stage("test questions", number, len(models))
-        engine = Engine(model, task, Noise(), mesh, chunk=1)
-        outputs[name] = engine.run_plain(engine.prepare(questions, template))
-    on_stage("test questions", len(models), len(models))
+    with progress.bar("test questions", len(models)) as bar:
+        for number, (name, model) in enumerate(models.items(), start=1):
+            engine = Engine(model, task, Noise(), mesh, chunk=1)
+            outputs[name] = engine.run_plain(engine.prepare(questions, template))
+            bar.update(number)
     changes, written = None, outputs[WITH_VALUE].reply_tokens
     if written is not None:
         prompts = [base.tokenizer.encode_prompt(task.prompt(question, template)) for question in questions]

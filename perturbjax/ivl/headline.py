@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, Evaluation, Results
-from perturbjax.report.effect import effect_sentence
 from perturbjax.report.schema import ComparedEntry, Headline, Verdict
-from perturbjax.report.words import count, percent, points, points_range
+from perturbjax.report.words import count, effect_sentence, percent, points, points_range
 
 _MOST_SENTENCES = 3
 """Evaluations with a sentence of their own; more are counted."""

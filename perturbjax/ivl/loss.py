@@ -8,7 +8,6 @@ its first byte. The norm keeps a value network from learning what only its own b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.ivl.byte_head import STOP, byte_marginals
+from perturbjax.ivl.logits_format import LogitsFormat
 from perturbjax.ivl.value import CASCADES, ValueConfig
 from perturbjax.models.config import DecoderConfig
 from perturbjax.train.language import sum_over_queries
@@ -30,7 +30,7 @@ def value_loss(
     penalty: float = 1.0,
     power: int = 1,
     remat: bool = False,
-    cached: Callable[[dict[str, jax.Array]], jax.Array] | None = None,
+    cached: LogitsFormat | None = None,
     classes: np.ndarray | None = None,
 ) -> Loss:
     """A loss of (value params, base params, packed rows), to be used with ``train.fit``.
@@ -44,8 +44,8 @@ def value_loss(
         penalty: lambda.
         power: p, 1 or 2.
         remat: compute the layers of the value network again in the backward pass.
-        cached: batch -> z_base (B, Q, V) at the learned positions, in place of running the base, whose params are then not read.
-
+        cached: how the batch holds the base's logits at the learned positions, (B, Q, ...) of its arrays. The base is then not run and its
+            params are not read.
         classes: of a network that speaks bytes: what each token of the base begins with (``byte_head.token_classes``). Learned tokens that
             are no part of a text are left out.
 
@@ -62,18 +62,19 @@ def value_loss(
     def loss(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> Sums:
         network = value.build(cast(params, dtype))
         mask = segment_mask(batch["segments"])
-        whole, base_hidden, of_base = None, (), None
+        whole: Any = None
         if cached is None:
             model = base.build(frozen)
             whole, _ = model(batch["tokens"], batch["positions"], mask)
             whole = jax.lax.stop_gradient(whole)
-            base_hidden, of_base = at_queries(whole, batch["query"]), model.logits
-        hidden, _ = network(batch["tokens"], batch["positions"], mask, whole, of_base, remat=remat)
+            at_base, logits_of = at_queries(whole, batch["query"]), model.logits
+        else:
+            at_base, logits_of = {name: batch[name] for name in cached.arrays}, cached.decode
+        hidden, _ = network(batch["tokens"], batch["positions"], mask, whole, logits_of, remat=remat)
         hidden = jax.tree.map(lambda h: at_queries(h, batch["query"]), hidden)
-        stored = cached(batch) if cached is not None else ()
 
-        def sums(hidden: Any, base_hidden: Any, stored: Any, labels: jax.Array, weights: jax.Array) -> Sums:
-            z_base = jax.lax.stop_gradient(stored if of_base is None else of_base(base_hidden)).astype(jnp.float32)
+        def sums(hidden: Any, at_base: Any, labels: jax.Array, weights: jax.Array) -> Sums:
+            z_base = jax.lax.stop_gradient(logits_of(at_base)).astype(jnp.float32)
             z_value = network.logits(hidden, z_base)
             if classes is not None:
                 z_base, labels = byte_marginals(z_base, classes)[0], jnp.asarray(classes)[labels]
@@ -89,6 +90,6 @@ def value_loss(
                 "weight": jnp.sum(weights),
             }
 
-        return sum_over_queries(sums, hidden, base_hidden, stored, batch["labels"], batch["weights"])
+        return sum_over_queries(sums, hidden, at_base, batch["labels"], batch["weights"])
 
     return loss

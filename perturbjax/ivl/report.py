@@ -9,9 +9,9 @@ from perturbjax.ivl.config import Config
 from perturbjax.ivl.headline import headline, setting_words
 from perturbjax.ivl.map_statistics import MapStatistics, TokenLoss
 from perturbjax.ivl.results import WITH_VALUE, BaseEntries, Evaluation, Results, read_evaluation, read_results
+from perturbjax.ivl.results_table import stored_words
 from perturbjax.records import from_json
-from perturbjax.report.command import reproduce_command
-from perturbjax.report.page import missing_extra, write_page
+from perturbjax.report.page import missing_extra, reproduce_command, write_page
 from perturbjax.report.schema import Devices, Entry
 from perturbjax.report.words import count, rate
 from perturbjax.runs.files import read_json
@@ -168,6 +168,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Optimizer", f"AdamW, learning rate {training.learning_rate:g} ({training.schedule}), weight decay {training.weight_decay:g}"),
         ("Batch", f"{training.batch_rows} rows of {training.row_tokens} tokens; {count(shown.train_rows)} rows in all"),
         ("Training", f"{steps}, {count(last.tokens)} tokens; patience {training.patience or 'off'}"),
+        *([("Base's logits", f"from files: {stored_words(results.logits)}")] if results.logits else []),
         ("Throughput", f"{rate(results.tokens_per_s)} tokens/s in steps, {rate(last.seconds)} s"),
         ("Questions", f"{count(results.entries.base.n)} at the end" + (f", of {data.task}" if data.task else "")),
         ("Seed", str(value.seed)),

@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from perturbjax.ivl.map_statistics import MapStatistics
 from perturbjax.records import from_json
@@ -82,6 +83,29 @@ class Demonstrated:
 
 
 @dataclass(frozen=True)
+class StoredLogits:
+    """The logits of one base that were written to files and trained on in its place.
+
+    Attributes:
+        base: its name.
+        rows: at the learned positions of the rows to train on, or of those to validate with.
+        k: tokens kept of each position; None: all.
+        positions: learned ones, over all of which the errors are taken.
+        nbytes: of the files.
+        mean_kl: mean over the positions of the divergence of what is stored from what the base said, in nats.
+        label_error: the largest absolute error of the log-probability of a label.
+    """
+
+    base: str
+    rows: Literal["training", "validation"]
+    k: int | None
+    positions: int
+    nbytes: int
+    mean_kl: float
+    label_error: float
+
+
+@dataclass(frozen=True)
 class Results:
     """The content of results.json.
 
@@ -95,6 +119,7 @@ class Results:
         best_step: after how many steps the weights were taken.
         stopped_early: patience ran out.
         entries: the first base, with and without.
+        logits: what was trained on in place of the bases; empty where they were run in every step.
     """
 
     version: int
@@ -106,6 +131,7 @@ class Results:
     best_step: int
     stopped_early: bool
     entries: BaseEntries
+    logits: tuple[StoredLogits, ...] = ()
 
     def __post_init__(self) -> None:
         _check_version(self.version)

@@ -1,9 +1,10 @@
 """results.json as a plain table for the terminal."""
 
+from collections.abc import Sequence
+
 from perturbjax.ivl.headline import headline
-from perturbjax.ivl.results import BaseEntries, Results
-from perturbjax.report.table import entry_lines, fact_lines
-from perturbjax.report.words import count, percent, rate
+from perturbjax.ivl.results import BaseEntries, Results, StoredLogits
+from perturbjax.report.words import count, entry_lines, fact_lines, percent, rate, size
 from perturbjax.train.problem import Look
 
 
@@ -28,9 +29,20 @@ def results_table(results: Results) -> str:
         ("cross-entropy", f"{best.losses['cross_entropy']:.3f} in training, {_validation(best)}"),
         ("throughput", f"{rate(results.tokens_per_s)} tokens/s"),
     ]
+    if results.logits:
+        facts.append(("base's logits", stored_words(results.logits)))
     if entries.changes is not None:
         facts.append(("tokens changed", f"{percent(entries.changes.changed)} of {count(entries.changes.tokens)}"))
     return "\n".join([headline(results).title, "", *base_lines(entries), "", *fact_lines(facts)])
+
+
+def stored_words(logits: Sequence[StoredLogits]) -> str:
+    """What was stored of the bases' logits, and how far it is from what they said."""
+    kept = f"the {count(logits[0].k)} likeliest tokens" if logits[0].k is not None else "all tokens"
+    positions, worst = sum(each.positions for each in logits), max(each.label_error for each in logits)
+    kl = sum(each.mean_kl * each.positions for each in logits) / positions
+    stored = f"{kept} at {count(positions)} positions in bfloat16, {size(sum(each.nbytes for each in logits))}"
+    return f"{stored}; mean KL {kl:.2g} nats, largest error of a label's log-probability {worst:.2g}"
 
 
 def _validation(look: Look) -> str:

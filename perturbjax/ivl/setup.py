@@ -1,7 +1,7 @@
 """What a training is made of: loading its parts, checking them against each other, making its problem."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from perturbjax.inference.engine import encode_prompts
 from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.ivl.byte_head import token_classes
 from perturbjax.ivl.config import Config
+from perturbjax.ivl.logits_files import LogitsFiles
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.results import Demonstrated
 from perturbjax.ivl.tokens import token_table
@@ -23,8 +24,8 @@ from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import to_json
 from perturbjax.runs.config import Machine, Run, absolute_if_there
-from perturbjax.runs.identity import fields_of
 from perturbjax.runs.machine import devices, resolve_dtype, versions
+from perturbjax.runs.rundir import fields_of
 from perturbjax.sharding import MODEL
 from perturbjax.tasks import load_task, template_by_name
 from perturbjax.tasks.base import Example, Task, Template
@@ -99,7 +100,8 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     task, template, test, train, validation, removed = _split(config)
     dtype = resolve_dtype(config.bases.dtype)
     names = (config.bases.base, *config.bases.also, *([config.bases.held_out] if config.bases.held_out else []))
-    models = tuple(load_model(name, dtype) for name in names)
+    # With logits in files a base is in memory only while they are written: its weights stay in their file, to be read when they are used.
+    models = tuple(load_model(name, dtype, stored=config.bases.logits != "live") for name in names)
     for model in models:
         note(f"base {model.name}: {model.source}")
     vocabulary = token_table(models[0].tokenizer).vocabulary
@@ -109,6 +111,8 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     layers, most = config.value.layers, models[0].config.num_layers
     if layers is not None and layers > most:
         raise InputError(f"`layers` {layers}: 1 to {most}, the number that the base has, is required")
+    if (config.bases.kept or 1) > (size := models[0].config.vocab_size):
+        raise InputError(f"`logits_k` {config.bases.kept}: 1 to {size}, the size of the base's vocabulary, is required")
     tokens = config.training.row_tokens
     if tokens > (longest := min(model.config.max_positions for model in models)):
         raise InputError(f"`row_tokens` {tokens}: the bases take at most {longest}; lower it")
@@ -200,26 +204,26 @@ def check_layout(config: Config, mesh: Mesh) -> None:
         raise InputError(f"`connection` {config.value.connection}: a probe is not sharded; use a `mesh` of DATAx1")
 
 
-def make_problem(parts: Parts, packed: Packed, mesh: Mesh) -> tuple[ValueConfig, Problem]:
-    """The value network to begin with, and what ``train.fit`` trains."""
+def make_problem(parts: Parts, packed: Packed, mesh: Mesh, logits: Sequence[LogitsFiles] = ()) -> tuple[ValueConfig, Problem]:
+    """The value network to begin with, and what ``train.fit`` trains. With the bases' logits in files (of each that is trained on, then of
+    the one that is validated with) no base is put on the mesh."""
     value, training, first = parts.config.value, parts.config.training, parts.models[0]
     config, params = make_value(
         first.config, first.params, value.connection, value.layers, value.init == "base", value.head == "zero", value.seed, value.outputs
     )
     dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
     layout = config.partition(mesh.shape[MODEL])
-    frozen = []
+    dims = layout.dims(config.decoder) if layout else {}
+    form, losses = logits[0].form if logits else None, []
+    classes = token_classes(first.tokenizer) if value.outputs == "bytes" else None
     for model in parts.models:
         its = model.config.partition(mesh.shape[MODEL])
-        frozen.append(put_params(model.params, mesh, its.dims(model.config) if its else {}))
-    classes = token_classes(first.tokenizer) if value.outputs == "bytes" else None
-    losses = [
-        (value_loss(config, model.config, dtype, value.penalty, int(value.power), training.remat, classes=classes), arrays)
-        for model, arrays in zip(parts.models, frozen, strict=True)
-    ]
+        arrays = () if logits else put_params(model.params, mesh, its.dims(model.config) if its else {})
+        loss = value_loss(config, model.config, dtype, value.penalty, int(value.power), training.remat, form, classes)
+        losses.append((loss, arrays))
     held_out = losses.pop() if parts.config.bases.held_out else None
-    dims = layout.dims(config.decoder) if layout else {}
-    return config, Problem(params, losses, packed.rows, packed.validation, held_out, dims)
+    beside = {"beside": logits[:-1], "validation_beside": logits[-1]} if logits else {}
+    return config, Problem(params, losses, packed.rows, packed.validation, held_out, dims, **beside)
 
 
 def describe_run(parts: Parts) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A whole training of a value network, from settings to report, stage by stage, resumable at every commit."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +14,27 @@ from perturbjax.ivl.artifacts import save_value
 from perturbjax.ivl.combined import combine
 from perturbjax.ivl.config import Config
 from perturbjax.ivl.evaluation import measure_base
+from perturbjax.ivl.logits_stage import BaseLogits, bases_logits, check_room, write_logits
 from perturbjax.ivl.report import write_report
 from perturbjax.ivl.results import VERSION, Results
 from perturbjax.ivl.results_table import results_table
-from perturbjax.ivl.setup import CHAPTER, Packed, Parts, check_layout, describe_run, load_parts, make_problem, pack, parameter_count
+from perturbjax.ivl.setup import (
+    CHAPTER,
+    Packed,
+    Parts,
+    check_layout,
+    describe_run,
+    load_parts,
+    make_problem,
+    pack,
+    parameter_count,
+)
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.runs.files import read_json, write_json
-from perturbjax.runs.identity import check_agreement, fields_of
+from perturbjax.runs.files import MetricsLog, read_json, write_json
 from perturbjax.runs.machine import make_mesh, require
-from perturbjax.runs.metrics import MetricsLog
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import to_host
 from perturbjax.train.problem import Fitted, Look, Problem
@@ -62,13 +72,15 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     for model in parts.models:
         model.tokenizer.clock = clock
     packed = pack(parts, progress.note)
+    logits = bases_logits(parts, packed, directory.path / "logits")
+    on_main(lambda: None if directory.results.exists() else check_room(logits, progress.note))
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
     peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax ivl ... --out {directory.path} --resume"
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(directory.locked()))
         try:
             if not on_main(lambda: directory.results.exists()):
-                _stages(parts, packed, mesh, directory, progress, peers)
+                _stages(parts, packed, logits, mesh, directory, progress, peers)
             results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
             on_main(lambda: _finish(directory, results, progress))
             return results
@@ -95,16 +107,24 @@ def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[s
     return parts.models[0].tokenizer.clock, parts.identity
 
 
-def _stages(parts: Parts, packed: Packed, mesh: Mesh, directory: RunDirectory, progress: Progress, peers: Peers) -> None:
-    """Training, the value network's files, and the test, each written when it is known."""
+def _stages(
+    parts: Parts,
+    packed: Packed,
+    logits: Sequence[BaseLogits],
+    mesh: Mesh,
+    directory: RunDirectory,
+    progress: Progress,
+    peers: Peers,
+) -> None:
+    """The bases' logits if they are to be written, training, the value network's files, and the test, each written when it is known."""
     first, seed = parts.models[0], parts.config.value.seed
-    value, problem = make_problem(parts, packed, mesh)
+    stored = write_logits(parts, logits, mesh, progress)
+    value, problem = make_problem(parts, packed, mesh, [each.files for each in logits])
     fitted = _train(parts, problem, directory, mesh, progress, peers)
     params = to_host(fitted.params, mesh)
     on_main(lambda: save_value(directory.path / "value", value, params, first.name, parts.fingerprint, parts.vocabulary))
     combined = combine(first, value, params)
-    with progress.stages() as on_stage:
-        entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, on_stage)
+    entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, progress)
     results = Results(
         VERSION,
         Source(parts.task.name, parts.task.source),
@@ -115,6 +135,7 @@ def _stages(parts: Parts, packed: Packed, mesh: Mesh, directory: RunDirectory, p
         fitted.step,
         fitted.stopped_early,
         entries,
+        stored,
     )
     on_main(lambda: write_json(directory.results, to_json(results)))
 
@@ -131,7 +152,7 @@ def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, 
     def on_step(step: int, steps: int, look: Look | None) -> None:
         nonlocal bar
         if bar is None:
-            bar = progress.bar("training", steps, step, unit="step")
+            bar = progress.bar("training", steps, step)
         bar.update(step, **(_figures(look) if look is not None else {}))
 
     try:

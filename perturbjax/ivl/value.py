@@ -218,8 +218,10 @@ def make_value(
         if path == "head/kernel" and zero_head:
             flat[path] = np.zeros(shape, np.float32)
         elif from_base:
-            leaf = np.asarray(leaves[path], np.float32)
-            flat[path] = leaf[:layers] if path.startswith("layers/") else leaf
+            leaf = leaves[path]
+            if path.startswith("layers/"):
+                leaf = leaf[(slice(layers), *[slice(None)] * (leaf.ndim - 1))]
+            flat[path] = np.asarray(leaf, np.float32)
         elif path.endswith("/scale"):
             flat[path] = np.ones(shape, np.float32)
         else:

@@ -28,11 +28,9 @@ def sum_over_queries(fn: Callable[..., Sums], *arrays: Any) -> Sums:
         fn: arrays with leading (B, q) -> sums, for any q.
         arrays: pytrees with leading (B, Q).
     """
-    b, queries = jax.tree.leaves(arrays)[0].shape[:2]
-    width = next(q for q in range(min(queries, max(1, LOGIT_ROWS // b)), 0, -1) if queries % q == 0)
-    if width == queries:
+    parts = _parts(arrays)
+    if len(jax.tree.leaves(parts)[0]) == 1:
         return fn(*arrays)
-    parts = jax.tree.map(lambda array: array.reshape(b, queries // width, width, *array.shape[2:]).swapaxes(0, 1), arrays)
     shapes = jax.eval_shape(fn, *jax.tree.map(lambda array: array[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -40,6 +38,21 @@ def sum_over_queries(fn: Callable[..., Sums], *arrays: Any) -> Sums:
         return jax.tree.map(jnp.add, sums, jax.checkpoint(lambda part: fn(*part))(part)), None
 
     return jax.lax.scan(add, zeros, parts)[0]
+
+
+def map_over_queries(fn: Callable[..., Any], devices: int, *arrays: Any) -> Any:
+    """``fn(*arrays)`` for a function that gives a pytree with leading (B, q), some positions of the B / ``devices`` rows of a device at a
+    time."""
+    parts = _parts(arrays, devices)
+    found = jax.lax.map(lambda part: fn(*part), parts)
+    return jax.tree.map(lambda array: array.swapaxes(0, 1).reshape(array.shape[1], -1, *array.shape[3:]), found)
+
+
+def _parts(arrays: Any, devices: int = 1) -> Any:
+    """Leading (B, Q) as (parts, B, q), B q being at most ``LOGIT_ROWS`` on each of ``devices``."""
+    b, queries = jax.tree.leaves(arrays)[0].shape[:2]
+    width = next(q for q in range(min(queries, max(1, LOGIT_ROWS * devices // b)), 0, -1) if queries % q == 0)
+    return jax.tree.map(lambda array: array.reshape(b, queries // width, width, *array.shape[2:]).swapaxes(0, 1), arrays)
 
 
 def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False) -> Loss:

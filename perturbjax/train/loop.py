@@ -1,5 +1,6 @@
 """The training loop: step after step, a look at every ``every`` steps (validation, metrics, commit), resumable at every commit."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax.records import from_json, to_json
-from perturbjax.runs.identity import Identity
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
+from perturbjax.runs.rundir import Identity
 from perturbjax.runs.state import RunState
 from perturbjax.train.config import Training
 from perturbjax.train.data import BatchOrder
@@ -134,12 +135,13 @@ class _Training:
 
     def advance(self, numbers: np.ndarray) -> None:
         """One optimizer step on the given rows."""
+        started = time.perf_counter()
         which = self.step % len(self._steps)
         batch = self._problem.rows.batch(numbers)
-        arrays = put_batch(batch, self._training.accumulate, self._mesh)
+        beside = self._problem.beside[which] if self._problem.beside else None
+        arrays = put_batch(batch, self._training.accumulate, self._mesh, beside and functools.partial(beside, numbers))
         if new := which not in self._compiled:
             self._compiled.add(which)
-        started = time.perf_counter()
         self._state, sums = self._steps[which](self._state, self._problem.losses[which][1], arrays)
         self._pending.append(sums)
         # One step may be under way while the next batch is made; more would only hold memory.
@@ -181,14 +183,16 @@ class _Training:
         return look
 
     def _measure(self) -> dict[str, float]:
-        rows, batch = self._problem.validation, self._training.batch_rows
+        rows, batch, beside = self._problem.validation, self._training.batch_rows, self._problem.validation_beside
         assert rows is not None
         sums = []
         for start in range(0, len(rows), batch):
             numbers = np.arange(start, start + batch)
-            arrays = rows.batch(np.minimum(numbers, len(rows) - 1))
-            arrays["weights"] = arrays["weights"] * (numbers < len(rows))[:, None].astype(np.float32)
-            sums.append(self._validate(self._state.params, self._frozen, put_batch(arrays, 1, self._mesh)))
+            there, numbers = numbers < len(rows), np.minimum(numbers, len(rows) - 1)
+            arrays = rows.batch(numbers)
+            arrays["weights"] = arrays["weights"] * there[:, None].astype(np.float32)
+            read = beside and functools.partial(beside, numbers)
+            sums.append(self._validate(self._state.params, self._frozen, put_batch(arrays, 1, self._mesh, read)))
         return _means(jax.device_get(sums))
 
 

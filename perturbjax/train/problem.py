@@ -1,6 +1,6 @@
 """What a training works on, and what it gives: the contract between a chapter and the loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +21,11 @@ class TrainingRows(Protocol):
     def batch(self, numbers: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
+RowArrays = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+"""(numbers of rows (B,), bool (B,) whether this process holds each) -> further arrays of these rows, leading B, e.g. read from files. What
+it gives for rows that are not held is not looked at."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is trained, on what.
@@ -32,6 +37,8 @@ class Problem:
         validation: rows that are only measured; None: no validation.
         validate: the loss that is measured on them; the first of ``losses`` when left out.
         dims: path -> sharded dim of the params.
+        beside: what each of ``losses`` reads of a row beside the arrays of ``rows``; empty where none reads more.
+        validation_beside: the same of ``validate``, of the rows of ``validation``.
     """
 
     params: Any
@@ -40,6 +47,8 @@ class Problem:
     validation: TrainingRows | None = None
     validate: tuple[Loss, Any] | None = None
     dims: Mapping[str, ShardedDim] = field(default_factory=dict)
+    beside: Sequence[RowArrays] = ()
+    validation_beside: RowArrays | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from perturbjax.bench.record import document, row_lines
 from perturbjax.cli import bench as commands_bench
 from perturbjax.cli import main
 from perturbjax.inference import Engine
-from perturbjax.inference.choice import choice_values
 from perturbjax.inference.packing import ScoringExample, pack
+from perturbjax.inference.programs import choice_values
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import load_model

@@ -11,7 +11,7 @@ from support.paths import FIXTURES
 
 from perturbjax.inference import decode as generate_module
 from perturbjax.inference.decode import NO_TOKEN, ROW_SIZES, generate
-from perturbjax.inference.generation import batch_prompts, generate_replies
+from perturbjax.inference.programs import batch_prompts, generate_replies
 from perturbjax.models import attention
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.decoder import decoder_from_params

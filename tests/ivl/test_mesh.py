@@ -10,7 +10,7 @@ from support.paths import SUPPORT
 PROGRAMS = SUPPORT / "value_mesh_programs.py"
 
 
-@pytest.mark.parametrize("part", ["choices", "generated", "trained", "collectives"])
+@pytest.mark.parametrize("part", ["choices", "generated", "trained", "stored", "collectives"])
 def test_every_mesh_gives_the_results_of_one_device(part):
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-W", "error", str(PROGRAMS), part], env=env, capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ from support.value_cases import QUICK, base, decoder_logits, joined, live_value,
 
 from perturbjax.ivl import value as value_module
 from perturbjax.ivl.combined import CombinedConfig
+from perturbjax.ivl.logits_format import LogitsFormat
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import CASCADES, CONNECTIONS, PROBES, ValueConfig, make_value
 from perturbjax.models.attention import causal_mask
@@ -184,6 +185,17 @@ def whole_logits(loss, params):
     return any(f"f32[{len(ROWS)},{positions},384]" in program for positions in (24, queries))
 
 
+class Exact(LogitsFormat):
+    """Logits as they are."""
+
+    @property
+    def arrays(self):
+        return {"z_base": ((self.vocab_size,), np.dtype(np.float32))}
+
+    def decode(self, stored):
+        return stored["z_base"]
+
+
 def test_logits_that_are_given_stand_for_the_base():
     model, batch = base(), batch_of()
 
@@ -196,7 +208,7 @@ def test_logits_that_are_given_stand_for_the_base():
     for connection in ("residual", "mlp"):
         value, params = live_value(model, connection, layers=1)
         (ran, _), sums = gradients(value_loss(value, model.config, jnp.float32), params, model.params, batch)
-        given = value_loss(value, model.config, jnp.float32, cached=lambda batch: batch["z_base"])
+        given = value_loss(value, model.config, jnp.float32, cached=Exact(384))
         (trained, _), again = gradients(given, params, (), batch | {"z_base": z_base})
         np.testing.assert_allclose([again[name] for name in sums], list(sums.values()), rtol=1e-6)
         assert_same_gradients(ran, trained)
@@ -206,7 +218,7 @@ def test_logits_that_are_given_stand_for_the_base():
 def test_a_cascade_takes_no_logits_of_some_positions(connection):
     value, _ = live_value(base(), connection)
     with pytest.raises(ValueError, match=f"cached: a {connection} reads the base's logits at all positions, not at the learned ones alone"):
-        value_loss(value, base().config, jnp.float32, cached=lambda batch: batch["z_base"])
+        value_loss(value, base().config, jnp.float32, cached=LogitsFormat(384))
 
 
 @pytest.mark.parametrize("connection", PROBES)

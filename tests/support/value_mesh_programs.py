@@ -3,6 +3,7 @@
 Prints one line a case: ``ok`` or ``WRONG``, the case, and how far the numbers are apart.
 """
 
+import functools
 import sys
 import tempfile
 from pathlib import Path
@@ -14,12 +15,16 @@ import pytest
 
 from perturbjax.bench.collectives import read_collectives
 from perturbjax.inference import Engine
+from perturbjax.ivl import logits_files
 from perturbjax.ivl.combined import combine
+from perturbjax.ivl.logits_files import LogitsFiles
+from perturbjax.ivl.logits_format import LogitsFormat
+from perturbjax.ivl.logits_writing import write_missing
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import make_value
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise import Noise, Rule
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.sharding import make_mesh
 from perturbjax.train import Training
 from perturbjax.train.demonstrations import EncodedDemonstration
@@ -108,6 +113,44 @@ def trained():
         yield apart < 1e-5 and its == answers and wanted[-1, 0] < wanted[0, 0], f"fit {name}", apart
 
 
+def stored():
+    """Logits written on one mesh and on another, and the loss on every mesh of those of one device."""
+    model, rng = base(), np.random.default_rng(0)
+    some = [
+        EncodedDemonstration(str(i), tuple(rng.integers(0, 384, 4).tolist()), tuple(rng.integers(0, 384, 1 + i % 4).tolist()))
+        for i in range(24)
+    ]
+    rows, form = pack_rows(some, 16), LogitsFormat(384, 40)
+    value, params = live_value(model)
+    loss = jax.jit(value_loss(value, model.config, jnp.float32, 0.1, cached=form), compiler_options=QUICK)
+    logits_files.SHARD_BYTES = 3000
+    numbers, found = np.arange(4), {}
+    with tempfile.TemporaryDirectory() as folder:
+        one = LogitsFiles(Path(folder) / "1x1", form, rows, "tiny", "a", "b")
+        for name in ("1x1", "2x1", "1x2"):
+            mesh, files = mesh_of(name), LogitsFiles(Path(folder) / name, form, rows, "tiny", "a", "b")
+            write_missing(files, model.config, model.params, mesh)
+            layout = value.partition(mesh.shape["model"])
+            arrays = put_params(params, mesh, layout.dims(value.decoder) if layout else {})
+            batch = put_batch(rows.batch(numbers), 1, mesh, functools.partial(one, numbers))
+            sums = loss(arrays, (), jax.tree.map(lambda array: array[0], batch))
+            whole = files(np.arange(len(rows)), np.ones(len(rows), bool))
+            found[name] = np.asarray([*map(float, sums.values())]), whole, files.summary("training")
+    losses, arrays, summary = found["1x1"]
+    yield one.shards > 3, f"{one.shards} shards", 0.0
+    for name in ("2x1", "1x2"):
+        its, other, errors = found[name]
+        apart = float((np.abs(its - losses) / np.abs(losses)).max())
+        yield apart < 1e-5, f"losses {name}", apart
+        # Sums of another order are rounded to the next bfloat16 here and there.
+        wanted, got = (x["base_log_probs"].astype(np.float32) for x in (arrays, other))
+        apart = float((np.abs(got - wanted) / (np.abs(wanted) + 1e-6)).max())
+        same = np.mean(arrays["base_tokens"] == other["base_tokens"])
+        yield apart <= 2**-7 and same > 0.99, f"log_probs {name}, {same:.4f} of the tokens", apart
+        apart = max(abs(errors.mean_kl / summary.mean_kl - 1), abs(errors.label_error / summary.label_error - 1))
+        yield apart < 1e-3 and errors.positions == summary.positions, f"errors {name}", apart
+
+
 def collectives():
     """No step of a training moves anything of the size of a head, of an embedding, or of logits along "model"."""
     config = DecoderConfig("llama", 8192, 32, 64, 2, 4, 2, 8, 1e4, 1e-6, tied_head=True, max_positions=64)
@@ -148,6 +191,6 @@ def collectives():
 if __name__ == "__main__":
     compile_quickly(pytest.MonkeyPatch())
     for part in sys.argv[1:]:
-        parts = {"choices": choices, "generated": generated, "trained": trained, "collectives": collectives}
+        parts = {"choices": choices, "generated": generated, "trained": trained, "stored": stored, "collectives": collectives}
         for good, what, apart in parts[part]():
             print("ok" if good else "WRONG", what, f"{apart:.1e}", flush=True)

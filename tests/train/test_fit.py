@@ -13,7 +13,7 @@ from support.paths import FIXTURES
 from perturbjax import sharding
 from perturbjax.errors import InputError
 from perturbjax.pretrained import load_model
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.train import Training
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.language import fine_tuning_loss

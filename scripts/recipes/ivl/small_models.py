@@ -17,7 +17,7 @@ from perturbjax import sharding
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.tasks.sources import Source
 from perturbjax.train import Training
 from perturbjax.train.language import fine_tuning_loss

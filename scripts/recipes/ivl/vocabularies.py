@@ -36,7 +36,7 @@ from perturbjax.ivl.value import Outputs, make_value
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.report.intervals import paired_bootstrap
+from perturbjax.report.accounting import paired_bootstrap
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.train import Training
