@@ -187,9 +187,10 @@ def shard_params(params: Any, mesh: Mesh, dims: Mapping[str, ShardedDim] | None 
     Args:
         params: a tree of arrays, or of anything with a shape and a dtype that gives numpy arrays when it is sliced, or of shapes alone.
         mesh: of (data, model).
-        dims: path -> the sharded dim; leaves that are not named are replicated.
+        dims: path -> the sharded dim; leaves that are not named are replicated, and paths that are not there are ignored.
     """
-    dims = dict(dims or {})
+    shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in leaf_paths(params).items()}
+    dims = {path: dim for path, dim in (dims or {}).items() if path in shapes}
 
     def one(path: str, leaf: Any) -> Any:
         if (dim := dims.get(path)) is None:
@@ -200,7 +201,6 @@ def shard_params(params: Any, mesh: Mesh, dims: Mapping[str, ShardedDim] | None 
             return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
         return jax.make_array_from_callback(shape, sharding, _once_each(lambda index: dim.read(leaf, index)), dtype=leaf.dtype)
 
-    shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in leaf_paths(params).items()}
     return ShardedParams(map_with_paths(one, params), shapes, dims)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from perturbjax.cli.value import VALUE_OPTIONS, evaluate_value, is_value_run, refuse_options
+from perturbjax.cli.value import EVALUATE_OPTIONS, evaluate_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
 from perturbjax.records import to_json
@@ -34,6 +34,7 @@ class EvaluateConfig:
     - your own rows: perturbjax evaluate RUN --task more.jsonl
     - another task: perturbjax evaluate RUN --task boolq --examples 200
     - a value network (ivl) on another base: perturbjax evaluate RUN --base larger-model
+    - beside that base fine-tuned: perturbjax evaluate RUN --base larger-model --rivals lora,full,proxy
 
     An ensemble (randopt) is measured on rows that none of the run's splits used; rows that chose its members or their number are refused. A
     value network (ivl) is measured on the run's test questions, or on those of a task that no demonstration asks."""
@@ -55,6 +56,9 @@ class EvaluateConfig:
     """Of a value network: weight of its logits."""
     gate: float | None = None
     """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
+    rivals: tuple[str, ...] = ()
+    """Of a value network: what to train on its demonstrations and measure beside it: lora, full (the base itself, fine-tuned), proxy (its
+    own base fine-tuned, the difference added to this one's logits). Kept in RUN/rivals."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -67,7 +71,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     if is_value_run(config.run):
         use_compile_cache(config.compile_cache, console)
         return evaluate_value(config, console)
-    refuse_options(config, VALUE_OPTIONS, "randopt")
+    refuse_options(config, EVALUATE_OPTIONS, "randopt")
     use_compile_cache(config.compile_cache, console)
     from perturbjax.inference.fingerprint import task_fingerprint
     from perturbjax.randopt.ensembles import compare_to_base

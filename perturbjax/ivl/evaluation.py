@@ -1,6 +1,6 @@
 """One base with and without a value network, on the same questions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,12 @@ from perturbjax.inference.outputs import Outputs
 from perturbjax.ivl.changes import token_changes
 from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.map_statistics import statistics
-from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries
+from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries, Tuning
 from perturbjax.ivl.value import ValueConfig
 from perturbjax.noise import Noise
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.report import Source, compared_entry, entry
+from perturbjax.report import ComparedEntry, Source, compared_entry, entry
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import derived_seed
@@ -32,8 +32,9 @@ def measure_base(
     mesh: Mesh,
     seed: int,
     progress: Progress = SILENT,
+    rivals: Mapping[str, Callable[[], tuple[Model, Tuning] | None]] | None = None,
 ) -> BaseEntries:
-    """The base, the base with the value network, and the value network alone, by the same prompts and grading.
+    """The base, the base with the value network, the value network alone, and its rivals, by the same prompts and grading.
 
     Of a generation task, also which tokens of its replies the value network chose.
 
@@ -45,6 +46,8 @@ def measure_base(
         mesh: (data, model).
         seed: of the run; the bootstrap's comes from it.
         progress: told how far it is.
+        rivals: label -> a function that makes the model, and what its training was (``rivals.Rivals``), or None
+            if that diverged. One is in memory at a time.
     """
     config = combined.config
     assert isinstance(config, CombinedConfig)
@@ -59,6 +62,16 @@ def measure_base(
             engine = Engine(model, task, Noise(), mesh, chunk=1)
             outputs[name] = engine.run_plain(engine.prepare(questions, template))
             bar.update(number)
+    tunings: dict[str, Tuning] = {}
+    for name, make in (rivals or {}).items():
+        if (made := make()) is None:
+            continue
+        model, tunings[name] = made
+        with progress.bar(f"test questions, {name}", 1) as bar:
+            engine = Engine(model, task, Noise(), mesh, chunk=1)
+            outputs[name] = engine.run_plain(engine.prepare(questions, template))
+            bar.update(1)
+        del made, model, engine
     changes, written = None, outputs[WITH_VALUE].reply_tokens
     if written is not None:
         prompts = [base.tokenizer.encode_prompt(task.prompt(question, template)) for question in questions]
@@ -69,6 +82,11 @@ def measure_base(
         return entry(found.scores[0], found.lenient[0], int(found.tokens[0]))
 
     bootstrap = derived_seed(seed, "bootstrap")
-    systems = {name: compared_entry(scored(name), outputs[name].scores[0], outputs[""].scores[0], bootstrap) for name in models if name}
+
+    def compared(name: str, other: str) -> ComparedEntry:
+        return compared_entry(scored(name), outputs[name].scores[0], outputs[other].scores[0], bootstrap)
+
+    systems = {name: compared(name, "") for name in outputs if name}
+    against = {name: compared(WITH_VALUE, name) for name in tunings}
     found = statistics(vocabulary, value_tokenizer, base.tokenizer) if vocabulary is not None else None
-    return BaseEntries(Source(base.name, base.source), scored(""), systems, changes, found)
+    return BaseEntries(Source(base.name, base.source), scored(""), systems, changes, found, tunings, against)

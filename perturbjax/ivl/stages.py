@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -18,6 +19,7 @@ from perturbjax.ivl.logits_stage import BaseLogits, bases_logits, check_room, wr
 from perturbjax.ivl.report import write_report
 from perturbjax.ivl.results import VERSION, Results
 from perturbjax.ivl.results_table import results_table
+from perturbjax.ivl.rivals import Rivals
 from perturbjax.ivl.setup import (
     CHAPTER,
     Packed,
@@ -35,6 +37,7 @@ from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, read_json, write_json
 from perturbjax.runs.machine import make_mesh, require
 from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
+from perturbjax.runs.state import RunState
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import to_host
 from perturbjax.train.problem import Fitted, Look, Problem
@@ -123,8 +126,10 @@ def _stages(
     fitted = _train(parts, problem, directory, mesh, progress, peers)
     params = to_host(fitted.params, mesh)
     on_main(lambda: save_value(directory.path / "value", value, params, first.name, parts.fingerprint, parts.vocabulary))
-    combined = combine(first, value, params)
-    entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, progress)
+    combined, on_state = combine(first, value, params), partial(_hold, peers=peers)
+    rivals = Rivals(directory.path, parts.config, first, parts.train, parts.validation, mesh, progress, on_state)
+    beside = rivals.beside(first, parts.config.data.rivals, one_vocabulary=True)
+    entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, progress, beside)
     results = Results(
         VERSION,
         Source(parts.task.name, parts.task.source),
@@ -144,8 +149,8 @@ def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, 
     training = parts.config.training
     bar: Any = None
 
-    def on_state(state: Any) -> None:
-        peers.freeze = state.freeze
+    def on_state(state: RunState) -> None:
+        _hold(state, peers)
         for warning in state.warnings:
             progress.note(f"perturbjax: warning: {warning}")
 
@@ -170,6 +175,11 @@ def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, 
     finally:
         if bar is not None:
             bar.close()
+
+
+def _hold(state: RunState, peers: Peers) -> None:
+    """A process that must end waits for the commit that is being written."""
+    peers.freeze = state.freeze
 
 
 def _figures(look: Look) -> dict[str, str]:

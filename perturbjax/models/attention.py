@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models.config import DecoderConfig
+from perturbjax.models.linear import Linear
 
 MASKED = -1e30
 """Score of a key that may not be attended to; finite, so that a row with no key at all stays finite too."""
@@ -67,10 +68,10 @@ class _Attended(NamedTuple):
 class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
         heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q = nnx.Linear(config.hidden_size, heads, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.k = nnx.Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.v = nnx.Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.o = nnx.Linear(heads, config.hidden_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.q = Linear(config.hidden_size, heads, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.k = Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.v = Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.o = Linear(heads, config.hidden_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.head_dim = config.head_dim
 
     def project(self, x_BxTxD: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:

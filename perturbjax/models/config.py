@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,13 @@ class DecoderConfig:
         from perturbjax.models.decoder import decoder_from_params
 
         return decoder_from_params(self, params, parallel)
+
+
+def untied(config: DecoderConfig, params: Any) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The same decoder with a head of its own, which begins as the transposed embedding; as it is where it has one."""
+    if not config.tied_head:
+        return config, params
+    return dataclasses.replace(config, tied_head=False), {**params, "head": {"kernel": params["embed"]["embedding"].T}}
 
 
 def param_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

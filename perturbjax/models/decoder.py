@@ -10,26 +10,29 @@ device's own, and sums over the "model" axis stand where the blocks of a matrix 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from perturbjax.models.adapter_layers import adapter_shapes
 from perturbjax.models.attention import Attention, KVCache, Past, Prefix, rotary
 from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.models.linear import Linear
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
-from perturbjax.tree import leaf_paths
+from perturbjax.tree import leaf_paths, nest
 
 
 class MLP(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
         d, f = config.hidden_size, config.intermediate_size
-        self.gate = nnx.Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.up = nnx.Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(f, d, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.gate = Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.up = Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.down = Linear(f, d, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -110,9 +113,11 @@ class Decoder(nnx.Module):
                 parts = [(own, mask)]
                 if prefix is not None:
                     parts.append((shared, prefix.valid[None, None]))
-                x = x + self._summed(block.attention.attend(q, parts, past, number), self.parallel and self.parallel.attention)
+                mixed = self._summed(block.attention.attend(q, parts, past, number), self.parallel and self.parallel.attention)
+                x = x + block.attention.o.bottleneck(mixed)
             with jax.named_scope("mlp"):
-                x = x + self._summed(block.mlp(block.mlp_norm(x)), self.parallel and self.parallel.mlp)
+                mixed = self._summed(block.mlp(block.mlp_norm(x)), self.parallel and self.parallel.mlp)
+                x = x + block.mlp.down.bottleneck(mixed)
             return x, KVCache(k, v)
 
         shared = prefix.cache if prefix is not None else None
@@ -158,19 +163,28 @@ def _after_lead(heads_BxKxTxE: jax.Array, count: int) -> jax.Array:
 def decoder_from_params(config: DecoderConfig, params: Any, parallel: TensorParallel | None = None) -> Decoder:
     """The module over a nested dict of parameters (arrays or tracers), shaped as ``param_shapes(config)``. Nothing is copied.
 
+    Beside the kernels of the layers there may be leaves of adapters (``adapters.LoRA.attach``).
+
     With ``parallel``, ``config`` is still that of the whole model, the parameters are one device's (``TensorParallel.dims``), and the
     module runs inside ``shard_map`` over the "model" axis.
 
     Raises:
         ValueError: a missing, superfluous or mis-shaped parameter, named.
     """
-    expected = param_shapes(parallel.local(config) if parallel else config)
-    got = {path: jnp.shape(leaf) for path, leaf in leaf_paths(params).items()}
+    leaves = leaf_paths(params)
+    plain = param_shapes(parallel.local(config) if parallel else config)
+    got = {path: jnp.shape(leaf) for path, leaf in leaves.items()}
+    beside = adapter_shapes(plain, got)
+    expected = plain | beside
     for path in sorted(expected.keys() | got.keys()):
         if expected.get(path) != got.get(path):
             raise ValueError(f"parameter {path}: shape {got.get(path)} where the model needs {expected.get(path)}")
     # Activations have the type of the weights; norms, rotary angles, attention weights and logits are float32 inside.
     dtype = params["embed"]["embedding"].dtype
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype, parallel)))
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)
+    nnx.replace_by_pure_dict(state, nest({path: leaf for path, leaf in leaves.items() if path not in beside}) if beside else params)
+    decoder = nnx.merge(graphdef, state)
+    for path in beside:
+        *parents, name = path.split("/")
+        setattr(functools.reduce(getattr, parents, decoder), name, nnx.Param(leaves[path]))
+    return decoder

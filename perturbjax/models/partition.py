@@ -40,7 +40,8 @@ class TensorParallel:
         return dataclasses.replace(config, **changes)
 
     def dims(self, config: DecoderConfig) -> dict[str, ShardedDim]:
-        """Path -> the sharded dim of that parameter; those that are not named are on every device."""
+        """Path -> the sharded dim of that parameter, if it is there; those that are not named are on every device. Of LoRA factors beside a
+        matrix, B is sharded as its columns are, A as its rows: sums over the devices then hold for both products."""
         local, devices = self.local(config), range(self.size)
 
         def even(dim: int, size: int) -> ShardedDim:
@@ -55,11 +56,14 @@ class TensorParallel:
             keys = ShardedDim(2, local.num_kv_heads * size, tuple(device * local.num_heads // group * size for device in devices))
             for name, dim in (("q", heads), ("k", keys), ("v", keys)):
                 dims[f"layers/attention/{name}/kernel"] = dim
+                dims[f"layers/attention/{name}/lora_b"] = dim
                 if config.qkv_bias:
                     dims[f"layers/attention/{name}/bias"] = dataclasses.replace(dim, dim=1)
-            dims["layers/attention/o/kernel"] = even(1, local.num_heads * size)
+            dims["layers/attention/o/kernel"] = dims["layers/attention/o/lora_a"] = even(1, local.num_heads * size)
         if self.mlp:
-            dims |= {f"layers/mlp/{name}/kernel": even(dim, local.intermediate_size) for name, dim in (("gate", 2), ("up", 2), ("down", 1))}
+            for name, factor, dim in (("gate", "lora_b", 2), ("up", "lora_b", 2), ("down", "lora_a", 1)):
+                for leaf in ("kernel", factor):
+                    dims[f"layers/mlp/{name}/{leaf}"] = even(dim, local.intermediate_size)
         return dims
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from perturbjax.models.adapters import Adapter
 from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import Decoder
 from perturbjax.train.rows import at_queries, segment_mask
@@ -67,3 +68,9 @@ def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False) -> 
         return sum_over_queries(sums, hidden_at_queries(decoder, batch, remat), batch["labels"], batch["weights"])
 
     return loss
+
+
+def adapter_loss(config: DecoderConfig, adapter: Adapter, dtype: Any, remat: bool = False) -> Loss:
+    """As ``fine_tuning_loss``, an adapter's leaves trained; ``frozen`` is the base."""
+    whole = fine_tuning_loss(config, dtype, remat)
+    return lambda trained, frozen, batch: whole(adapter.attach(frozen, trained), None, batch)
