@@ -28,7 +28,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core.primitives import threefry2x32_p
 from jaxtyping import Array, Float32, UInt32
 
 from perturbjax import _compat
@@ -190,7 +189,7 @@ def _words(key_data: jax.Array, block: Block) -> jax.Array:
     lo = _compat.varying_like(lo, key_data)
     key_data = _compat.varying_like(key_data, lo)
     hi = _compat.varying_like(jnp.broadcast_to(jnp.asarray(hi, jnp.uint32), lo.shape), lo)
-    x0, x1 = threefry2x32_p.bind(key_data[0], key_data[1], hi, lo)
+    x0, x1 = _compat.threefry2x32(key_data, hi, lo)
     return x0 ^ x1
 
 
