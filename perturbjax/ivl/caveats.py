@@ -45,9 +45,12 @@ def _of_the_test(results: Results, config: Config) -> Iterator[str]:
             "evaluate RUN --rivals lora,full does."
         )
     if VALUE_ALONE not in results.entries.systems:
+        why = "reads or scales the base's logits"
+        if config.value.outputs == "bytes":
+            why = "of bytes says which byte a token begins with, and no token"
         yield (
-            f"A {config.value.connection} value network reads or scales the base's logits, so it cannot be asked alone: that control is "
-            "missing, and nothing here says how much of the answers is its own."
+            f"A {config.value.connection} value network {why}, so it cannot be asked alone: that control is missing, and nothing here says "
+            "how much of the answers is its own."
         )
     if config.data.task in (None, config.data.demonstrations):
         yield (

@@ -46,8 +46,8 @@ def measure_base(
         mesh: (data, model).
         seed: of the run; the bootstrap's comes from it.
         progress: told how far it is.
-        rivals: label -> a function that makes the model, and what its training was (``rivals.Rivals``), or None
-            if that diverged. One is in memory at a time.
+        rivals: label -> a function that makes the model, and what its training was (``rivals.Rivals``), or None if that diverged. One is in
+            memory at a time.
     """
     config = combined.config
     assert isinstance(config, CombinedConfig)
@@ -56,22 +56,22 @@ def measure_base(
     models = {"": base, WITH_VALUE: combined}
     if vocabulary is None and not value.is_bound_to_vocabulary and value.outputs == "tokens":
         models[VALUE_ALONE] = replace(base, name="value alone", config=value.decoder, params=combined.params["value"])
+
+    def asked(model: Model) -> Outputs:
+        engine = Engine(model, task, Noise(), mesh, chunk=1)
+        return engine.run_plain(engine.prepare(questions, template))
+
     outputs: dict[str, Outputs] = {}
     with progress.bar("test questions", len(models)) as bar:
         for number, (name, model) in enumerate(models.items(), start=1):
-            engine = Engine(model, task, Noise(), mesh, chunk=1)
-            outputs[name] = engine.run_plain(engine.prepare(questions, template))
+            outputs[name] = asked(model)
             bar.update(number)
     tunings: dict[str, Tuning] = {}
     for name, make in (rivals or {}).items():
-        if (made := make()) is None:
-            continue
-        model, tunings[name] = made
-        with progress.bar(f"test questions, {name}", 1) as bar:
-            engine = Engine(model, task, Noise(), mesh, chunk=1)
-            outputs[name] = engine.run_plain(engine.prepare(questions, template))
-            bar.update(1)
-        del made, model, engine
+        if (made := make()) is not None:
+            progress.note(f"test questions, {name}")
+            outputs[name], tunings[name] = asked(made[0]), made[1]
+        del made
     changes, written = None, outputs[WITH_VALUE].reply_tokens
     if written is not None:
         prompts = [base.tokenizer.encode_prompt(task.prompt(question, template)) for question in questions]
