@@ -51,8 +51,6 @@ class Bases:
                 raise InputError(f"`logits_k` {self.logits_k}: only with `logits` top_k; with {self.logits} leave it out")
         for name in (self.base, *self.also):
             check_text("base", name)
-        if len({self.base, *self.also}) <= len(self.also):
-            raise InputError(f"`also` {','.join(self.also)}: a base is named twice; name others than {self.base}, each once")
         if self.held_out is not None:
             check_text("held_out", self.held_out)
             if self.held_out in (self.base, *self.also):

@@ -147,7 +147,6 @@ class TestIvl(ChapterBattery):
         (["--demonstrations", "EVEN", "--row-tokens", "100000"], "--row-tokens 100000: the bases take at most"),
         (["--demonstrations", "EVEN", "--layers", "9"], "--layers 9: 1 to 2, the number that the base has, is required"),
         (["--demonstrations", "EVEN", "--held-out", str(OTHER)], "its vocabulary is not that of tiny_llama_tied"),
-        (["--demonstrations", "EVEN", "--also", f"{OTHER},{OTHER}"], "a base is named twice"),
         (
             ["--demonstrations", "EVEN", "--connection", "linear", "--layers", "1"],
             "--connection linear: a probe of the logits has no layers",
