@@ -15,23 +15,14 @@ and lets them vote. It works on any JAX function of a parameter pytree:
 Importing this module changes no JAX configuration and starts no backend.
 """
 
-from perturbjax._version import __version__ as __version__
-from perturbjax.errors import InputError as InputError
-from perturbjax.interpret import lazily as lazily
-from perturbjax.interpret import lazy as lazy
-from perturbjax.interpret import perturbed as perturbed
-from perturbjax.noise import Candidate as Candidate
-from perturbjax.noise import Noise as Noise
-from perturbjax.noise import Population as Population
-from perturbjax.noise import Rule as Rule
-from perturbjax.noise import perturb as perturb
-from perturbjax.randopt.ensemble import Ensemble as Ensemble
-from perturbjax.randopt.voting import vote as vote
-from perturbjax.scoring import AskTell as AskTell
-from perturbjax.scoring import Scorer as Scorer
-from perturbjax.scoring import score_population as score_population
-from perturbjax.scoring import top_k as top_k
-from perturbjax.tree import fingerprint as fingerprint
+from perturbjax._version import __version__
+from perturbjax.errors import InputError
+from perturbjax.interpret import lazily, lazy, perturbed
+from perturbjax.noise import Candidate, Noise, Population, Rule, perturb
+from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.voting import vote
+from perturbjax.scoring import AskTell, Scorer, score_population, top_k
+from perturbjax.tree import fingerprint
 
 __all__ = [
     "AskTell",

@@ -1,11 +1,16 @@
 """Every dependence on one jax version or backend, with its reason. Nothing else in the package asks for versions or platforms."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
+
+if TYPE_CHECKING:
+    # jax.extend imports Pallas: a quarter of what `import perturbjax` would take beside jax. What is needed of it is imported when it runs.
+    from jax.extend.core import Jaxpr, JaxprEqn
 
 
 def compiler_options(platform: str) -> dict[str, bool | int | str] | None:
@@ -25,6 +30,20 @@ def varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """
     axes = jax.typeof(like).mat.varying - jax.typeof(x).mat.varying
     return jax.lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x
+
+
+def threefry2x32(key_data: jax.Array, hi: jax.Array, lo: jax.Array) -> list[jax.Array]:
+    """jax's own Threefry-2x32 primitive on counters (hi, lo): two words each."""
+    from jax.extend.core.primitives import threefry2x32_p
+
+    return threefry2x32_p.bind(key_data[0], key_data[1], hi, lo)
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a constant, ``atom.val``, and no variable."""
+    from jax.extend.core import Literal
+
+    return isinstance(atom, Literal)
 
 
 def scan_operands(eqn: JaxprEqn) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user gave us something we cannot use"."""
+"""The one exception that means "the user gave us something we cannot use", and other exceptions said in one line of its message."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,13 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2; every other exception is a failure (code 1).
     """
+
+
+def one_line(error: Exception, length: int = 300) -> str:
+    """Type and message of an exception on one line, cut to ``length`` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, cut to 200 characters; its type where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

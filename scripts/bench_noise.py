@@ -43,7 +43,7 @@ def main() -> None:
     variants = {
         "jax.random.normal": timed(lambda p, key: jax.random.normal(wrap(key), shape)),
         "normal, wide": timed(lambda p, key: jax.random.normal(wrap(key), shape), fast),
-        "gaussian, narrow": timed(lambda p, key: noise.gaussian(key, shape)),
+        "gaussian, narrow": timed(lambda p, key: noise.gaussian(key, Block(shape))),
     }
     for name, record in DISTRIBUTIONS.items():
         variants[name] = timed(lambda p, key, record=record: record.values(key, Block(shape)), fast)

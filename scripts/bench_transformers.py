@@ -31,7 +31,7 @@ from inputs import at_least, exit_code
 
 from perturbjax import sharding
 from perturbjax._compat import compiler_options
-from perturbjax.inference.generation import batch_prompts, generate_replies
+from perturbjax.inference.programs import batch_prompts, generate_replies
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.decoder import decoder_from_params
 from perturbjax.noise import Noise, Population

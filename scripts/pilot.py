@@ -18,8 +18,8 @@ from perturbjax.inference import Engine
 from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import load_model
 from perturbjax.randopt import Config
-from perturbjax.randopt.replies import run_base, run_members, vote_curve
-from perturbjax.report.intervals import paired_bootstrap
+from perturbjax.randopt.flow import run_base, run_members, vote_curve
+from perturbjax.report.accounting import paired_bootstrap
 from perturbjax.scoring import top_k
 from perturbjax.tasks import load_task
 from perturbjax.tasks.splits import make_splits

@@ -23,7 +23,7 @@ from racing_matrices import equals, far_apart, relatives
 
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.voting import vote_winners
-from perturbjax.report.intervals import paired_bootstrap, sign_test
+from perturbjax.report.accounting import paired_bootstrap, sign_test
 from perturbjax.scoring import top_k
 
 ORDERS = 200
@@ -78,7 +78,7 @@ def replay(race: Race, record: Record, order: np.ndarray) -> Outcome:
         scores[entrants, columns] = full[entrants, columns]
         spent += len(entrants) * record.tokens(columns, order)
         entered.append(len(entrants))
-    last = race.finalists_of(scores)
+    last = race.survivors(scores, len(race.ends) - 1)
     members = last[top_k(full[last], race.top_k)]
     return Outcome(members, spent / (len(full) * record.tokens(slice(None), order)), tuple(entered))
 

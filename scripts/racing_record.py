@@ -18,7 +18,7 @@ from inputs import at_least, exit_code
 
 from perturbjax.inference.packing import common_prefix
 from perturbjax.randopt import Config, Data, Search
-from perturbjax.randopt.replies import run_base
+from perturbjax.randopt.flow import run_base
 from perturbjax.randopt.setup import load_parts, make_engine
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically

@@ -1,5 +1,6 @@
 """Strictness for every test: no accelerator, no implicit rank or type promotion, and (in pyproject) no warning."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import jax
 import pytest
 from hypothesis import settings
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
 # Shapes and types of the public functions of these modules are checked at every call.
@@ -28,33 +30,38 @@ install_import_hook([f"perturbjax.{module}" for module in CHECKED], "beartype.be
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
+# Tracing makes many objects and no garbage that is in the way: at Python's default, collections are a twentieth of the suite's time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 # Longest first, by CPU time: what is started last then ends soon. Files that are not named follow in the order of their names.
 LONGEST = (
+    "kernels/test_compile.py",
+    "cluster/test_faults.py",
+    "inference/test_engine.py",
+    "bench/test_plan.py",
+    "ivl/test_mesh.py",
+    "cluster/test_mesh.py",
+    "inference/test_decode.py",
     "ivl/test_combined.py",
+    "models/test_decoder.py",
     "ivl/test_run.py",
     "vpretrain/test_run.py",
     "vpretrain/test_loop.py",
     "vpretrain/test_text.py",
     "vpretrain/test_value.py",
-    "inference/test_engine.py",
-    "cluster/test_faults.py",
-    "kernels/test_compile.py",
-    "bench/test_plan.py",
-    "cli/test_commands.py",
-    "inference/test_decode.py",
-    "cluster/test_mesh.py",
-    "interpret/test_oracle.py",
     "cluster/test_processes.py",
+    "interpret/test_oracle.py",
     "interpret/test_kernels.py",
-    "models/test_decoder.py",
     "bench/test_bench.py",
     "randopt/test_run.py",
     "kernels/test_matmul.py",
     "interpret/test_usage.py",
+    "bench/test_values.py",
     "scoring/test_scorer.py",
     "noise/test_values.py",
     "randopt/test_controls.py",
@@ -64,6 +71,36 @@ LONGEST = (
     "train/test_fit.py",
     "ivl/test_value.py",
 )
+
+
+CACHE = ("jax_enable_compilation_cache", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+@pytest.fixture(autouse=True)
+def cache_of_the_suite():
+    """A command that runs in this process may set jax's compilation cache up for itself, or turn it off: the tests after it have the cache
+    of the suite again. jax looks at these settings once, so it is told to look anew."""
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    yield
+    changed = {name: value for name, value in before.items() if getattr(jax.config, name) != value}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    if changed:
+        compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def unoptimized():
+    """Programs of a file, here and in the processes that it starts, are compiled without most of XLA's optimizations, which take half of
+    the time. For files that compare two ways of ours to compute something; bits that are laid down, and whole runs as users start them
+    (``randopt/test_run.py``, ``ivl/test_run.py``, ``cli/test_commands.py``), are tested with the default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        jax.clear_caches()
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
 
 
 def pytest_configure(config: pytest.Config) -> None:

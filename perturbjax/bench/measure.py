@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from perturbjax import sharding
 from perturbjax.bench.workloads import Workload
 from perturbjax.inference import EncodedBatch, Engine, Outputs
 from perturbjax.noise import Noise, Population
@@ -195,6 +196,4 @@ def _compile(case: Case, plain: bool) -> None:
 
 def on_one_mesh(model: Any) -> Any:
     """The model with its weights on the devices, so that the engines of many cases share them."""
-    from perturbjax import sharding
-
     return dataclasses.replace(model, params=jax.block_until_ready(sharding.put_replicated(model.params, sharding.make_mesh())))

@@ -1,24 +1,32 @@
-"""What a search would need on chips that are not here: its programs compiled for them, and a roofline from their vendor's figures."""
+"""What a run would need on chips that are not here: its programs compiled for them, and a roofline from their vendor's figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from perturbjax import sharding
 from perturbjax._compat import is_out_of_memory
-from perturbjax.inference.choice import choice_values
-from perturbjax.inference.generation import generate_replies
+from perturbjax.errors import InputError
+from perturbjax.inference.programs import choice_values, generate_replies
+from perturbjax.ivl.combined import CombinedConfig
+from perturbjax.ivl.loss import value_loss
+from perturbjax.ivl.value import ValueConfig
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.models.partition import partition
 from perturbjax.noise import Noise
 from perturbjax.scoring import ChunkProgram
+from perturbjax.train import Training
+from perturbjax.train.language import fine_tuning_loss
+from perturbjax.train.optimizer import make_optimizer
+from perturbjax.train.placement import BATCH, param_specs, state_shardings
+from perturbjax.train.step import TrainState, make_step
 from perturbjax.tree import nest
 
 QUERIES, CHOICES = 64, 2
@@ -44,23 +52,41 @@ CHIPS = {
 
 
 class Plan:
-    """The programs of a decoder in bfloat16, of which there are only shapes, on a mesh of devices that may not be there.
+    """The programs of a model in bfloat16, of which there are only shapes, on a mesh of devices that may not be there.
 
     Args:
-        config: the decoder.
+        base: the decoder.
         devices: of a topology (``jax.experimental.topologies``).
         model: size of the "model" axis.
-        noise, strategy: as of a search.
+        noise, strategy: as of a search; None runs the model as it is.
+        value: shape of a value network, with a head of its own, that is trained beside the base and decodes with it. None: the base alone.
+
+    Raises:
+        InputError: the two have vocabularies of different sizes, or one cannot be sharded so.
     """
 
-    def __init__(self, config: DecoderConfig, devices: Sequence[Any], model: int, noise: Noise, strategy: str):
-        self.config, self.noise, self.strategy = config, noise, strategy
+    def __init__(
+        self,
+        base: DecoderConfig,
+        devices: Sequence[Any],
+        model: int,
+        noise: Noise | None,
+        strategy: str,
+        value: DecoderConfig | None = None,
+    ):
+        self.noise, self.strategy = noise, strategy
         self.mesh = sharding.make_mesh(devices, model)
-        self.parallel = partition(config, model)
-        shapes = param_shapes(config)
-        params = nest({path: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for path, shape in shapes.items()})
-        self.params = sharding.shard_params(params, self.mesh, self.parallel.dims(config) if self.parallel else None)
-        self.parameters = sum(math.prod(shape) for shape in shapes.values())
+        self.parts, self.config, self.value = {"": base}, base, None
+        if value is not None:
+            if value.vocab_size != base.vocab_size:
+                raise InputError(f"`value`: {value.vocab_size:,} tokens, the base has {base.vocab_size:,}; one vocabulary is planned")
+            self.value = ValueConfig(replace(value, tied_head=False))
+            self.parts = {"base": base, "value": self.value.decoder}
+            self.config = CombinedConfig("value", base, (self.value,))
+        self.parallel: Any = self.config.partition(model)
+        parts = {name: _shapes(part, jnp.bfloat16) for name, part in self.parts.items()}
+        params = parts if value else parts[""]
+        self.params = sharding.shard_params(params, self.mesh, self.parallel.dims(self.config) if self.parallel else None)
 
     def scoring(self, slots: int, rows: int, tokens: int, in_flight: int = 1, max_candidates: int | None = None) -> Any:
         """The compiled program that scores ``slots`` passes of packed rows. ``max_candidates``: of one call; one a group at least."""
@@ -88,18 +114,60 @@ class Plan:
         least = self.mesh.shape[sharding.DATA] * in_flight
         return ChunkProgram(fn, self.params, self.noise, self.mesh, max_candidates or least, in_flight, self.strategy).lower(data).compile()
 
+    def training(self, rows: int, tokens: int, queries: int) -> Any:
+        """The compiled optimizer step on ``rows`` packed rows, ``queries`` of whose tokens are learned: of the value network beside the
+        frozen base, or of all parameters of the base. Layers are computed again in the backward pass."""
+        model = self.mesh.shape[sharding.MODEL]
+        trained = self.parts["value"] if self.value else self.parts[""]
+        optimizer = make_optimizer(Training(), 1000)
+        params = _shapes(trained, jnp.float32)
+        state = TrainState(params, jax.eval_shape(optimizer.init, params))
+        layout = trained.partition(model)
+        shardings = state_shardings(state, optimizer, self.mesh, layout.dims(trained) if layout else {})
+        if self.value:
+            base = self.parts["base"]
+            its = base.partition(model)
+            frozen = _shapes(base, jnp.bfloat16)
+            frozen = self._placed(frozen, param_specs(frozen, its.dims(base) if its else {}))
+            loss = value_loss(self.value, base, jnp.bfloat16, remat=True)
+        else:
+            frozen, loss = None, fine_tuning_loss(trained, jnp.bfloat16, remat=True)
+        shapes = dict.fromkeys(("tokens", "positions", "segments"), (1, rows, tokens))
+        shapes |= dict.fromkeys(("query", "labels"), (1, rows, queries))
+        batch = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
+        batch["weights"] = jax.ShapeDtypeStruct((1, rows, queries), np.float32)
+        state = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shardings)
+        step = jax.jit(make_step(loss, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+        return step.lower(state, frozen, self._placed(batch, dict.fromkeys(batch, BATCH))).compile()
+
+    def _placed(self, shapes: Any, specs: Any) -> Any:
+        def one(leaf: Any, spec: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(one, shapes, specs)
+
+    @property
+    def parameters(self) -> int:
+        """Of all parts."""
+        return sum(map(_parameters, self.parts.values()))
+
     def cache_bytes(self, rows: int, tokens: int) -> int:
-        """Keys and values of every layer on one device, bfloat16."""
-        local = self.parallel.local(self.config) if self.parallel else self.config
-        return 2 * 2 * self.config.num_layers * local.num_kv_heads * self.config.head_dim * rows * tokens
+        """Keys and values of every layer of every part on one device, bfloat16."""
+        total = 0
+        for part in self.parts.values():
+            layout = part.partition(self.mesh.shape[sharding.MODEL])
+            total += 2 * 2 * part.num_layers * (layout.local(part) if layout else part).num_kv_heads * part.head_dim
+        return total * rows * tokens
 
     def flops(self, rows: int, tokens: int, logits: int) -> float:
-        """Multiply-adds times two of ``rows`` sequences of ``tokens`` with logits at ``logits`` positions: matrices, attention (half of the
-        square), head."""
-        c, count = self.config, rows * tokens
-        matrices = self.parameters - c.vocab_size * c.hidden_size * (1 if c.tied_head else 2)
-        attention = 2 * 2 * c.num_layers * c.num_heads * c.head_dim * rows * tokens**2 / 2
-        return 2 * matrices * count + attention + 2 * c.vocab_size * c.hidden_size * logits
+        """Of a forward pass of all parts; see ``forward_flops``."""
+        return sum(forward_flops(part, rows, tokens, logits) for part in self.parts.values())
+
+    def training_flops(self, rows: int, tokens: int, logits: int) -> float:
+        """Of an optimizer step: forward and twice as much backward of what is trained, forward alone of a frozen base. What is computed
+        again to save memory is not counted."""
+        *frozen, trained = self.parts.values()
+        return 3 * forward_flops(trained, rows, tokens, logits) + sum(forward_flops(part, rows, tokens, logits) for part in frozen)
 
     def roofline(self, chip: Chip, flops: float, summed: float, read: float) -> dict[str, float]:
         """Seconds that one candidate takes on its group of chips by each of what may bound it.
@@ -113,6 +181,22 @@ class Plan:
         # A ring sends everything once around to add it up and once more to hand it out, less a device's own part.
         ring = 2 * (model - 1) / model * summed / chip.ring
         return {"FLOPs": flops / model / chip.flops, "HBM": read / chip.bandwidth, "ICI": ring}
+
+
+def forward_flops(config: DecoderConfig, rows: int, tokens: int, logits: int) -> float:
+    """Multiply-adds times two of ``rows`` sequences of ``tokens`` with logits at ``logits`` positions: matrices, attention (half of the
+    square), head."""
+    matrices = _parameters(config) - config.vocab_size * config.hidden_size * (1 if config.tied_head else 2)
+    attention = 2 * 2 * config.num_layers * config.num_heads * config.head_dim * rows * tokens**2 / 2
+    return 2 * matrices * rows * tokens + attention + 2 * config.vocab_size * config.hidden_size * logits
+
+
+def _shapes(config: DecoderConfig, dtype: Any) -> Any:
+    return nest({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in param_shapes(config).items()})
+
+
+def _parameters(config: DecoderConfig) -> int:
+    return sum(math.prod(shape) for shape in param_shapes(config).values())
 
 
 def device_bytes(compiled: Any) -> int:

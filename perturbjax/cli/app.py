@@ -19,6 +19,7 @@ from perturbjax.cli.bench import BenchConfig, run_bench
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.export import ExportConfig, run_export
 from perturbjax.cli.ivl import run_ivl
+from perturbjax.cli.plan import PlanConfig, run_plan
 from perturbjax.cli.predict import PredictConfig, run_predict
 from perturbjax.cli.randopt import run_randopt
 from perturbjax.cli.vpretrain import run_vpretrain
@@ -49,7 +50,11 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "predict": (PredictConfig, run_predict),
     "export": (ExportConfig, run_export),
     "bench": (BenchConfig, run_bench),
+    "plan": (PlanConfig, run_plan),
 }
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO, errno.ENOENT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,13 +104,5 @@ def _is_environment(error: BaseException) -> bool:
     """A full disk, too little memory, a file that went away, a package that is not installed, a training that diverged: nothing that a
     traceback explains better."""
     if isinstance(error, OSError):
-        return error.errno is None or error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EACCES,
-            errno.EROFS,
-            errno.EIO,
-            errno.ENOENT,
-        )
+        return error.errno is None or error.errno in _OF_THE_DISK
     return isinstance(error, (ModuleNotFoundError, MemoryError, FloatingPointError))

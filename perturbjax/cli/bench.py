@@ -11,10 +11,10 @@ from perturbjax.errors import InputError
 from perturbjax.noise import DISTRIBUTIONS, Noise
 from perturbjax.records import to_json
 from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.config import check_choices, positive_integer
+from perturbjax.runs.config import check_choices, check_positive, positive_integer
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
-from perturbjax.runs.machine import resolve_dtype, versions
+from perturbjax.runs.machine import devices, resolve_dtype, versions
 from perturbjax.runs.profile import check_profile
 
 if TYPE_CHECKING:
@@ -89,10 +89,7 @@ class BenchConfig:
         for name in self.noise:
             if name not in NOISES:
                 raise InputError(f"--noise {name}: one of {', '.join(NOISES)} is required")
-        for field in ("rounds", "chunk", "in_flight"):
-            positive_integer(field, getattr(self, field))
-        if self.population is not None:
-            positive_integer("population", self.population)
+        check_positive(self, "rounds", "chunk", "in_flight", "population")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: an integer from 0 to {2**32 - 1} is required")
         if self.profile is not None:
@@ -115,10 +112,15 @@ def run_bench(config: BenchConfig, console: Console) -> None:
         console.line(f"written to {config.out / 'bench.json'}")
 
 
+def _write(config: BenchConfig, content: dict[str, Any]) -> None:
+    if config.out is not None:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / "bench.json", content)
+
+
 def _bench_values(config: BenchConfig, console: Console) -> None:
     """What value networks cost."""
     from perturbjax.bench import values
-    from perturbjax.runs.machine import devices
 
     settings = {name: getattr(config, name) for name in IVL_SETTINGS if name != "out"}
     header = {"devices": devices(), "versions": versions(), "settings": settings, "shapes": to_json(values.SIZES)}
@@ -126,9 +128,7 @@ def _bench_values(config: BenchConfig, console: Console) -> None:
     for row in values.measure(values.SIZES, config.rounds):
         rows.append(row)
         console.line(row.line)
-        if config.out is not None:
-            config.out.mkdir(parents=True, exist_ok=True)
-            write_json(config.out / "bench.json", {"header": header, "rows": [each.document for each in rows]})
+        _write(config, {"header": header, "rows": [each.document for each in rows]})
     console.line(f"  {'PyTorch':<19}{values.compared_with_torch()}")
 
 
@@ -147,22 +147,17 @@ def _bench_scoring(config: BenchConfig, console: Console) -> None:
     settings_record = dataclasses.asdict(config) | {"profile": None, "out": None}
     header = record.header(model, dtype) | {"versions": versions(), "settings": settings_record}
 
-    def keep(rows: "list[Row]", steps: list[dict[str, Any]]) -> None:
-        if config.out is not None:
-            config.out.mkdir(parents=True, exist_ok=True)
-            write_json(config.out / "bench.json", {"header": header, **record.document(rows, steps)})
-
     rows: list[Row] = []
     for row in measure_rows(list(workloads(config, model)), settings, console):
         # Shown and written as they come, so that a benchmark that is stopped keeps what it has finished.
         rows.append(row)
         for line in record.row_lines(row):
             console.line(line)
-        keep(rows, [])
+        _write(config, {"header": header, **record.document(rows, [])})
     steps = record.steps(rows, settings, config.profile)
     for line in record.step_lines(steps):
         console.line(line)
-    keep(rows, steps)
+    _write(config, {"header": header, **record.document(rows, steps)})
     if config.profile is not None:
         console.line(f"traces in {config.profile}; open them with: xprof --logdir {config.profile}")
 
@@ -183,6 +178,6 @@ def measure_rows(tasks: "list[Workload]", settings: "Settings", console: Console
     from perturbjax.bench.measure import count_steps, measure
 
     done, total = itertools.count(1), sum(count_steps(workload, settings) for workload in tasks)
-    with console.bar("bench", total, unit="step") as progress:
+    with console.bar("bench", total) as progress:
         for workload in tasks:
             yield measure(workload, settings, lambda what, of=workload.label: progress.update(next(done), now=f"{of}: {what}"))

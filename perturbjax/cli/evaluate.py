@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from perturbjax.cli.pretrained import evaluate_pretrained, is_pretraining_run
-from perturbjax.cli.value import VALUE_OPTIONS, evaluate_value, is_value_run, refuse_options
+from perturbjax.cli.value import EVALUATE_OPTIONS, evaluate_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
 from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
 from perturbjax.report.words import percent, percent_range, points_range
 from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.config import positive_integer
+from perturbjax.runs.config import check_positive
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
 from perturbjax.tasks.base import Example, Task
@@ -35,6 +35,7 @@ class EvaluateConfig:
     - your own rows: perturbjax evaluate RUN --task more.jsonl
     - another task: perturbjax evaluate RUN --task boolq --examples 200
     - a value network (ivl) on another base: perturbjax evaluate RUN --base larger-model
+    - beside that base fine-tuned: perturbjax evaluate RUN --base larger-model --rivals lora,full,proxy
     - a model that was pretrained further (vpretrain), beside step 0: perturbjax evaluate RUN --task boolq
 
     An ensemble (randopt) is measured on rows that none of the run's splits used; rows that chose its members or their number are refused. A
@@ -57,14 +58,16 @@ class EvaluateConfig:
     """Of a value network: weight of its logits."""
     gate: float | None = None
     """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
+    rivals: tuple[str, ...] = ()
+    """Of a value network: what to train on its demonstrations and measure beside it: lora, full (the base itself, fine-tuned), proxy (its
+    own base fine-tuned, the difference added to this one's logits). Kept in RUN/rivals."""
     compile_cache: str = "auto"
     """As for randopt."""
 
 
 def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     """Measure, write, show."""
-    if config.examples is not None:
-        positive_integer("examples", config.examples)
+    check_positive(config, "examples")
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
     if is_pretraining_run(config.run):
@@ -73,7 +76,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     if is_value_run(config.run):
         use_compile_cache(config.compile_cache, console)
         return evaluate_value(config, console)
-    refuse_options(config, VALUE_OPTIONS, "randopt")
+    refuse_options(config, EVALUATE_OPTIONS, "randopt")
     use_compile_cache(config.compile_cache, console)
     from perturbjax.inference.fingerprint import task_fingerprint
     from perturbjax.randopt.ensembles import compare_to_base
@@ -91,8 +94,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         raise InputError(f"--task {task.name}: no rows that the run has not used; give --task with other questions")
     template = parts.template if own else task.templates[0]
     engine = make_engine(parts, task)
-    with console.stages() as on_stage:
-        compared = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, on_stage)
+    compared = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, console)
     path = config.run / f"evaluation-{config.name or re.sub(r'[^A-Za-z0-9_.-]', '_', task.name)}.json"
     record = {
         "task": {"name": task.name, "source": task.source, "fingerprint": task_fingerprint(task, rows)},

@@ -17,7 +17,7 @@ from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically
 from perturbjax.tasks.base import Example, Task, Template
-from perturbjax.tasks.choice import option_fields
+from perturbjax.tasks.layout import option_fields
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     parts, ensemble = reopen_ensemble(config.run, console.note)
     examples = to_examples(parts.task, parts.template, parts.splits.search, rows)
     engine = make_engine(parts)
-    with console.stages() as on_stage:
-        predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), on_stage)
+    predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), console)
     answers = (
         {"question": p.example.question, "answer": p.answer, "share": p.share, "votes": p.votes, "members": len(ensemble)}
         for p in predictions

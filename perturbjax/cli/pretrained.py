@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perturbjax.cli.value import VALUE_OPTIONS, refuse_options
+from perturbjax.cli.value import EVALUATE_OPTIONS, VALUE_OPTIONS, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
@@ -39,7 +39,7 @@ def evaluate_pretrained(config: "EvaluateConfig", console: Console) -> None:
     from perturbjax.vpretrain.evaluation import answers
     from perturbjax.vpretrain.reopen import reopen
 
-    refuse_options(config, VALUE_OPTIONS, "vpretrain")
+    refuse_options(config, EVALUATE_OPTIONS, "vpretrain")
     run = reopen(config.run, console.note)
     task, template, questions, dropped = run.questions(config.task)
     if dropped:

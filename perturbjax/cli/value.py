@@ -1,5 +1,6 @@
 """What ``evaluate``, ``predict`` and ``export`` do with a run of ``perturbjax ivl``: its value network on one base."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from perturbjax.runs.files import write_json
 from perturbjax.runs.rundir import RunDirectory
 
 VALUE_OPTIONS = ("base", "vocabulary", "alpha", "gate")
-"""Options of ``evaluate`` and ``predict`` that only a value network has a use for."""
+EVALUATE_OPTIONS = (*VALUE_OPTIONS, "rivals")
+"""Options of ``evaluate`` (and but for the last of ``predict``) that only a value network has a use for."""
 
 if TYPE_CHECKING:
     from perturbjax.cli.evaluate import EvaluateConfig
@@ -48,17 +50,21 @@ def check_strength(alpha: float, gate: float | None) -> None:
 def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
     """Measure a base with and without the value network; write RUN/evaluation-NAME.json, and the report anew."""
     from perturbjax.inference.fingerprint import task_fingerprint
+    from perturbjax.ivl.config import check_rivals
     from perturbjax.ivl.evaluation import measure_base
     from perturbjax.ivl.reopen import reopen
     from perturbjax.ivl.report import write_report
     from perturbjax.ivl.results import VERSION, Evaluation
-    from perturbjax.ivl.results_table import base_lines
+    from perturbjax.ivl.results_table import base_lines, rival_lines
+    from perturbjax.ivl.rivals import Rivals
     from perturbjax.report import Source
     from perturbjax.runs.machine import make_mesh
     from perturbjax.tasks import load_task
     from perturbjax.train.demonstrations import load_demonstrations, without_asked
+    from perturbjax.tree import fingerprint
 
     check_strength(config.alpha, config.gate)
+    check_rivals(config.rivals, own_base=config.base is None)
     value = reopen(config.run, console.note)
     data = value.config.data
     own = config.task is None or absolute_if_there(config.task) == (data.task or data.demonstrations)
@@ -76,10 +82,13 @@ def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
         raise InputError(f"`task` {task.name}: no question that no demonstration asks; give a task with others")
     template = value.template if own else task.templates[0]
     on = value.on(config.base, config.vocabulary, config.alpha, config.gate)
+    check_rivals(config.rivals, own_base=fingerprint(on.base.params) == value.record.base_fingerprint)
     console.note(f"base {on.base.name}: {on.base.source}")
-    with console.stages() as on_stage:
-        mesh, seed = make_mesh(value.config.machine), value.config.value.seed
-        entries = measure_base(on.base, on.combined, value.trained.tokenizer, task, template, questions, mesh, seed, on_stage)
+    mesh, seed = make_mesh(value.config.machine), value.config.value.seed
+    rivals = Rivals(config.run, value.config, value.trained, value.train, value.validation, mesh, console)
+    beside = rivals.beside(on.base, config.rivals, one_vocabulary=on.vocabulary is None)
+    with RunDirectory(config.run).locked() if beside else contextlib.nullcontext():  # trainings have a state in the run
+        entries = measure_base(on.base, on.combined, value.trained.tokenizer, task, template, questions, mesh, seed, console, beside)
     kind = on.vocabulary.kind if on.vocabulary is not None else None
     source = Source(task.name, task.source)
     evaluation = Evaluation(VERSION, source, template.name, config.alpha, config.gate, kind, entries)
@@ -89,7 +98,7 @@ def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
     console.line(
         f"{len(questions)} questions of {task.name} ({task_fingerprint(task, questions)[:19]}), prompt {template.name}, {on.base.name}"
     )
-    for line in base_lines(entries):
+    for line in (*base_lines(entries), *rival_lines(entries)):
         console.line(line)
     console.line(f"written to {path}")
     console.line(f"report     {write_report(config.run)}")

@@ -16,11 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from numpy.typing import ArrayLike
 
 from perturbjax import _compat
 from perturbjax.cluster.relay import relay
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +93,7 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
             shutdown_timeout_seconds=int(CONNECT_S),
         )
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"`coordinator` {coordinator}: {who} cannot join at {host}:{port} ({reason})") from error
+        raise InputError(f"`coordinator` {coordinator}: {who} cannot join at {host}:{port} ({first_line(error)})") from error
     finally:
         timer.cancel()
     return host
@@ -113,8 +113,6 @@ def broadcast(array: np.ndarray) -> np.ndarray:
 
 def gather(array: ArrayLike) -> np.ndarray:
     """The arrays of all P processes, (P, ...), on every process. All pass an array of the same shape and dtype, of at most 32 bits."""
-    from jax.experimental import multihost_utils
-
     array = np.asarray(array)
     return array[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(array))
 
@@ -161,8 +159,6 @@ def on_main(fn: Callable[[], Any]) -> Any:
 
 def _broadcast_bytes(content: bytes, size: int) -> bytes:
     """The first ``size`` bytes of process 0's content, padded with zeros."""
-    from jax.experimental import multihost_utils
-
     padded = np.zeros(size, np.uint8)
     if is_main():
         padded[: len(content)] = np.frombuffer(content, np.uint8)

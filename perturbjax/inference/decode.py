@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from perturbjax.models.attention import Past, Prefix, cache_block, causal_mask
 from perturbjax.models.language_model import Cache, Hidden, LanguageModel
-from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.noise.values import KEY_IMPL
 
 NO_TOKEN = -1
@@ -97,10 +96,19 @@ def generate(
     """
     b, t = tokens_BxT.shape
 
+    def choose(logits: jax.Array, state: _State) -> jax.Array:
+        with jax.named_scope("sample"):
+            if key_data is None:
+                return model.vocabulary.argmax(logits)
+            # The key of a row's draw is (candidate, step, row), whatever rows stand beside it.
+            key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), state.step)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, state.row_ids)
+            return model.vocabulary.draw(keys, logits / temperature)
+
     def advance(state: _State, hidden: Hidden, cache: Cache) -> _State:
         """The next token of each row, from the hidden states (b, D) of its last."""
         logits = model.logits(hidden)
-        token = _choose(model.vocabulary, logits, state.step, state.row_ids, key_data, temperature)
+        token = choose(logits, state)
         # A sum is finite only if all its terms are; one pass, where a test of each term takes several.
         finite = jnp.isfinite(model.vocabulary.total(logits)) | state.stopped
         replies = state.replies._replace(
@@ -182,20 +190,3 @@ def _prefill(
 
     groups = (jnp.where(valid_B, jnp.arange(b), -1).max() + group) // group
     return jax.lax.fori_loop(0, groups, run, model.empty(b, columns))
-
-
-def _choose(
-    vocabulary: Vocabulary,
-    logits_bxV: jax.Array,
-    step: jax.Array,
-    row_ids_b: jax.Array,
-    key_data: jax.Array | None,
-    temperature: jax.Array | float,
-) -> jax.Array:
-    """The next token of each row: the likeliest, or with a key a draw that depends on key, step and row number alone. int32 (b,)."""
-    with jax.named_scope("sample"):
-        if key_data is None:
-            return vocabulary.argmax(logits_bxV)
-        key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_b)
-        return vocabulary.draw(keys, logits_bxV / temperature)

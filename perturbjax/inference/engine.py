@@ -16,11 +16,10 @@ from jax.sharding import Mesh
 from perturbjax import _compat, sharding
 from perturbjax.cluster import broadcast, broadcast_json, is_main, on_main
 from perturbjax.errors import InputError
-from perturbjax.inference.choice import choice_values
 from perturbjax.inference.decode import NO_TOKEN
-from perturbjax.inference.generation import batch_prompts, generate_replies
 from perturbjax.inference.outputs import EncodedBatch, Outputs, ProgramName, grade
 from perturbjax.inference.packing import ScoringExample, common_prefix, pack, unpack
+from perturbjax.inference.programs import batch_prompts, choice_values, generate_replies
 from perturbjax.noise import Candidate, Noise
 from perturbjax.noise.values import fold_in, root_key_data
 from perturbjax.pretrained import Model

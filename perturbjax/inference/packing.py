@@ -37,6 +37,24 @@ class ScoringExample:
         """Tokens put through the model: the prompt and, of each choice, all but the last."""
         return len(self.prompt) + sum(len(choice) - 1 for choice in self.choices)
 
+    def lay_out(self, single: bool) -> tuple[list[int], list[int], list[int], list[tuple[int, list[int], int]]]:
+        """Its tokens, their positions after the prefix, their branches, and what is asked: (place, ids, choice) of each query.
+
+        With ``single``, one query has the ids of all choices; else each token of a choice is asked at the token before it.
+        """
+        end = len(self.prompt)
+        tokens, positions, branches = list(self.prompt), list(range(end)), [PROMPT] * end
+        if single:
+            return tokens, positions, branches, [(end - 1, [choice[0] for choice in self.choices], 0)]
+        asked = []
+        for number, choice in enumerate(self.choices):
+            places = [end - 1, *range(len(tokens), len(tokens) + len(choice) - 1)]
+            asked += [(place, [target], number) for place, target in zip(places, choice, strict=False)]
+            tokens += choice[:-1]
+            positions += range(end, end + len(choice) - 1)
+            branches += [number] * (len(choice) - 1)
+        return tokens, positions, branches, asked
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -45,7 +63,7 @@ class Packing:
     Shapes: S slots, R rows, T tokens a row, P prefix tokens, Q queries a slot, C ids a query.
 
     Attributes:
-        arrays: what the compiled program reads (``choice.choice_values``):
+        arrays: what the compiled program reads (``programs.choice_values``):
             ``tokens``, ``positions``, ``example``, ``branch`` (S, R, T) int32; an ``example`` is PADDING, SHARED or a number, a ``branch``
             PROMPT or the number of the choice;
             ``lead`` (P,) bool, which of the first P columns of a slot's first row hold the shared prefix;
@@ -118,9 +136,7 @@ def _pack_rows(
         raise ValueError(f"{max(queries)} choice tokens in one example: more than the {QUERY_BUCKETS[-1]} supported")
     rows_per_slot, slots = _fill(lengths, queries, row_tokens, max(1, slot_tokens // row_tokens), len(prefix))
     most_asked = max(sum(queries[e] for row in slot for e in row) for slot in slots)
-    num_slots = MIN_SLOTS
-    while num_slots < len(slots):
-        num_slots *= 2
+    num_slots = max(MIN_SLOTS, 1 << (len(slots) - 1).bit_length())
     shape = (num_slots, rows_per_slot, row_tokens)
     tokens, positions, branch = (np.zeros(shape, np.int32) for _ in range(3))
     example = np.full(shape, PADDING, np.int32)
@@ -133,30 +149,15 @@ def _pack_rows(
         for r, row in enumerate(slot):
             column = len(prefix) if r == 0 else 0
             for e in row:
-                item = examples[e]
-                start, end = column, column + len(item.prompt)
-                tokens[s, r, start:end] = item.prompt
-                positions[s, r, start:end] = len(prefix) + np.arange(len(item.prompt))
-                branch[s, r, start:end] = PROMPT
-                last, column = end - 1, end
-                if single:
-                    query[s, asked] = r * row_tokens + last
-                    ids[s, asked, : len(item.choices)] = [c[0] for c in item.choices]
-                    owner.append((s, asked, e, 0))
+                own, places, branches, asked_of = examples[e].lay_out(single)
+                here = (s, r, slice(column, column + len(own)))
+                tokens[here], positions[here], branch[here], example[here] = own, np.add(places, len(prefix)), branches, e
+                for place, targets, choice in asked_of:
+                    query[s, asked] = r * row_tokens + column + place
+                    ids[s, asked, : len(targets)] = targets
+                    owner.append((s, asked, e, choice))
                     asked += 1
-                else:
-                    for c, choice in enumerate(item.choices):
-                        given = len(choice) - 1
-                        tokens[s, r, column : column + given] = choice[:-1]
-                        positions[s, r, column : column + given] = len(prefix) + len(item.prompt) + np.arange(given)
-                        branch[s, r, column : column + given] = c
-                        for j, target in enumerate(choice):
-                            query[s, asked] = r * row_tokens + (last if j == 0 else column + j - 1)
-                            ids[s, asked, 0] = target
-                            owner.append((s, asked, e, c))
-                            asked += 1
-                        column += given
-                example[s, r, start:column] = e
+                column += len(own)
     held = np.arange(bucket(max(len(prefix), 1), PREFIX_BUCKETS)) < len(prefix)
     arrays = {"tokens": tokens, "positions": positions, "example": example, "branch": branch, "lead": held, "query": query, "ids": ids}
     arrays["num_valid"] = np.asarray(len(slots), np.int32)
@@ -169,7 +170,8 @@ def _fill(
     lengths: Sequence[int], queries: Sequence[int], row_tokens: int, most_rows: int, prefix: int
 ) -> tuple[int, list[list[list[int]]]]:
     """Rows a slot, and slots of rows of example numbers: as few slots as ``most_rows`` allows, then as few rows as these need."""
-    slots = -(-_rows_needed(lengths, row_tokens, prefix) // most_rows)
+    rows_needed = -(-(sum(lengths) + prefix) // row_tokens)
+    slots = -(-rows_needed // most_rows)
     while True:
         for rows in (r for r in ROWS_BUCKETS if r <= most_rows):
             if rows * slots * row_tokens >= sum(lengths) and (filled := _first_fit(lengths, queries, row_tokens, rows, slots, prefix)):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
 from jax.lax import GatherScatterMode
 
 from perturbjax.interpret.array import LazyArray
@@ -17,6 +16,8 @@ from perturbjax.interpret.dot import perturbed_dot_general
 from perturbjax.noise.block import Slice
 
 if TYPE_CHECKING:
+    from jax.extend.core import JaxprEqn
+
     from perturbjax.interpret.interpreter import Interpreter
 
 Consumer = Callable[..., "list[Any] | None"]

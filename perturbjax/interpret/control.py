@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.extend.core import JaxprEqn
-from jax.extend.core import primitives as p
 from jax.sharding import PartitionSpec
 
 from perturbjax import _compat
@@ -21,6 +19,8 @@ from perturbjax.interpret.views import View
 from perturbjax.noise.block import Block, Slice
 
 if TYPE_CHECKING:
+    from jax.extend.core import JaxprEqn
+
     from perturbjax.interpret.interpreter import Interpreter
 
 
@@ -55,7 +55,7 @@ def _scan(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 def _step_slice(value: LazyArray, index: jax.Array) -> LazyArray:
     part = value.take(0, Slice(index, 1))
     assert part is not None
-    return part.viewed(View.of(p.squeeze_p, {"dimensions": (0,)}))
+    return part.viewed(View.of(jax.lax.squeeze_p, {"dimensions": (0,)}))
 
 
 def _while(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:

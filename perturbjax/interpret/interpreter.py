@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from perturbjax import _compat
 from perturbjax.interpret.array import LazyArray
@@ -26,6 +25,9 @@ from perturbjax.interpret.consume import CONSUMERS
 from perturbjax.interpret.control import CONTROL
 from perturbjax.interpret.usage import Usage
 from perturbjax.interpret.views import VIEWS, View
+
+if TYPE_CHECKING:
+    from jax.extend.core import Jaxpr, JaxprEqn
 
 _NESTED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 
@@ -45,7 +47,7 @@ class Interpreter:
         env: dict[Any, Any] = {}
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else env[atom]
+            return atom.val if _compat.is_literal(atom) else env[atom]
 
         env.update(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))

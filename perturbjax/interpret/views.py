@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import Primitive
-from jax.extend.core import primitives as p
+
+if TYPE_CHECKING:
+    from jax.extend.core import Primitive
 
 _ELEMENTWISE = {"convert_element_type", "copy", "name", "reduce_precision", "stop_gradient"}
 """Views that keep every element in its place."""
@@ -71,7 +72,7 @@ class View:
         name, params = self.primitive.name, self.params
         if name == "sharding_constraint":
             # A constraint speaks of the whole; a part of it goes where the part is used.
-            return View.of(p.copy_p, {})
+            return View.of(jax.lax.copy_p, {})
         field = {"broadcast_in_dim": "shape", "reshape": "new_sizes"}.get(name)
         if field is None:
             return self

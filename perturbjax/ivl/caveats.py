@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from perturbjax.ivl.config import Config
+from perturbjax.ivl.config import RIVALS, Config
 from perturbjax.ivl.headline import other_bases
 from perturbjax.ivl.results import VALUE_ALONE, Evaluation, Results
 from perturbjax.report.words import count, percent
@@ -32,10 +32,25 @@ def _of_the_test(results: Results, config: Config) -> Iterator[str]:
             f"{percent(base.lenient_accuracy)} and with the value network {percent(entry.lenient_accuracy)} (column “lenient”): the rest "
             "of the difference is form."
         )
-    if VALUE_ALONE not in results.entries.systems:
+    if missing := [RIVALS[name] for name in config.data.rivals if RIVALS[name] not in results.entries.tunings]:
+        yield f"Asked for and left out, because the training diverged: {', '.join(missing)}. A lower learning rate might have served it."
+    if results.entries.tunings:
         yield (
-            f"A {config.value.connection} value network reads or scales the base's logits, so it cannot be asked alone: that control is "
-            "missing, and nothing here says how much of the answers is its own."
+            "Each rival was trained once, by the settings of the value network's own training (LoRA at a higher learning rate): another "
+            "rate or number of steps might suit it better."
+        )
+    elif not missing:
+        yield (
+            "The base itself was not fine-tuned on the demonstrations, so nothing here says what that would have reached: perturbjax "
+            "evaluate RUN --rivals lora,full does."
+        )
+    if VALUE_ALONE not in results.entries.systems:
+        why = "reads or scales the base's logits"
+        if config.value.outputs == "bytes":
+            why = "of bytes says which byte a token begins with, and no token"
+        yield (
+            f"A {config.value.connection} value network {why}, so it cannot be asked alone: that control is missing, and nothing here says "
+            "how much of the answers is its own."
         )
     if config.data.task in (None, config.data.demonstrations):
         yield (

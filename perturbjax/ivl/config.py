@@ -3,7 +3,9 @@
 Field names are the flags of ``perturbjax ivl`` with dashes; the strings below the fields are their help.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError
@@ -15,6 +17,8 @@ LOGITS_K = 64
 """Tokens that ``top_k`` keeps of each position."""
 VocabularyName = Literal["exact_first", "dtw"]
 """Maps to a base with another vocabulary that can be asked for by name."""
+RIVALS: Mapping[str, str] = MappingProxyType({"lora": "fine-tuned by LoRA", "full": "fine-tuned in full", "proxy": "proxy-tuning"})
+"""What a value network can be measured against: name -> label in tables."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Data:
     """Questions asked at the end, none of which any demonstration asks."""
     max_new_tokens: int | None = None
     """Generation budget of a generation task, in tokens; the task's own when left out."""
+    rivals: tuple[str, ...] = ()
+    """What to train on the same demonstrations and measure beside the value network: lora, full (the base itself, fine-tuned)."""
 
     def validate(self) -> None:
         check_text("demonstrations", self.demonstrations)
@@ -83,6 +89,17 @@ class Data:
         for name in ("train_examples", "max_new_tokens"):
             if getattr(self, name) is not None:
                 positive_integer(name, getattr(self, name))
+        check_rivals(self.rivals, own_base=True)
+
+
+def check_rivals(names: tuple[str, ...], own_base: bool) -> None:
+    """Raise ``InputError`` unless these are rivals, and can be told apart on the base: its own, or another one."""
+    for name in names:
+        if name not in RIVALS:
+            raise InputError(f"`rivals` {name}: some of {', '.join(RIVALS)} are required, comma separated")
+    if own_base and "proxy" in names:
+        why = "on the base that the value network was trained beside, proxy-tuning is the base fine-tuned in full"
+        raise InputError(f"`rivals` proxy: {why}; name full, or measure another base")
 
 
 @dataclass(frozen=True)

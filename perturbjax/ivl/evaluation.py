@@ -1,6 +1,6 @@
 """One base with and without a value network, on the same questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,13 @@ from perturbjax.inference.outputs import Outputs
 from perturbjax.ivl.changes import token_changes
 from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.map_statistics import statistics
-from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries
+from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries, Tuning
 from perturbjax.ivl.value import ValueConfig
 from perturbjax.noise import Noise
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.report import Source, compared_entry, entry
+from perturbjax.report import ComparedEntry, Source, compared_entry, entry
+from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import derived_seed
 
@@ -30,9 +31,10 @@ def measure_base(
     questions: Sequence[Example],
     mesh: Mesh,
     seed: int,
-    on_stage: Callable[[str, int, int], None] = lambda name, done, total: None,
+    progress: Progress = SILENT,
+    rivals: Mapping[str, Callable[[], tuple[Model, Tuning] | None]] | None = None,
 ) -> BaseEntries:
-    """The base, the base with the value network, and the value network alone, by the same prompts and grading.
+    """The base, the base with the value network, the value network alone, and its rivals, by the same prompts and grading.
 
     Of a generation task, also which tokens of its replies the value network chose.
 
@@ -43,7 +45,9 @@ def measure_base(
         task, template, questions: what is asked.
         mesh: (data, model).
         seed: of the run; the bootstrap's comes from it.
-        on_stage: told (stage, done, total).
+        progress: told how far it is.
+        rivals: label -> a function that makes the model, and what its training was (``rivals.Rivals``), or None if that diverged. One is in
+            memory at a time.
     """
     config = combined.config
     assert isinstance(config, CombinedConfig)
@@ -52,12 +56,22 @@ def measure_base(
     models = {"": base, WITH_VALUE: combined}
     if vocabulary is None and not value.is_bound_to_vocabulary and value.outputs == "tokens":
         models[VALUE_ALONE] = replace(base, name="value alone", config=value.decoder, params=combined.params["value"])
-    outputs: dict[str, Outputs] = {}
-    for number, (name, model) in enumerate(models.items()):
-        on_stage("test questions", number, len(models))
+
+    def asked(model: Model) -> Outputs:
         engine = Engine(model, task, Noise(), mesh, chunk=1)
-        outputs[name] = engine.run_plain(engine.prepare(questions, template))
-    on_stage("test questions", len(models), len(models))
+        return engine.run_plain(engine.prepare(questions, template))
+
+    outputs: dict[str, Outputs] = {}
+    with progress.bar("test questions", len(models)) as bar:
+        for number, (name, model) in enumerate(models.items(), start=1):
+            outputs[name] = asked(model)
+            bar.update(number)
+    tunings: dict[str, Tuning] = {}
+    for name, make in (rivals or {}).items():
+        if (made := make()) is not None:
+            progress.note(f"test questions, {name}")
+            outputs[name], tunings[name] = asked(made[0]), made[1]
+        del made
     changes, written = None, outputs[WITH_VALUE].reply_tokens
     if written is not None:
         prompts = [base.tokenizer.encode_prompt(task.prompt(question, template)) for question in questions]
@@ -68,6 +82,11 @@ def measure_base(
         return entry(found.scores[0], found.lenient[0], int(found.tokens[0]))
 
     bootstrap = derived_seed(seed, "bootstrap")
-    systems = {name: compared_entry(scored(name), outputs[name].scores[0], outputs[""].scores[0], bootstrap) for name in models if name}
+
+    def compared(name: str, other: str) -> ComparedEntry:
+        return compared_entry(scored(name), outputs[name].scores[0], outputs[other].scores[0], bootstrap)
+
+    systems = {name: compared(name, "") for name in outputs if name}
+    against = {name: compared(WITH_VALUE, name) for name in tunings}
     found = statistics(vocabulary, value_tokenizer, base.tokenizer) if vocabulary is not None else None
-    return BaseEntries(Source(base.name, base.source), scored(""), systems, changes, found)
+    return BaseEntries(Source(base.name, base.source), scored(""), systems, changes, found, tunings, against)

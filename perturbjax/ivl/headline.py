@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, Evaluation, Results
-from perturbjax.report.effect import effect_sentence
+from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, BaseEntries, Evaluation, Results
 from perturbjax.report.schema import ComparedEntry, Headline, Verdict
-from perturbjax.report.words import count, percent, points, points_range
+from perturbjax.report.words import count, effect_sentence, percent, points, points_range
 
 _MOST_SENTENCES = 3
 """Evaluations with a sentence of their own; more are counted."""
@@ -22,7 +21,7 @@ def headline(results: Results, evaluations: Sequence[Evaluation] = ()) -> Headli
     sentences = [
         _effect(results),
         *[_alone(entries.with_value, entry) for name, entry in entries.systems.items() if name == VALUE_ALONE],
-        *[_rival(name, entry) for name, entry in entries.systems.items() if name not in (WITH_VALUE, VALUE_ALONE)],
+        *[_rival(name, entry, entries) for name, entry in entries.systems.items() if name not in (WITH_VALUE, VALUE_ALONE)],
         *(map(_elsewhere, others) if len(others) <= _MOST_SENTENCES else [_elsewhere_in_all(others)]),
         _cost(results),
     ]
@@ -84,10 +83,16 @@ def _alone(entry: ComparedEntry, alone: ComparedEntry) -> str:
     return f"{found}, no less than with the base."
 
 
-def _rival(name: str, entry: ComparedEntry) -> str:
+def _rival(name: str, entry: ComparedEntry, entries: BaseEntries) -> str:
     against = f"{points(entry.difference)} points to the base, 95 % interval {points_range(entry.difference_interval)}"
     outcome = {"helped": "better than the base", "hurt": "worse than the base", "no clear effect": "not clearly different from the base"}
-    return f"For comparison, {name} got {percent(entry.accuracy)} right ({against}): {outcome[entry.verdict]}."
+    found = f"For comparison, {name} got {percent(entry.accuracy)} right ({against}): {outcome[entry.verdict]}."
+    if name not in entries.against:
+        return found
+    beside = entries.against[name]
+    change = f"{points(beside.difference)} points, 95 % interval {points_range(beside.difference_interval)}"
+    words = {"helped": "clearly more", "hurt": "clearly less", "no clear effect": "no clear difference"}
+    return f"{found} The base with the value network got {change}, beside it: {words[beside.verdict]}."
 
 
 def _elsewhere(evaluation: Evaluation) -> str:

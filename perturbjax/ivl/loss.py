@@ -55,9 +55,7 @@ def value_loss(
     if value.outputs == "bytes" and classes is None:
         raise ValueError("classes None: a value network of bytes needs what each token of the base begins with")
     if cached is not None and value.connection in CASCADES:
-        raise ValueError(
-            f"cached: a {value.connection} reads the base's logits at all positions, not at the learned ones alone; leave it out"
-        )
+        raise ValueError(f"cached: a {value.connection} reads the base's logits at all positions, not at the learned ones alone")
 
     def loss(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> Sums:
         network = value.build(cast(params, dtype))
@@ -78,17 +76,16 @@ def value_loss(
             z_value = network.logits(hidden, z_base)
             if classes is not None:
                 z_base, labels = byte_marginals(z_base, classes)[0], jnp.asarray(classes)[labels]
-                weights = jnp.where(labels <= STOP, weights, 0.0)
-                labels = jnp.minimum(labels, STOP)
+                weights, labels = jnp.where(labels <= STOP, weights, 0.0), jnp.minimum(labels, STOP)
             norm = jnp.mean(jnp.abs(z_value) if power == 1 else jnp.square(z_value), axis=-1)
             joined = cross_entropy(value.join(z_base, z_value), labels)
-            return {
-                "loss": jnp.sum(weights * (joined + penalty * norm)),
-                "cross_entropy": jnp.sum(weights * joined),
-                "base_cross_entropy": jnp.sum(weights * cross_entropy(z_base, labels)),
-                "norm": jnp.sum(weights * norm),
-                "weight": jnp.sum(weights),
+            terms = {
+                "loss": joined + penalty * norm,
+                "cross_entropy": joined,
+                "base_cross_entropy": cross_entropy(z_base, labels),
+                "norm": norm,
             }
+            return {name: jnp.sum(weights * term) for name, term in terms.items()} | {"weight": jnp.sum(weights)}
 
         return sum_over_queries(sums, hidden, at_base, batch["labels"], batch["weights"])
 

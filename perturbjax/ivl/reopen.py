@@ -11,14 +11,14 @@ from perturbjax.ivl.alignment import dtw_alignment, exact_first
 from perturbjax.ivl.artifacts import ValueRecord, load_value
 from perturbjax.ivl.combined import combine
 from perturbjax.ivl.config import Config, VocabularyName
-from perturbjax.ivl.setup import load_questions
+from perturbjax.ivl.setup import demonstration_texts, load_split
 from perturbjax.ivl.tokens import token_table
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.pretrained import Model, load_model
 from perturbjax.records import from_json
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Task, Template
-from perturbjax.train.demonstrations import load_demonstrations
+from perturbjax.train.demonstrations import Demonstration, load_demonstrations
 from perturbjax.tree import fingerprint
 
 
@@ -31,6 +31,7 @@ class ValueRun:
         record: what the value network is.
         params: its parameters.
         task: of the run, and ``template`` of its prompts; ``test``: its test questions.
+        train: its demonstrations, and ``validation``: those that were only measured.
         trained: the base that it was trained beside, whose tokenizer is its own.
     """
 
@@ -40,6 +41,8 @@ class ValueRun:
     task: Task
     template: Template
     test: tuple[Example, ...]
+    train: tuple[Demonstration, ...]
+    validation: tuple[Demonstration, ...]
     trained: Model
 
     def on(self, base: str | None, vocabulary: VocabularyName | None, alpha: float, gate: float | None) -> "OnBase":
@@ -91,14 +94,17 @@ def reopen(run: Path, note: Callable[[str], None]) -> ValueRun:
     content = directory.read_config()
     config = from_json(Config, content.get("config"), f"{directory.config}: config")
     record, params = load_value(directory.path / "value")
-    task, template, test = load_questions(config)
+    task, template, test, train, validation = load_split(config)
     if task_fingerprint(task, test) != content["identity"].get("task_fingerprint"):
         raise InputError(
             f"{directory.path}: the test questions of {task.name} are not those of the run; restore the file that they came from"
         )
+    if demonstration_texts(train, validation) != content["identity"].get("demonstration_texts"):
+        source = config.data.demonstrations
+        raise InputError(f"{directory.path}: the demonstrations of {source} are not those of the run; restore the file that they came from")
     trained = load_model(config.bases.base, config.bases.dtype)
     note(f"base {trained.name}: {trained.source}")
     if fingerprint(trained.params) != record.base_fingerprint:
         raise InputError(f"{directory.path}: its value network was trained beside another {trained.name}; restore that model")
     trained.tokenizer.clock = content["prompt_clock"]
-    return ValueRun(config, record, params, task, template, test, trained)
+    return ValueRun(config, record, params, task, template, test, train, validation, trained)

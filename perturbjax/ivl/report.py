@@ -11,8 +11,7 @@ from perturbjax.ivl.map_statistics import MapStatistics, TokenLoss
 from perturbjax.ivl.results import WITH_VALUE, BaseEntries, Evaluation, Results, read_evaluation, read_results
 from perturbjax.ivl.results_table import stored_words
 from perturbjax.records import from_json
-from perturbjax.report.command import reproduce_command
-from perturbjax.report.page import missing_extra, write_page
+from perturbjax.report.page import missing_extra, reproduce_command, write_page
 from perturbjax.report.schema import Devices, Entry
 from perturbjax.report.words import count, rate
 from perturbjax.runs.files import read_json
@@ -154,6 +153,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
     if value.connection not in ("linear", "mlp"):
         start = "the base's weights" if value.init == "base" else "random weights"
         network += f"; layers: {layers}; begins with {start}, head {value.head}"
+    learned = "the responses" if value.outputs == "tokens" else "the first byte of each token of the responses"
     norm = "|z_V|" if value.power == "1" else "z_V squared"
     steps = f"{last.step} steps" + (", stopped early" if results.stopped_early else "")
     return [
@@ -165,7 +165,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Demonstrations", f"{shown.source}: {count(shown.train)} to train on, {count(shown.validation)} for validation"),
         ("Left out", f"{count(shown.too_long)} too long, {count(shown.asked_in_test)} that ask a test question"),
         ("Value network", network),
-        ("Loss", f"cross-entropy on the responses + {value.penalty:g} mean {norm}"),
+        ("Loss", f"cross-entropy on {learned} + {value.penalty:g} mean {norm}"),
         ("Optimizer", f"AdamW, learning rate {training.learning_rate:g} ({training.schedule}), weight decay {training.weight_decay:g}"),
         ("Batch", f"{training.batch_rows} rows of {training.row_tokens} tokens; {count(shown.train_rows)} rows in all"),
         ("Training", f"{steps}, {count(last.tokens)} tokens; patience {training.patience or 'off'}"),

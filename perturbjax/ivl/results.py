@@ -1,7 +1,7 @@
 """results.json of a training of a value network, and the entries of one base, as typed records."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,30 @@ class TokenChanges:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """The training of a rival, on the demonstrations of the value network.
+
+    Attributes:
+        model: what was trained.
+        parameters: trained ones.
+        learning_rate: the highest.
+        steps: of the optimizer; the weights are those after ``best_step``.
+        tokens: put through the trained model.
+        seconds: of steps.
+        stopped_early: patience ran out.
+    """
+
+    model: str
+    parameters: int
+    learning_rate: float
+    steps: int
+    best_step: int
+    tokens: int
+    seconds: float
+    stopped_early: bool
+
+
+@dataclass(frozen=True)
 class BaseEntries:
     """One base with and without the value network, on the same questions.
 
@@ -42,6 +66,8 @@ class BaseEntries:
         systems: name -> what was measured beside it: ``with value``, ``value alone`` and others.
         changes: of ``with value``; None for a task of choices, which writes no replies.
         map_statistics: of the map between the vocabularies; None where they are one.
+        tunings: name of a rival among the systems -> its training.
+        against: name of a rival -> the base with the value network, compared to that rival.
     """
 
     model: Source
@@ -49,6 +75,8 @@ class BaseEntries:
     systems: dict[str, ComparedEntry]
     changes: TokenChanges | None
     map_statistics: MapStatistics | None
+    tunings: dict[str, Tuning] = field(default_factory=dict)
+    against: dict[str, ComparedEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if WITH_VALUE not in self.systems:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from perturbjax.ivl.headline import headline
-from perturbjax.ivl.results import BaseEntries, Results, StoredLogits
-from perturbjax.report.table import entry_lines, fact_lines
-from perturbjax.report.words import count, percent, rate, size
+from perturbjax.ivl.results import BaseEntries, Results, StoredLogits, Tuning
+from perturbjax.report.words import count, entry_lines, fact_lines, percent, points, points_range, rate, size
 from perturbjax.train.problem import Look
 
 
@@ -14,6 +13,23 @@ def base_lines(entries: BaseEntries) -> list[str]:
     systems = [("base model", entries.base), *entries.systems.items()]
     lenient = any(entry.lenient_accuracy != entry.accuracy for _, entry in systems)
     return entry_lines(systems, lenient)
+
+
+def rival_lines(entries: BaseEntries) -> list[str]:
+    """How each rival was trained, and the difference that the value network makes to it."""
+    facts = []
+    for name, tuning in entries.tunings.items():
+        found = entries.against[name]
+        facts += [
+            (name, f"{count(tuning.parameters)} parameters of {tuning.model}, {tuning.steps} steps, {count(tuning.tokens)} tokens"),
+            ("", f"learning rate {tuning.learning_rate:g}; {_taken(tuning)}"),
+            ("  with value vs it", f"{points(found.difference)} points, 95 % interval {points_range(found.difference_interval)}"),
+        ]
+    return fact_lines(facts)
+
+
+def _taken(tuning: Tuning) -> str:
+    return f"weights of step {tuning.best_step}" + (", stopped early" if tuning.stopped_early else "")
 
 
 def results_table(results: Results) -> str:
@@ -34,7 +50,7 @@ def results_table(results: Results) -> str:
         facts.append(("base's logits", stored_words(results.logits)))
     if entries.changes is not None:
         facts.append(("tokens changed", f"{percent(entries.changes.changed)} of {count(entries.changes.tokens)}"))
-    return "\n".join([headline(results).title, "", *base_lines(entries), "", *fact_lines(facts)])
+    return "\n".join([headline(results).title, "", *base_lines(entries), "", *fact_lines(facts), *rival_lines(entries)])
 
 
 def stored_words(logits: Sequence[StoredLogits]) -> str:

@@ -24,8 +24,8 @@ from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import to_json
 from perturbjax.runs.config import Machine, Run, absolute_if_there
-from perturbjax.runs.identity import fields_of
 from perturbjax.runs.machine import devices, resolve_dtype, versions
+from perturbjax.runs.rundir import fields_of
 from perturbjax.sharding import MODEL
 from perturbjax.tasks import load_task, template_by_name
 from perturbjax.tasks.base import Example, Task, Template
@@ -128,8 +128,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         "model_fingerprint": base,
         "other_fingerprints": [on_main(lambda model=model: fingerprint(model.params)) for model in models[1:]],
         "task_fingerprint": task_fingerprint(task, test),
-        # The texts, not the tokens: some chat templates write the date.
-        "demonstration_texts": digest([[to_json(each) for each in some] for some in (train, validation)]),
+        "demonstration_texts": demonstration_texts(train, validation),
     }
     return Parts(config, models, task, template, test, train, validation, removed, dtype, base, vocabulary, identity)
 
@@ -154,9 +153,14 @@ def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
     return Packed(rows, held, figures)
 
 
-def load_questions(config: Config) -> tuple[Task, Template, tuple[Example, ...]]:
-    """The task that is asked at the end, the template of its prompts, and the test questions."""
-    return _split(config)[:3]
+def load_split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[Demonstration, ...], tuple[Demonstration, ...]]:
+    """The task that is asked at the end, its template, the test questions; demonstrations to train on, and to validate with."""
+    return _split(config)[:5]
+
+
+def demonstration_texts(train: tuple[Demonstration, ...], validation: tuple[Demonstration, ...]) -> str:
+    """What demonstrations are known by: the texts, not the tokens, because some chat templates write the date."""
+    return digest([[to_json(each) for each in some] for some in (train, validation)])
 
 
 def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[Demonstration, ...], tuple[Demonstration, ...], int]:

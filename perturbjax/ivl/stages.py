@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -18,6 +19,7 @@ from perturbjax.ivl.logits_stage import BaseLogits, bases_logits, check_room, wr
 from perturbjax.ivl.report import write_report
 from perturbjax.ivl.results import VERSION, Results
 from perturbjax.ivl.results_table import results_table
+from perturbjax.ivl.rivals import Rivals
 from perturbjax.ivl.setup import (
     CHAPTER,
     Packed,
@@ -32,11 +34,10 @@ from perturbjax.ivl.setup import (
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.runs.files import read_json, write_json
-from perturbjax.runs.identity import check_agreement, fields_of
+from perturbjax.runs.files import MetricsLog, read_json, write_json
 from perturbjax.runs.machine import make_mesh, require
-from perturbjax.runs.metrics import MetricsLog
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
+from perturbjax.runs.state import RunState
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import to_host
 from perturbjax.train.problem import Fitted, Look, Problem
@@ -125,9 +126,10 @@ def _stages(
     fitted = _train(parts, problem, directory, mesh, progress, peers)
     params = to_host(fitted.params, mesh)
     on_main(lambda: save_value(directory.path / "value", value, params, first.name, parts.fingerprint, parts.vocabulary))
-    combined = combine(first, value, params)
-    with progress.stages() as on_stage:
-        entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, on_stage)
+    combined, on_state = combine(first, value, params), partial(_hold, peers=peers)
+    rivals = Rivals(directory.path, parts.config, first, parts.train, parts.validation, mesh, progress, on_state)
+    beside = rivals.beside(first, parts.config.data.rivals, one_vocabulary=True)
+    entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, progress, beside)
     results = Results(
         VERSION,
         Source(parts.task.name, parts.task.source),
@@ -147,15 +149,15 @@ def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, 
     training = parts.config.training
     bar: Any = None
 
-    def on_state(state: Any) -> None:
-        peers.freeze = state.freeze
+    def on_state(state: RunState) -> None:
+        _hold(state, peers)
         for warning in state.warnings:
             progress.note(f"perturbjax: warning: {warning}")
 
     def on_step(step: int, steps: int, look: Look | None) -> None:
         nonlocal bar
         if bar is None:
-            bar = progress.bar("training", steps, step, unit="step")
+            bar = progress.bar("training", steps, step)
         bar.update(step, **(_figures(look) if look is not None else {}))
 
     try:
@@ -173,6 +175,11 @@ def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, 
     finally:
         if bar is not None:
             bar.close()
+
+
+def _hold(state: RunState, peers: Peers) -> None:
+    """A process that must end waits for the commit that is being written."""
+    peers.freeze = state.freeze
 
 
 def _figures(look: Look) -> dict[str, str]:

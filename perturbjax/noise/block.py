@@ -5,7 +5,6 @@ A scan step's slice, an embedding row, a device's shard and a kernel's tile are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,11 +52,6 @@ class Block:
         """The block of the slice, or of the listed positions, ``part`` of this block's dim ``dim``."""
         dims = self.dims
         return Block(self.global_shape, (*dims[:dim], _compose(dims[dim], part), *dims[dim + 1 :]))
-
-
-def as_block(block: Block | Sequence[int]) -> Block:
-    """A shape stands for the whole leaf of that shape."""
-    return block if isinstance(block, Block) else Block(tuple(block))
 
 
 def _compose(outer: Slice | jax.Array | None, inner: Slice | jax.Array) -> Slice | jax.Array:

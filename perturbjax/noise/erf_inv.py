@@ -10,35 +10,27 @@ Sources: erf_inv is the single-precision approximation of M. Giles, "Approximati
 log and log1p are the approximations of the Cephes library (S. Moshier).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_GILES_CENTRAL = (
-    2.81022636e-08,
-    3.43273939e-07,
-    -3.5233877e-06,
-    -4.39150654e-06,
-    0.00021858087,
-    -0.00125372503,
-    -0.00417768164,
-    0.246640727,
-    1.50140941,
-)
-_GILES_TAIL = (
-    -0.000200214257,
-    0.000100950558,
-    0.00134934322,
-    -0.00367342844,
-    0.00573950773,
-    -0.0076224613,
-    0.00943887047,
-    1.00167406,
-    2.83297682,
+_GILES = (  # for the central part, and for the tail
+    (2.81022636e-08, -0.000200214257),
+    (3.43273939e-07, 0.000100950558),
+    (-3.5233877e-06, 0.00134934322),
+    (-4.39150654e-06, -0.00367342844),
+    (0.00021858087, 0.00573950773),
+    (-0.00125372503, -0.0076224613),
+    (-0.00417768164, 0.00943887047),
+    (0.246640727, 1.00167406),
+    (1.50140941, 2.83297682),
 )
 _LOG1P_NUMERATOR = (4.5270000862445199635215e-5, 4.9854102823193375972212e-1, 6.5787325942061044846969e0, 2.9911919328553073277375e1,
                     6.0949667980987787057556e1, 5.7112963590585538103336e1, 2.0039553499201281259648e1)  # fmt: skip
-_LOG1P_DENOMINATOR = (1.5062909083469192043167e1, 8.3047565967967209469434e1, 2.2176239823732856465394e2, 3.0909872225312059774938e2,
+_LOG1P_DENOMINATOR = (1.0, 1.5062909083469192043167e1, 8.3047565967967209469434e1, 2.2176239823732856465394e2, 3.0909872225312059774938e2,
                       2.1642788614495947685003e2, 6.0118660497603843919306e1)  # fmt: skip
 _LOG_COEFFICIENTS = (
     (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1),
@@ -56,27 +48,23 @@ def erf_inv(x: jax.Array) -> jax.Array:
 
 
 def _erf_inv_cpu(x: jax.Array) -> jax.Array:
-    return erf_inv_of_log(x, _log1p(x * -x))
-
-
-def erf_inv_of_log(x: jax.Array, log: jax.Array) -> jax.Array:
-    """The inverse error function of ``x`` in (-1, 1), given log(1 - x**2)."""
+    log = _log1p(x * -x)
     central = log > -5.0
     t = jnp.where(central, -2.5 - log, jnp.sqrt(-log) - 3.0)
-    coefficients = [jnp.where(central, np.float32(a), np.float32(b)) for a, b in zip(_GILES_CENTRAL, _GILES_TAIL, strict=True)]
-    result = coefficients[0]
+    return x * polynomial([jnp.where(central, np.float32(a), np.float32(b)) for a, b in _GILES], t)
+
+
+def polynomial(coefficients: Sequence[float | jax.Array], x: jax.Array) -> jax.Array:
+    """The polynomial of ``x`` in float32 by Horner's rule; the coefficient of the highest power first."""
+    total: Any = coefficients[0]
     for coefficient in coefficients[1:]:
-        result = coefficient + result * t
-    return x * result
+        total = total * x + coefficient
+    return total
 
 
 def _log1p(x: jax.Array) -> jax.Array:
     """log(1 + x) for -1 < x <= 0."""
-    numerator, denominator = np.float32(_LOG1P_NUMERATOR[0]), np.float32(1)
-    for coefficient in _LOG1P_NUMERATOR[1:]:
-        numerator = numerator * x + np.float32(coefficient)
-    for coefficient in _LOG1P_DENOMINATOR:
-        denominator = denominator * x + np.float32(coefficient)
+    numerator, denominator = polynomial(_LOG1P_NUMERATOR, x), polynomial(_LOG1P_DENOMINATOR, x)
     square = x * x
     # The cubic term lies in (-0.03, 0]; the maximum only keeps LLVM from contracting its product into the sum, as it does not in XLA's
     # log1p.
@@ -93,9 +81,6 @@ def _log(x: jax.Array) -> jax.Array:
     exponent = exponent.astype(jnp.float32)
     square = m * m
     cube = square * m
-    parts = []
-    for high, middle, low in _LOG_COEFFICIENTS:
-        parts.append((m * np.float32(high) + np.float32(middle)) * m + np.float32(low))
-    tail = ((parts[0] * cube + parts[1]) * cube + parts[2]) * cube
+    tail = polynomial([polynomial(coefficients, m) for coefficients in _LOG_COEFFICIENTS], cube) * cube
     tail = tail + exponent * np.float32(_LN2_LOW)
     return ((m - square * 0.5) + tail) + exponent * np.float32(_LN2_HIGH)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
-from perturbjax.noise.block import Block, as_block
+from perturbjax.noise.block import Block
 from perturbjax.noise.distributions import DISTRIBUTIONS
 from perturbjax.noise.values import KeyData, fold_in
 
 
 def low_rank_factors(
-    key_data: KeyData, block: Block | Sequence[int], rank: int, distribution: str
+    key_data: KeyData, block: Block, rank: int, distribution: str
 ) -> tuple[Float32[Array, " *L R r"], Float32[Array, " *L C r"]]:
     """A (..., R, rank) and B (..., C, rank), float32, with E = A B^T / sqrt(rank) for a leaf, or a block of it, of shape (..., R, C)."""
-    block, draw = as_block(block), DISTRIBUTIONS[distribution].values
+    draw = DISTRIBUTIONS[distribution].values
     *leading, rows, columns = block.global_shape
     *outer, row, column = block.dims
     a = draw(fold_in(key_data, 1), Block((*leading, rows, rank), (*outer, row, None)))
@@ -26,7 +25,7 @@ def low_rank_factors(
     return a, b
 
 
-def low_rank(key_data: KeyData, block: Block | Sequence[int], rank: int, distribution: str) -> Float32[Array, " *L R C"]:
+def low_rank(key_data: KeyData, block: Block, rank: int, distribution: str) -> Float32[Array, " *L R C"]:
     """Rank-``rank`` noise of a leaf with two or more dims, or a block of it (EGGROLL, eq. for E): float32, mean 0, variance 1."""
     return low_rank_product(*low_rank_factors(key_data, block, rank, distribution))
 

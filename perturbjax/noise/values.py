@@ -28,11 +28,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core.primitives import threefry2x32_p
 from jaxtyping import Array, Float32, UInt32
 
 from perturbjax import _compat
-from perturbjax.noise.block import Block, Slice, as_block
+from perturbjax.noise.block import Block, Slice
 from perturbjax.noise.erf_inv import erf_inv
 
 KEY_IMPL = "threefry2x32"
@@ -64,7 +63,7 @@ def fold_in(key_data: KeyData, data: int | jax.Array) -> KeyData:
     return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), data))
 
 
-def threefry2x32(key_data: KeyData, block: Block | Sequence[int]) -> tuple[UInt32[Array, " *s"], UInt32[Array, " *s"]]:
+def threefry2x32(key_data: KeyData, block: Block) -> tuple[UInt32[Array, " *s"], UInt32[Array, " *s"]]:
     """Threefry-2x32 on the flat indices of a block: two uint32 arrays of its shape."""
     hi, lo = counters(block, start=key_data[1])
     return threefry_rounds((key_data[0], key_data[1]), jnp.asarray(hi, jnp.uint32) + key_data[0], lo)
@@ -84,14 +83,13 @@ def threefry_rounds(key: tuple[jax.Array, jax.Array], x0: jax.Array, x1: jax.Arr
     return x0, x1
 
 
-def counters(block: Block | Sequence[int], start: jax.Array | int = 0) -> tuple[jax.Array | int, jax.Array]:
+def counters(block: Block, start: jax.Array | int = 0) -> tuple[jax.Array | int, jax.Array]:
     """High and low words of the flat indices, in C order in the whole leaf, of a block's elements: each uint32 of the block's shape.
 
     The high word is the plain integer 0 where no index of the leaf reaches 2**32. Stacked layers of a 70B model do (80 x 8192 x 28672).
     ``start`` is added to the low word, without carry. Threefry adds the key there; added first, it makes the sum depend on the candidate.
     Counters alone are loop invariants, which XLA hoists out of the loop over candidates and keeps, as big as the weights.
     """
-    block = as_block(block)
     shape, sizes = block.global_shape, block.shape
     wide = math.prod(shape) > 2**WORD_BITS
     start = jnp.asarray(start, jnp.uint32)
@@ -126,19 +124,15 @@ def _multiply_wide(x: jax.Array, factor: int) -> tuple[jax.Array, jax.Array]:
     return high + x * f_hi, x * f_lo
 
 
-def bits(key_data: KeyData, block: Block | Sequence[int]) -> UInt32[Array, "*block"]:
+def bits(key_data: KeyData, block: Block) -> UInt32[Array, "*block"]:
     """``jax.random.bits(key, shape)``, or a block of it: uint32, bit for bit."""
     x0, x1 = threefry2x32(key_data, block)
     return x0 ^ x1
 
 
-def gaussian(key_data: KeyData, block: Block | Sequence[int]) -> Float32[Array, "*block"]:
-    """``jax.random.normal(key, shape, float32)``, or a block of it, bit for bit."""
-    return _gaussian(key_data, as_block(block))
-
-
 @jax.jit  # compiled even when called eagerly: one operation at a time rounds differently from a fused loop
-def _gaussian(key_data: jax.Array, block: Block) -> jax.Array:
+def gaussian(key_data: KeyData, block: Block) -> Float32[Array, "*block"]:
+    """``jax.random.normal(key, shape, float32)``, or a block of it, bit for bit."""
     return normal_of_words(bits(key_data, block), erf_inv)
 
 
@@ -150,13 +144,9 @@ def normal_of_words(words: jax.Array, inverse: Callable[[jax.Array], jax.Array])
     return np.float32(np.sqrt(2)) * inverse(unit * (np.float32(1) - low) + low)
 
 
-def rademacher_sign_bits(key_data: KeyData, block: Block | Sequence[int]) -> UInt32[Array, "*block"]:
-    """Rademacher noise, or a block of it, as one sign bit an element in bit 31: 0 where it is +1, 0x80000000 where it is -1. uint32."""
-    return _rademacher_sign_bits(key_data, as_block(block))
-
-
 @jax.jit
-def _rademacher_sign_bits(key_data: jax.Array, block: Block) -> jax.Array:
+def rademacher_sign_bits(key_data: KeyData, block: Block) -> UInt32[Array, "*block"]:
+    """Rademacher noise, or a block of it, as one sign bit an element in bit 31: 0 where it is +1, 0x80000000 where it is -1. uint32."""
     shape = block.global_shape
     _, rows, columns = matrix_view(shape)
     word_shape = (*shape[:-2], -(-rows // WORD_BITS), columns)
@@ -199,11 +189,11 @@ def _words(key_data: jax.Array, block: Block) -> jax.Array:
     lo = _compat.varying_like(lo, key_data)
     key_data = _compat.varying_like(key_data, lo)
     hi = _compat.varying_like(jnp.broadcast_to(jnp.asarray(hi, jnp.uint32), lo.shape), lo)
-    x0, x1 = threefry2x32_p.bind(key_data[0], key_data[1], hi, lo)
+    x0, x1 = _compat.threefry2x32(key_data, hi, lo)
     return x0 ^ x1
 
 
-def rademacher(key_data: KeyData, block: Block | Sequence[int]) -> Float32[Array, "*block"]:
+def rademacher(key_data: KeyData, block: Block) -> Float32[Array, "*block"]:
     """Signs +1/-1 as float32, or a block of them, one bit of threefry output each."""
     one = jnp.uint32(0x3F800000)
     return jax.lax.bitcast_convert_type(rademacher_sign_bits(key_data, block) | one, jnp.float32)

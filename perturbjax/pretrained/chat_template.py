@@ -11,8 +11,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from perturbjax.errors import InputError
-from perturbjax.pretrained.files import one_line
+from perturbjax.errors import InputError, one_line
 
 _MAX_STEPS = 100_000
 """Loop steps over ``range`` that one rendering may take in all."""

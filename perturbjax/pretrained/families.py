@@ -95,33 +95,29 @@ _TENSORS = {
     "head/kernel": TensorNames("lm_head.weight", "output.weight"),
 }
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        family.name: family
-        for family in (
-            Family(
-                name="llama",
-                hf_class="LlamaForCausalLM",
-                model_type="llama",
-                decoder={"qkv_bias": False},
-                defaults=_DEFAULTS | {"max_position_embeddings": 2048, "num_key_value_heads": None},
-                refusals=(*_REFUSALS, _ATTENTION_BIAS),
-                hf_extras={"attention_bias": False, "mlp_bias": False},
-                tensors=_TENSORS,
-                gguf_permutes_qk=True,
-            ),
-            Family(
-                name="qwen2",
-                hf_class="Qwen2ForCausalLM",
-                model_type="qwen2",
-                decoder={"qkv_bias": True},
-                defaults=_DEFAULTS | {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-                refusals=(*_REFUSALS, _SLIDING_WINDOW),
-                hf_extras={"use_sliding_window": False},
-                tensors=_TENSORS,
-                gguf_permutes_qk=False,
-            ),
-        )
-    }
+_RECORDS = (
+    Family(
+        name="llama",
+        hf_class="LlamaForCausalLM",
+        model_type="llama",
+        decoder={"qkv_bias": False},
+        defaults=_DEFAULTS | {"max_position_embeddings": 2048, "num_key_value_heads": None},
+        refusals=(*_REFUSALS, _ATTENTION_BIAS),
+        hf_extras={"attention_bias": False, "mlp_bias": False},
+        tensors=_TENSORS,
+        gguf_permutes_qk=True,
+    ),
+    Family(
+        name="qwen2",
+        hf_class="Qwen2ForCausalLM",
+        model_type="qwen2",
+        decoder={"qkv_bias": True},
+        defaults=_DEFAULTS | {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+        refusals=(*_REFUSALS, _SLIDING_WINDOW),
+        hf_extras={"use_sliding_window": False},
+        tensors=_TENSORS,
+        gguf_permutes_qk=False,
+    ),
 )
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _RECORDS})
 """Every supported family, by its name. Another one is another record here, and fields of ``DecoderConfig`` if it computes something new."""

@@ -1,10 +1,10 @@
-"""Small readers that every source of a model shares."""
+"""The reader of JSON files that every source of a model shares."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, one_line
 
 
 def read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -28,8 +28,3 @@ def read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, An
     if not isinstance(value, dict):
         raise InputError(f"{path.name} must hold a JSON object, not a {type(value).__name__}")
     return value
-
-
-def one_line(error: Exception) -> str:
-    """An exception of a library as at most 300 characters on one line, fit to end an ``InputError``."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -10,10 +10,9 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, one_line
 from perturbjax.models.config import DecoderConfig
 from perturbjax.pretrained.families import FAMILIES
-from perturbjax.pretrained.files import one_line
 from perturbjax.pretrained.hf_config import hf_config
 from perturbjax.pretrained.model import Model
 from perturbjax.pretrained.params import assemble, check_names, defer, tensor_names, transposed_kernel
@@ -132,7 +131,8 @@ def _config(metadata: Mapping[str, Any], tensors: _Tensors) -> tuple[DecoderConf
         head_dim=head_dim,
         rope_theta=float(numbers.positive("rope.freq_base", 10000.0)),
         rope_factors=_rope_factors(tensors, head_dim // 2),
-        norm_eps=_shortest(numbers.positive("attention.layer_norm_rms_epsilon")),
+        # The shortest decimal that rounds to the same float32: 1e-05 rather than 9.99999974e-06.
+        norm_eps=float(str(np.float32(numbers.positive("attention.layer_norm_rms_epsilon")))),
         tied_head=names[_HEAD] not in tensors,
         max_positions=numbers.whole("context_length"),
         **family.decoder,
@@ -221,8 +221,3 @@ def _quantization(metadata: Mapping[str, Any], reader: gguf.GGUFReader) -> str:
         return gguf.LlamaFileType(metadata["general.file_type"]).name.removeprefix("MOSTLY_").removeprefix("ALL_")
     except (KeyError, ValueError):
         return Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1).most_common(1)[0][0]
-
-
-def _shortest(value: float) -> float:
-    """The shortest decimal that rounds to the same float32: 1e-05 rather than 9.99999974e-06."""
-    return float(str(np.float32(value)))

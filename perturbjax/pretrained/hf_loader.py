@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, one_line
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.pretrained.families import FAMILIES
-from perturbjax.pretrained.files import one_line, read_json
+from perturbjax.pretrained.files import read_json
 from perturbjax.pretrained.hf_config import decoder_config
 from perturbjax.pretrained.model import Model
 from perturbjax.pretrained.params import LAYERS, ReadPart, assemble, check_names, defer, tensor_names, transposed_kernel

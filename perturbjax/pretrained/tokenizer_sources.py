@@ -8,8 +8,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from perturbjax.errors import InputError
-from perturbjax.pretrained.files import one_line, read_json
+from perturbjax.errors import InputError, one_line
+from perturbjax.pretrained.files import read_json
 from perturbjax.pretrained.tokenizer import SPECIAL_NAMES, Tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4

@@ -14,7 +14,7 @@ from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.voting import MAJORITY
 from perturbjax.runs import config as runs
-from perturbjax.runs.config import Base, check_choices, check_text, positive_integer
+from perturbjax.runs.config import Base, check_choices, check_positive, check_text
 from perturbjax.scoring.strategy import Strategy
 
 
@@ -37,10 +37,7 @@ class Data:
 
     def validate(self) -> None:
         check_text("task", self.task)
-        for name in ("search_examples", "select_examples", "test_examples"):
-            positive_integer(name, getattr(self, name))
-        if self.max_new_tokens is not None:
-            positive_integer("max_new_tokens", self.max_new_tokens)
+        check_positive(self, "search_examples", "select_examples", "test_examples", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,7 @@ class Search:
     """Seed of the noise, the splits and the sampled controls."""
 
     def validate(self) -> None:
-        for name in ("population", "top_k"):
-            positive_integer(name, getattr(self, name))
+        check_positive(self, "population", "top_k")
         if self.top_k > self.population:
             raise InputError(f"`top_k` {self.top_k}: at most `population` {self.population} can be kept; lower one or raise the other")
         if not 0 <= self.seed < 2**32:
@@ -111,8 +107,7 @@ class Machine(runs.Machine):
 
     def validate(self) -> None:
         super().validate()
-        positive_integer("chunk", self.chunk)
-        positive_integer("in_flight", self.in_flight)
+        check_positive(self, "chunk", "in_flight")
         if self.in_flight > self.chunk:
             raise InputError(f"`in_flight` {self.in_flight}: at most `chunk` {self.chunk} can be in flight; lower one or raise the other")
 

@@ -1,7 +1,6 @@
 """ensemble.json: what it says, written the same way every time and believed only when it is consistent."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,22 +45,13 @@ class EnsembleDocument:
         for i, member in enumerate(self.members):
             if not 0 <= member.index < len(self.population):
                 raise ValueError(f"members[{i}].index {member.index}: a candidate from 0 to {len(self.population) - 1} is required")
-            expected = _sigma(self.population, member.index)
+            expected = sigma_as_written(self.population, member.index)
             if member.sigma != expected:
                 raise ValueError(f"members[{i}].sigma {member.sigma}: candidate {member.index} of this population has sigma {expected}")
         if len({member.index for member in self.members}) < len(self.members):
             raise ValueError(f"members {[member.index for member in self.members]}: every member may occur once")
         if len({member.score is None for member in self.members}) > 1:
             raise ValueError("members.score null: either every member has a score or none")
-
-
-def make_document(
-    population: Population, indices: Sequence[int], noise: Noise, fingerprint: str, scores: Sequence[float] | None
-) -> EnsembleDocument:
-    """The document of an ensemble: the candidate ``indices``, best first, and their ``scores``."""
-    ranked = zip(indices, scores or [None] * len(indices), strict=True)
-    members = tuple(Member(index, _sigma(population, index), score) for index, score in ranked)
-    return EnsembleDocument(FORMAT, VERSION, fingerprint, noise, population, members)
 
 
 def write_document(path: Path, document: EnsembleDocument) -> None:
@@ -84,6 +74,7 @@ def read_document(path: Path) -> EnsembleDocument:
     return from_json(EnsembleDocument, content, str(path))
 
 
-def _sigma(population: Population, index: int) -> float:
+def sigma_as_written(population: Population, index: int) -> float:
+    """The sigma of a candidate as the user wrote it."""
     # The number as the user wrote it, not its float32 neighbor.
     return population.sigmas[int(population.noise_number([index])[0]) % len(population.sigmas)]

@@ -13,7 +13,7 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, perturb, scales
 from perturbjax.noise.spec import is_perturbable
-from perturbjax.randopt.document import make_document, read_document, write_document
+from perturbjax.randopt.document import FORMAT, VERSION, EnsembleDocument, Member, read_document, sigma_as_written, write_document
 from perturbjax.randopt.voting import MAJORITY, Voting
 from perturbjax.tree import Params, fingerprint
 
@@ -123,9 +123,10 @@ class Ensemble:
 
     def save(self, path: str | Path) -> None:
         """Write ensemble.json, atomically; equal ensembles give equal bytes."""
-        scores = None if self.scores is None else self.scores.tolist()
-        document = make_document(self.population, self.members.tolist(), self.noise, self.fingerprint, scores)
-        write_document(Path(path), document)
+        scores = [None] * len(self) if self.scores is None else self.scores.tolist()
+        ranked = zip(self.members.tolist(), scores, strict=True)
+        members = tuple(Member(index, sigma_as_written(self.population, index), score) for index, score in ranked)
+        write_document(Path(path), EnsembleDocument(FORMAT, VERSION, self.fingerprint, self.noise, self.population, members))
 
     @classmethod
     def load(cls, path: str | Path, rule: str = MAJORITY) -> "Ensemble":

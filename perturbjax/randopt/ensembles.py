@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.entries import VoteEntry
-from perturbjax.randopt.replies import Engine, OnStage, no_progress, run_base, run_members, vote_curve
+from perturbjax.randopt.flow import Engine, run_base, run_members, vote_curve
 from perturbjax.randopt.selection import k_curve
 from perturbjax.randopt.summaries import vote_entry
 from perturbjax.randopt.voting import tally
 from perturbjax.report import Entry, entry
+from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example
 from perturbjax.tree import derived_seed
 
@@ -40,9 +40,9 @@ class BaseComparison:
     randopt: dict[str, VoteEntry]
 
 
-def predict(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage = no_progress) -> tuple[Prediction, ...]:
+def predict(engine: Engine, ensemble: Ensemble, prepared: Any, progress: Progress = SILENT) -> tuple[Prediction, ...]:
     """Run every member once on prepared examples and let them vote. Gold answers are not needed."""
-    outputs = _run(engine, ensemble, prepared, on_stage)
+    outputs = run_members(engine, ensemble.population, ensemble.members, prepared, "members", progress)
     winners = ensemble.voting.winners(outputs.answers, outputs.keys)[:, -1]
     predictions = []
     for b, (example, winner) in enumerate(zip(prepared.examples, winners, strict=True)):
@@ -52,16 +52,13 @@ def predict(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage
     return tuple(predictions)
 
 
-def compare_to_base(engine: Engine, ensemble: Ensemble, prepared: Any, seed: int = 0, on_stage: OnStage = no_progress) -> BaseComparison:
+def compare_to_base(engine: Engine, ensemble: Ensemble, prepared: Any, seed: int = 0, progress: Progress = SILENT) -> BaseComparison:
     """Base and ensemble on one prepared split with gold answers; entries are as in results.json."""
-    curve = vote_curve(_run(engine, ensemble, prepared, on_stage), ensemble.voting)
+    outputs = run_members(engine, ensemble.population, ensemble.members, prepared, "members", progress)
+    curve = vote_curve(outputs, ensemble.voting)
     base = run_base(engine, prepared)
     bootstrap = derived_seed(seed, "bootstrap")
     return BaseComparison(
         base=entry(base.scores[0], base.lenient[0], base.tokens[0]),
         randopt={str(k): vote_entry(curve, k, base.scores[0], bootstrap) for k in k_curve(len(ensemble))},
     )
-
-
-def _run(engine: Engine, ensemble: Ensemble, prepared: Any, on_stage: OnStage) -> Outputs:
-    return run_members(engine, ensemble.population, ensemble.members, prepared, "members", on_stage)

@@ -1,19 +1,34 @@
-"""What the two halves of an evaluation work from: the finished search, and what it was made of."""
+"""What the two halves of an evaluation work from: the finished search, the engine that runs models, and the votes of their answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from perturbjax.inference.outputs import Outputs
-from perturbjax.noise import Population
+from perturbjax.noise import Candidate, Population
 from perturbjax.randopt.racing import Race
-from perturbjax.randopt.replies import Engine, OnStage, no_progress
-from perturbjax.randopt.voting import MAJORITY, Voting
-from perturbjax.tasks.base import Task, Template
+from perturbjax.randopt.voting import BY_MAJORITY, MAJORITY, Voting
+from perturbjax.runs.console import SILENT, Progress
+from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.splits import Splits
 from perturbjax.tree import derived_seed
+
+
+class Engine(Protocol):
+    """Turns (candidates, examples) into answers; ``inference.Engine`` is the one that runs language models.
+
+    ``sample`` counts tokens as they are spent: where one forward pass gives all samples (choice tasks), the first row carries its tokens
+    and the others 0, so that the sum over the first k rows is what k samples cost.
+    """
+
+    @property
+    def chunk(self) -> int: ...
+    def prepare(self, examples: Sequence[Example], template: Template, /) -> Any: ...
+    def run(self, candidates: Candidate, batch: Any, /) -> Outputs: ...
+    def sample(self, batch: Any, num_samples: int, temperature: float, seed: int, /) -> Outputs: ...
+    def reference(self, batch: Any, rounds: int, /) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Flow:
         template: the prompt of the search.
         rule: by which the members vote, one of ``VOTE_RULES``.
         seed: of the random ensemble, the samples and the bootstrap.
-        on_stage: progress callback.
+        progress: told how far each stage is.
 
     Raises:
         ValueError: ``record.scores`` is not (N, D), or ``top_k`` is out of range.
@@ -75,7 +90,7 @@ class Flow:
     template: Template
     rule: str = MAJORITY
     seed: int = 0
-    on_stage: OnStage = no_progress
+    progress: Progress = SILENT
 
     def __post_init__(self) -> None:
         if self.record.scores.shape != (len(self.population), len(self.splits.search)):
@@ -96,3 +111,49 @@ class Flow:
     def bootstrap(self) -> int:
         """The seed of every bootstrap."""
         return derived_seed(self.seed, "bootstrap")
+
+
+@dataclass(frozen=True)
+class VoteCurve:
+    """The vote of the first k of K members, for k = 1 ... K.
+
+    Attributes:
+        scores: (K, B) strict score of the voted answer. Where all abstain it is that of an absent answer.
+        lenient: (K, B) lenient score of the reply whose answer was voted (the best-ranked supporter's; the best member's if all abstain).
+        tokens: (K,) int64 tokens of the first k members together.
+    """
+
+    scores: np.ndarray
+    lenient: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """(K,) mean strict score."""
+        return self.scores.mean(axis=1, dtype=np.float64)
+
+
+def vote_curve(outputs: Outputs, voting: Voting = BY_MAJORITY) -> VoteCurve:
+    """Votes of the models of ``outputs``, which stand in rank order, best first."""
+    winners = voting.winners(outputs.answers, outputs.keys).T  # (K, B)
+    spokesman = np.maximum(winners, 0)
+    columns = np.arange(outputs.scores.shape[1])
+    return VoteCurve(outputs.scores[spokesman, columns], outputs.lenient[spokesman, columns], np.cumsum(outputs.tokens))
+
+
+def run_base(engine: Engine, prepared: Any) -> Outputs:
+    """The unperturbed model on one prepared split."""
+    return engine.run(Candidate.base(1), prepared)
+
+
+def run_members(
+    engine: Engine, population: Population, indices: np.ndarray, prepared: Any, stage: str, progress: Progress = SILENT
+) -> Outputs:
+    """The candidates of these (R,) indices on one prepared split, a chunk of the engine at a time."""
+    outputs = []
+    with progress.bar(stage, len(indices)) as bar:
+        for start in range(0, len(indices), engine.chunk):
+            chunk = indices[start : start + engine.chunk]
+            outputs.append(engine.run(population[chunk], prepared))
+            bar.update(start + len(chunk))
+    return Outputs.concatenate(outputs)

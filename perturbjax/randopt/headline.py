@@ -4,9 +4,8 @@ import numpy as np
 
 from perturbjax.randopt.entries import CONTROLS, RandOptEntry
 from perturbjax.randopt.results import Results
-from perturbjax.report.effect import effect_sentence
 from perturbjax.report.schema import Comparison, Entry, Headline, Verdict
-from perturbjax.report.words import count, percent, points, points_range
+from perturbjax.report.words import count, effect_sentence, percent, points, points_range
 
 
 def headline(results: Results) -> Headline:
@@ -49,10 +48,11 @@ def _rivals(rivals: list[str], results: Results) -> list[str]:
         comparison, who = _against(results, name), _name(name, results)
         accuracy = percent(getattr(results, name).accuracy)
         figures = f"{points(comparison.difference)} points for RandOpt, 95 % interval {points_range(comparison.difference_interval)}"
+        order = {1: "less than", 0: "as much as", -1: "more than"}[int(np.sign(comparison.difference))]
         outcome: dict[Verdict, str] = {
             "helped": f"RandOpt is clearly better than {who}, which got {accuracy} ({figures}).",
             "hurt": f"{_upper(who)} beats RandOpt: it got {accuracy} ({figures}).",
-            "no clear effect": f"{_upper(who)} got {accuracy}, {_order(comparison)}; the two are not clearly different ({figures}).",
+            "no clear effect": f"{_upper(who)} got {accuracy}, {order} RandOpt; the two are not clearly different ({figures}).",
         }
         sentences.append(outcome[comparison.verdict])
     if results.same_prompt:
@@ -60,10 +60,6 @@ def _rivals(rivals: list[str], results: Results) -> list[str]:
             "No other prompt of the task did better for the base on the select split, so the best-prompt control is the base itself."
         )
     return sentences
-
-
-def _order(comparison: Comparison) -> str:
-    return {1: "less than RandOpt", 0: "as much as RandOpt", -1: "more than RandOpt"}[int(np.sign(comparison.difference))]
 
 
 def _cost(best: RandOptEntry, base: Entry) -> str:

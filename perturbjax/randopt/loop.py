@@ -1,31 +1,19 @@
 """The search loop: round by round, score what is not scored yet, one chunk at a time, and commit every chunk."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.randopt.artifacts import candidate_scores
+from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.racing import Race
-from perturbjax.randopt.table import ScoreTable
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.randopt.table import ScoreTable, candidate_scores
+from perturbjax.runs.console import SILENT, Bar, Progress
+from perturbjax.runs.files import MetricsLog
 from perturbjax.runs.state import RunState
-
-
-class Outputs(Protocol):
-    """What the loop reads of the engine's answer for n candidates on E examples."""
-
-    @property
-    def scores(self) -> np.ndarray: ...  # (n, E) float32
-    @property
-    def tokens(self) -> np.ndarray: ...  # (n,) int64
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def nonfinite(self) -> int: ...
 
 
 class ScoringEngine(Protocol):
@@ -90,8 +78,7 @@ def search(
     slices: Sequence[Any],
     state: RunState,
     metrics: MetricsLog,
-    on_round: Callable[[int, int, int], None] = lambda number, done, total: None,
-    on_chunk: Callable[[ChunkReport], None] = lambda report: None,
+    progress: Progress = SILENT,
 ) -> ScoreTable:
     """Scores what ``state`` has no scores of: in each round, every candidate that the rounds before it promoted.
 
@@ -104,8 +91,7 @@ def search(
         slices: the engine's own form of the search examples, one part a round.
         state: committed after every chunk, and written while the next is scored; every round is complete and on disk when this returns.
         metrics: gets one line a chunk.
-        on_round: called with the round's number (from 0), its candidates done and in all, when a round begins or continues.
-        on_chunk: called when a commit is on disk, so one chunk after it began.
+        progress: gets a bar for each round, which is told of a chunk when its commit is on disk, so one chunk after it began.
 
     Returns:
         The complete table.
@@ -118,22 +104,23 @@ def search(
         raise ValueError(f"slices: {len(slices)} parts; one for each of the {len(race.ends)} rounds is required")
     table = ScoreTable.of(state, race)
     metrics.rewind(state.step)
-    commits = _Commits(state, metrics, on_chunk)
+    commits = _Commits(state, metrics)
     for number, prepared in enumerate(slices):
         survivors = race.survivors(table.scores, number)
         scored = ~np.isnan(table.scores[survivors, race.columns(number).start])
         remaining = survivors[~scored]
         if not remaining.size:
             continue
-        on_round(number, int(scored.sum()), len(survivors))
-        for start in range(0, len(remaining), engine.chunk):
-            indices = remaining[start : start + engine.chunk]
-            outputs = engine.run(population[indices], prepared)
+        label = "search" if len(slices) == 1 else f"search, round {number + 1} of {len(slices)}"
+        with progress.bar(label, len(survivors), int(scored.sum()), unit="candidate") as commits.bar:
+            for start in range(0, len(remaining), engine.chunk):
+                indices = remaining[start : start + engine.chunk]
+                outputs = engine.run(population[indices], prepared)
+                commits.wait()
+                _record(table, outputs, indices, race, number)
+                commits.commit(table, _report(state.step + 1, table, outputs, len(indices), survivors, race, number, commits.waited))
             commits.wait()
-            _record(table, outputs, indices, race, number)
-            commits.commit(table, _report(state.step + 1, table, outputs, len(indices), survivors, race, number, commits.waited))
-        commits.wait()
-        commits.report_written()
+            commits.report_written()
     return table
 
 
@@ -141,11 +128,14 @@ class _Commits:
     """The commit that is being written, and the report of the one before.
 
     Attributes:
+        bar: is told of every report.
         waited: seconds that the search stood still for the last one.
     """
 
-    def __init__(self, state: RunState, metrics: MetricsLog, on_chunk: Callable[[ChunkReport], None]):
-        self._state, self._metrics, self._on_chunk = state, metrics, on_chunk
+    bar: Bar
+
+    def __init__(self, state: RunState, metrics: MetricsLog):
+        self._state, self._metrics = state, metrics
         self._writing: ChunkReport | None = None
         self._written: ChunkReport | None = None
         self.waited = 0.0
@@ -171,7 +161,8 @@ class _Commits:
     def report_written(self) -> None:
         report, self._written = self._written, None
         if report is not None:
-            self._on_chunk(report)
+            figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
+            self.bar.update(report.done, **figures)
 
 
 def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, race: Race, number: int) -> None:

@@ -13,7 +13,7 @@ members of an ensemble; a candidate that was stopped has no rank, because its me
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from perturbjax.randopt.bounds import may_reach_top
 from perturbjax.scoring import top_k
 
 RacingRule = Literal["off", "halving", "bounds"]
-RACING_RULES: tuple[RacingRule, ...] = get_args(RacingRule)
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Race:
     """When to look, and who goes on. The defaults are those of ``perturbjax randopt``.
 
     Attributes:
-        rule: which of ``RACING_RULES``.
+        rule: which of ``RacingRule``.
         candidates: N.
         examples: D, in the order in which they are asked; it must not depend on the scores.
         top_k: K.
@@ -80,10 +79,6 @@ class Race:
         for before in range(number):
             alive = self._promoted(scores, alive, before)
         return alive
-
-    def finalists_of(self, scores: np.ndarray) -> np.ndarray:
-        """Who has answered every example when all rounds are complete."""
-        return self.survivors(scores, len(self.ends) - 1)
 
     @property
     def _fewest(self) -> int:

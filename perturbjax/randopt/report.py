@@ -6,14 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from perturbjax.errors import InputError
-from perturbjax.randopt import lines as words
-from perturbjax.randopt.artifacts import read_candidates
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.results import Results, read_results
+from perturbjax.randopt.results_table import has_lenient, lines, racing_words, search_words, sigma_words
+from perturbjax.randopt.table import read_candidates
 from perturbjax.records import from_json
-from perturbjax.report.command import reproduce_command
-from perturbjax.report.page import missing_extra, write_page
+from perturbjax.report.page import missing_extra, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count, percent
 from perturbjax.runs.files import read_json
@@ -48,9 +47,9 @@ def write_report(run_dir: str | Path) -> Path:
         "results": results,
         "config": config,
         "headline": headline(results),
-        "lines": list(words.lines(results)),
-        "lenient": words.has_lenient(results),
-        "asked": words.search_words(results),
+        "lines": list(lines(results)),
+        "lenient": has_lenient(results),
+        "asked": search_words(results),
         "setup": _setup(results, record),
         "command": reproduce_command("randopt", record.config),
         "caveats": _caveats(results),
@@ -58,7 +57,7 @@ def write_report(run_dir: str | Path) -> Path:
     }
     plots = _write_plots(run_dir, results)
     report = run_dir / "report.html"
-    write_page(report, "perturbjax.randopt", values, {"sigma_words": words.sigma_words}, plots)
+    write_page(report, "perturbjax.randopt", values, {"sigma_words": sigma_words}, plots)
     return report
 
 
@@ -90,11 +89,11 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Task", f"{results.task.name}: {results.task.source}"),
         ("Splits", f"{count(splits.search)} search, {count(splits.select)} select, {count(splits.test)} test, disjoint"),
         ("Population", f"N = {count(results.population.n)} candidates" + (", antithetic pairs" if search.antithetic else "")),
-        ("Racing", words.racing_words(results) if results.raced else search.racing),
+        ("Racing", racing_words(results) if results.raced else search.racing),
         ("Sigmas", ", ".join(f"{sigma:g}" for sigma in search.sigmas)),
         ("Noise", f"{search.noise}, {rank}, scale {search.scale}{rules}"),
         ("Prompt of the search", selection.search_prompt),
-        ("Votes", f"at most {search.top_k}; K = {selection.K} from {words.sigma_words(selection.sigma)} chosen on select"),
+        ("Votes", f"at most {search.top_k}; K = {selection.K} from {sigma_words(selection.sigma)} chosen on select"),
         ("Seed", str(search.seed)),
         ("Weights", record.config.base.dtype),
         ("Ran on", f"{devices.count} device(s): {', '.join(devices.kinds)} ({devices.backend})"),

@@ -13,25 +13,21 @@ from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.inference import EncodedBatch, Engine
-from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.controls import Evaluation, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.flow import Flow, SearchRecord
-from perturbjax.randopt.loop import ChunkReport, search
-from perturbjax.randopt.replies import run_base
+from perturbjax.randopt.flow import Flow, SearchRecord, run_base
+from perturbjax.randopt.loop import search
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.randopt.setup import Parts, continue_run, describe_run, load_parts, make_engine
-from perturbjax.randopt.table import ScoreTable, open_state
+from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.runs.files import write_json
-from perturbjax.runs.identity import check_agreement
+from perturbjax.runs.files import MetricsLog, write_json
 from perturbjax.runs.machine import require
-from perturbjax.runs.metrics import MetricsLog
 from perturbjax.runs.profile import check_profile, trace
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path
 
 
 def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
@@ -71,7 +67,11 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(directory.locked()))
         try:
-            _stages(parts, engine, whole, slices, directory, progress, peers, started)
+            results = _stages(parts, engine, whole, slices, directory, progress, peers)
+            if results is not None:
+                content = to_json(replace(results, seconds=results.seconds | {"process": time.perf_counter() - started}))
+                # Last, so that a run with results.json is a run with everything before it.
+                on_main(lambda: write_json(directory.results, content))
             return from_json(Results, on_main(lambda: _finish(directory, progress)), str(directory.results))
         except InputError:
             raise
@@ -105,9 +105,8 @@ def _stages(
     directory: RunDirectory,
     progress: Progress,
     peers: Peers,
-    started: float,
-) -> None:
-    """What is not done yet of: the base, the population, the choices and the test, each written when it is known."""
+) -> Results | None:
+    """What is not done yet of: the base, the population, the choices and the test, each written when it is known. None: all was done."""
     finished = on_main(lambda: directory.results.exists() and directory.ensemble.exists())
     # Before the search, because it compiles the programs: what the chunks are timed at is scoring alone.
     base = None if finished else score_base(engine, whole, slices, progress)
@@ -117,13 +116,11 @@ def _stages(
     sigmas = parts.population.sigma_of(np.arange(len(parts.population)))
     on_main(lambda: write_candidates(directory.candidates, sigmas, table.scores))
     if base is None:
-        return
+        return None
     evaluation = evaluate_population(parts, engine, base, table, progress)
     ensemble = Ensemble(parts.population, evaluation.members, parts.noise, parts.fingerprint, scores=evaluation.scores)
     on_main(lambda: ensemble.save(directory.ensemble))
-    seconds = evaluation.results.seconds | {"process": time.perf_counter() - started}
-    # Last, so that a run with results.json is a run with everything before it.
-    on_main(lambda: write_json(directory.results, to_json(replace(evaluation.results, seconds=seconds))))
+    return evaluation.results
 
 
 def prepare_all(parts: Parts, engine: Engine) -> EncodedBatch:
@@ -159,7 +156,7 @@ def score_population(
 ) -> ScoreTable:
     """Completes the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
     race = parts.config.race
-    with open_state(directory.state, race, parts.identity) as state, contextlib.ExitStack() as bars:
+    with open_state(directory.state, race, parts.identity) as state:
         peers.freeze = state.freeze
         for warning in state.warnings:
             progress.note(f"perturbjax: warning: {warning}")
@@ -167,19 +164,7 @@ def score_population(
             raise InputError(
                 f"{directory.state}: the saved state is missing, candidates.parquet is not; restore it, or delete {directory.path}"
             )
-        bar: Any = None
-
-        def on_round(number: int, done: int, total: int) -> None:
-            nonlocal bar
-            bars.close()
-            label = "search" if len(slices) == 1 else f"search, round {number + 1} of {len(slices)}"
-            bar = bars.enter_context(progress.bar(label, total, done))
-
-        def on_chunk(report: ChunkReport) -> None:
-            figures = {"best": f"{report.best:.3f}", "mean": f"{report.mean:.3f}", "tokens/s": f"{report.tokens_per_s:.0f}"}
-            bar.update(report.done, **figures)
-
-        table = search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), on_round, on_chunk)
+        table = search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), progress)
         if bad := sum(table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
             progress.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower the sigmas")
@@ -189,20 +174,19 @@ def score_population(
 def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, int], table: ScoreTable, progress: Progress) -> Evaluation:
     """Chooses on the select split and measures on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
     settings, record = parts.config.search, SearchRecord(parts.config.race, base_scores=base[0], base_tokens=base[1], **vars(table))
-    with progress.stages() as on_stage:
-        flow = Flow(
-            engine,
-            parts.task,
-            parts.splits,
-            parts.population,
-            record,
-            settings.top_k,
-            parts.template,
-            parts.config.vote_rule,
-            settings.seed,
-            on_stage,
-        )
-        return evaluate_run(flow, Source(parts.model.name, parts.model.source))
+    flow = Flow(
+        engine,
+        parts.task,
+        parts.splits,
+        parts.population,
+        record,
+        settings.top_k,
+        parts.template,
+        parts.config.vote_rule,
+        settings.seed,
+        progress,
+    )
+    return evaluate_run(flow, Source(parts.model.name, parts.model.source))
 
 
 def _trace(parts: Parts, engine: Engine, batch: EncodedBatch, directory: Path, progress: Progress) -> None:

@@ -6,11 +6,10 @@ import numpy as np
 
 from perturbjax.noise import Population
 from perturbjax.randopt.entries import VoteEntry
-from perturbjax.randopt.flow import SearchRecord
-from perturbjax.randopt.replies import VoteCurve
+from perturbjax.randopt.flow import SearchRecord, VoteCurve
 from perturbjax.randopt.results import PopulationSummary, RacingSummary, Round, SigmaSummary, Ties
 from perturbjax.report import compared_entry, entry
-from perturbjax.report.intervals import wilson
+from perturbjax.report.accounting import wilson
 
 
 def vote_entry(curve: VoteCurve, k: int, base_scores: np.ndarray, seed: int, search_tokens: int = 0) -> VoteEntry:

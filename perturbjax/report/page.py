@@ -1,7 +1,10 @@
-"""report.html: one file that opens offline. A chapter's template extends ``base.html`` and fills its blocks."""
+"""report.html: one file that opens offline. A chapter's template extends ``base.html`` and fills its blocks; the command that makes the
+run again is one of them."""
 
 import base64
+import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,25 @@ def write_page(path: Path, package: str, values: dict[str, Any], filters: dict[s
     images = {plot.stem: "data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode() for plot in plots}
     page = environment.get_template("report.html").render(images=images, **values)
     write_atomically(path, lambda file: file.write(page.encode()))
+
+
+def reproduce_command(chapter: str, config: Any) -> str:
+    """The ``perturbjax CHAPTER`` call that gives the same results, quoted for a shell; settings that were left out stay out.
+
+    Args:
+        chapter: name of the command.
+        config: the chapter's ``Config``, whose ``IDENTITY`` names the parts that the result depends on.
+    """
+    command = ["perturbjax", chapter]
+    for part in (getattr(config, name) for name in config.IDENTITY):
+        for field in fields(part):
+            value, flag = getattr(part, field.name), "--" + field.name.replace("_", "-")
+            if isinstance(value, bool):
+                # Of a setting that is on by default there is only the flag that turns it off.
+                command += [flag if value else f"--no-{flag[2:]}"] if value != field.default else []
+            elif value is not None and value != ():
+                command += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return shlex.join(command)
 
 
 def missing_extra(error: ModuleNotFoundError) -> InputError:

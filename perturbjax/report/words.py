@@ -1,6 +1,14 @@
-"""Numbers in words, the same in the terminal, in the plots and on the page."""
+"""Figures in words, the same in the terminal, in the plots and on the page: numbers, a comparison as a sentence, entries as lines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from perturbjax.report.schema import Comparison, Entry
+
+WIDTH = 100
+"""Columns of the terminal's lines, at most."""
+FACT_WIDTH = 19
+"""Columns of a fact's name."""
+_LABEL = 28
 
 
 def percent(fraction: float) -> str:
@@ -52,3 +60,38 @@ def probability(p_value: float) -> str:
 def shorten(text: str, width: int) -> str:
     """``text`` cut to ``width`` characters, with an ellipsis where something was cut."""
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def effect_sentence(comparison: Comparison) -> str:
+    """What the difference to the base is, and whether it is more than chance: a null as plainly as a win."""
+    change = f"{points(comparison.difference)} points (95 % interval {points_range(comparison.difference_interval)})"
+    low, high = comparison.difference_interval
+    if comparison.verdict != "no clear effect":
+        return f"That is {change}, more than chance explains."
+    if low <= 0 <= high:
+        return f"The difference of {change} is not clearly different from zero: more test questions would be needed to tell."
+    return (
+        f"The difference is {change}. The interval excludes zero, but so few answers changed that chance alone gives such a split with "
+        f"probability {probability(comparison.p_value)} (exact test): more test questions would be needed to tell."
+    )
+
+
+def entry_lines(entries: Sequence[tuple[str, Entry]], lenient: bool) -> list[str]:
+    """A header and one line per (label, entry): accuracy, difference to the base, tokens, and lenient accuracy where asked."""
+    header = f"{'on the test split':<{_LABEL}} {'right':>7}  {'95 % interval':<14} {'vs base':>8}  {'95 % interval':<15} {'tokens':>11}"
+    lines = [header + ("  lenient" if lenient else "")]
+    lines.append("-" * len(lines[0]))
+    for label, entry in entries:
+        line = f"{shorten(label, _LABEL):<{_LABEL}} {percent(entry.accuracy):>7}  {percent_range(entry.interval)[:-2]:<14} "
+        if isinstance(entry, Comparison):
+            line += f"{points(entry.difference):>8}  {points_range(entry.difference_interval):<15} "
+        else:
+            line += " " * 26
+        line += f"{count(entry.tokens):>11}"
+        lines.append(line + (f"  {percent(entry.lenient_accuracy):>7}" if lenient else ""))
+    return lines
+
+
+def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """One line per (name, text), the texts in one column."""
+    return [f"{name:<{FACT_WIDTH}}{text}" for name, text in facts]

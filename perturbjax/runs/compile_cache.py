@@ -3,12 +3,12 @@
 import hashlib
 import os
 import platform
-import tempfile
 import warnings
 from pathlib import Path
 
 from perturbjax._version import __version__
 from perturbjax.runs.console import Console
+from perturbjax.runs.files import write_fault
 
 WORTH_KEEPING_S = 0.2
 """Compile time from which on a program is kept."""
@@ -31,7 +31,7 @@ def use_compile_cache(choice: str, console: Console) -> None:
         return
     base = str(default_directory()) if choice == "auto" else choice
     directory = f"{base.rstrip('/')}/{_key()}"
-    if "://" not in directory and (fault := _fault(Path(directory).expanduser())):
+    if "://" not in directory and (fault := write_fault(Path(directory).expanduser())):
         console.note(f"compile cache {base}: {fault}; going on without it")
         jax.config.update("jax_enable_compilation_cache", False)
         return
@@ -62,13 +62,3 @@ def _key() -> str:
                 features[name.strip()] = value.strip()
     digest = hashlib.sha256(repr(sorted(features.items())).encode()).hexdigest()
     return f"{__version__}-{digest[:12]}"
-
-
-def _fault(directory: Path) -> str | None:
-    """Why the directory cannot be used; None if it can."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return None
-    except OSError as error:
-        return f"cannot be written ({error.strerror or error})"

@@ -86,6 +86,13 @@ def positive_integer(name: str, value: Any) -> None:
         raise InputError(f"`{name}` {value}: an integer of at least 1 is required")
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ``InputError`` unless each of these fields is an integer of at least 1, or None where it was left out."""
+    for name in names:
+        if (value := getattr(config, name)) is not None:
+            positive_integer(name, value)
+
+
 def check_choices(config: Any) -> None:
     """Raise ``InputError`` unless every field of a ``Literal`` type has one of its values."""
     for name, kind in get_type_hints(type(config)).items():

@@ -2,9 +2,6 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 _PLAIN_INTERVAL_S = 15.0  # between two plain progress lines, so that a log of a long run stays readable
@@ -13,40 +10,15 @@ _PLAIN_INTERVAL_S = 15.0  # between two plain progress lines, so that a log of a
 class Progress:
     """What a run reports about itself while it works. This one prints nothing (``SILENT``, a run from Python); ``Console`` does."""
 
-    def __init__(self) -> None:
-        self._stage: Bar | None = None
-
     def line(self, text: str = "") -> None:
         """One line of the outcome."""
 
     def note(self, text: str) -> None:
         """One line about the work itself."""
 
-    def bar(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Bar":
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "step") -> "Bar":
         """The progress of one stage, as a context manager."""
         return Bar(self, label, total, done, unit, drawn=False)
-
-    def on_stage(self, name: str, done: int, total: int) -> None:
-        """A callback for work that reports (stage, done, total): a new progress when done is 0, closed when done reaches total."""
-        if self._stage is None or done == 0:
-            self.close_stage()
-            self._stage = self.bar(name, total, unit="step")
-        self._stage.update(done)
-        if done >= total:
-            self.close_stage()
-
-    def close_stage(self) -> None:
-        if self._stage is not None:
-            self._stage.close()
-            self._stage = None
-
-    @contextmanager
-    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
-        """``on_stage`` for the time of a block, with no half-drawn bar left behind if the block fails."""
-        try:
-            yield self.on_stage
-        finally:
-            self.close_stage()
 
 
 SILENT = Progress()
@@ -63,7 +35,7 @@ class Console(Progress):
         """One line about the work itself, on stderr."""
         print(text, file=sys.stderr, flush=True)
 
-    def bar(self, label: str, total: int, done: int = 0, unit: str = "candidate") -> "Bar":
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "step") -> "Bar":
         """A bar when stderr is a terminal, plain lines otherwise."""
         return Bar(self, label, total, done, unit, drawn=sys.stderr.isatty())
 
@@ -98,15 +70,15 @@ class Bar:
             parts += [f"{name} {value}" for name, value in figures.items()]
             self._console.note(f"{self._label}: {', '.join(parts)}")
 
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _duration(seconds: float) -> str:

@@ -1,11 +1,14 @@
-"""Whole files or none: everything a run directory holds is written beside its place and moved there."""
+"""Whole files or none: everything a run directory holds is written beside its place and moved there; metrics.jsonl grows line by line."""
 
 import json
+import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -29,6 +32,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
+def write_fault(directory: Path) -> str | None:
+    """Why a directory, made where it is not there, cannot be written to; None if it can."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return None
+    except OSError as error:
+        return f"cannot be written ({error.strerror or error})"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -50,3 +63,40 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged, a JSON object is required; restore the file, or start anew in another --out")
     return content
+
+
+class MetricsLog:
+    """Appends one JSON line per committed chunk. All processes call the methods together.
+
+    The line of a chunk is written just before the chunk is committed. A kill between the two leaves a line too many, never one too few;
+    ``rewind`` removes it, so no chunk is ever reported twice.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Keeps the whole lines of chunks 1 to ``step``; drops later and torn ones."""
+
+        def on_disk() -> None:
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+            committed = [raw for raw in lines if _chunk(raw) <= step]
+            write_atomically(self.path, lambda file: file.writelines(raw + b"\n" for raw in committed))
+
+        on_main(on_disk)
+
+    def append(self, line: dict[str, Any]) -> None:
+        def on_disk() -> None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+        on_main(on_disk)
+
+
+def _chunk(raw: bytes) -> float:
+    """The number of the chunk of a line, infinite where the line is torn."""
+    try:
+        chunk = json.loads(raw)["chunk"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+    return chunk if isinstance(chunk, int) else math.inf

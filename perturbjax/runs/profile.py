@@ -1,6 +1,5 @@
 """A trace of work that is warm, for xprof. The directory is checked early, before anything is compiled."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ import jax
 from jax.profiler import ProfileOptions
 
 from perturbjax.errors import InputError
+from perturbjax.runs.files import write_fault
 
 
 def check_profile(directory: Path) -> None:
@@ -20,11 +20,8 @@ def check_profile(directory: Path) -> None:
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise InputError(f"`profile` {directory}: {existing} is a file; give a directory")
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(f"`profile` {directory}: cannot be written ({error.strerror or error}); give another directory") from None
+    if fault := write_fault(existing):
+        raise InputError(f"`profile` {directory}: {fault}; give another directory")
 
 
 def trace(directory: Path, run: Callable[[], object]) -> float:

@@ -1,16 +1,78 @@
-"""The run directory: what lies where, when it may be written, and who holds it."""
+"""The run directory: what makes two runs the same run, what lies where, when it may be written, and who holds it."""
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from perturbjax.cluster import broadcast_json
 from perturbjax.errors import InputError
+from perturbjax.records import to_json
 from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
-from perturbjax.runs.identity import Identity, differences, identity_digest
+from perturbjax.tree import digest
+
+Identity = Mapping[str, Any]
+"""Name -> JSON value: fields of the settings, and fingerprints of what they name."""
+
+_FINGERPRINTS = {"model_fingerprint": "model", "task_fingerprint": "task", "split_ids": "task"}
+"""Fingerprint -> the field that names its content. The name is for people, the fingerprint decides: a file may move."""
+_NAMES = tuple(dict.fromkeys(_FINGERPRINTS.values()))
+
+
+def fields_of(config: Any) -> dict[str, Any]:
+    """The settings that a result depends on, as JSON: all fields of the parts of a chapter's ``Config`` that its ``IDENTITY`` names."""
+    return {name: value for part in config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
+
+
+def identity_digest(identity: Identity) -> str:
+    """One string that is equal exactly where ``differences`` finds none."""
+    return digest({name: value for name, value in identity.items() if name not in _NAMES})
+
+
+def differences(mine: Identity, theirs: Identity) -> list[str]:
+    """What a person changed between two runs, one phrase each: "`seed` 1, the run has 0". Empty when the runs are the same.
+
+    Fingerprints follow from settings (another task has other examples), so they are named only where no setting explains them.
+    """
+    found = []
+    for name in dict.fromkeys((*mine, *theirs)):
+        if name not in _FINGERPRINTS and name not in _NAMES and mine.get(name) != theirs.get(name):
+            found.append(f"`{name}` {_show(mine.get(name))}, the run has {_show(theirs.get(name))}")
+    names = []
+    for fingerprint, name in _FINGERPRINTS.items():
+        if mine.get(fingerprint) == theirs.get(fingerprint):
+            continue
+        if mine.get(name) != theirs.get(name):
+            names.append(f"`{name}` {mine.get(name)}, the run has {theirs.get(name)}")
+        elif not found and not names:
+            contents = f"({_short(mine.get(fingerprint))}), the run has other content ({_short(theirs.get(fingerprint))})"
+            names.append(f"`{name}` {mine.get(name)} {contents}")
+    return list(dict.fromkeys(names + found))
+
+
+def check_agreement(identity: Identity) -> None:
+    """Raises ``InputError`` on a process whose settings, data or model are not those of process 0: it would compute something else."""
+    if found := differences(identity, broadcast_json(identity)):
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_show, value)) or "none"
+    if isinstance(value, dict):  # a noise rule
+        return f"{value.get('pattern')}={value.get('scale') or 'exclude'}"
+    return str(value)
+
+
+def _short(value: Any) -> str:
+    return str(value)[: len("sha256:") + 12]
+
 
 FORMAT = 3
 """Of the run directory; raised by any change that an older version would misread."""

@@ -16,12 +16,13 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from perturbjax.cluster import gather, on_main
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, first_line
 from perturbjax.runs.blocks import block_digests, check_digests
 from perturbjax.runs.files import TEMPORARY_SUFFIX
-from perturbjax.runs.identity import Identity, identity_digest
+from perturbjax.runs.rundir import Identity, identity_digest
 from perturbjax.tree import digest
 
 FORMAT = 3
@@ -94,8 +95,6 @@ class RunState:
         Raises:
             OSError: it, or the one before, could not be written as a whole (a full disk); the commits before stand.
         """
-        import orbax.checkpoint as ocp
-
         with self._lock:
             self._wait()
             step = self.step + 1
@@ -140,7 +139,7 @@ class RunState:
 
     def _not_committed(self, error: Exception) -> OSError:
         # Orbax and TensorStore report a full disk in several exception types; all mean that this step is not there.
-        reason = _first_line(error)
+        reason = first_line(error)
         if "Barrier timed out" in reason:
             reason = f"not all processes wrote their part within {WRITE_S} s; is a disk full?"
         return OSError(f"{self.directory}: commit {self.step} could not be written ({reason})")
@@ -167,8 +166,6 @@ class RunState:
 
     def _read_record(self, reader: Any, step: int) -> dict[str, Any] | str:
         """What is written beside the tree of a step, or why it is damaged."""
-        import orbax.checkpoint as ocp
-
         try:
             content = reader.restore(step, args=ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()}))[RECORD]
             if content.get("format") != FORMAT:
@@ -182,11 +179,10 @@ class RunState:
         except InputError:
             raise
         except Exception as error:
-            return _first_line(error)
+            return first_line(error)
 
     def _read_tree(self, reader: Any, step: int, content: dict[str, Any]) -> str | None:
         """Restores the tree of a step; or returns why it is damaged, as this process sees it."""
-        import orbax.checkpoint as ocp
 
         def how(leaf: Any) -> ocp.RestoreArgs:
             if isinstance(leaf, np.ndarray):
@@ -198,7 +194,7 @@ class RunState:
             tree = reader.restore(step, args=ocp.args.Composite(**{TREE: restore}))[TREE]
             check_digests(tree, self.tree, content["sha256"])
         except Exception as error:
-            return _first_line(error)
+            return first_line(error)
         self.tree, self.record = tree, content["record"]
         return None
 
@@ -214,7 +210,7 @@ def _prepare(directory: Path) -> list[int]:
             shutil.rmtree(leftover)
         entries = list(directory.iterdir())
     except OSError as error:
-        raise _damaged(directory, f"it cannot be opened ({_first_line(error)})") from error
+        raise _damaged(directory, f"it cannot be opened ({first_line(error)})") from error
     if strange := sorted(entry.name for entry in entries if not (entry.is_dir() and entry.name.isdigit())):
         raise _damaged(directory, f"{strange[0]} is not part of a state")
     return sorted((int(entry.name) for entry in entries), reverse=True)
@@ -243,37 +239,24 @@ def _check_visible(directory: Path) -> None:
 
 def _reader(directory: Path) -> Any:
     """Orbax's view of what is there, for this process alone: damage that one process sees must not leave the others in a barrier."""
-    import orbax.checkpoint as ocp
-
     me = jax.process_index()
     alone = {"primary_host": me, "active_processes": {me}} if jax.process_count() > 1 else {}
-    processes = ocp.options.MultiprocessingOptions(**alone)
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=False, multiprocessing_options=processes)
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    return _manager(directory, alone, enable_async_checkpointing=False)
 
 
 def _writer(directory: Path) -> Any:
-    import orbax.checkpoint as ocp
-
     count = jax.process_count()
     # Named processes: Orbax then waits for them through JAX's coordination service. Its other way is a collective on the devices, which a
     # thread in the background must not begin.
     every = {"primary_host": 0, "active_processes": set(range(count)), "barrier_sync_key_prefix": "state"} if count > 1 else {}
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=MAX_TO_KEEP,
-        enable_async_checkpointing=True,
-        async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_S),
-        create=False,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(**every),
-    )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    return _manager(directory, every, max_to_keep=MAX_TO_KEEP, async_options=ocp.options.AsyncOptions(timeout_secs=WRITE_S))
+
+
+def _manager(directory: Path, processes: dict[str, Any], **options: Any) -> Any:
+    options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(**processes)
+    return ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(create=False, **options))
 
 
 def _damaged(directory: Path, reason: str) -> InputError:
     advice = f"delete {directory.parent} to start anew, or restore it from a copy"
     return InputError(f"{directory}: the saved state is damaged ({reason}); {advice}")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

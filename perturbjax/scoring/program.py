@@ -78,7 +78,7 @@ class ChunkProgram:
             return jax.eval_shape(lambda: scales(whole, noise, lambda *_: jnp.float32(1)))
         return scales(whole, noise, lambda path, _: self._params.mean_square(path, self.mesh))
 
-    def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any, true: jax.Array) -> Any:
+    def _one(self, params: Any, leaf_scales: dict[str, jax.Array], candidate: Candidate, data: Any, shapes: Any, true: jax.Array) -> Any:
         fn, theta, blocks = self._fn, params, self._params.blocks()
         if self.noise is not None and self.strategy == "copy":
             with jax.named_scope("noise"):
@@ -89,7 +89,7 @@ class ChunkProgram:
         # An optimization barrier: a cond whose predicate is always true but not constant keeps the function in a computation of its own,
         # apart from the noise made so far. Without it XLA:CPU fuses noise into its consumers and repeats it there, or into a library call
         # for a following matmul, which then makes a dozen passes over arrays of the weights' size.
-        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, theta, candidate, data))
+        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.cond(true, fn, lambda *_: empty, theta, candidate, data)
 
     def _local(self, params: Any, leaf_scales: dict[str, jax.Array], num_valid: jax.Array, candidates: Candidate, data: Any) -> Any:
@@ -98,16 +98,21 @@ class ChunkProgram:
         width = self.in_flight
         true = num_valid[0] > 0
         blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), candidates)
+        # Shapes of one candidate's results are those of the base's, which is traced in a fraction of the time.
+        shapes = jax.eval_shape(self._fn, params, jax.tree.map(lambda leaf: leaf[0], candidates), data)
 
         def block(index: jax.Array) -> Any:
             several = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), blocks)
             if width == 1:
-                one = self._one(params, leaf_scales, jax.tree.map(lambda leaf: leaf[0], several), data, true)
+                one = self._one(params, leaf_scales, jax.tree.map(lambda leaf: leaf[0], several), data, shapes, true)
                 return jax.tree.map(lambda leaf: leaf[None], one)
-            return jax.vmap(self._one, (None, None, 0, None, None))(params, leaf_scales, several, data, true)
 
-        shapes = jax.eval_shape(block, jax.ShapeDtypeStruct((), jnp.int32))
-        results = jax.tree.map(lambda s: jnp.zeros((blocks.index.shape[0], *s.shape), s.dtype), shapes)
+            def one(candidate: Candidate) -> Any:
+                return self._one(params, leaf_scales, candidate, data, shapes, true)
+
+            return jax.vmap(one)(several)
+
+        results = jax.tree.map(lambda s: jnp.zeros((*blocks.index.shape, *s.shape), s.dtype), shapes)
 
         def step(index, results):
             return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, block(index))

@@ -8,8 +8,7 @@ suit larger models, and the best-prompt control takes whichever serves the base.
 from typing import Any
 
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import LETTERS, ChoiceTask, Layout, option_fields
 from perturbjax.tasks.sources import Source
 
 # The test split: 2,376 rows, the largest that the package has whole (its validation split has 570).

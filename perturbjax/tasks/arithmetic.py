@@ -6,8 +6,7 @@ generated.
 """
 
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.generation import GenerationTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import GenerationTask, Layout
 from perturbjax.tasks.quantity import find_numbers, first_line, normalize_number
 from perturbjax.tasks.sources import Source
 

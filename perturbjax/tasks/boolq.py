@@ -1,8 +1,7 @@
 """BoolQ: yes/no questions about a passage (Clark et al. 2019)."""
 
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.choice import ChoiceTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import ChoiceTask, Layout
 from perturbjax.tasks.sources import Source
 
 _SOURCE = Source("BoolQ, validation split", "hf_datasets/boolq/none/validation", "google/boolq", None, "validation")

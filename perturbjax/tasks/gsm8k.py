@@ -7,8 +7,7 @@ number of the reply. Both are reported, because a search can gain strict points 
 import re
 
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.generation import GenerationTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import GenerationTask, Layout
 from perturbjax.tasks.quantity import find_numbers, normalize_number
 from perturbjax.tasks.sources import Source
 

@@ -15,9 +15,7 @@ from typing import Any
 from perturbjax.errors import InputError
 from perturbjax.records import from_json, read_json_lines, refuse
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
-from perturbjax.tasks.generation import GenerationTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import LETTERS, ChoiceTask, GenerationTask, Layout, option_fields
 from perturbjax.tasks.quantity import find_numbers, first_line, normalize_number
 
 _CHOICE_LAYOUTS = {
@@ -138,10 +136,7 @@ class JsonlGeneration(GenerationTask):
         self.source = source
         self.max_new_tokens = max_new_tokens
         self.numeric = all(normalize_number(example.answer) is not None for example in examples)
-        self._rows = tuple(examples)
-
-    def load(self) -> tuple[Example, ...]:
-        return self._rows
+        self.load = lambda: examples
 
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
         """Strict: the line after the last "Answer:", else a reply of one line; in a numeric task it must be one number.

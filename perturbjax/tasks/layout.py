@@ -1,14 +1,18 @@
-"""How a style lays an example out: chat turns or plain text, instruction first, example last.
+"""How a style lays an example out: chat turns or plain text, instruction first, example last; and the tasks that are made of layouts.
 
 Constants come first in every layout because a prefix common to all examples (instruction, shots) is run once per candidate.
 """
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from perturbjax.errors import InputError
-from perturbjax.tasks.base import Message, Template
+from perturbjax.tasks.base import Example, LoadedOnce, Message, Prompt, Template
+from perturbjax.tasks.quantity import normalize_number
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Values = Mapping[str, Any]
 """What the format strings of a layout can show: the question and the fields of an example."""
@@ -74,3 +78,75 @@ def compose(instruction: str, layout: Layout, values: Values) -> tuple[tuple[Mes
         if reply is not None:
             messages.append({"role": "assistant", "content": cue + continuation(cue, reply)})
     return tuple(messages), turns[-1][1]
+
+
+@dataclass(eq=False)
+class ChoiceTask(LoadedOnce):
+    """A choice task made of examples, templates and the layouts that the templates' styles name.
+
+    Attributes:
+        name: what a run's ``task`` says.
+        source: one line for the report: where the rows come from.
+        load: reads the examples; called once, on first use.
+        templates: ways to ask, the default first.
+        layouts: by style.
+    """
+
+    name: str
+    source: str
+    load: Callable[[], Sequence[Example]]
+    templates: tuple[Template, ...]
+    layouts: Mapping[str, Layout]
+    kind: Literal["choice", "generation"] = "choice"
+    max_new_tokens: int = 0
+
+    def prompt(self, example: Example, template: Template) -> Prompt:
+        layout = layout_of(template, self.layouts)
+        messages, text = compose(template.instruction, layout, {"question": example.question, **example.fields})
+        words = example.fields["options"] if layout.options else (layout.words or example.choices)[: len(example.choices)]
+        return Prompt(messages, text, tuple(continuation(layout.cue, word) for word in words))
+
+    def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
+        """A choice spelled out in full; lenient also forgives case and a final full stop."""
+        text = text.strip()
+        if text in example.choices or strict:
+            return text if text in example.choices else None
+        folded = text.removesuffix(".").casefold()
+        return next((choice for choice in example.choices if choice.casefold() == folded), None)
+
+    def score(self, answer: str | None, example: Example) -> float:
+        return float(answer == example.answer)
+
+    def vote_key(self, answer: str, example: Example) -> str:
+        return answer
+
+
+def option_fields(options: Sequence[str], **more: Any) -> dict[str, Any]:
+    """Fields of a question with its own options: their texts, and the list "A. ..." that a prompt shows.
+
+    >>> option_fields(["red", "blue"])["listed"]
+    'A. red\\nB. blue'
+    """
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
+    return {"options": tuple(options), "listed": listed, **more}
+
+
+class GenerationTask(LoadedOnce, ABC):
+    """A generation task made of examples, templates and the layouts that the templates' styles name; answers are numbers unless a task
+    says otherwise."""
+
+    kind: Literal["choice", "generation"] = "generation"
+    templates: tuple[Template, ...]
+    layouts: ClassVar[Mapping[str, Layout]]
+
+    @abstractmethod
+    def extract(self, text: str, example: Example, strict: bool = True) -> str | None: ...
+
+    def prompt(self, example: Example, template: Template) -> Prompt:
+        return Prompt(*compose(template.instruction, layout_of(template, self.layouts), {"question": example.question}))
+
+    def score(self, answer: str | None, example: Example) -> float:
+        return float(answer is not None and normalize_number(answer) == example.answer)
+
+    def vote_key(self, answer: str, example: Example) -> str:
+        return normalize_number(answer) or answer

@@ -9,8 +9,7 @@ from typing import Any
 
 from perturbjax.errors import InputError
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.choice import LETTERS, ChoiceTask, option_fields
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import LETTERS, ChoiceTask, Layout, option_fields
 from perturbjax.tasks.sources import Source
 
 _SUBJECTS = """

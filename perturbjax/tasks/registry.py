@@ -9,7 +9,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, one_line
 from perturbjax.tasks.arc_easy import arc_easy
 from perturbjax.tasks.arithmetic import Arithmetic
 from perturbjax.tasks.base import Task, Template
@@ -20,7 +20,6 @@ from perturbjax.tasks.gsm8k import Gsm8k
 from perturbjax.tasks.jsonl import jsonl_task
 from perturbjax.tasks.mmlu import SUBJECTS, mmlu
 from perturbjax.tasks.rte import rte
-from perturbjax.tasks.sources import one_line
 from perturbjax.tasks.sst2 import sst2
 
 _TASKS: dict[str, Callable[[], Task]] = {
@@ -91,7 +90,8 @@ def _attribute(module_name: str, path: str, spec: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
-        raise InputError(f"task {spec!r}: importing {module_name} failed ({one_line(error)}); correct the module or its name") from error
+        reason = one_line(error, 200)
+        raise InputError(f"task {spec!r}: importing {module_name} failed ({reason}); correct the module or its name") from error
     finally:
         sys.path.remove(here)
     for part in path.split("."):
@@ -113,5 +113,5 @@ def _made(found: Any, spec: str) -> Any:
         raise
     except Exception as error:  # the user's code may fail in any way
         raise InputError(
-            f"task {spec!r}: calling it without arguments failed ({one_line(error)}); give a task, or what makes one when called"
+            f"task {spec!r}: calling it without arguments failed ({one_line(error, 200)}); give a task, or what makes one when called"
         ) from error

@@ -1,8 +1,7 @@
 """RTE: does one text follow from another? (Dagan et al. 2005 and later rounds, as in GLUE)"""
 
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.choice import ChoiceTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import ChoiceTask, Layout
 from perturbjax.tasks.sources import Source
 
 _SOURCE = Source("RTE (GLUE), validation split", "hf_datasets/glue/rte/validation", "nyu-mll/glue", "rte", "validation")

@@ -10,15 +10,27 @@ Grammar (spaces and tabs between tokens)::
 There is no exponent, sign, name, decimal point or call, and length and nesting are bounded, so any text costs microseconds.
 """
 
+import ast
+import operator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 
 MAX_LENGTH = 200
 MAX_DEPTH = 32
 MAX_DIGITS = 12
 
-_DIGITS = frozenset("0123456789")
-_SIGNS = frozenset("+-*/()")
+_ALPHABET = re.compile(r"[0-9+\-*/() \t]*")
+_TOO_LONG = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
+_LEADING_ZEROS = re.compile(r"\b0+(?=[0-9])")
+_OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 @dataclass(frozen=True)
@@ -37,83 +49,24 @@ def evaluate(text: str) -> Arithmetic | None:
     >>> evaluate("2 ** 8") is None
     True
     """
-    if len(text) > MAX_LENGTH:
+    if len(text) > MAX_LENGTH or not _ALPHABET.fullmatch(text) or _TOO_LONG.search(text):
         return None
+    if max(accumulate((char == "(") - (char == ")") for char in text), default=0) > MAX_DEPTH:
+        return None
+    numbers: list[int] = []
+
+    def value(node: ast.expr) -> Fraction:
+        match node:
+            case ast.Constant(value=int(number)):
+                numbers.append(number)
+                return Fraction(number)
+            case ast.BinOp() if type(node.op) in _OPERATORS:
+                return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(f"{type(node).__name__} is not part of the grammar")
+
     try:
-        parser = _Parser(_tokens(text))
-        value = parser.sum(depth=0)
-        parser.end()
-    except (_NotArithmetic, ZeroDivisionError):
+        # Python reads the same grammar, and more; numbers with zeros before them it refuses.
+        tree = ast.parse(_LEADING_ZEROS.sub("", text).strip(" \t"), mode="eval")
+        return Arithmetic(value(tree.body), tuple(numbers))
+    except (SyntaxError, ValueError, ZeroDivisionError):
         return None
-    return Arithmetic(value, tuple(parser.numbers))
-
-
-class _NotArithmetic(Exception):
-    pass
-
-
-def _tokens(text: str) -> list[str]:
-    tokens: list[str] = []
-    joined = False  # whether a digit would continue the token before it
-    for char in text:
-        if char in _DIGITS:
-            if joined:
-                tokens[-1] += char
-            else:
-                tokens.append(char)
-            if len(tokens[-1]) > MAX_DIGITS:
-                raise _NotArithmetic
-        elif char in _SIGNS:
-            tokens.append(char)
-        elif char not in " \t":
-            raise _NotArithmetic
-        joined = char in _DIGITS
-    return tokens
-
-
-class _Parser:
-    """Recursive descent; each nesting level costs three Python frames, bounded by MAX_DEPTH."""
-
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens
-        self.position = 0
-        self.numbers: list[int] = []
-
-    def next_in(self, wanted: str) -> str | None:
-        """Take the next token if it is one of the characters of ``wanted``."""
-        if self.position < len(self.tokens) and self.tokens[self.position] in wanted:
-            self.position += 1
-            return self.tokens[self.position - 1]
-        return None
-
-    def end(self) -> None:
-        if self.position != len(self.tokens):
-            raise _NotArithmetic
-
-    def sum(self, depth: int) -> Fraction:
-        value = self.product(depth)
-        while sign := self.next_in("+-"):
-            term = self.product(depth)
-            value = value + term if sign == "+" else value - term
-        return value
-
-    def product(self, depth: int) -> Fraction:
-        value = self.factor(depth)
-        while sign := self.next_in("*/"):
-            term = self.factor(depth)
-            value = value * term if sign == "*" else value / term
-        return value
-
-    def factor(self, depth: int) -> Fraction:
-        if self.next_in("("):
-            if depth == MAX_DEPTH:
-                raise _NotArithmetic
-            value = self.sum(depth + 1)
-            if not self.next_in(")"):
-                raise _NotArithmetic
-            return value
-        if self.position == len(self.tokens) or self.tokens[self.position][0] not in _DIGITS:
-            raise _NotArithmetic
-        self.numbers.append(int(self.tokens[self.position]))
-        self.position += 1
-        return Fraction(self.numbers[-1])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, one_line
 
 Row = dict[str, Any]
 
@@ -64,7 +64,8 @@ class Source:
             requests = folder / "requests.jsonl.gz"
             rows = _request_documents(requests) if requests.exists() else _arrow_rows(folder)
         except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, pyarrow.ArrowException) as error:
-            raise InputError(f"`task`: {self.title} in {folder} cannot be read ({one_line(error)}); reinstall it: {_INSTALL}") from error
+            reason = one_line(error, 200)
+            raise InputError(f"`task`: {self.title} in {folder} cannot be read ({reason}); reinstall it: {_INSTALL}") from error
         if not rows:
             raise InputError(f"`task`: {self.title} in {folder} holds no rows; reinstall it: {_INSTALL}")
         return rows
@@ -84,7 +85,7 @@ class Source:
             return [dict(row) for row in datasets.load_dataset(self.hub, self.config, split=self.split)]
         except Exception as error:  # the hub's clients raise their transport's own exceptions, which change with their versions
             raise InputError(
-                f"`task`: {self.title} is not installed, and dataset {self.hub!r} on the hub cannot be read ({one_line(error)}); "
+                f"`task`: {self.title} is not installed, and dataset {self.hub!r} on the hub cannot be read ({one_line(error, 200)}); "
                 f"install it ({_INSTALL}) or give a .jsonl file"
             ) from error
 
@@ -111,8 +112,3 @@ def _request_documents(file: Path) -> list[Row]:
             if request["doc_id"] < 1_000_000:
                 documents.setdefault(request["doc_id"], request["doc"])
     return [documents[key] for key in sorted(documents)]
-
-
-def one_line(error: Exception) -> str:
-    """An exception as part of a one-line message."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

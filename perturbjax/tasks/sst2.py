@@ -1,8 +1,7 @@
 """SST-2: is a sentence of a movie review positive or negative? (Socher et al. 2013, as in GLUE)"""
 
 from perturbjax.tasks.base import Example, Template
-from perturbjax.tasks.choice import ChoiceTask
-from perturbjax.tasks.layout import Layout
+from perturbjax.tasks.layout import ChoiceTask, Layout
 from perturbjax.tasks.sources import Source
 
 _SOURCE = Source("SST-2 (GLUE), validation split", "hf_datasets/glue/sst2/validation", "nyu-mll/glue", "sst2", "validation")

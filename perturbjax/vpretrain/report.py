@@ -4,8 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from perturbjax.records import from_json
-from perturbjax.report.command import reproduce_command
-from perturbjax.report.page import missing_extra, write_page
+from perturbjax.report.page import missing_extra, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count
 from perturbjax.runs.files import read_json

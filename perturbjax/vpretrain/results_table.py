@@ -1,7 +1,6 @@
 """results.json as a plain table for the terminal."""
 
-from perturbjax.report.table import fact_lines
-from perturbjax.report.words import count, percent, shorten
+from perturbjax.report.words import count, fact_lines, percent, shorten
 from perturbjax.vpretrain.headline import NAMES, headline, label, nats, nats_range
 from perturbjax.vpretrain.results import Results
 

@@ -16,11 +16,9 @@ from perturbjax.pretrained.export import export_safetensors
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.runs.files import read_json, write_json
-from perturbjax.runs.identity import check_agreement, fields_of
+from perturbjax.runs.files import MetricsLog, read_json, write_json
 from perturbjax.runs.machine import make_mesh, require
-from perturbjax.runs.metrics import MetricsLog
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import put_params, to_host
 from perturbjax.train.problem import Fitted, Look
@@ -191,17 +189,16 @@ class _Stages:
             return row_losses(learner, placed, fitting, tokens, self._mesh)
 
         found: dict[str, Any] = {}
-        with self._progress.stages() as on_stage:
-            label = "step 0" if mode == START else f"{mode}, test"
-            for number, (name, each) in enumerate(parts.feedback.items()):
-                on_stage(label, number, stages)
+        what = "step 0" if mode == START else f"{mode}, test"
+        with self._progress.bar(what, stages) as bar:
+            for number, (name, each) in enumerate(parts.feedback.items(), start=1):
                 of_questions = None
                 if each.task is not None and each.template is not None:
                     of_questions = answers(parts.model, params, each.task, each.template, each.questions, self._mesh)
                 found[name] = losses(each.test), of_questions
-            on_stage(label, stages - 1, stages)
+                bar.update(number)
             general = float(np.mean(losses(parts.general))) if parts.general else None
-            on_stage(label, stages, stages)
+            bar.update(stages)
         answered = {name: replies for name, (_, replies) in found.items() if replies is not None}
         return Measured(
             VERSION,

@@ -15,8 +15,8 @@ from perturbjax.bench.record import document, row_lines
 from perturbjax.cli import bench as commands_bench
 from perturbjax.cli import main
 from perturbjax.inference import Engine
-from perturbjax.inference.choice import choice_values
 from perturbjax.inference.packing import ScoringExample, pack
+from perturbjax.inference.programs import choice_values
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import load_model
@@ -26,7 +26,10 @@ from perturbjax.sharding import make_mesh
 from perturbjax.tasks import load_task
 
 # Of the types of jax's own trace reader, made in C++ when they are first used; as an error there it ends the process.
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
+    pytest.mark.usefixtures("unoptimized"),
+]
 
 KEYS = {"kind", "strategy", "noise", "tokens_per_candidate", "candidates_per_s", "tokens_per_s", "reference_tokens_per_s", "efficiency"}
 

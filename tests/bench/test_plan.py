@@ -4,6 +4,8 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,45 +14,65 @@ from support.paths import ROOT
 
 from perturbjax.bench.collectives import Collective, read_collectives
 from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, largest
+from perturbjax.cli.plan import PlanConfig, run_plan
+from perturbjax.errors import InputError
 from perturbjax.noise import Noise
 from perturbjax.pretrained.hf_config import decoder_config
+from perturbjax.runs.console import Console
 
-SCRIPT = ROOT / "scripts" / "pod_plan.py"
 CONFIG = ROOT / "scripts" / "configs" / "qwen2.5-0.5b.json"
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "perturbjax", "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra perturbjax[tpu] holds the TPU compiler"
 )
 def test_candidates_never_talk_and_weights_are_never_gathered():
-    done = plan(str(CONFIG), "--topology", "v5e:2x2", "--mesh", "2x2", "--chunk", "50", "--replies", "8x128+128", "--no-search")
+    small = ("--topology", "v5e:2x2", "--mesh", "2x2", "--prompts", "8", "--prompt-tokens", "128", "--max-new-tokens", "128", "--no-search")
+    done = plan("--model", str(CONFIG), "--chunk", "50", *small)
     assert done.returncode == 0, done.stderr
     verdicts = re.findall(r'on "data" inside the loop: (\d+); all-gathers over "model" beyond 4 MiB .*: (\d+)', done.stdout)
-    assert verdicts == [("0", "0")] * 2, done.stdout
+    assert verdicts[:2] == [("0", "0")] * 2 and [gathers for _, gathers in verdicts] == ["0"] * 3, done.stdout
     many, few = re.findall(r"temporaries ([\d.]+) MiB, .* \(([\d,]+) candidates a call", done.stdout)
     assert (many[1], few[1]) == ("100", "2")
     assert float(many[0]) == pytest.approx(float(few[0]), rel=0.05), "temporaries do not grow with the population"
     # 24 layers, one sum after attention and one after the mlp.
     assert re.search(r"all-reduce +model +inside 3 loops +48 x 7.00 MiB", done.stdout), done.stdout
     assert "6,400 takes 64, N = 640,000 takes 6400" in done.stdout
+    assert "TRAINING of all parameters, 16 rows of 512 tokens a step" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("changed", "message"),
     [
-        (["nope.json"], "nope.json: no such file; there are llama3.1-70b.json, "),
-        ([str(CONFIG), "--topology", "v9:2x2"], "v9:2x2: not of the form that --help shows"),
-        ([str(CONFIG), "--topology", "v5e:2x2", "--mesh", "3x1"], "--mesh 3x1: 3 devices, v5e:2x2 has 4"),
-        ([str(CONFIG), "--chunk", "0"], "0: a number of at least 1 is required"),
+        ({"model": Path("nope.json")}, "`model` nope.json: no such file; give a model's config.json"),
+        ({"value": ROOT / "pyproject.toml"}, "`value` "),
+        ({"topology": "v9:2x2"}, "`topology` v9:2x2: a kind of TPU and its slice is required"),
+        ({"topology": "v5e:2x2", "mesh": "3x1"}, "`mesh` 3x1: 3 devices, v5e:2x2 has 4"),
+        ({"chunk": 0}, "`chunk` 0: "),
+        ({"noise": "pink"}, "`noise` pink: one of "),
+        ({"value": CONFIG, "program": "scoring"}, "`program` scoring: a value network is planned in training and generation"),
     ],
 )
-def test_mistakes_are_said_in_one_line(arguments, message):
-    done = plan(*arguments)
-    assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
+def test_mistakes_are_said_in_one_line(changed, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        run_plan(PlanConfig(**{"model": CONFIG, **changed}), Console())
+
+
+def test_a_value_network_is_planned_beside_a_base_of_its_vocabulary(tiny):
+    base = tiny.parts[""]
+    both = Plan(base, jax.devices()[:1], 1, None, "lazy", base)
+    head = base.vocab_size * base.hidden_size
+    assert both.parameters == 2 * tiny.parameters + head  # the value network's own head
+    assert both.training_flops(2, 16, 8) == pytest.approx(tiny.flops(2, 16, 8) * 4, rel=0.01)
+    with pytest.raises(InputError, match="one vocabulary is planned"):
+        Plan(base, jax.devices()[:1], 1, None, "lazy", replace(base, vocab_size=300))
+    with jax.numpy_dtype_promotion("standard"):
+        assert device_bytes(both.training(2, 16, 8)) > device_bytes(both.generation(2, 8, 4)) > 0
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +98,7 @@ def test_roofline_names_its_terms(tiny):
     assert tiny.roofline(chip, 197e12, 10.0, 819e9) == {"FLOPs": 1.0, "HBM": 1.0, "ICI": 0.0}
 
 
+@pytest.mark.usefixtures("unoptimized")
 def test_bytes_on_a_device_grow_with_the_rows(tiny):
     with jax.numpy_dtype_promotion("standard"):  # flax's RMSNorm multiplies float32 with a bfloat16 scale
         assert device_bytes(tiny.scoring(1, 2, 32)) < device_bytes(tiny.scoring(1, 4, 32))

@@ -10,8 +10,8 @@ import pytest
 from support.paths import FIXTURES
 
 from perturbjax.inference import decode as generate_module
-from perturbjax.inference.decode import NO_TOKEN, ROW_SIZES, generate
-from perturbjax.inference.generation import batch_prompts, generate_replies
+from perturbjax.inference.decode import NO_TOKEN, generate
+from perturbjax.inference.programs import batch_prompts, generate_replies
 from perturbjax.models import attention
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.decoder import decoder_from_params
@@ -19,6 +19,8 @@ from perturbjax.models.language_model import run_prefix
 from perturbjax.noise.values import KEY_IMPL, root_key_data
 from perturbjax.pretrained import load_model
 from perturbjax.tasks.base import Prompt
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 RNG = np.random.default_rng(1)
 PREFIX = RNG.integers(5, 120, 7).tolist()
@@ -70,7 +72,7 @@ def until_stop(reply, stops):
 def counted(replies, rows):
     """Rows decoded over all steps, shrinking and not. The first token comes with the prompt."""
     lengths = (np.asarray(replies) != NO_TOKEN).sum(1)
-    sizes = [rows, *(size for size in ROW_SIZES if size < rows)]
+    sizes = [rows, *(size for size in generate_module.ROW_SIZES if size < rows)]
     live = [int((lengths > step).sum()) for step in range(1, WIDTH)]
     # A row that fills its last place has not stopped, but there is no step left for it either.
     steps = [count for count in live if count]
@@ -89,23 +91,21 @@ def stopping(sampled):
     raise AssertionError("no stop tokens give replies of five lengths")
 
 
-def run(model, sampled, stops, order, live):
+@partial(jax.jit, static_argnames=("config", "sampled", "stops", "small"))
+def _replies(params, tokens, lengths, row_ids, live, *, config, sampled, stops, small):
+    """``small``: whether the sizes of "in pieces" are set, which are read when this is traced."""
+    decoder = decoder_from_params(config, params)
+    prefix = run_prefix(decoder, jnp.asarray([PREFIX + [0] * 5]), jnp.int32(len(PREFIX)))
+    return generate(decoder, tokens, lengths, live, WIDTH, stops, prefix, len(PREFIX), KEY if sampled else None, row_ids, TEMPERATURE)
+
+
+def run(model, sampled, stops, order, live, small=False):
     tokens = np.zeros((len(order), 16), np.int32)
     for row, i in zip(tokens, order, strict=True):
         row[: len(PROMPTS[i])] = PROMPTS[i]
-    lengths = jnp.asarray([len(PROMPTS[i]) for i in order])
-    prefix_row = jnp.asarray([PREFIX + [0] * 5])
-
-    @jax.jit
-    def replies(params, live):
-        decoder = decoder_from_params(model.config, params)
-        prefix = run_prefix(decoder, prefix_row, jnp.int32(len(PREFIX)))
-        key = KEY if sampled else None
-        return generate(
-            decoder, jnp.asarray(tokens), lengths, live, WIDTH, stops, prefix, len(PREFIX), key, jnp.asarray(order), TEMPERATURE
-        )
-
-    return replies(model.params, live)
+    lengths = np.asarray([len(PROMPTS[i]) for i in order])
+    what = {"config": model.config, "sampled": sampled, "stops": stops, "small": small}
+    return _replies(model.params, tokens, lengths, np.asarray(order), live, **what)
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
@@ -116,20 +116,20 @@ def test_every_reply_equals_that_of_its_prompt_alone(model, sampled, small, monk
         monkeypatch.setattr(generate_module, "PREFILL_TOKENS", 20)
     stops, expected = stopping(sampled)
     order = list(range(11))
-    got = run(model, sampled, stops, order, np.ones(11, bool))
+    got = run(model, sampled, stops, order, np.ones(11, bool), small)
     assert got.tokens.tolist() == expected and got.finite.all()
     assert got.row_steps.tolist() == counted(expected, 11)
     ran, plain = got.row_steps.tolist()
     assert ran < 0.8 * plain, "hardly a row leaves early: the comparison would prove nothing"
     # Reversed, other rows leave first and others move up; the last rows are padding.
     live = np.arange(11) < 7
-    got = run(model, sampled, stops, order[::-1], live)
+    got = run(model, sampled, stops, order[::-1], live, small)
     expected = [expected[i] if on else [NO_TOKEN] * WIDTH for i, on in zip(order[::-1], live, strict=True)]
     assert got.tokens.tolist() == expected and got.row_steps.tolist() == counted(expected, 11)
 
 
 def test_a_batch_of_padding_runs_no_step(model):
-    got = run(model, False, (), list(range(11)), np.zeros(11, bool))
+    got = run(model, False, stopping(False)[0], list(range(11)), np.zeros(11, bool))
     assert (np.asarray(got.tokens) == NO_TOKEN).all() and got.finite.all() and got.row_steps.tolist() == [0, 0]
 
 
@@ -145,7 +145,8 @@ def test_slots_count_their_steps(model):
     assert np.asarray(replies.row_steps).tolist() == [counted(slot, 64) for slot in slots]
 
 
-def test_prompts_without_a_common_prefix_run_none(model):
+def test_prompts_without_a_common_prefix_run_none(model, monkeypatch):
+    monkeypatch.setattr(generate_module, "ROW_SIZES", ())
     batch = batch_prompts([], PROMPTS[:4])
     assert batch["prefix"].shape == (1, 0)
     replies = jax.jit(generate_replies(model.config, WIDTH, (), False))(model.params, None, batch)
@@ -153,7 +154,8 @@ def test_prompts_without_a_common_prefix_run_none(model):
     assert np.asarray(replies.tokens)[0].tolist() == expected
 
 
-def test_greedy_generations_equal_transformers():
+def test_greedy_generations_equal_transformers(monkeypatch):
+    monkeypatch.setattr(generate_module, "ROW_SIZES", (4,))  # every size is a loop to compile
     reference = json.loads((FIXTURES / "smollm2_reference.json").read_text())
     rows = reference["greedy"]
     model = load_model("smollm2-135m")

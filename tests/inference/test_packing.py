@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from perturbjax.inference.choice import packed_mask
 from perturbjax.inference.outputs import Outputs
 from perturbjax.inference.packing import SHARED, ScoringExample, common_prefix, pack, unpack
+from perturbjax.inference.programs import packed_mask
 
 tokens = st.integers(1, 1000)
 examples = st.lists(

@@ -14,6 +14,8 @@ import perturbjax as pj
 from perturbjax.interpret import dot
 from perturbjax.noise import DISTRIBUTIONS
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 DRAWS = np.random.default_rng(5)
 
 

@@ -14,6 +14,8 @@ import perturbjax as pj
 from perturbjax.interpret import LazyArray
 from perturbjax.noise import DISTRIBUTIONS
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 MATRICES = cast({name: PARAMS[name] for name in ("w", "v", "square", "table", "stack")}, "float32")
 INPUTS = jnp.asarray(X)
 

@@ -21,7 +21,7 @@ from perturbjax.ivl.results import VALUE_ALONE, WITH_VALUE, TokenChanges, read_e
 from perturbjax.ivl.results_table import results_table
 from perturbjax.records import to_json
 from perturbjax.report import Source
-from perturbjax.report.command import reproduce_command
+from perturbjax.report.page import reproduce_command
 from perturbjax.train.config import Training
 
 EVALUATIONS = {

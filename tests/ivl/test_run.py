@@ -29,7 +29,6 @@ SETTINGS = {
     "batch-rows": 2,
     "row-tokens": 64,
     "learning-rate": 0.01,
-    "compile-cache": "off",
 }
 
 
@@ -53,8 +52,7 @@ class TestIvl(ChapterBattery):
             ivl.Data(str(folder / "even.jsonl"), validation_examples=4, test_examples=6),
             ivl.Value(layers=1),
             ivl.Training(steps=6, every=2, batch_rows=2, row_tokens=64, learning_rate=0.01),
-            ivl.Machine(compile_cache="off"),
-            ivl.Run(out, resume),
+            run=ivl.Run(out, resume),
         )
         return ivl.run(config)
 
@@ -170,6 +168,6 @@ def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, sai
     flags = [str(files.get(word, word)) for word in flags]
     common = ["--base", str(BASE), "--validation-examples", "8", "--test-examples", "8", "--steps", "1", "--batch-rows", "1"]
     row_tokens = [] if "--row-tokens" in flags else ["--row-tokens", "64"]
-    code, out, err = call(["ivl", *common, *row_tokens, *flags, "--out", str(tmp_path / "run"), "--compile-cache", "off"], capsys)
+    code, out, err = call(["ivl", *common, *row_tokens, *flags, "--out", str(tmp_path / "run")], capsys)
     assert code == 2 and out == "" and said in err.splitlines()[-1]
     assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ from perturbjax.models.config import untied
 from perturbjax.models.partition import TensorParallel
 from perturbjax.pretrained import load_model
 from perturbjax.pretrained.adapter_files import CONFIG, WEIGHTS, read_adapter, write_adapter
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.train import Training
 from perturbjax.train.loop import fit
 from perturbjax.train.problem import Problem

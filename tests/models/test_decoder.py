@@ -17,6 +17,8 @@ from perturbjax.models.decoder import decoder_from_params
 from perturbjax.noise.values import root_key_data
 from perturbjax.pretrained import load_model
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 MODELS = ["tiny_llama3", "tiny_qwen2"]
 RNG = np.random.default_rng(0)
 PREFIX = RNG.integers(5, 120, 9)

@@ -46,7 +46,7 @@ def dense(noise):
 
 def test_perturb_adds_its_values():
     values = np.asarray(DISTRIBUTIONS["ternary"].values(KEY, Block((200, 300))))
-    np.testing.assert_array_equal(values, of_words(bits(KEY, (200, 300))))
+    np.testing.assert_array_equal(values, of_words(bits(KEY, Block((200, 300)))))
     assert sorted(np.unique(values)) == [-ROOT, 0, ROOT] and abs(values.mean()) < 0.02 and abs(values.var() - 1) < 0.02
     candidate = POPULATION[3]
     moved = pj.perturb(PARAMS, candidate, pj.Noise("ternary"))["w"]
@@ -77,7 +77,7 @@ def test_both_kernels_make_it(lowering, rank, monkeypatch):
             jnp.eye(40), jnp.zeros((40, 33)), KEY, jnp.float32(1), shape=(70, 50), distribution="ternary", offsets=(0, 7, 5),
             precision="highest", lowering=lowering, interpret=True,
         )  # fmt: skip
-        np.testing.assert_array_equal(made, of_words(bits(KEY, (70, 50)))[7:47, 5:38])
+        np.testing.assert_array_equal(made, of_words(bits(KEY, Block((70, 50))))[7:47, 5:38])
 
 
 def test_an_unknown_name_is_refused_everywhere():

@@ -29,8 +29,8 @@ def jax_key(key_data):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bits_and_gaussian_equal_jax_random(shape):
-    assert (noise.bits(KEY, shape) == jax.random.bits(jax_key(KEY), shape)).all()
-    assert (noise.gaussian(KEY, shape) == jax.random.normal(jax_key(KEY), shape)).all()
+    assert (noise.bits(KEY, Block(shape)) == jax.random.bits(jax_key(KEY), shape)).all()
+    assert (noise.gaussian(KEY, Block(shape)) == jax.random.normal(jax_key(KEY), shape)).all()
 
 
 def test_gaussian_equals_jax_random_inside_one_compiled_fusion():
@@ -60,7 +60,7 @@ def test_rademacher_follows_the_bit_layout(shape):
             for c in range(columns):
                 word = words[(b * groups + r // 32) * columns + c]
                 expected[b, r, c] = 1 if (int(word) >> (r % 32)) & 1 else -1
-    np.testing.assert_array_equal(np.asarray(noise.rademacher(KEY, shape)), expected.reshape(shape))
+    np.testing.assert_array_equal(np.asarray(noise.rademacher(KEY, Block(shape))), expected.reshape(shape))
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
@@ -68,10 +68,11 @@ def test_rademacher_follows_the_bit_layout(shape):
 @pytest.mark.parametrize("rank", [1, 4])
 def test_low_rank_is_the_product_of_its_factors(distribution, shape, rank):
     *leading, rows, columns = shape
-    factor = {"gaussian": lambda k, s: jax.random.normal(jax_key(k), s), "rademacher": noise.rademacher}[distribution]
+    makers = {"gaussian": lambda k, s: jax.random.normal(jax_key(k), s), "rademacher": lambda k, s: noise.rademacher(k, Block(s))}
+    factor = makers[distribution]
     a, b = factor(noise.fold_in(KEY, 1), (*leading, rows, rank)), factor(noise.fold_in(KEY, 2), (*leading, columns, rank))
     expected = np.asarray(a, np.float64) @ np.swapaxes(np.asarray(b, np.float64), -1, -2) / math.sqrt(rank)
-    got = np.asarray(low_rank(KEY, shape, rank, distribution))
+    got = np.asarray(low_rank(KEY, Block(shape), rank, distribution))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     assert np.linalg.matrix_rank(got.reshape(-1, rows, columns)[0]) == min(rank, rows, columns)
 
@@ -111,7 +112,7 @@ def test_any_block_equals_that_block_of_the_whole(data, shape, kind):
         whole, part = dense(KEY, shape, distribution), dense(KEY, block, distribution)
         np.testing.assert_array_equal(part, np.asarray(whole)[np.ix_(*index)])
     else:
-        whole, part = low_rank(KEY, shape, rank, distribution), low_rank(KEY, block, rank, distribution)
+        whole, part = low_rank(KEY, Block(shape), rank, distribution), low_rank(KEY, block, rank, distribution)
         np.testing.assert_allclose(part, np.asarray(whole)[np.ix_(*index)], rtol=1e-6, atol=1e-6)
 
 
@@ -156,7 +157,7 @@ def test_vmapped_equals_looped():
 @pytest.mark.parametrize("rank", [None, 3])
 def test_moments(distribution, rank):
     shape = (2000, 500)
-    values = dense(KEY, shape, distribution) if rank is None else low_rank(KEY, shape, rank, distribution)
+    values = dense(KEY, shape, distribution) if rank is None else low_rank(KEY, Block(shape), rank, distribution)
     n = values.size if rank is None else rank * sum(shape)  # low-rank elements are not independent: count the factors' draws
     assert abs(float(values.mean())) < 4 / math.sqrt(n if rank is None else min(shape))
     assert abs(float(values.var()) - 1) < 8 / math.sqrt(n)
@@ -182,14 +183,13 @@ def test_unknown_distribution_is_refused():
 
 
 def test_golden_values():
+    block = Block((2, 70, 30))
     """Changing any of these is a breaking change: every saved ensemble would rebuild other models."""
     leaf = noise.fold_in(noise.fold_in(noise.root_key_data(0), 17), path_hash("layers/mlp/up/kernel"))
     assert [int(w) for w in leaf] == GOLDEN["leaf_key"]
-    np.testing.assert_array_equal(np.asarray(noise.gaussian(leaf, (6,))), np.array(GOLDEN["gaussian"], np.float32))
-    assert "".join("+" if v > 0 else "-" for v in np.asarray(noise.rademacher(leaf, (40, 1))).ravel()) == GOLDEN["rademacher"]
-    digest = hashlib.sha256(
-        np.asarray(noise.gaussian(leaf, (2, 70, 30))).tobytes() + np.asarray(noise.rademacher(leaf, (2, 70, 30))).tobytes()
-    )
+    np.testing.assert_array_equal(np.asarray(noise.gaussian(leaf, Block((6,)))), np.array(GOLDEN["gaussian"], np.float32))
+    assert "".join("+" if v > 0 else "-" for v in np.asarray(noise.rademacher(leaf, Block((40, 1)))).ravel()) == GOLDEN["rademacher"]
+    digest = hashlib.sha256(np.asarray(noise.gaussian(leaf, block)).tobytes() + np.asarray(noise.rademacher(leaf, block)).tobytes())
     assert digest.hexdigest() == GOLDEN["digest"]
 
 

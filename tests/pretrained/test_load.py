@@ -154,8 +154,11 @@ def test_the_blocks_of_the_devices_make_up_the_whole(size):
     whole, stored = (load_model(str(FIXTURES / "tiny_qwen2"), stored=stored) for stored in (False, True))
     parallel = partition(whole.config, size)
     assert parallel is not None
-    for path, sharded in parallel.dims(whole.config).items():
-        leaf = leaf_paths(whole.params)[path]
+    dims, leaves = parallel.dims(whole.config), leaf_paths(whole.params)
+    # Those of adapters are named too, and this base has none.
+    assert {path for path in dims if path not in leaves} == {path for path in dims if "/lora_" in path or "/adapter_" in path}
+    for path, sharded in ((path, sharded) for path, sharded in dims.items() if path in leaves):
+        leaf = leaves[path]
         shape = sharded.stored_shape(leaf.shape)
         indices = [
             tuple(

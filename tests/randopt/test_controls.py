@@ -12,20 +12,42 @@ from perturbjax.randopt.controls import evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.ensembles import compare_to_base, predict
 from perturbjax.randopt.flow import Flow, SearchRecord
-from perturbjax.randopt.on_select import TEMPERATURES
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.results import Option, Results, Ties
-from perturbjax.randopt.selection import best_option, k_curve, pools
+from perturbjax.randopt.selection import TEMPERATURES, best_option, k_curve, pools
 from perturbjax.randopt.summaries import tie_summary
 from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
-from perturbjax.report.intervals import wilson
+from perturbjax.report.accounting import wilson
+from perturbjax.runs.console import Bar, Progress
 from perturbjax.scoring import top_k
 from perturbjax.tasks.splits import make_splits
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 TOP_K = 7
 POPULATION = Population(5, 30, (0.1, 0.4, 0.8))
+
+
+class Recorded(Progress):
+    """``stages``: (label, done, total) of every bar at its start and at each of its updates, and (label, None, total) at its end."""
+
+    def __init__(self):
+        self.stages = []
+
+    def bar(self, label, total, done=0, unit="step"):
+        stages = self.stages
+
+        class Recording(Bar):
+            def update(self, done, **figures):
+                stages.append((label, done, total))
+
+            def __exit__(self, *error):
+                stages.append((label, None, total))
+
+        stages.append((label, done, total))
+        return Recording(self, label, total, done, unit, drawn=False)
 
 
 class Run:
@@ -43,7 +65,6 @@ class Run:
         self.base_scores = self.engine.run(Candidate.base(1), prepared).scores[0]
         self.tokens = int(sum(block.tokens.sum() for block in blocks))
         self.engine.log.clear()
-        self.stages = []
         self.race = Race(rule, len(population), 40, top_k, smallest=10, error=0.9)
         self.seen = self.scores.copy()
         for number in range(len(self.race.ends)):
@@ -52,10 +73,10 @@ class Run:
         tokens = 10 * np.stack(asked, axis=1)
         nonfinite = [2, *range(len(asked) - 1)]
         record = SearchRecord(self.race, self.seen, self.base_scores, 400, tokens, 8.0, nonfinite)
-        template, on_stage = self.task.templates[0], lambda *stage: self.stages.append(stage)
-        flow = Flow(self.engine, self.task, self.splits, population, record, top_k, template, vote, seed, on_stage)
+        template, progress = self.task.templates[0], Recorded()
+        flow = Flow(self.engine, self.task, self.splits, population, record, top_k, template, vote, seed, progress)
         self.evaluation = evaluate_run(flow, Source("tiny", "drawn by the tests"))
-        self.log = list(self.engine.log)
+        self.log, self.stages = list(self.engine.log), progress.stages
         self.results = to_json(self.evaluation.results)
 
     def answers(self, indices, part, template=0):
@@ -215,7 +236,8 @@ def test_stages_start_advance_and_end(run):
     for name, done, total in run.stages:
         by_name.setdefault(name, []).append((done, total))
     assert len(by_name) == 6
-    for steps in by_name.values():
+    for *steps, (end, _) in by_name.values():
+        assert end is None
         assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1]
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from racing_matrices import equals, far_apart, graded, relatives
 from support.paths import DATA
-from support.search_fakes import FakeEngine, FakePopulation, expected_scores, slices
+from support.search_fakes import FakeEngine, FakePopulation, Told, expected_scores, slices
 
 from perturbjax.errors import InputError
-from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.bounds import critical_lead, may_reach_top
 from perturbjax.randopt.loop import search
-from perturbjax.randopt.racing import RACING_RULES, Race
-from perturbjax.randopt.table import open_state
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.randopt.racing import Race, RacingRule
+from perturbjax.randopt.table import open_state, write_candidates
+from perturbjax.runs.files import MetricsLog
 from perturbjax.scoring import top_k
 
 
@@ -65,7 +65,7 @@ def test_rounds_double_and_survivors_shrink_to_the_finalists(race, ends, survivo
     full = np.random.default_rng(0).integers(0, 2, (race.candidates, race.examples)).astype(np.float32)
     scores = run_race(race, full)
     assert [len(race.survivors(scores, number)) for number in range(len(ends))] == survivors
-    np.testing.assert_array_equal(race.finalists_of(scores), finalists(scores))
+    np.testing.assert_array_equal(race.survivors(scores, len(race.ends) - 1), finalists(scores))
 
 
 @given(st.integers(1, 40), st.integers(1, 100), st.data())
@@ -194,7 +194,8 @@ def test_halving_meets_its_target_on_the_recorded_scores_of_a_real_search(task):
 
 
 N, D = 30, 32
-RACES = [Race(rule, N, D, 3, rounds=3, smallest=4, error=0.4) for rule in RACING_RULES]
+RULES: tuple[RacingRule, ...] = get_args(RacingRule)
+RACES = [Race(rule, N, D, 3, rounds=3, smallest=4, error=0.4) for rule in RULES]
 
 
 class Killed(BaseException):
@@ -205,7 +206,7 @@ def raced_search(folder: Path, race: Race, chunk: int, stop_after: int | None = 
     folder.mkdir(exist_ok=True)
     engine, chunks = FakeEngine(chunk), 0
 
-    def on_chunk(report):
+    def on_chunk(candidates):
         nonlocal chunks
         chunks += 1
         if chunks == stop_after:
@@ -213,14 +214,14 @@ def raced_search(folder: Path, race: Race, chunk: int, stop_after: int | None = 
 
     with open_state(folder / "state", race, {"rule": race.rule}) as state, contextlib.suppress(Killed):
         log = MetricsLog(folder / "metrics.jsonl")
-        table = search(engine, FakePopulation(N), race, slices(race), state, log, on_chunk=on_chunk)
+        table = search(engine, FakePopulation(N), race, slices(race), state, log, Told(on_chunk))
         write_candidates(folder / "candidates.parquet", np.full(N, 0.001, np.float32), table.scores)
         np.save(folder / "scores.npy", table.scores)
         np.save(folder / "tokens.npy", table.tokens)
     return engine
 
 
-@pytest.mark.parametrize("race", RACES, ids=RACING_RULES)
+@pytest.mark.parametrize("race", RACES, ids=RULES)
 def test_a_raced_search_asks_what_the_race_asks_and_nothing_else(tmp_path, race):
     engine = raced_search(tmp_path / "run", race, 8)
     expected = run_race(race, expected_scores(np.arange(N), range(D)))
@@ -240,7 +241,7 @@ def test_a_raced_search_asks_what_the_race_asks_and_nothing_else(tmp_path, race)
         assert {(line["rounds"], line["examples"]) for line in mine} == {(len(race.ends), race.ends[number] - race.columns(number).start)}
 
 
-@pytest.mark.parametrize("race", RACES[1:], ids=RACING_RULES[1:])
+@pytest.mark.parametrize("race", RACES[1:], ids=RULES[1:])
 def test_a_race_killed_anywhere_and_resumed_in_other_chunks_ends_with_the_same_bytes(tmp_path, race):
     raced_search(tmp_path / "whole", race, 8)
     rounds = [json.loads(line)["round"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]

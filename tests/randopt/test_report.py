@@ -14,7 +14,6 @@ from support.numpy_engine import ColorTask, Kind, NumpyEngine, base_params
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, Rule
-from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.config import Config, Data, Machine, Search
 from perturbjax.randopt.controls import evaluate_run
 from perturbjax.randopt.flow import Flow, SearchRecord
@@ -24,9 +23,10 @@ from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.report import write_report
 from perturbjax.randopt.results import Results
 from perturbjax.randopt.results_table import results_table
+from perturbjax.randopt.table import write_candidates
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
-from perturbjax.report.command import reproduce_command
+from perturbjax.report.page import reproduce_command
 from perturbjax.runs.config import Base
 from perturbjax.tasks.splits import make_splits
 

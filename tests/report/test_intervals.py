@@ -7,11 +7,10 @@ from scipy import stats
 
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Comparison, compared_entry, comparison, entry
+from perturbjax.report.accounting import paired_bootstrap, sign_test, wilson
 from perturbjax.report.figure import move_apart
-from perturbjax.report.intervals import paired_bootstrap, sign_test, wilson
 from perturbjax.report.schema import ComparedEntry
-from perturbjax.report.table import WIDTH, entry_lines
-from perturbjax.report.words import points, rate
+from perturbjax.report.words import WIDTH, entry_lines, points, rate
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,12 @@ from support.configs import config_of
 from perturbjax.errors import InputError
 from perturbjax.noise import Rule
 from perturbjax.randopt import Config
-from perturbjax.randopt.artifacts import write_candidates
 from perturbjax.randopt.setup import make_identity
+from perturbjax.randopt.table import write_candidates
 from perturbjax.runs import console as module
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
-from perturbjax.runs.identity import differences, identity_digest
-from perturbjax.runs.rundir import RunDirectory, default_path
+from perturbjax.runs.rundir import RunDirectory, default_path, differences, identity_digest
 from perturbjax.tasks.base import Example, Prompt, Template
 
 
@@ -224,7 +223,7 @@ def clock(monkeypatch):
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then_and_one_at_the_end(clock, capsys):
-    with Console().bar("search", 100, done=20) as bar:
+    with Console().bar("search", 100, done=20, unit="candidate") as bar:
         for done, moment in ((30, 5.0), (40, 20.0), (41, 21.0), (60, 40.0), (100, 100.0)):
             clock.now = 100.0 + moment
             bar.update(done, best="0.9")
@@ -237,21 +236,28 @@ def test_without_a_terminal_progress_is_a_line_now_and_then_and_one_at_the_end(c
 
 def test_on_a_terminal_progress_is_a_bar_with_rate_and_figures(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with Console().bar("search", 4) as bar:
+    with Console().bar("search", 4, unit="candidate") as bar:
         bar.update(2, best="0.9")
         bar.update(4, best="0.9")
     err = capsys.readouterr().err
     assert "search: 100%" in err and "4/4" in err and "candidate" in err and "best=0.9" in err
 
 
-def test_stages_follow_each_other_and_end_with_the_block(clock, capsys):
-    console = Console()
-    with console.stages() as on_stage:
-        for stage, done in (("prompts", 0), ("prompts", 1), ("prompts", 2), ("samples", 0), ("samples", 1)):
-            clock.now += 4
-            on_stage(stage, done, 2)
+def test_stages_follow_each_other(clock, capsys):
+    for stage, steps in (("prompts", 2), ("samples", 1)):
+        with Console().bar(stage, 2) as bar:
+            for done in range(1, steps + 1):
+                clock.now += 4
+                bar.update(done)
     assert capsys.readouterr().err.splitlines() == ["prompts: 2/2, in 8 s"]
-    assert console._stage is None
+
+
+def test_a_block_that_fails_leaves_no_half_drawn_bar(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with pytest.raises(KeyboardInterrupt), Console().bar("search", 4) as bar:
+        bar.update(2)
+        raise KeyboardInterrupt
+    assert bar._bar.disable
 
 
 def test_lines_go_to_stdout_and_notes_to_stderr(capsys):

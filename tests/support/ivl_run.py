@@ -19,7 +19,7 @@ from perturbjax.ivl.results import (
 )
 from perturbjax.records import to_json
 from perturbjax.report import ComparedEntry, Entry, Source
-from perturbjax.report.intervals import wilson
+from perturbjax.report.accounting import wilson
 from perturbjax.train.config import Training
 from perturbjax.train.problem import Look
 

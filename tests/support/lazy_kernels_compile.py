@@ -20,8 +20,7 @@ from jax.sharding import PartitionSpec as P
 import perturbjax as pj
 from perturbjax import sharding
 from perturbjax.bench.hlo import read_computations
-from perturbjax.inference.choice import choice_values
-from perturbjax.inference.generation import generate_replies
+from perturbjax.inference.programs import choice_values, generate_replies
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.partition import TensorParallel, partition
 from perturbjax.noise import Noise

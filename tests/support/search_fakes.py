@@ -2,20 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.racing import Race
-
-
-@dataclass(frozen=True)
-class FakeOutputs:
-    scores: np.ndarray
-    tokens: np.ndarray
-    seconds: float = 0.5
-    nonfinite: int = 0
+from perturbjax.runs.console import Bar, Progress
 
 
 @dataclass(frozen=True)
@@ -38,11 +32,29 @@ class FakeEngine:
         self.seen: list[int] = []
         self.asked: list[tuple[int, int]] = []
 
-    def run(self, candidates: np.ndarray, prepared: range) -> FakeOutputs:
+    def run(self, candidates: np.ndarray, prepared: range) -> Outputs:
         time.sleep(self.delay)
         self.seen.extend(int(i) for i in candidates)
         self.asked.extend((int(i), e) for i in candidates for e in prepared)
-        return FakeOutputs(expected_scores(candidates, prepared), (np.asarray(candidates, np.int64) + 100) * len(prepared))
+        scores, tokens = expected_scores(candidates, prepared), (np.asarray(candidates, np.int64) + 100) * len(prepared)
+        return Outputs((), (), scores, scores, tokens, seconds=0.5, nonfinite=0)
+
+
+class Told(Progress):
+    """Calls ``told`` with the number of candidates of every commit, when the search says that it is on disk."""
+
+    def __init__(self, told: Callable[[int], None]):
+        self.told = told
+
+    def bar(self, label: str, total: int, done: int = 0, unit: str = "step") -> Bar:
+        told = self.told
+
+        class Telling(Bar):
+            def update(self, done: int, **figures: str) -> None:
+                step, self._done = done - self._done, done
+                told(step)
+
+        return Telling(self, label, total, done, unit, drawn=False)
 
 
 def slices(race: Race) -> list[range]:

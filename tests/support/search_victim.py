@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from perturbjax.cluster.preemption import cluster_run
-from perturbjax.randopt.artifacts import write_candidates
-from perturbjax.randopt.loop import ChunkReport, search
+from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race
-from perturbjax.randopt.table import ScoreTable, open_state
+from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
 from perturbjax.runs.console import Console
-from perturbjax.runs.metrics import MetricsLog
-from support.search_fakes import FakeEngine, FakePopulation, slices
+from perturbjax.runs.files import MetricsLog
+from support.search_fakes import FakeEngine, FakePopulation, Told, slices
 
 RACE = Race("halving", candidates=40, examples=8, top_k=3, rounds=3, smallest=2)
 SCORED = 40 + 16 + 6
@@ -31,9 +30,9 @@ def main(directory: Path, chunk: int, delay: float) -> None:
     with open_state(directory / "state", RACE, {"seed": 0}) as state:
         committed = np.count_nonzero(ScoreTable.of(state, RACE).tokens)
 
-        def on_chunk(report: ChunkReport) -> None:
+        def on_chunk(candidates: int) -> None:
             nonlocal committed
-            committed += report.candidates
+            committed += candidates
             print("committed", committed, flush=True)
             if delay < 0:
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
@@ -42,7 +41,7 @@ def main(directory: Path, chunk: int, delay: float) -> None:
         with cluster_run(Console().note) as peers:
             peers.advice, peers.freeze = "go on", state.freeze
             engine, metrics = FakeEngine(chunk, max(delay, 0)), MetricsLog(directory / "metrics.jsonl")
-            table = search(engine, FakePopulation(RACE.candidates), RACE, slices(RACE), state, metrics, on_chunk=on_chunk)
+            table = search(engine, FakePopulation(RACE.candidates), RACE, slices(RACE), state, metrics, Told(on_chunk))
         write_candidates(directory / "candidates.parquet", np.full(RACE.candidates, 0.001, np.float32), table.scores)
 
 

@@ -16,14 +16,15 @@ from perturbjax.sharding import make_mesh
 from support.paths import FIXTURES
 from support.toy import TEMPLATE, Toy
 
-IN_FLIGHT = 2048
-ROOM = 2 * 2**30
-"""Bytes. 2048 candidates take 4.7 GiB of temporaries; a quarter of them fits for certain, and a half does not."""
+IN_FLIGHT = 1024
+ROOM = 2**30
+"""Bytes. 1024 candidates take 2.3 GiB of temporaries; a quarter of them fits for certain, and a half does not."""
 
 
 def main() -> None:
     model, task = load_model(str(FIXTURES / "tiny_qwen2")), Toy("choice")
-    engines = [Engine(model, task, Noise(), make_mesh(jax.devices()[:1]), width, width, strategy="copy") for width in (1, IN_FLIGHT)]
+    noise, mesh = Noise("rademacher"), make_mesh(jax.devices()[:1])
+    engines = [Engine(model, task, noise, mesh, width, width, strategy="copy") for width in (1, IN_FLIGHT)]
     candidates = Population(seed=4, size=16, sigmas=(0.02, 0.1))[:]
     one_at_a_time = engines[0].run(candidates, engines[0].prepare(task.examples(), TEMPLATE))
     prepared = engines[1].prepare(task.examples(), TEMPLATE)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from perturbjax import _compat
-from perturbjax.inference import decode, generation
+from perturbjax.inference import decode, programs
 from perturbjax.noise import Population
 from perturbjax.tasks.base import Example, Prompt, Template
 
@@ -42,5 +42,5 @@ def compile_quickly(patch: Any, row_sizes: tuple[int, ...] = (8,)) -> None:
     """Programs of the engine without the backend's optimizations, and with decoding for the given batch sizes only: a third of the compile
     time. How a batch shrinks is what ``test_decode`` compares, with every size."""
     patch.setattr(_compat, "compiler_options", lambda platform: {"xla_backend_optimization_level": 0})
-    for module in (decode, generation):
+    for module in (decode, programs):
         patch.setattr(module, "ROW_SIZES", row_sizes)

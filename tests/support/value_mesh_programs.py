@@ -1,10 +1,9 @@
 """Run by ``ivl/test_mesh`` with 8 forced devices: combined models and the training of value networks on a mesh, against one device.
 
-Prints one line a case: ``ok`` or ``WRONG``, the case, and how far the numbers are apart.
+Prints one line a case: the part of the file, ``ok`` or ``WRONG``, the case, and how far the numbers are apart.
 """
 
 import functools
-import sys
 import tempfile
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import make_value
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.noise import Noise, Rule
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.sharding import make_mesh
 from perturbjax.train import Training
 from perturbjax.train.demonstrations import EncodedDemonstration
@@ -190,7 +189,6 @@ def collectives():
 
 if __name__ == "__main__":
     compile_quickly(pytest.MonkeyPatch())
-    for part in sys.argv[1:]:
-        parts = {"choices": choices, "generated": generated, "trained": trained, "stored": stored, "collectives": collectives}
-        for good, what, apart in parts[part]():
-            print("ok" if good else "WRONG", what, f"{apart:.1e}", flush=True)
+    for part in (choices, generated, trained, stored, collectives):
+        for good, what, apart in part():
+            print(part.__name__, "ok" if good else "WRONG", what, f"{apart:.1e}", flush=True)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from perturbjax.errors import InputError
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example
-from perturbjax.tasks.choice import option_fields
+from perturbjax.tasks.layout import option_fields
 from perturbjax.tasks.sources import Source
 from perturbjax.tasks.splits import make_splits, same_question_key
 

@@ -13,7 +13,7 @@ from support.paths import FIXTURES
 from perturbjax import sharding
 from perturbjax.errors import InputError
 from perturbjax.pretrained import load_model
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.train import Training
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.language import fine_tuning_loss
@@ -22,6 +22,8 @@ from perturbjax.train.optimizer import make_optimizer
 from perturbjax.train.problem import Problem
 from perturbjax.train.rows import pack_rows
 from perturbjax.tree import fingerprint, leaf_paths
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 TRAINING = Training(steps=6, batch_rows=4, row_tokens=24, every=2, learning_rate=3e-3, warmup=0.2)
 

@@ -8,7 +8,7 @@ import pytest
 from support import vpretrain_cases as cases
 
 from perturbjax import sharding
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.train import Training
 from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import learning_rates

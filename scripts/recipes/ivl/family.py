@@ -12,9 +12,7 @@ base; its intervals are of a paired bootstrap over questions. All trainings on d
 The folder holds every training's commits: the same command goes on where it was stopped.
 """
 
-import argparse
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,14 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from questions import Passages, nats, packed, word_overlap
-from small_models import ROW, Size, byte_level, pretrained, random_model, stories, trained
+from small_models import ROW, Size, begin, byte_level, pretrained, random_model, stories, trained
 
 from perturbjax.ivl.combined import CombinedConfig, combine
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import ValueConfig, make_value
 from perturbjax.pretrained import Model
-from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.console import Console
 from perturbjax.train import Training
 from perturbjax.train.language import fine_tuning_loss
 from perturbjax.train.problem import Problem
@@ -154,14 +150,7 @@ def print_table(table: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the trainings; continued when it is there")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Family.steps, help="steps of pretraining")
-    arguments = parser.parse_args()
-    use_compile_cache("auto", Console())
-    started = time.perf_counter()
-    say = lambda text: print(f"[{time.perf_counter() - started:6.0f} s] {text}", flush=True)  # noqa: E731
+    arguments, say = begin(__doc__ or "", Family.steps)
     experiment = Experiment(Family(steps=arguments.steps), arguments.seed, arguments.out, say)
     for name, model in experiment.bases.items():
         say(f"{name}: {sum(np.size(leaf) for leaf in jax.tree.leaves(model.params)):,} parameters")

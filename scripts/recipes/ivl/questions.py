@@ -17,7 +17,7 @@ from perturbjax.noise import Noise
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
 from perturbjax.tasks.base import Example, Prompt, Template
-from perturbjax.tasks.generation import GenerationTask
+from perturbjax.tasks.layout import GenerationTask
 from perturbjax.tasks.splits import make_splits
 from perturbjax.train.demonstrations import encode_demonstrations, task_demonstrations
 from perturbjax.train.rows import Rows, at_queries, pack_rows, segment_mask

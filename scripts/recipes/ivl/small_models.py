@@ -1,7 +1,9 @@
 """Small decoders and tokenizers made here from real English text: the passages of the installed evaluation sets."""
 
+import argparse
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,9 @@ from perturbjax import sharding
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.console import Console
+from perturbjax.runs.files import MetricsLog
 from perturbjax.tasks.sources import Source
 from perturbjax.train import Training
 from perturbjax.train.language import fine_tuning_loss
@@ -95,6 +99,17 @@ def random_model(name: str, size: Size, tokenizer: Tokenizer, seed: int) -> Mode
 
     params = nest({path: one(path, shape) for path, shape in param_shapes(config).items()})
     return Model(name, "trained here", config, params, tokenizer, {})
+
+
+def begin(about: str, steps: int) -> tuple[argparse.Namespace, Callable[[str], None]]:
+    """The command line of an experiment (``out``, ``seed``, ``steps`` of pretraining), and a printer of lines with the seconds so far."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the trainings; continued when it is there")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=steps, help="steps of pretraining")
+    arguments, started = parser.parse_args(), time.perf_counter()
+    use_compile_cache("auto", Console())
+    return arguments, lambda text: print(f"[{time.perf_counter() - started:6.0f} s] {text}", flush=True)
 
 
 def trained(problem: Problem, training: Training, seed: int, folder: Path, on_look: Callable[[str], None]) -> Fitted:

@@ -33,7 +33,7 @@ from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.language_model import ModelConfig
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.train import Training
 from perturbjax.train.language import fine_tuning_loss
 from perturbjax.train.loop import fit

@@ -11,10 +11,8 @@ Before that, two checks of the maps alone: a tokenizer whose ids are permuted is
 becomes of numbers of several digits.
 """
 
-import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from questions import Passages, nats, packed
-from small_models import END, ROW, Size, byte_level, pretrained, random_model, stories, trained
+from small_models import END, ROW, Size, begin, byte_level, pretrained, random_model, stories, trained
 
 from perturbjax.ivl.alignment import dtw_alignment, exact_first
 from perturbjax.ivl.byte_head import token_classes
@@ -36,9 +34,7 @@ from perturbjax.ivl.value import Outputs, make_value
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.report.intervals import paired_bootstrap
-from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.console import Console
+from perturbjax.report.accounting import paired_bootstrap
 from perturbjax.train import Training
 from perturbjax.train.problem import Problem
 
@@ -163,14 +159,7 @@ def report(alone: dict[str, dict[str, Any]], found: dict[str, dict[str, np.ndarr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the trainings; continued when it is there")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Sizes.steps, help="steps of pretraining")
-    arguments = parser.parse_args()
-    use_compile_cache("auto", Console())
-    started = time.perf_counter()
-    say = lambda text: print(f"[{time.perf_counter() - started:6.0f} s] {text}", flush=True)  # noqa: E731
+    arguments, say = begin(__doc__ or "", Sizes.steps)
     experiment = Experiment(Sizes(steps=arguments.steps), arguments.seed, arguments.out, say)
     alone = experiment.maps_alone()
     say("maps built")

@@ -24,7 +24,7 @@ from perturbjax import sharding
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
-from perturbjax.runs.metrics import MetricsLog
+from perturbjax.runs.files import MetricsLog
 from perturbjax.train import Training
 from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import learning_rates

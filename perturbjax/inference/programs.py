@@ -1,4 +1,4 @@
-"""Generative scoring: the batch on the host, and the function of one candidate that decodes all of it."""
+"""The compiled programs of a batch: the function of one candidate that scores choices, and the one that generates replies."""
 
 from __future__ import annotations
 
@@ -6,11 +6,55 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.inference.decode import ROW_SIZES, Replies, generate, no_replies
-from perturbjax.inference.packing import PREFIX_BUCKETS, bucket
+from perturbjax.inference.packing import PREFIX_BUCKETS, PROMPT, SHARED, bucket
 from perturbjax.models.language_model import ModelConfig, run_prefix
+
+
+def packed_mask(example_RxT: jax.Array, branch_RxT: jax.Array) -> jax.Array:
+    """Who sees whom in a packed row: earlier tokens of the same example that are its prompt or the same choice, and the shared prefix.
+    bool (R, T, T)."""
+    same_example = (example_RxT[:, :, None] == example_RxT[:, None, :]) & (example_RxT >= 0)[:, None, :]
+    open_branch = (branch_RxT[:, None, :] == PROMPT) | (branch_RxT[:, :, None] == branch_RxT[:, None, :])
+    shared = (example_RxT == SHARED)[:, None, :]
+    order = jnp.arange(example_RxT.shape[1])
+    return (same_example & open_branch | shared) & (order[None, :] <= order[:, None])[None]
+
+
+def choice_values(config: ModelConfig, single: bool, parallel: Any = None):
+    """The function of one candidate that ``ChunkProgram`` runs on the arrays of a ``Packing``: float32 (S, Q, C).
+
+    With ``single``, logits of the C ids at each query; else log-probabilities over the vocabulary. ``parallel``: how the model is
+    sharded over the devices of "model".
+    """
+
+    def fn(params: Any, _, data: dict[str, jax.Array]) -> jax.Array:
+        model = config.build(params, parallel)
+        rows = jnp.arange(data["tokens"].shape[1])
+        # The first row holds the prefix itself and sees it through its own mask.
+        lead = (rows > 0)[:, None] & data["lead"][None]
+
+        def slot(index: jax.Array, results: jax.Array) -> jax.Array:
+            tokens, positions, example, branch, query, ids = (
+                jax.lax.dynamic_index_in_dim(data[name], index, keepdims=False)
+                for name in ("tokens", "positions", "example", "branch", "query", "ids")
+            )
+            hidden, _ = model(tokens, positions, packed_mask(example, branch), lead=lead if len(rows) > 1 else None)
+            hidden = jax.tree.map(lambda h: h.reshape(-1, h.shape[-1])[query], hidden)
+            if single:
+                values = model.logits_at(hidden, ids)
+            else:
+                logits = model.logits(hidden)
+                values = model.vocabulary.take(logits, ids) - model.vocabulary.logsumexp(logits)
+            return jax.lax.dynamic_update_index_in_dim(results, values, index, 0)
+
+        return jax.lax.fori_loop(0, data["num_valid"], slot, jnp.zeros(data["ids"].shape, jnp.float32))
+
+    return fn
+
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 MIN_SLOTS = 8
@@ -28,9 +72,7 @@ def batch_prompts(prefix: Sequence[int], prompts: Sequence[Sequence[int]]) -> di
     rows = bucket(min(len(prompts), max(ROW_SIZES)), sorted(ROW_SIZES))
     width = bucket(max(len(p) for p in prompts), PROMPT_BUCKETS)
     used = -(-len(prompts) // rows)
-    num_slots = MIN_SLOTS
-    while num_slots < used:
-        num_slots *= 2
+    num_slots = max(MIN_SLOTS, 1 << (used - 1).bit_length())
     tokens = np.zeros((num_slots * rows, width), np.int32)
     lengths = np.ones(num_slots * rows, np.int32)
     for i, prompt in enumerate(prompts):
@@ -73,8 +115,6 @@ def generate_replies(config: ModelConfig, max_new_tokens: int, stop_ids: tuple[i
             )  # fmt: skip
             return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, replies)
 
-        shape = data["lengths"].shape
-        empty = no_replies(shape, max_new_tokens)
-        return jax.lax.fori_loop(0, data["num_valid"], slot, empty)
+        return jax.lax.fori_loop(0, data["num_valid"], slot, no_replies(data["lengths"].shape, max_new_tokens))
 
     return fn
