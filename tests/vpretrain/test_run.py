@@ -149,7 +149,7 @@ def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, changes, s
     write_questions(files["EVEN"], 24)
     rows = [json.loads(line) for line in files["EVEN"].read_text().splitlines()]
     files["LOUD"].write_text("".join(json.dumps({"prompt": f"{row['question'].upper()}?", "response": "x"}) + "\n" for row in rows))
-    files["SAME"].write_text("".join(json.dumps({"prompt": row["question"], "response": "yes"}) + "\n" for row in rows))
+    files["SAME"].write_text("".join(json.dumps({"prompt": row["question"], "response": "x"}) + "\n" for row in rows))
     files["EMPTY"] = tmp_path / "empty"
     files["EMPTY"].mkdir()
     given = {"model": MODEL, "corpus": "TEXTS", "feedback": "EVEN", "out": tmp_path / "run", **changes}
