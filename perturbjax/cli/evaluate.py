@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from perturbjax.cli.pretrained import evaluate_pretrained, is_pretraining_run
 from perturbjax.cli.value import EVALUATE_OPTIONS, evaluate_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
@@ -35,6 +36,7 @@ class EvaluateConfig:
     - another task: perturbjax evaluate RUN --task boolq --examples 200
     - a value network (ivl) on another base: perturbjax evaluate RUN --base larger-model
     - beside that base fine-tuned: perturbjax evaluate RUN --base larger-model --rivals lora,full,proxy
+    - a model that was pretrained further (vpretrain), beside step 0: perturbjax evaluate RUN --task boolq
 
     An ensemble (randopt) is measured on rows that none of the run's splits used; rows that chose its members or their number are refused. A
     value network (ivl) is measured on the run's test questions, or on those of a task that no demonstration asks."""
@@ -68,6 +70,9 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     check_positive(config, "examples")
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
+    if is_pretraining_run(config.run):
+        use_compile_cache(config.compile_cache, console)
+        return evaluate_pretrained(config, console)
     if is_value_run(config.run):
         use_compile_cache(config.compile_cache, console)
         return evaluate_value(config, console)

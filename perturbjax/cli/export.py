@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from perturbjax.cli.pretrained import export_pretrained, is_pretraining_run
 from perturbjax.cli.value import export_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
@@ -20,6 +21,7 @@ class ExportConfig:
     - one member: perturbjax export RUN --rank 1 --out best
     - their average: perturbjax export RUN --merge --out merged
     - the base: perturbjax export RUN --base --out base
+    - the model of a vpretrain run, or with --base step 0: perturbjax export RUN --out model
     - the value network of an ivl run, with a page on how to add its logits: perturbjax export RUN --out value
     """
 
@@ -43,6 +45,9 @@ class ExportConfig:
 
 def run_export(config: ExportConfig, console: Console) -> None:
     """Rebuild the asked model from ensemble.json and write it."""
+    if is_pretraining_run(config.run):
+        _check_empty(config.out)
+        return export_pretrained(config, console)
     if is_value_run(config.run):
         refuse_options(config, ("rank", "merge", "base"), "ivl")
         _check_empty(config.out)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from perturbjax.cli.pretrained import is_pretraining_run, predict_pretrained
 from perturbjax.cli.value import VALUE_OPTIONS, is_value_run, predict_value, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
@@ -21,7 +22,8 @@ from perturbjax.tasks.layout import option_fields
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) helps a base.
+    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) helps a base, a model
+    that was pretrained further (vpretrain) answers alone.
 
     perturbjax predict RUN --questions questions.jsonl --out answers.jsonl
 
@@ -52,6 +54,9 @@ def run_predict(config: PredictConfig, console: Console) -> None:
         raise InputError(f"--out {config.out}: a file in an existing directory is required")
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
+    if is_pretraining_run(config.run):
+        use_compile_cache(config.compile_cache, console)
+        return predict_pretrained(config, console)
     if is_value_run(config.run):
         use_compile_cache(config.compile_cache, console)
         return predict_value(config, console)
