@@ -172,6 +172,7 @@ def test_page_is_self_contained_and_complete(run):
         "other-1.5b: arithmetic",
         "What the vocabulary map loses",
         "Learning",
+        "Trained too long?",
         "Setup and reproduction",
         "Words",
     ]
