@@ -1,7 +1,7 @@
 """What a search is made of: loading its parts, checking them against each other, reopening a run."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from perturbjax.noise import Noise, Population, coverage
 from perturbjax.pretrained import Model, load_model
 from perturbjax.randopt.config import Config, Machine, Run
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.records import from_json, to_json
+from perturbjax.records import to_json
 from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
 from perturbjax.runs.rundir import RunDirectory, fields_of
@@ -136,24 +136,15 @@ def describe_run(parts: Parts) -> dict[str, Any]:
     }
 
 
-def reopen(run: Path, note: Callable[[str], None]) -> Parts:
+def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()) -> Parts:
     """The parts of an existing run, from its config.json; refused unless model, task and splits are still the same.
 
     Raises:
-        InputError: no run there, or something it was made from has changed.
+        InputError: no run there, it names code that is not ``trusted``, or something it was made from has changed.
     """
     directory = RunDirectory(run)
-    parts = load_parts(read_settings(directory), note)
+    parts = load_parts(directory.read_settings(Config, trusted), note)
     return continue_run(directory, parts)
-
-
-def read_settings(directory: RunDirectory) -> Config:
-    """The settings of an existing run.
-
-    Raises:
-        InputError: no run there, or its config.json is damaged.
-    """
-    return from_json(Config, directory.read_config().get("config"), f"{directory.config}: config")
 
 
 def continue_run(directory: RunDirectory, parts: Parts) -> Parts:
@@ -167,19 +158,20 @@ def continue_run(directory: RunDirectory, parts: Parts) -> Parts:
     return dataclasses.replace(parts, identity=dict(identity))
 
 
-def reopen_ensemble(run: Path, note: Callable[[str], None]) -> tuple[Parts, Ensemble]:
+def reopen_ensemble(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()) -> tuple[Parts, Ensemble]:
     """The parts and the saved ensemble of a finished run.
 
     Raises:
-        InputError: no run there, its search has not finished, or something it was made from has changed.
+        InputError: no run there, its search has not finished, it names code that is not ``trusted``, or something it was made from has
+            changed.
     """
     directory = RunDirectory(run)
-    settings = read_settings(directory)
+    settings = directory.read_settings(Config, trusted)
     if not directory.ensemble.exists():
         again = f"perturbjax randopt ... --out {run} --resume"
         raise InputError(f"{run}: no ensemble.json, the search has not finished; continue it with: {again}")
     ensemble = Ensemble.load(directory.ensemble, settings.vote_rule)
-    parts = reopen(run, note)
+    parts = reopen(run, note, trusted)
     if ensemble.fingerprint != parts.fingerprint:
         bases = f"{ensemble.fingerprint[:19]}, the run's is {parts.fingerprint[:19]}"
         raise InputError(f"{directory.ensemble}: was found around another base ({bases}); restore the file, or run the search anew")

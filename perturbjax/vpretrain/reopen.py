@@ -1,12 +1,11 @@
 """A finished steered pretraining, opened again: its model beside the one it began as, for evaluation, answers and export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained import Model, load_model
-from perturbjax.records import from_json
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Task, Template
@@ -71,15 +70,15 @@ class PretrainedRun:
         return task, task.templates[0], kept, len(task.examples()) - len(kept)
 
 
-def reopen(run: Path, note: Callable[[str], None]) -> PretrainedRun:
+def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()) -> PretrainedRun:
     """The model of a run.
 
     Raises:
-        InputError: no run there, or its training has not finished.
+        InputError: no run there, it names code that is not ``trusted``, or its training has not finished.
     """
     directory = RunDirectory(run)
     content = directory.read_config()
-    config = from_json(Config, content.get("config"), f"{directory.config}: config")
+    config = directory.read_settings(Config, trusted)
     if not directory.results.exists():
         raise InputError(f"{run}: the training has not finished; continue it with `resume`")
     model = replace(load_model(str(run / "model"), config.base.dtype), name=f"{content['model']['name']} after {config.steer.mode}")
