@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
@@ -75,6 +78,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     covered = coverage(model.params, noise)
     if not covered.moved:
         raise InputError("`rules`: they exclude every parameter, so no candidate would differ from the base; let some move")
+    matrices = [jnp.shape(leaf)[-2:] for leaf in jax.tree.leaves(model.params) if len(jnp.shape(leaf)) >= 2]
+    if search.rank is not None and search.rank > (widest := max(map(min, matrices), default=1)):
+        raise InputError(f"`rank` {search.rank}: no matrix of the model has a rank above {widest}; lower it, or leave it out for full rank")
     for rule in covered.unused_rules:
         note(f"perturbjax: warning: noise rule {rule.pattern!r} matches no parameter")
     note(f"noise {noise.distribution}: moves {covered.fraction:.1%} of {covered.total:,} parameters")
@@ -171,6 +177,10 @@ def reopen_ensemble(run: Path, note: Callable[[str], None], trusted: Collection[
         again = f"perturbjax randopt ... --out {run} --resume"
         raise InputError(f"{run}: no ensemble.json, the search has not finished; continue it with: {again}")
     ensemble = Ensemble.load(directory.ensemble, settings.vote_rule)
+    search = settings.search
+    for theirs, ours in ((ensemble.population, search.to_population()), (ensemble.noise, search.to_noise())):
+        if theirs != ours:
+            raise InputError(f"{directory.ensemble}: {theirs}: the settings of the run say {ours}; restore the file, or search anew")
     parts = reopen(run, note, trusted)
     if ensemble.fingerprint != parts.fingerprint:
         bases = f"{ensemble.fingerprint[:19]}, the run's is {parts.fingerprint[:19]}"

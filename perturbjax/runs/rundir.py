@@ -5,6 +5,7 @@ import fcntl
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import jax
 
 from perturbjax.cluster import broadcast_json
 from perturbjax.errors import InputError
-from perturbjax.records import from_json, to_json
+from perturbjax.records import from_json, refuse, to_json
 from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
 from perturbjax.tasks.registry import names_code
 from perturbjax.tree import digest
@@ -164,6 +165,11 @@ class RunDirectory:
             raise InputError(f"{self.config}: format {content.get('format')!r}, this version reads {FORMAT}; use the version that wrote it")
         if not isinstance(content.get("identity"), dict) or content.get("identity_digest") != identity_digest(content["identity"]):
             raise InputError(f"{self.config}: damaged, the identity of the run does not match its digest; start anew in another `out`")
+        clock = content.setdefault("prompt_clock", None)
+        try:
+            _ = clock is None or datetime.fromisoformat(clock)
+        except (TypeError, ValueError):
+            refuse(str(self.config), "prompt_clock", clock, "a moment in ISO 8601, or null, is required")
         return content
 
     def read_settings(self, kind: type[T], trusted: Collection[str] = ()) -> T:

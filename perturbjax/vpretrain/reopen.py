@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained import Model, load_model
+from perturbjax.records import from_json
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Task, Template
@@ -81,10 +82,11 @@ def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()
     config = directory.read_settings(Config, trusted)
     if not directory.results.exists():
         raise InputError(f"{run}: the training has not finished; continue it with `resume`")
-    model = replace(load_model(str(run / "model"), config.base.dtype), name=f"{content['model']['name']} after {config.steer.mode}")
+    name = from_json(dict[str, str], content.get("model"), f"{directory.config}: model").get("name", "the model")
+    model = replace(load_model(str(run / "model"), config.base.dtype), name=f"{name} after {config.steer.mode}")
     note(f"model {model.name}: {run / 'model'}")
     model.tokenizer.clock = content["prompt_clock"]
     data, seed = config.data, config.steer.seed
     sizes = data.feedback_examples, data.validation_examples, data.test_examples
     sets = tuple(load_feedback(name, *sizes, seed) for name in data.feedback)
-    return PretrainedRun(config, model, sets, content["identity"]["model_fingerprint"], content["prompt_clock"])
+    return PretrainedRun(config, model, sets, str(content["identity"].get("model_fingerprint")), content["prompt_clock"])
