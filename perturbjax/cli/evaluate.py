@@ -61,6 +61,9 @@ class EvaluateConfig:
     rivals: tuple[str, ...] = ()
     """Of a value network: what to train on its demonstrations and measure beside it: lora, full (the base itself, fine-tuned), proxy (its
     own base fine-tuned, the difference added to this one's logits). Kept in RUN/rivals."""
+    trust: tuple[str, ...] = ()
+    """The module:attribute of the run's own data, comma separated: what a run directory names is imported only where you name
+    it here, or with --task."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -83,7 +86,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     from perturbjax.randopt.setup import make_engine, reopen_ensemble
     from perturbjax.tasks import load_task
 
-    parts, ensemble = reopen_ensemble(config.run, console.note)
+    parts, ensemble = reopen_ensemble(config.run, console.note, (*config.trust, config.task or ""))
     own = config.task is None or config.task == parts.config.data.task
     task = parts.task if config.task is None or own else load_task(config.task)
     rows = unused_rows(parts) if own else foreign_rows(parts, task)

@@ -39,6 +39,8 @@ class ExportConfig:
     """Of a value network: a base with another vocabulary, to which a map is written beside it."""
     vocabulary: VocabularyName | None = None
     """Of a value network: the kind of that map; see perturbjax evaluate --help."""
+    trust: tuple[str, ...] = ()
+    """As for perturbjax evaluate."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -62,7 +64,7 @@ def run_export(config: ExportConfig, console: Console) -> None:
     from perturbjax.randopt.ensemble import merge
     from perturbjax.randopt.setup import reopen_ensemble
 
-    parts, ensemble = reopen_ensemble(config.run, console.note)
+    parts, ensemble = reopen_ensemble(config.run, console.note, config.trust)
     params, what = parts.model.params, "the base"
     if config.rank is not None:
         if not 1 <= config.rank <= len(ensemble):

@@ -44,6 +44,8 @@ class PredictConfig:
     """Of a value network: weight of its logits."""
     gate: float | None = None
     """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
+    trust: tuple[str, ...] = ()
+    """As for perturbjax evaluate."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -66,7 +68,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     from perturbjax.randopt.ensembles import predict
     from perturbjax.randopt.setup import make_engine, reopen_ensemble
 
-    parts, ensemble = reopen_ensemble(config.run, console.note)
+    parts, ensemble = reopen_ensemble(config.run, console.note, config.trust)
     examples = to_examples(parts.task, parts.template, parts.splits.search, rows)
     engine = make_engine(parts)
     predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), console)

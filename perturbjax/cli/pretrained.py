@@ -40,7 +40,7 @@ def evaluate_pretrained(config: "EvaluateConfig", console: Console) -> None:
     from perturbjax.vpretrain.reopen import reopen
 
     refuse_options(config, EVALUATE_OPTIONS, "vpretrain")
-    run = reopen(config.run, console.note)
+    run = reopen(config.run, console.note, (*config.trust, config.task or ""))
     task, template, questions, dropped = run.questions(config.task)
     if dropped:
         console.note(f"perturbjax: warning: {dropped} questions of {task.name} are in the corpus or steered the run, and are left out")
@@ -78,7 +78,7 @@ def predict_pretrained(config: "PredictConfig", console: Console) -> None:
 
     refuse_options(config, VALUE_OPTIONS, "vpretrain")
     rows = read_questions(config.questions)
-    run = reopen(config.run, console.note)
+    run = reopen(config.run, console.note, config.trust)
     task, template, questions, _ = run.questions(None)
     examples = to_examples(task, template, questions, rows)
     engine = Engine(run.model, task, Noise(), make_mesh(run.config.machine), chunk=1)
@@ -93,7 +93,7 @@ def export_pretrained(config: "ExportConfig", console: Console) -> None:
     from perturbjax.vpretrain.reopen import reopen
 
     refuse_options(config, ("rank", "merge", "beside", "vocabulary"), "vpretrain")
-    run = reopen(config.run, console.note)
+    run = reopen(config.run, console.note, config.trust)
     model = run.start() if config.base else run.model
     export_safetensors(model, model.params, config.out)
     console.line(f"wrote {model.name} to {config.out}")

@@ -234,7 +234,7 @@ def encode_prompts(
         InputError: a prompt, with its choice or its reply, is longer than the model's context.
     """
     prompts = [task.prompt(example, template) for example in examples]
-    ids = [model.tokenizer.encode_prompt(prompt) for prompt in prompts]
+    ids = model.tokenizer.encode_prompts(prompts)
     choices = [[model.tokenizer.encode(choice) for choice in prompt.choices] for prompt in prompts]
     for example, prompt, branches in zip(examples, ids, choices, strict=True):
         needed = len(prompt) + max([max_new_tokens, *map(len, branches)])

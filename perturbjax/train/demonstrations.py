@@ -98,8 +98,10 @@ def task_demonstrations(task: Task, template: str | None = None, examples: Seque
 def encode_demonstrations(demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> list[EncodedDemonstration]:
     """Token ids of demonstrations, each response with the token that ends a turn."""
     stop = tokenizer.turn_end
+    prompts = tokenizer.encode_prompts([d.prompt for d in demonstrations])
     return [
-        EncodedDemonstration(d.id, tuple(tokenizer.encode_prompt(d.prompt)), (*tokenizer.encode(d.response), stop)) for d in demonstrations
+        EncodedDemonstration(d.id, tuple(prompt), (*tokenizer.encode(d.response), stop))
+        for d, prompt in zip(demonstrations, prompts, strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.records import from_json, to_json
+from perturbjax.records import from_json, open_regular, to_json
 from perturbjax.runs.files import read_json, write_atomically, write_json
 from perturbjax.tree import digest, fingerprint, leaf_paths, nest
 from perturbjax.vpretrain.designer import TopKDesigner
@@ -59,7 +59,8 @@ def load_designer(folder: Path, designer: TopKDesigner, vocabulary: str) -> dict
     if record.designer != designer:
         raise InputError(f"`designer` {folder.parent}: it is {record.designer}, the settings say {designer}; give its settings")
     try:
-        arrays = load((folder / WEIGHTS).read_bytes())
+        with open_regular(folder / WEIGHTS) as file:
+            arrays = load(file.read())
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{folder / WEIGHTS}: cannot be read ({error}); restore the file") from error
     if fingerprint(arrays) != record.fingerprint:

@@ -6,7 +6,7 @@ from typing import Any
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.records import read_json_lines, refuse
+from perturbjax.records import open_regular, read_json_lines, refuse
 from perturbjax.tasks.base import Prompt
 from perturbjax.train.demonstrations import (
     DATASETS,
@@ -32,7 +32,8 @@ def load_corpus(spec: str, argument: str = "corpus") -> tuple[Demonstration, ...
     """
     if spec.endswith(".txt"):
         try:
-            text = Path(spec).read_text(encoding="utf-8-sig")
+            with open_regular(Path(spec)) as file:
+                text = file.read().decode("utf-8-sig").replace("\r\n", "\n")
         except (OSError, ValueError) as error:
             raise InputError(f"{argument} '{spec}': the file cannot be read ({error}); give the path of a UTF-8 text file") from error
         found = [part for part in text.split("\n\n") if part.strip()]

@@ -1,6 +1,6 @@
 """A finished steered pretraining, opened again: its model beside the one it began as, for evaluation, answers and export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,21 +71,22 @@ class PretrainedRun:
         return task, task.templates[0], kept, len(task.examples()) - len(kept)
 
 
-def reopen(run: Path, note: Callable[[str], None]) -> PretrainedRun:
+def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()) -> PretrainedRun:
     """The model of a run.
 
     Raises:
-        InputError: no run there, or its training has not finished.
+        InputError: no run there, it names code that is not ``trusted``, or its training has not finished.
     """
     directory = RunDirectory(run)
     content = directory.read_config()
-    config = from_json(Config, content.get("config"), f"{directory.config}: config")
+    config = directory.read_settings(Config, trusted)
     if not directory.results.exists():
         raise InputError(f"{run}: the training has not finished; continue it with `resume`")
-    model = replace(load_model(str(run / "model"), config.base.dtype), name=f"{content['model']['name']} after {config.steer.mode}")
+    name = from_json(dict[str, str], content.get("model"), f"{directory.config}: model").get("name", "the model")
+    model = replace(load_model(str(run / "model"), config.base.dtype), name=f"{name} after {config.steer.mode}")
     note(f"model {model.name}: {run / 'model'}")
     model.tokenizer.clock = content["prompt_clock"]
     data, seed = config.data, config.steer.seed
     sizes = data.feedback_examples, data.validation_examples, data.test_examples
     sets = tuple(load_feedback(name, *sizes, seed) for name in data.feedback)
-    return PretrainedRun(config, model, sets, content["identity"]["model_fingerprint"], content["prompt_clock"])
+    return PretrainedRun(config, model, sets, str(content["identity"].get("model_fingerprint")), content["prompt_clock"])

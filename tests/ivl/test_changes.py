@@ -135,7 +135,7 @@ def test_the_replies_measured_are_those_that_were_graded(model, value, mesh, mon
     entries = measure_base(model, combine(model, *value), model.tokenizer, task, TEMPLATE, questions, mesh, 0)
     ((prompts, padded),) = given
     replies = [[token for token in reply if token != NO_TOKEN] for reply in padded]
-    assert prompts == [model.tokenizer.encode_prompt(task.prompt(question, TEMPLATE)) for question in questions]
+    assert prompts == model.tokenizer.encode_prompts([task.prompt(question, TEMPLATE) for question in questions])
     assert max(map(len, replies)) == task.max_new_tokens
     for prompt, reply in zip(prompts, replies, strict=True):
         text = [*prompt, *reply]
