@@ -21,6 +21,8 @@ from perturbjax.models.decoder import decoder_from_params
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 LENGTHS = ((5, 3), (1, 1), (9, 6), (3, 4), (2, 5))
 
 

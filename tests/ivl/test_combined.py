@@ -35,6 +35,8 @@ from perturbjax.noise import Noise, Rule, perturb
 from perturbjax.sharding import make_mesh
 from perturbjax.tree import leaf_paths
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SIZE = 300
 """Rows of the embedding of a value network with a vocabulary of its own, of which its tokenizer has 297; the base's has 380 of 384."""
 MAP = random_map(1, 380, 297)

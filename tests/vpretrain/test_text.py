@@ -12,6 +12,8 @@ from perturbjax.train.step import TrainState, make_step
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 from perturbjax.vpretrain.text import Designed, Fixed, Oracle, candidates, designed_loss, log_probs_of
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 PARAMS = cases.params()
 ROWS, FEEDBACK = cases.rows(), cases.rows(seed=1)
 

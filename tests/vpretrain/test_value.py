@@ -21,6 +21,8 @@ from perturbjax.vpretrain.value import (
     preconditioned,
 )
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 PARAMS = cases.params()
 ROWS, FEEDBACK = cases.rows(), cases.rows(seed=1)
 
