@@ -12,7 +12,7 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, perturb, scales
-from perturbjax.noise.spec import is_perturbable, wide_dtype
+from perturbjax.noise.spec import wide_dtype
 from perturbjax.randopt.document import FORMAT, VERSION, EnsembleDocument, Member, read_document, sigma_as_written, write_document
 from perturbjax.randopt.voting import MAJORITY, Voting
 from perturbjax.tree import Params, fingerprint, leaf_paths, map_with_paths
