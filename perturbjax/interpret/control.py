@@ -87,7 +87,8 @@ def _while(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 
     (predicate,) = _compat.open_jaxpr(eqn.params["cond_jaxpr"])[0].outvars
     if getattr(predicate.aval, "shape", ()):
-        return jax.lax.while_loop(lambda state: state[0].any(), step_of_rows, (goes_on(init), init))[1]
+        going, *init = _compat.varying_alike([goes_on(init), *init])  # what a row keeps or takes depends on its condition
+        return jax.lax.while_loop(lambda state: state[0].any(), step_of_rows, (going, init))[1]
     return jax.lax.while_loop(goes_on, step, init)
 
 

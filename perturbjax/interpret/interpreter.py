@@ -102,5 +102,8 @@ def _broadcast(value: Any, shape: tuple[int, ...]) -> bool:
 
 def bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     """One equation as it stands."""
-    outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    # In a loop over rows all of the carry varies as the condition does; what is written for less fits it then.
+    if eqn.primitive.name == "pvary":
+        return [_compat.varying(values[0], eqn.params["axes"])]
+    outputs = eqn.primitive.bind(*_compat.varying_alike(values), **eqn.primitive.get_bind_params(eqn.params))
     return list(outputs) if eqn.primitive.multiple_results else [outputs]

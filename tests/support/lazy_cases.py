@@ -282,14 +282,18 @@ add("fori_loop, traced count", repeat, "stack", X, np.int32(3))
 add("while_loop", until, "square gain", X)
 add(
     "while_loop under vmap, steps by row",
-    lambda p, x: jax.vmap(lambda v: lax.while_loop(lambda c: jnp.abs(c).sum() > 8, lambda c: 0.7 * jnp.tanh(c @ p["square"]), v))(x),
+    lambda p, x: jax.vmap(
+        lambda v: lax.while_loop(
+            lambda c: (c[1] < 6) & (jnp.abs(c[0]).sum() > 4), lambda c: (0.7 * jnp.tanh(c[0] @ p["square"]), c[1] + 1), (v, 0)
+        )
+    )(x),
     "square",
     X * np.array([[0.1], [1], [0.4], [2], [0.2]], np.float32),
 )
 add(
     "while_loop under vmap, parameter in the condition",
     lambda p, x: jax.vmap(
-        lambda v: lax.while_loop(lambda c: (c[1] < 5) & ((c[0] @ p["w"]).max() > 0.9), lambda c: (jnp.roll(c[0], 1), c[1] + 1), (v, 0))
+        lambda v: lax.while_loop(lambda c: (c[1] < 99) & ((c[0] @ p["w"]).max() > 0.1), lambda c: (0.95 * c[0], c[1] + 1), (v, 0))
     )(x),
     "w",
     X,

@@ -85,7 +85,8 @@ CANDIDATES = pj.Population(seed=4, size=4, sigmas=(0.1, 0.2))[:]
 def several_uses(p, x):
     h = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["stack"][0], p["stack"])[0]
     h = lax.fori_loop(0, 2, lambda i, h: jnp.tanh(h @ p["stack"][i]) + p["bias"][None], h) + p["table"][jnp.arange(x.shape[0])]
-    h = jax.vmap(lambda v: lax.while_loop(lambda c: jnp.abs(c).sum() > 8, lambda c: 0.7 * jnp.tanh(c @ p["stack"][1]), v))(h)
+    long = lambda c: (c[1] < 6) & (jnp.abs(c[0]).sum() > 8)  # noqa: E731
+    h = jax.vmap(lambda v: lax.while_loop(long, lambda c: (0.7 * jnp.tanh(c[0] @ p["stack"][1]), c[1] + 1), (v, 0))[0])(h)
     return h @ (p["w"] * 2)
 
 
