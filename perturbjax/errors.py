@@ -8,7 +8,7 @@ class InputError(ValueError):
     """
 
 
-def one_line(error: Exception, length: int = 300) -> str:
+def one_line(error: BaseException, length: int = 300) -> str:
     """Type and message of an exception on one line, cut to ``length`` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:length]
 

@@ -135,6 +135,18 @@ def test_bad_input_is_refused_before_anything_is_written(changes, message, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["even.jsonl"]
 
 
+def test_what_a_task_does_wrong_later_leaves_no_directory(tmp_path, capsys, monkeypatch):
+    from perturbjax.randopt import stages
+
+    def refuse(*_: Any) -> None:
+        raise InputError("task 'mine:task': score() of example '3' returned 7")
+
+    monkeypatch.setattr(stages, "_stages", refuse)
+    code, _, err = call(search_arguments(write_questions(tmp_path / "even.jsonl"), tmp_path / "run"), capsys)
+    assert code == 2 and err.endswith("--task mine:task: score() of example '3' returned 7\n") and "strategy" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["even.jsonl"]
+
+
 def test_a_search_writes_every_file_and_prints_a_table(finished, capsys):
     assert {path.name for path in (finished / "run").iterdir()} == FILES
     config = json.loads((finished / "run" / "config.json").read_text())
