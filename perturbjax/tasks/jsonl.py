@@ -113,8 +113,6 @@ def _text(value: str | float, field: str, where: str) -> str:
     text = str(value).strip()
     if not text:
         refuse(where, field, value, "a text that is not empty is required")
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        refuse(where, field, value, "half of a surrogate pair is not a character; save the file as UTF-8")
     return text
 
 
