@@ -1,5 +1,7 @@
 """The one exception that means "the user gave us something we cannot use", and other exceptions said in one line of its message."""
 
+import re
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: the argument, its value, what is required, what to do.
@@ -8,9 +10,24 @@ class InputError(ValueError):
     """
 
 
-def one_line(error: Exception, length: int = 300) -> str:
+def one_line(error: BaseException, length: int = 300) -> str:
     """Type and message of an exception on one line, cut to ``length`` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+
+
+def printable(text: str) -> str:
+    """The text for a terminal: what is no printable character, but for line ends, is escaped.
+
+    >>> printable("red \\x1b[31m and a bell \\a")
+    'red \\\\x1b[31m and a bell \\\\x07'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def shortened(message: str) -> str:
+    """An error message on one line, each of its words cut to 200 characters and all of it to 1,000: a value may be a megabyte long."""
+    line = re.sub(r"(\S{200})\S+?([:;,.]?)(?=\s|$)", r"\1...\2", " ".join(message.split()))
+    return line if len(line) <= 1000 else f"{line[:1000]}..."
 
 
 def first_line(error: BaseException) -> str:

@@ -103,6 +103,8 @@ def parse_json(text: str) -> Any:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
         return value
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is not a character") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

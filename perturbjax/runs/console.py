@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Any, Self
 
+from perturbjax.errors import printable
+
 _PLAIN_INTERVAL_S = 15.0  # between two plain progress lines, so that a log of a long run stays readable
 
 
@@ -25,15 +27,15 @@ SILENT = Progress()
 
 
 class Console(Progress):
-    """The one place that prints."""
+    """The one place that prints; what files and users say is shown with control characters escaped."""
 
     def line(self, text: str = "") -> None:
         """One line for the person who asked, on stdout."""
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
     def note(self, text: str) -> None:
         """One line about the work itself, on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def bar(self, label: str, total: int, done: int = 0, unit: str = "step") -> "Bar":
         """A bar when stderr is a terminal, plain lines otherwise."""

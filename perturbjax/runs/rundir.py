@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -151,6 +152,13 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, **record, "identity": dict(identity), "identity_digest": identity_digest(identity)}
         write_json(self.config, content)
+
+    def withdraw(self) -> None:
+        """Remove a run that was refused before anything of it was committed: bad input leaves nothing behind."""
+        commits = self.state.iterdir() if self.state.is_dir() else ()
+        others = {entry.name for entry in self.path.iterdir()} - {self.config.name, self.metrics.name, self.state.name}
+        if not others and not any(entry.name.isdigit() for entry in commits):
+            shutil.rmtree(self.path)
 
     def read_config(self) -> dict[str, Any]:
         """``config.json`` of an existing run.

@@ -43,6 +43,7 @@ _TEMPLATES = (
 _TAGGED = re.compile(r"<answer>([^<]*)</answer>")
 _LABEL = re.compile(r"(?:expression|answer):", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]+")
+_MAX_RUNS = 200
 _RUN = re.compile(r"[0-9+\-*/() ]+")
 _SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/", "\u2212": "-", "\u22c5": "*"})
 
@@ -81,7 +82,7 @@ class Countdown(GenerationTask):
         """An expression that uses each number once.
 
         Strict: it is the whole of the last <answer> tag, or else of the first line (after an "Expression:" or "Answer:"). Lenient: the last
-        such expression anywhere in the text, "= result" or a sentence around it and typographic signs forgiven.
+        such expression among the last 200 anywhere in the text, "= result" or a sentence around it and typographic signs forgiven.
         """
         tagged = _TAGGED.findall(text)
         line = tagged[-1].strip() if tagged else first_line(text)
@@ -91,8 +92,8 @@ class Countdown(GenerationTask):
             return line
         if strict:
             return None
-        runs = (run.strip() for run in _RUN.findall(text.translate(_SIGNS)))
-        return next((run for run in reversed(list(runs)) if _keeps_rules(run, example)), None)
+        runs = [run.strip() for run in _RUN.findall(text.translate(_SIGNS)) if _is_as_long(run, example)]
+        return next((run for run in reversed(runs[-_MAX_RUNS:]) if _keeps_rules(run, example)), None)
 
     def score(self, answer: str | None, example: Example) -> float:
         return float(answer is not None and _keeps_rules(answer, example) and _value(answer) == str(example.fields["target"]))
@@ -106,11 +107,13 @@ def _value(expression: str) -> str | None:
     return str(arithmetic.value) if arithmetic else None
 
 
-def _keeps_rules(expression: str, example: Example) -> bool:
+def _is_as_long(expression: str, example: Example) -> bool:
     # Counting the numbers first costs a tenth of an evaluation; a long reply has many pieces to try.
-    if len(_NUMBER.findall(expression)) != len(example.fields["numbers"]):
-        return False
-    arithmetic = evaluate(expression)
+    return len(_NUMBER.findall(expression)) == len(example.fields["numbers"])
+
+
+def _keeps_rules(expression: str, example: Example) -> bool:
+    arithmetic = evaluate(expression) if _is_as_long(expression, example) else None
     return arithmetic is not None and sorted(arithmetic.numbers) == sorted(example.fields["numbers"])
 
 

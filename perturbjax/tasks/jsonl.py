@@ -113,8 +113,6 @@ def _text(value: str | float, field: str, where: str) -> str:
     text = str(value).strip()
     if not text:
         refuse(where, field, value, "a text that is not empty is required")
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        refuse(where, field, value, "half of a surrogate pair is not a character; save the file as UTF-8")
     return text
 
 
@@ -156,8 +154,8 @@ class JsonlGeneration(GenerationTask):
         if self.numeric:
             numbers = find_numbers(labelled) or find_numbers(text)
             return numbers[-1] if numbers else None
-        stated = [first_line(text[match.end() :]) for match in _ANSWER_IS.finditer(text)]
-        return (stated[-1] if stated else first_line(text)).strip(_PUNCTUATION) or None
+        stated = [match.end() for match in _ANSWER_IS.finditer(text)]
+        return first_line(text[stated[-1] :] if stated else text).strip(_PUNCTUATION) or None
 
     def score(self, answer: str | None, example: Example) -> float:
         return float(answer is not None and self.vote_key(answer, example) == self.vote_key(example.answer, example))

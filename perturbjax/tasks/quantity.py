@@ -6,9 +6,10 @@ Everything works on strings, so a reply with a million digits is neither an erro
 import re
 
 # A minus is a sign only where no operand stands before it ("5-3" holds 5 and 3, "= -3" holds -3); commas only between groups of three.
+# Signs are possessive (?+): without what follows them they are no part of a number, and trying again takes as long again.
 _NUMBER = re.compile(
-    r"(?:(?<![0-9A-Za-z_)\].])[-\u2212])?"
-    r"[$\u20ac\u00a3]?"
+    r"(?:(?<![0-9A-Za-z_)\].])[-\u2212])?+"
+    r"[$\u20ac\u00a3]?+"
     r"(?:(?<![0-9A-Za-z_])(?<![0-9]\.)(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
     r"|(?<![0-9A-Za-z_.])\.[0-9]+)"
 )

@@ -15,6 +15,7 @@ from perturbjax.tasks.arithmetic import Arithmetic
 from perturbjax.tasks.base import Task, Template
 from perturbjax.tasks.boolq import boolq
 from perturbjax.tasks.check import check_examples, check_task
+from perturbjax.tasks.checked import CheckedTask
 from perturbjax.tasks.countdown import Countdown
 from perturbjax.tasks.gsm8k import Gsm8k
 from perturbjax.tasks.jsonl import jsonl_task
@@ -64,7 +65,7 @@ def _load(spec: str) -> Task:
     if family == "mmlu":
         return mmlu(rest)
     if colon:
-        task = check_task(_made(_attribute(family, rest, spec), spec), spec)
+        task = CheckedTask(check_task(_made(_attribute(family, rest, spec), spec), spec), spec)
         check_examples(task, spec)
         return task
     names = [*_TASKS, "mmlu:<subject>"]
@@ -100,7 +101,7 @@ def _attribute(module_name: str, path: str, spec: str) -> Any:
     sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way
+    except (Exception, SystemExit) as error:  # the user's module may fail in any way
         reason = one_line(error, 200)
         raise InputError(f"task {spec!r}: importing {module_name} failed ({reason}); correct the module or its name") from error
     finally:
@@ -122,7 +123,7 @@ def _made(found: Any, spec: str) -> Any:
         return found()
     except InputError:
         raise
-    except Exception as error:  # the user's code may fail in any way
+    except (Exception, SystemExit) as error:  # the user's code may fail in any way
         raise InputError(
             f"task {spec!r}: calling it without arguments failed ({one_line(error, 200)}); give a task, or what makes one when called"
         ) from error

@@ -15,6 +15,7 @@ from support.cli_tiny import MODEL, search_arguments, write_questions
 import perturbjax
 from perturbjax.cli import main
 from perturbjax.cli.evaluate import foreign_rows, unused_rows
+from perturbjax.cli.predict import read_questions
 from perturbjax.errors import InputError
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.ensemble import Ensemble
@@ -132,6 +133,60 @@ def test_bad_input_is_refused_before_anything_is_written(changes, message, tmp_p
     monkeypatch.chdir(tmp_path)
     questions = write_questions(tmp_path / "even.jsonl")
     assert message in refuses(search_arguments(questions, tmp_path / "deep" / "run", **changes), capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["even.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["randopt", "--task", "x" * 10**6], f"--task {'x' * 200}...: unknown task; use one of sst2, "),
+        (["randopt", "--task", "sst2", "--template", "\x1b]0;x\x07"], "--template \\x1b]0;x\\x07: task sst2 has no such template"),
+        (["randopt", "--template", "\u202egnp"], "--template \\u202egnp: task sst2 has no such template"),
+        (["randopt", "y" * 10**6], f"Unrecognized options: {'y' * 50}"),
+        (["randopt", "--mesh", f"{'1' * 5000}x1"], f"--mesh {'1' * 80}: DATAxMODEL is required"),
+        (["randopt", "--population", "1" * 5000], "Error parsing --population: Exceeds the limit (4300 digits)"),
+        (["randopt", "--coordinator", "h:\uff11\uff12", "--num-processes", "2"], "--coordinator h:\uff11\uff12: HOST:PORT"),
+        (["randopt", "--model", "z" * 300], f"{'z' * 200}...: File name too long; give another path"),
+        (["randopt", "--out", "z" * 300], f"{'z' * 200}...: File name too long; give another path"),
+        (["randopt", "--task", "\udcff.jsonl"], "'\\udcff.jsonl': an argument must be UTF-8 text"),
+        (["randopt", "--out", "/dev/null"], "--out /dev/null: not a directory"),
+        (["bench", "--out", "/dev/full"], "--out /dev/full: not a directory"),
+        (
+            ["predict", "run", "--questions", "q.jsonl", "--out", "/dev/null"],
+            "--out /dev/null: a file in an existing directory is required",
+        ),
+        (
+            ["predict", "run", "--questions", "q.jsonl", "--out", "/dev/full"],
+            "--out /dev/full: a file in an existing directory is required",
+        ),
+        (["export", "loop", "--base", "--out", "m"], "loop: no run directory"),
+    ],
+)
+def test_hostile_words_are_one_short_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    shown = refuses(arguments, capsys)
+    assert shown.startswith(message) and len(shown) < 1100 and shown.isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+@pytest.mark.parametrize("choices", [[], ["a"], ["a", "a"], ["a", " "], [str(n) for n in range(1000)], ["a", 5], "ab"])
+def test_choices_that_cannot_be_chosen_between_are_refused(choices, tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question": "q", "choices": choices}))
+    with pytest.raises(InputError, match=r"line 1: choices.*(required|expected)"):
+        read_questions(file)
+
+
+def test_what_a_task_does_wrong_later_leaves_no_directory(tmp_path, capsys, monkeypatch):
+    from perturbjax.randopt import stages
+
+    def refuse(*_: Any) -> None:
+        raise InputError("task 'mine:task': score() of example '3' returned 7")
+
+    monkeypatch.setattr(stages, "_stages", refuse)
+    code, _, err = call(search_arguments(write_questions(tmp_path / "even.jsonl"), tmp_path / "run"), capsys)
+    assert code == 2 and err.endswith("--task mine:task: score() of example '3' returned 7\n") and "strategy" in err
     assert [path.name for path in tmp_path.iterdir()] == ["even.jsonl"]
 
 

