@@ -41,7 +41,7 @@ def run_grid(
     per_seed: bool = False,
     classes: np.ndarray | None = None,
     mesh: Mesh | None = None,
-    width: int = 32,
+    in_flight: int = 32,
     out: Path | None = None,
     keep: Callable[[Cell, Any], None] | None = None,
     progress: Progress = SILENT,
@@ -65,7 +65,7 @@ def run_grid(
         per_seed: ``bases``, ``data`` and ``test`` have a leading axis of the seeds: each has a target of its own.
         classes: (N,) labels; the first n rows of a seed then hold all classes as evenly as the rows allow.
         mesh: cells are sharded over "data"; all devices when left out.
-        width: cells vmapped together on each device.
+        in_flight: cells vmapped together on each device.
         out: directory of committed cells: a second call goes on where the first stopped. It is refused where settings, arrays or
             bases differ; ``loss`` and ``error``, and bases that are functions, cannot be compared.
         keep: called with every cell and what it trained, ``{"caulk": ..., "head": ...}``, before its chunk is committed.
@@ -84,16 +84,17 @@ def run_grid(
     check_samples(samples, rows)
     if not chosen or len(set(chosen)) < len(chosen):
         raise InputError(f"`seeds` {seeds}: at least one, and each once, is required")
-    positive_integer("width", width)
+    positive_integer("in_flight", in_flight)
     for name, method in methods.items():
         if method.scratch and init is None:
             raise InputError(f"`init` None: method {name} starts from scratch and needs key -> parameters")
     cells = grid_cells(bases, samples, chosen, {name: method.scratch for name, method in methods.items()})
     programs = {
-        name: GridProgram(loss, error, method, fitting, mesh, width, per_seed, init, keep is not None) for name, method in methods.items()
+        name: GridProgram(loss, error, method, fitting, mesh, in_flight, per_seed, init, keep is not None)
+        for name, method in methods.items()
     }
     order = np.stack([row_order(rows, seed, classes) for seed in chosen])
-    identity = {"fitting": to_json(fitting), "methods": {name: repr(method) for name, method in methods.items()}, "width": width}
+    identity = {"fitting": to_json(fitting), "methods": {name: repr(method) for name, method in methods.items()}, "in_flight": in_flight}
     identity |= {"cells": [cell.name for cell in cells], "data": fingerprint({"data": data, "test": test, "order": order})}
     identity["bases"] = [None if callable(base) else fingerprint(base) for base in bases.values()]
     with contextlib.ExitStack() as stack:
@@ -126,6 +127,7 @@ def train_cells(
         programs: one a method.
         shared: on the host; its base is None, ``bases`` have it.
         state: ``RunState`` of ``table.tree``, with ``metrics``; None: nothing is committed.
+        keep: called with what the cells of programs that return it have trained.
     """
     if state is not None and metrics is not None:
         metrics.rewind(state.step)
@@ -160,7 +162,7 @@ def train_cells(
                 results = program(Shared(held[1] if quality is not None else (), *put), arrays)
                 table.record(chunk, results)
                 table.seconds += time.perf_counter() - began
-                if keep is not None:
+                if keep is not None and "trained" in results:
                     for number, cell in enumerate(cells):
                         keep(cell, jax.tree.map(lambda leaf, number=number: leaf[number], results["trained"]))
                 if state is not None and metrics is not None:

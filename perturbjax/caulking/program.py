@@ -131,7 +131,7 @@ class GridProgram:
         method: how the model is adapted.
         fitting: steps and batch.
         mesh: cells are sharded over its "data" axis.
-        width: cells vmapped together on each device. A cell's figures depend on it by rounding alone, and on nothing else of the layout.
+        in_flight: cells vmapped together on each device. A cell's figures depend on it by rounding alone, on the mesh not at all.
         per_seed: ``Shared.base``, ``data`` and ``test`` have a leading axis of seeds.
         init: key -> parameters, for a method from scratch.
         keep: return what was trained too.
@@ -144,7 +144,7 @@ class GridProgram:
         method: Method,
         fitting: Fitting,
         mesh: Mesh,
-        width: int,
+        in_flight: int,
         per_seed: bool = False,
         init: Callable[[jax.Array], Params] | None = None,
         keep: bool = False,
@@ -162,7 +162,7 @@ class GridProgram:
         self._loss, self._error, self._method, self._fitting = loss, error, method, fitting
         self._optimizer = make_optimizer(training, fitting.steps)
         self._per_seed, self._init, self._keep, self.mesh = per_seed, init, keep, mesh
-        self.traces, self.chunk = 0, width * mesh.shape[sharding.DATA]
+        self.traces, self.chunk = 0, in_flight * mesh.shape[sharding.DATA]
         over, same = sharding.OVER_DATA, sharding.REPLICATED
         mapped = jax.shard_map(self._local, mesh=mesh, in_specs=(same, over), out_specs=over, check_vma=False)
         gathered = NamedSharding(mesh, same) if sharding.spans_processes(mesh) else None

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from perturbjax.cli.caulking import export_caulk, is_caulking_run
 from perturbjax.cli.value import export_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
@@ -20,6 +21,7 @@ class ExportConfig:
     - one member: perturbjax export RUN --rank 1 --out best
     - their average: perturbjax export RUN --merge --out merged
     - the base: perturbjax export RUN --base --out base
+    - a caulk, as a PEFT adapter where it is LoRA on the base itself: perturbjax export RUN --cell lora-q0-n64-s0 --out DIR
     - the value network of an ivl run, with a page on how to add its logits: perturbjax export RUN --out value
     """
 
@@ -37,12 +39,19 @@ class ExportConfig:
     """Of a value network: a base with another vocabulary, to which a map is written beside it."""
     vocabulary: VocabularyName | None = None
     """Of a value network: the kind of that map; see perturbjax evaluate --help."""
+    cell: str | None = None
+    """Of a grid of caulks: the name of the cell whose caulk is written."""
     compile_cache: str = "auto"
     """As for randopt."""
 
 
 def run_export(config: ExportConfig, console: Console) -> None:
     """Rebuild the asked model from ensemble.json and write it."""
+    if is_caulking_run(config.run):
+        refuse_options(config, ("rank", "merge", "base", "beside", "vocabulary"), "caulking")
+        _check_empty(config.out)
+        return export_caulk(config, console)
+    refuse_options(config, ("cell",), "another chapter than caulking")
     if is_value_run(config.run):
         refuse_options(config, ("rank", "merge", "base"), "ivl")
         _check_empty(config.out)

@@ -46,7 +46,7 @@ def toy():
 
 def grid(toy, methods=METHODS, **changes):
     bases, data, test = toy
-    return run_grid(loss, loss, bases, methods, data, test, SAMPLES, 3, FITTING, **{"init": init, "width": 4} | changes)
+    return run_grid(loss, loss, bases, methods, data, test, SAMPLES, 3, FITTING, **{"init": init, "in_flight": 4} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_cells_are_those_of_a_plain_loop(toy, cells):
 
 
 def test_the_chunk_changes_nothing_but_rounding(toy, cells):
-    one_by_one = grid(toy, {"lora": METHODS["lora"]}, width=1)
+    one_by_one = grid(toy, {"lora": METHODS["lora"]}, in_flight=1)
     for name in ("error", "loss", "norm", "distance"):
         got, want = ([getattr(cell, name) for cell in some] for some in (one_by_one, cells[:18]))
         np.testing.assert_allclose(got, want, rtol=2e-5)
@@ -156,7 +156,7 @@ def test_a_grid_that_was_stopped_goes_on_and_trains_no_cell_twice(toy, cells, tm
     assert sum(trained) == len(cells) - 4 * 4 + 3  # the fourth chunk is of one cell
     assert grid(toy, out=tmp_path) == cells and sum(trained) == len(cells) - 4 * 4 + 3
     with pytest.raises(InputError, match="another run"):
-        grid(toy, out=tmp_path, width=2)
+        grid(toy, out=tmp_path, in_flight=2)
 
 
 def test_targets_of_each_seed(toy):
@@ -165,7 +165,7 @@ def test_targets_of_each_seed(toy):
     both = [jax.tree.map(lambda leaf: np.stack([leaf] * 3), each) for each in (data, test)]
     stacked = {m: jax.tree.map(lambda leaf: np.stack([leaf] * 3), base) for m, base in bases.items()}
     one, many = (
-        run_grid(loss, loss, b, {"lora": METHODS["lora"]}, d[0], d[1], SAMPLES, 3, FITTING, width=9, per_seed=p)
+        run_grid(loss, loss, b, {"lora": METHODS["lora"]}, d[0], d[1], SAMPLES, 3, FITTING, in_flight=9, per_seed=p)
         for b, d, p in ((bases, (data, test), False), (stacked, both, True))
     )
     np.testing.assert_allclose([cell.error for cell in many], [cell.error for cell in one], rtol=1e-5)

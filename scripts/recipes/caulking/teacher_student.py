@@ -46,7 +46,7 @@ class Toy:
     hidden: int = 32
     outputs: int = 24
     width: int = 64
-    gain: float = 2.0
+    gain: float = 1.8
     change: float = 2.0
     sources: tuple[int, ...] = (256, 1024, 4096, 16384)
     samples: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
@@ -153,7 +153,7 @@ def pretrain(toy: Toy, problem: Problem, seeds: Sequence[int], progress: Progres
         cells = run_grid(
             loss, relative_error, {}, {"source": Method(None, learning_rate=toy.pretraining_rate)}, problem.source, validation,
             toy.sources, seeds, Fitting(steps, toy.pretraining_batch), init=students(toy, toy.outputs), per_seed=True,
-            width=len(toy.sources) * len(seeds), keep=keep, progress=progress,
+            in_flight=len(toy.sources) * len(seeds), keep=keep, progress=progress,
         )  # fmt: skip
         for cell in cells:
             if cell.error < best.get((cell.samples, cell.seed), (np.inf,))[0]:
@@ -191,7 +191,7 @@ def experiment(toy: Toy, seeds: Sequence[int], names: Sequence[str], shuffle: bo
     chosen = {name: method for name, method in methods(toy).items() if name in names}
     cells = run_grid(
         loss, relative_error, bases, chosen, problem.target, problem.target_test, toy.samples, seeds, Fitting(toy.steps, toy.batch),
-        init=students(toy, 1), per_seed=True, width=len(toy.samples) * len(seeds), progress=progress,
+        init=students(toy, 1), per_seed=True, in_flight=len(toy.samples) * len(seeds), progress=progress,
     )  # fmt: skip
     return Outcome(cells, errors)
 
