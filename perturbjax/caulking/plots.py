@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from perturbjax.caulking.headline import curve_name
+from perturbjax.caulking.config import RATES
 from perturbjax.caulking.results import Curve, Results
 from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, percent_axis, save
-from perturbjax.report.words import count, percent, shorten
+from perturbjax.report.words import count, percent
 
-_COLORS = (BLUE, VERMILLION, GREEN, PURPLE)
+_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, GREY, INK)
 _MARKERS = "osD^vP"
+_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)))
+_METHODS = tuple(RATES)
 
 
 def plot_curves(path: Path, results: Results) -> None:
-    """Accuracy against the number of examples, one curve a method and base, with intervals over seeds.
+    """Accuracy against the number of examples: a color a method, a line style a base; bands are intervals over seeds.
 
     Args:
         path: PNG to write.
@@ -23,15 +25,17 @@ def plot_curves(path: Path, results: Results) -> None:
     figure, (axis,) = new_figure(4.2)
     axis.set_xscale("log", base=2)
     labels = []
-    for number, curve in enumerate(results.curves):
-        color = GREY if curve.sigma is None else _COLORS[number % len(_COLORS)]
+    sigmas = [base.sigma for base in results.bases]
+    for curve in results.curves:
+        kind = _METHODS.index(curve.method)
+        line = _LINES[0 if curve.sigma is None else sigmas.index(curve.sigma) % len(_LINES)]
         n, right = [point.samples for point in curve.points], [1 - point.error for point in curve.points]
         low, high = ([1 - point.interval[end] for point in curve.points] for end in (1, 0))
-        axis.fill_between(n, low, high, color=color, alpha=0.15, linewidth=0)
-        axis.plot(n, right, color=color, marker=_MARKERS[number % len(_MARKERS)], markersize=4.5, linewidth=1.8)
-        labels.append((right[-1], shorten(curve_name(curve), 22), color))
+        axis.fill_between(n, low, high, color=_COLORS[kind], alpha=0.12, linewidth=0)
+        axis.plot(n, right, color=_COLORS[kind], marker=_MARKERS[kind], markersize=4.5, linewidth=1.8, linestyle=line)
+        labels.append((right[-1], f"{curve.method}, {curve.sigma:g} off" if curve.sigma else curve.method, _COLORS[kind]))
     axis.axhline(1 - results.bases[0].error, color=INK, linewidth=1.2, linestyle=":")
-    labels.append((1 - results.bases[0].error, "base alone", INK))
+    labels.append((1 - results.bases[0].error, "no caulk", INK))
     for needed in results.curves[0].needed:
         axis.axhline(needed.accuracy, color="#bbbbbb", linewidth=1.0, linestyle=(0, (4, 2)), zorder=0)
     samples = [point.samples for point in results.curves[0].points]
@@ -45,39 +49,37 @@ def plot_curves(path: Path, results: Results) -> None:
 
 
 def plot_needed(path: Path, results: Results) -> None:
-    """n_req of the first accuracy against the error of the base alone, both on log axes; an arrow where n_req is above the largest n."""
+    """n_req of the first accuracy against the error of the base alone, both on log axes; an open triangle where n_req is above the largest
+    n."""
     figure, (axis,) = new_figure(3.8)
     axis.set_xscale("log")
     axis.set_yscale("log", base=2)
     errors = {base.sigma: max(base.error, 0.5 / results.n) for base in results.bases}
-    labels = []
-    for number, method in enumerate(dict.fromkeys(curve.method for curve in results.caulked)):
-        color = _COLORS[number % len(_COLORS)]
-        curves = [curve for curve in results.caulked if curve.method == method]
-        reached = [(errors[curve.sigma], curve) for curve in curves if curve.sigma is not None and _reached(curve)]
-        reached.sort(key=lambda pair: pair[0])
-        for x, curve in reached:
-            needed = curve.needed[0]
-            high = needed.high if needed.high is not None else curve.points[-1].samples
-            axis.plot((x, x), (needed.low or needed.samples, high), color=color, linewidth=2.0)
-        axis.plot(
-            [x for x, _ in reached], [curve.needed[0].samples for _, curve in reached], color=color, marker=_MARKERS[number], linewidth=1.4
-        )
-        for curve in curves:
-            if curve.sigma is not None and not _reached(curve):
-                axis.plot(errors[curve.sigma], curve.needed[0].samples, marker="^", color=color, fillstyle="none", markersize=9)
-        labels.append(([curve.needed[0].samples for curve in curves][-1], method, color))
+    for method in dict.fromkeys(curve.method for curve in results.caulked):
+        kind = _METHODS.index(method)
+        style = {"color": _COLORS[kind], "marker": _MARKERS[kind], "markersize": 6}
+        places = [(errors[curve.sigma], curve) for curve in results.caulked if curve.method == method and curve.sigma is not None]
+        reached = sorted(((x, curve.needed[0]) for x, curve in places if _reached(curve)), key=lambda pair: pair[0])
+        for x, needed in reached:
+            high = needed.high if needed.high is not None else results.curves[0].points[-1].samples
+            axis.plot((x, x), (needed.low or needed.samples, high), color=_COLORS[kind], linewidth=2.0)
+        axis.plot([x for x, _ in reached], [needed.samples for _, needed in reached], linewidth=1.4, label=method, **style)
+        for x, curve in places:
+            if not _reached(curve):
+                axis.plot(x, curve.needed[0].samples, **style | {"marker": "^", "fillstyle": "none", "markersize": 9})
     samples = [point.samples for point in results.curves[0].points]
     axis.set_yticks(samples, [count(n) for n in samples])
-    axis.yaxis.set_minor_locator(NullLocator())
-    ticks = sorted(set(errors.values()))
+    axis.set_ylim(samples[0] / 1.3, samples[-1] * 1.3)
+    low, high = min(errors.values()) / 1.1, max(errors.values()) * 1.1
+    ticks = [tick for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+    axis.set_xlim(low, high)
     axis.set_xticks(ticks, [percent(x) for x in ticks])
-    axis.xaxis.set_minor_locator(NullLocator())
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_minor_locator(NullLocator())
     axis.set_xlabel("wrong answers of the base alone")
     axis.set_ylabel(f"examples for {percent(results.curves[0].needed[0].accuracy)}")
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    for place, name, color in labels:
-        axis.annotate(name, (1.0, place), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", color=color, va="center")
+    axis.legend(frameon=False, fontsize=10)
     save(figure, path)
 
 
