@@ -109,12 +109,12 @@ class ChoiceProblem:
     single: bool
     remat: bool = False
 
-    def loss(self, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    def loss(self, params: Any, batch: Any) -> jax.Array:
         """Mean cross-entropy of the softmax over the choices."""
         logs = jax.nn.log_softmax(choice_scores(self.config.build(_cast(params)), batch, self.single, self.remat), axis=-1)
         return -jnp.take_along_axis(logs, batch["answer"][:, None], axis=1).mean()
 
-    def error(self, params: Any, test: dict[str, jax.Array]) -> jax.Array:
+    def error(self, params: Any, test: Any) -> jax.Array:
         """Fraction of wrong answers, some questions at a time; NaN where scores are."""
         decoder_of = self.config.build
         count = len(test["answer"])

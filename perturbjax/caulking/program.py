@@ -131,7 +131,7 @@ class GridProgram:
         method: how the model is adapted.
         fitting: steps and batch.
         mesh: cells are sharded over its "data" axis.
-        in_flight: cells vmapped together on each device. A cell's figures depend on it by rounding alone, on the mesh not at all.
+        in_flight: cells vmapped together on each device. A cell's figures depend on it, and on the mesh, by rounding alone.
         per_seed: ``Shared.base``, ``data`` and ``test`` have a leading axis of seeds.
         init: key -> parameters, for a method from scratch.
         keep: return what was trained too.

@@ -114,7 +114,7 @@ class TestCaulking(ChapterBattery):
     )
     def test_bad_commands_are_one_line(self, finished, tmp_path, capsys, command, said):
         places = {"RUN": str(finished / "run"), "OUT": str(tmp_path / "out"), "Q": str(finished / "even.jsonl")}
-        code, out, err = call([places.get(word, word) for word in command], capsys)
+        code, out, err = call([str(places.get(word, word)) for word in command], capsys)
         assert code == 2 and out == "" and said.replace("RUN", places["RUN"]) in err.splitlines()[-1]
         assert not (tmp_path / "out").exists()
 
@@ -156,7 +156,7 @@ def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, sai
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
     flags = [str(tmp_path / "mixed.jsonl") if word == "MIXED" else word for word in flags]
     common = {"--base": str(BASE), "--target": str(tmp_path / "even.jsonl"), "--samples": "4,8", "--test-examples": "8"}
-    given = [word for name, value in common.items() if name not in flags for word in (name, value)]
+    given = [word for name in common if name not in flags for word in (name, common[name])]
     code, out, err = call(["caulking", *given, *flags, "--out", str(tmp_path / "run")], capsys)
     assert code == 2 and out == "" and said in err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
