@@ -41,7 +41,7 @@ def run_grid(
     per_seed: bool = False,
     classes: np.ndarray | None = None,
     mesh: Mesh | None = None,
-    in_flight: int = 32,
+    in_flight: int = 16,
     out: Path | None = None,
     keep: Callable[[Cell, Any], None] | None = None,
     progress: Progress = SILENT,
@@ -65,7 +65,7 @@ def run_grid(
         per_seed: ``bases``, ``data`` and ``test`` have a leading axis of the seeds: each has a target of its own.
         classes: (N,) labels; the first n rows of a seed then hold all classes as evenly as the rows allow.
         mesh: cells are sharded over "data"; all devices when left out.
-        in_flight: cells vmapped together on each device.
+        in_flight: cells vmapped together on each device; on a CPU more than a dozen gain nothing, accelerators take more.
         out: directory of committed cells: a second call goes on where the first stopped. It is refused where settings, arrays or
             bases differ; ``loss`` and ``error``, and bases that are functions, cannot be compared.
         keep: called with every cell and what it trained, ``{"caulk": ..., "head": ...}``, before its chunk is committed.

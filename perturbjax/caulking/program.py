@@ -184,9 +184,11 @@ class GridProgram:
             base = self._init(start_key)
         start = method.init(base, start_key)
 
-        def step(state: tuple[Any, Any], number: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
+        # All batches at once: draws of a few numbers a step would be a good part of a small network's time.
+        batches = jax.random.randint(batch_key, (fitting.steps, fitting.batch), 0, cell.samples)
+
+        def step(state: tuple[Any, Any], drawn: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
             trained, moments = state
-            drawn = jax.random.randint(jax.random.fold_in(batch_key, number), (fitting.batch,), 0, cell.samples)
             batch = jax.tree.map(lambda array: array[rows[drawn]], data)
             with jax.named_scope("gradients"):
                 value, gradients = jax.value_and_grad(lambda trained: self._loss(method.apply(base, trained), batch))(trained)
@@ -195,7 +197,7 @@ class GridProgram:
                 trained = jax.tree.map(jnp.add, trained, updates)
             return (trained, moments), value.astype(jnp.float32)
 
-        (trained, _), losses = jax.lax.scan(step, (start, self._optimizer.init(start)), jnp.arange(fitting.steps))
+        (trained, _), losses = jax.lax.scan(step, (start, self._optimizer.init(start)), batches)
         with jax.named_scope("error"):
             error = self._error(method.apply(base, trained), test)
         figures = {

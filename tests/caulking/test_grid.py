@@ -59,6 +59,7 @@ def trained_alone(toy, cell, method):
     bases, data, test = toy
     rows = row_order(20, cell.seed)[: cell.samples]
     start_key, batch_key = jax.random.split(jax.random.key(cell.seed, impl="threefry2x32"))
+    batches = np.asarray(jax.random.randint(batch_key, (FITTING.steps, 4), 0, cell.samples))
     base = init(start_key) if method.scratch else bases[cell.quality]
     trained = method.init(base, start_key)
     rates = optax.cosine_decay_schedule(method.learning_rate, FITTING.steps)
@@ -71,7 +72,7 @@ def trained_alone(toy, cell, method):
     with jax.numpy_dtype_promotion("standard"):
         moments, update = optimizer.init(trained), jax.jit(optimizer.update)
         for step in range(FITTING.steps):
-            drawn = rows[np.asarray(jax.random.randint(jax.random.fold_in(batch_key, step), (4,), 0, cell.samples))]
+            drawn = rows[batches[step]]
             gradients = gradient(trained, data[0][drawn], data[1][drawn])
             updates, moments = update(gradients, moments, trained)
             trained = optax.apply_updates(trained, updates)

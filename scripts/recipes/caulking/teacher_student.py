@@ -64,14 +64,15 @@ class Toy:
 
 
 def forward(params: Any, x: jax.Array) -> jax.Array:
-    """Two tanh layers and a linear output; a bottleneck after a layer where there is one."""
+    """Two tanh layers and a linear output; LoRA's factors beside a kernel and a bottleneck after a layer where there are any."""
     h = jnp.tanh(bottleneck(params["first"], _linear(params["first"], x)))
     h = jnp.tanh(bottleneck(params["second"], _linear(params["second"], h)))
     return _linear(params["head"], h)
 
 
 def _linear(layer: Any, x: jax.Array) -> jax.Array:
-    return x @ layer["kernel"] + layer["bias"][None]
+    y = x @ layer["kernel"] + layer["bias"][None]
+    return y + (x @ layer["lora_a"]) @ layer["lora_b"] if "lora_a" in layer else y
 
 
 def loss(params: Any, batch: Any) -> jax.Array:
@@ -153,7 +154,7 @@ def pretrain(toy: Toy, problem: Problem, seeds: Sequence[int], progress: Progres
         cells = run_grid(
             loss, relative_error, {}, {"source": Method(None, learning_rate=toy.pretraining_rate)}, problem.source, validation,
             toy.sources, seeds, Fitting(steps, toy.pretraining_batch), init=students(toy, toy.outputs), per_seed=True,
-            in_flight=len(toy.sources) * len(seeds), keep=keep, progress=progress,
+            keep=keep, progress=progress,
         )  # fmt: skip
         for cell in cells:
             if cell.error < best.get((cell.samples, cell.seed), (np.inf,))[0]:
@@ -169,7 +170,7 @@ def pretrain(toy: Toy, problem: Problem, seeds: Sequence[int], progress: Progres
 
 def methods(toy: Toy) -> dict[str, Method]:
     return {
-        "lora": Method(LoRA(toy.rank, float(toy.rank), ("second/kernel",)), head(), toy.rate),
+        "lora": Method(LoRA(toy.rank, float(toy.rank), ("second/kernel",)), head(), toy.rate, attach=True),
         "adapter": Method(Bottleneck(toy.bottleneck, ("(first|second)/kernel",)), head(), toy.rate),
         "partial": Method(Partial(("second",)), head(), toy.rate),
         "scratch": Method(None, learning_rate=toy.scratch_rate),
@@ -191,7 +192,7 @@ def experiment(toy: Toy, seeds: Sequence[int], names: Sequence[str], shuffle: bo
     chosen = {name: method for name, method in methods(toy).items() if name in names}
     cells = run_grid(
         loss, relative_error, bases, chosen, problem.target, problem.target_test, toy.samples, seeds, Fitting(toy.steps, toy.batch),
-        init=students(toy, 1), per_seed=True, in_flight=len(toy.samples) * len(seeds), progress=progress,
+        init=students(toy, 1), per_seed=True, progress=progress,
     )  # fmt: skip
     return Outcome(cells, errors)
 
