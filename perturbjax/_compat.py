@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -28,8 +28,20 @@ def varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
     Inside ``shard_map`` jnp operations agree on this by themselves; a primitive that is bound directly does not. What an array varies over
     is read from its type, by a name that jax has changed before.
     """
-    axes = jax.typeof(like).mat.varying - jax.typeof(x).mat.varying
-    return jax.lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x
+    return varying(x, jax.typeof(like).mat.varying)
+
+
+def varying_alike(values: Sequence[Any]) -> list[Any]:
+    """Operands of one primitive, each varying over every manual mesh axis that one of them varies over."""
+    found = [getattr(jax.typeof(value), "mat", None) for value in values]
+    axes = frozenset[str]().union(*(each.varying for each in found if each is not None))
+    return [value if each is None else varying(value, axes) for value, each in zip(values, found, strict=True)]
+
+
+def varying(x: Any, axes: Iterable[str]) -> Any:
+    """``x``, varying over these axes besides those that it varies over."""
+    missing = frozenset(axes) - jax.typeof(x).mat.varying
+    return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
 def threefry2x32(key_data: jax.Array, hi: jax.Array, lo: jax.Array) -> list[jax.Array]:

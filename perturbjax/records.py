@@ -6,17 +6,23 @@ A record's fields and their type annotations are its schema. The types are ``int
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import math
+import os
+import stat
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, NoReturn, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from perturbjax.errors import InputError
 
 T = TypeVar("T")
+
+LONGEST = 2**24
+"""Bytes of the largest JSON file, and of the longest line of a file of lines, that is read: parsed, they take up to 25 times as many."""
 
 _LIMIT = 2**63
 _UNIONS = (Union, types.UnionType)
@@ -64,30 +70,75 @@ def to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file to be read, and nothing else: a FIFO would wait, a device might never end.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+        ValueError: a NUL in the path.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a regular file of at most ``LONGEST`` bytes.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is longer, or is not UTF-8.
+    """
+    with open_regular(path) as file:
+        data = file.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise ValueError(f"more than {LONGEST} bytes")
+    return data.decode("utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """As ``json.loads``; a ``ValueError`` is also what could not be written again: nested too deeply, or half of a surrogate pair."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json_lines(path: Path, where: str) -> list[tuple[str, Any]]:
     """(WHERE: line NUMBER, value) of every line of a file that is not empty, the value as ``json.loads`` returns it.
 
     Raises:
-        InputError: the file cannot be read, or a line is not UTF-8 text or not JSON; the line is named.
+        InputError: the file cannot be read, or a line is too long, not UTF-8 text or not JSON; the line is named.
     """
+    rows = []
+    for number, line in enumerate(_lines(path, where), start=1):
+        place = f"{where}: line {number}"
+        if len(line) > LONGEST:
+            raise InputError(f"{place}: more than {LONGEST} bytes; divide it into several")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place}: not UTF-8 text; save the file as UTF-8") from error
+        if text.strip():
+            try:
+                rows.append((place, parse_json(text)))
+            except ValueError as error:
+                raise InputError(f"{place}: not valid JSON ({error}); each line must be one JSON object") from None
+    return rows
+
+
+def _lines(path: Path, where: str) -> Iterator[bytes]:
+    """The lines of a file; one that is too long is not read to its end."""
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
+            while line := file.readline(LONGEST + 1):
+                yield line
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(f"{where}: the file cannot be read ({error}); give the path of a .jsonl file") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{where}: line {line}: not UTF-8 text; save the file as UTF-8") from error
-    rows = []
-    # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append((f"{where}: line {number}", json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: line {number}: not valid JSON ({error}); each line must be one JSON object") from None
-    return rows
 
 
 def refuse(where: str, field: str, value: Any, required: str) -> NoReturn:

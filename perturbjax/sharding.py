@@ -10,6 +10,7 @@ noise needs no communication where every device knows which block of a leaf it h
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,12 @@ def make_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
     return Mesh(np.asarray(devices).reshape(-1, model), (DATA, MODEL))
 
 
+def in_context(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Sets ``mesh`` where the caller has set another one, or where the function to be run speaks of its axes (a mesh without "data")."""
+    needed = DATA not in mesh.axis_names or not jax.sharding.get_abstract_mesh().empty
+    return jax.set_mesh(mesh) if needed else contextlib.nullcontext()
+
+
 def spans_processes(mesh: Mesh) -> bool:
     """Whether some of the mesh belongs to another process, so that none sees the whole of a sharded array."""
     return len({device.process_index for device in mesh.devices.flat}) > 1
@@ -80,8 +87,13 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
 
 
 def put_over_data(tree: Any, mesh: Mesh) -> Any:
-    """Shards the leading axis of every leaf over "data"."""
-    return put(tree, mesh, OVER_DATA)
+    """Shards the leading axis of every leaf over "data", or puts it on every device of a mesh without that axis."""
+    return put(tree, mesh, OVER_DATA if DATA in mesh.axis_names else REPLICATED)
+
+
+def reshard_replicated(tree: Any) -> Any:
+    """Results whose type says that they are sharded over explicit mesh axes, replicated; others as they are."""
+    return jax.tree.map(lambda leaf: jax.reshard(leaf, REPLICATED) if any(jax.typeof(leaf).sharding.spec) else leaf, tree)
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,7 @@ class ShardedParams:
     def mean_square(self, path: str, mesh: Mesh) -> jax.Array:
         """``spec.mean_square`` of one leaf, with one whole matrix of it at a time on a device: the same number on every mesh."""
         leaf, dim, shape = leaf_paths(self.arrays)[path], self.dims.get(path), self.shapes[path]
+        leaf = put_replicated(leaf, mesh) if dim is None else leaf
         leading = max(0, len(shape) - 2)
 
         def one(matrix: jax.Array) -> jax.Array:
@@ -202,6 +215,16 @@ def shard_params(params: Any, mesh: Mesh, dims: Mapping[str, ShardedDim] | None 
         return jax.make_array_from_callback(shape, sharding, _once_each(lambda index: dim.read(leaf, index)), dtype=leaf.dtype)
 
     return ShardedParams(map_with_paths(one, params), shapes, dims)
+
+
+def keep_params(params: Any, mesh: Mesh) -> ShardedParams:
+    """Parameters sharded by their owner over the devices of ``mesh``, each left where it is; others are put on every device."""
+
+    def one(leaf: Any) -> Any:
+        owned = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
+        return leaf if owned else put_replicated(leaf, mesh)
+
+    return ShardedParams(jax.tree.map(one, params), {path: tuple(jnp.shape(leaf)) for path, leaf in leaf_paths(params).items()}, {})
 
 
 def _once_each(read: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:

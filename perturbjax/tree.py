@@ -9,10 +9,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Params = Any
 """A pytree of arrays."""
+
+
+class Unmade:
+    """Base of what stands in a tree for a parameter that is no array yet (``interpret.LazyArray``). Functions of parameters refuse it."""
+
+    @staticmethod
+    def refusal(path: str) -> str:
+        return (
+            f"parameter {path!r} is lazy, its noise has not been made: give the base parameters, pass theta as an argument to "
+            "pj.lazily(fn), or materialize it by pj.lazily(lambda theta: theta)(theta)"
+        )
+
+
+def _is_unmade(leaf: Any) -> bool:
+    return isinstance(leaf, Unmade)
 
 
 def leaf_path(keypath: tuple[Any, ...]) -> str:
@@ -30,11 +46,14 @@ def leaf_paths(params: Params) -> dict[str, Any]:
 
     Raises:
         ValueError: two leaves share a path or the crc32 of one, and would share their noise.
+        TypeError: a leaf is lazy.
     """
     leaves: dict[str, Any] = {}
     hashes: dict[int, str] = {}
-    for keypath, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for keypath, leaf in jax.tree_util.tree_flatten_with_path(params, _is_unmade)[0]:
         path = leaf_path(keypath)
+        if _is_unmade(leaf):
+            raise TypeError(Unmade.refusal(path))
         other = hashes.setdefault(path_hash(path), path)
         if path in leaves or other != path:
             raise ValueError(f"parameters {other!r} and {path!r} have one crc32, so they would get the same noise: rename one of them")
@@ -60,11 +79,12 @@ def map_with_paths(fn: Callable[[str, Any], Any], tree: Any) -> Any:
 
 
 def fingerprint(params: Params) -> str:
-    """Identity of a base: "sha256:..." over sorted paths, shapes, dtypes and bytes."""
+    """Identity of a base: "sha256:..." over sorted paths, shapes, dtypes and bytes; of typed PRNG keys the key data."""
     hasher = hashlib.sha256()
     for path, leaf in sorted(leaf_paths(params).items()):
-        array = np.ascontiguousarray(np.asarray(leaf))
-        hasher.update(f"{path}\0{array.shape}\0{array.dtype.name}\0".encode())
+        typed = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.ascontiguousarray(np.asarray(jax.random.key_data(leaf) if typed else leaf))
+        hasher.update(f"{path}\0{array.shape}\0{leaf.dtype if typed else array.dtype.name}\0".encode())
         hasher.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
     return f"sha256:{hasher.hexdigest()}"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Our forward pass and whole candidates beside PyTorch + transformers, on this machine's CPU.
+"""Our forward pass, whole candidates and training beside PyTorch + transformers, on this machine's CPU.
 
     python scripts/bench_transformers.py [--model smollm2-135m] [--rounds 5] [--threads 2]
 
@@ -9,9 +9,11 @@ prefill: 32 prompts of 96 tokens through the base, logits of the last tokens.
 candidate: 32 prompts of 64 tokens and 32 greedy tokens each, from a perturbed copy of the weights. PyTorch adds seeded Gaussian noise to
     every weight in place, generates, and copies the base back (faster than drawing the noise again to subtract it, and exact). Ours makes
     the copy inside the compiled program, for each kind of noise.
+training: a step of AdamW on all weights with 4 rows of 256 tokens, every next token learned, gradients clipped to norm 1. PyTorch's AdamW
+    is its fused one.
 
-Both run float32; PyTorch with sdpa attention, a KV cache, in inference mode, and neither stops early. They take turns, round by round, in
-one process; printed are medians. Give --threads as many as there are cores; XLA takes all of them.
+Both run float32; PyTorch with sdpa attention, a KV cache and, but for training, in inference mode. Neither stops early. They take turns,
+round by round, in one process; printed are medians. Give --threads as many as there are cores; XLA takes all of them.
 """
 
 import argparse
@@ -38,8 +40,15 @@ from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.scoring import ChunkProgram
+from perturbjax.train import Training
+from perturbjax.train.language import fine_tuning_loss
+from perturbjax.train.optimizer import make_optimizer
+from perturbjax.train.step import TrainState, make_step
 
 ROWS, PREFILL, PROMPT, REPLY = 32, 96, 64, 32
+TRAINED = 4, 256
+"""Rows and tokens of a training step."""
+RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 SIGMA = 1e-3
 CANDIDATES = 2
 """Scored in one call of ours, as a chunk."""
@@ -68,7 +77,29 @@ def ours(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
     return runs
 
 
-def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
+def our_training(model: Model, tokens: np.ndarray) -> Callable[[], float]:
+    """A step on the same rows at every call; the loss before it."""
+    training = Training(
+        batch_rows=TRAINED[0], row_tokens=TRAINED[1], learning_rate=RATE, weight_decay=DECAY, clip=CLIP, schedule="constant"
+    )
+    optimizer = make_optimizer(training, steps=1000)
+    step = jax.jit(make_step(fine_tuning_loss(model.config, jnp.float32), optimizer), donate_argnums=0)
+    params = jax.tree.map(jnp.array, model.params)
+    state = TrainState(params, optimizer.init(params))
+    columns = np.broadcast_to(np.arange(TRAINED[1], dtype=np.int32), TRAINED)
+    batch = {"tokens": tokens[:, :-1].astype(np.int32), "labels": tokens[:, 1:].astype(np.int32), "positions": columns, "query": columns}
+    batch |= {"segments": np.zeros(TRAINED, np.int32), "weights": np.ones(TRAINED, np.float32)}
+    batch = jax.device_put({name: array[None] for name, array in batch.items()})
+
+    def run() -> float:
+        nonlocal state
+        state, sums = step(state, None, batch)
+        return float(sums["loss"] / sums["weight"])
+
+    return run
+
+
+def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, tokens: np.ndarray) -> Runs:
     """The same in PyTorch: one candidate."""
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, GenerationConfig  # pyright: ignore[reportMissingImports]
@@ -95,7 +126,19 @@ def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
             weight.copy_(original)
         return replies[:, PROMPT:].numpy()
 
-    return {"prefill": forward, "candidate": candidate}
+    inputs, labels = torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:])
+    optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=DECAY, fused=True)
+
+    def step() -> float:
+        logits = net(inputs, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return {"prefill": forward, "candidate": candidate, "training": step}
 
 
 def measure(runs: Runs, rounds: int) -> dict[str, float]:
@@ -126,16 +169,20 @@ def main() -> int:
     model = load_model(options.model)
     rng = np.random.default_rng(0)
     prefill, prompts = (rng.integers(100, model.config.vocab_size, (ROWS, width)) for width in (PREFILL, PROMPT))
-    mine, other = ours(model, prefill, prompts), theirs(model, prefill, prompts)
+    tokens = rng.integers(100, model.config.vocab_size, (TRAINED[0], TRAINED[1] + 1))
+    mine, other = ours(model, prefill, prompts) | {"training": our_training(model, tokens)}, theirs(model, prefill, prompts, tokens)
     apart = np.abs(mine["prefill"]() - other["prefill"]()).max() / np.abs(other["prefill"]()).max()
+    losses = mine["training"](), other["training"]()
     runs = {f"ours, {name}": run for name, run in mine.items()} | {f"torch, {name}": run for name, run in other.items()}
     seconds = measure(runs, options.rounds)
     print(f"{model.name}, float32, {jax.devices()[0].device_kind}, {options.threads} threads, medians of {options.rounds} rounds")
     print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
-    print(f"largest difference of the logits: {apart:.1e} of the largest logit")
+    print(f"largest difference of the logits: {apart:.1e} of the largest logit; training losses {losses[0]:.5f} and {losses[1]:.5f}")
     print(f"{'':<24} {'ours':>12} {'transformers':>14} {'ratio':>7}")
     rate, reference = (ROWS * PREFILL / seconds[f"{who}, prefill"] for who in ("ours", "torch"))
     print(f"{'prefill, tokens/s':<24} {rate:>12.0f} {reference:>14.0f} {rate / reference:>7.2f}")
+    rate, reference = (TRAINED[0] * TRAINED[1] / seconds[f"{who}, training"] for who in ("ours", "torch"))
+    print(f"{'training, tokens/s':<24} {rate:>12.0f} {reference:>14.0f} {rate / reference:>7.2f}")
     reference = 1 / seconds["torch, candidate"]
     for name in NOISES:
         rate = CANDIDATES / seconds[f"ours, {name}"]

@@ -74,7 +74,7 @@ def token_counts(engine, prepared) -> dict[str, np.ndarray]:
     """What a slice of the examples costs: its own tokens, and the prefix that all prompts share."""
     tokenizer, task = engine.model.tokenizer, engine.task
     prompts = [task.prompt(example, prepared.template) for example in prepared.examples]
-    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    ids = tokenizer.encode_prompts(prompts)
     prefix = common_prefix(ids)
     own = [len(i) - prefix + sum(len(tokenizer.encode(c)) - 1 for c in p.choices) for i, p in zip(ids, prompts, strict=True)]
     return {"prefix_tokens": np.array(prefix), "own_tokens": np.array(own), "gold": gold_choices(prepared)}

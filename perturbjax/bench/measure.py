@@ -21,7 +21,7 @@ from perturbjax import sharding
 from perturbjax.bench.workloads import Workload
 from perturbjax.inference import EncodedBatch, Engine, Outputs
 from perturbjax.noise import Noise, Population
-from perturbjax.scoring.strategy import STRATEGIES
+from perturbjax.scoring.strategy import STRATEGIES, has_factors
 
 SLOT_TOKENS = (512, 1024, 2048, 4096)
 """Batch sizes tried for the reference of teacher-forced work, in tokens of one forward pass."""
@@ -129,10 +129,10 @@ def measure(workload: Workload, settings: Settings, step: Callable[[str], None])
 
 
 def strategies(workload: Workload, noise: Noise) -> tuple[str, ...]:
-    """Those that this noise allows; of early stopping only what ``auto`` chooses, because it is about the steps."""
+    """Those that noise and weights allow; of early stopping only what ``auto`` chooses, because it is about the steps."""
     if workload.kind == "early stopping":
         return ("auto",)
-    return tuple(name for name in STRATEGIES if name != "low_rank" or noise.rank is not None)
+    return tuple(name for name in STRATEGIES if name != "low_rank" or has_factors(workload.model.params, noise))
 
 
 def count_steps(workload: Workload, settings: Settings) -> int:

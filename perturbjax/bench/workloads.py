@@ -58,7 +58,7 @@ def teacher_forced(model: Model, tokens: int) -> Workload:
     """
     task = load_task("sst2")
     examples = task.examples()
-    prompts = [model.tokenizer.encode_prompt(task.prompt(example, task.templates[0])) for example in examples]
+    prompts = model.tokenizer.encode_prompts([task.prompt(example, task.templates[0]) for example in examples])
     prefix = common_prefix(prompts)
     choices = [task.prompt(example, task.templates[0]).choices for example in examples]
     given = [sum(len(model.tokenizer.encode(choice)) - 1 for choice in each) for each in choices]
@@ -115,8 +115,8 @@ class _FixedLength:
     def __init__(self, tokenizer: Tokenizer):
         self.encode, self.decode = tokenizer.encode, tokenizer.decode
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        return self.encode(prompt.text)[:PROMPT_TOKENS]
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        return [self.encode(prompt.text)[:PROMPT_TOKENS] for prompt in prompts]
 
 
 class _Continuation(GenerationTask):
@@ -137,6 +137,6 @@ def early_stopping(model: Model) -> Workload:
     """Countdown as a search would run it: replies end at their stop token."""
     task = load_task("countdown")
     examples = tuple(task.examples()[:GENERATION_PROMPTS])
-    prompts = [model.tokenizer.encode_prompt(task.prompt(example, task.templates[0])) for example in examples]
+    prompts = model.tokenizer.encode_prompts([task.prompt(example, task.templates[0]) for example in examples])
     tokens = sum(map(len, prompts)) + len(prompts) * task.max_new_tokens
     return Workload("early stopping", f"{len(examples)} countdown puzzles, replies end by themselves", model, task, examples, tokens)

@@ -12,8 +12,8 @@ from perturbjax.caulking.cells import Measured as Measured
 from perturbjax.caulking.complexity import sample_complexity as sample_complexity
 from perturbjax.caulking.config import Bases as Bases
 from perturbjax.caulking.config import Config as Config
+from perturbjax.caulking.config import Data as Data
 from perturbjax.caulking.config import Grid as Grid
-from perturbjax.caulking.config import Target as Target
 from perturbjax.caulking.grid import run_grid as run_grid
 from perturbjax.caulking.program import Fitting as Fitting
 from perturbjax.caulking.program import Method as Method

@@ -38,7 +38,7 @@ class Bases:
 
 
 @dataclass(frozen=True)
-class Target:
+class Data:
     """The task whose labeled examples are counted."""
 
     target: str = "sst2"
@@ -114,13 +114,13 @@ class Config:
     The plan (cells, tokens, expected time) is printed first. The base is never changed."""
 
     bases: Bases = field(default_factory=Bases)
-    target: Target = field(default_factory=Target)
+    data: Data = field(default_factory=Data)
     grid: Grid = field(default_factory=Grid)
     fitting: Fitting = field(default_factory=lambda: Fitting(steps=100, batch=8))
     machine: Machine = field(default_factory=Machine)
     run: Run = field(default_factory=Run)
 
-    IDENTITY: ClassVar = ("bases", "target", "grid", "fitting")
+    IDENTITY: ClassVar = ("bases", "data", "grid", "fitting")
     """The parts that the result depends on: two runs with equal fields in them are the same run."""
 
     def validate(self) -> None:
@@ -129,7 +129,7 @@ class Config:
         Raises:
             InputError: one line naming the field, its value, what is required.
         """
-        for part in (self.bases, self.target, self.grid, self.fitting, self.machine):
+        for part in (self.bases, self.data, self.grid, self.fitting, self.machine):
             part.validate()
         if self.machine.axes is not None and self.machine.axes[1] > 1:
             raise InputError(f"`mesh` {self.machine.mesh}: cells are sharded, models are not; use DATAx1")

@@ -1,7 +1,7 @@
 """A finished grid on a language model, opened again: one of its caulks on its base, for answers and export."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from perturbjax.caulking.setup import load_split, moved_base
 from perturbjax.errors import InputError
 from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.pretrained import Model, load_model
-from perturbjax.records import from_json
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import fingerprint
@@ -51,20 +50,22 @@ class Caulked:
         return dataclasses.replace(self.base, name=f"{self.base.name}, {self.cell.name}", params=jax.tree.map(np.asarray, params))
 
 
-def reopen(run: Path, name: str | None, note: Callable[[str], None]) -> Caulked:
+def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Collection[str] = ()) -> Caulked:
     """A caulk of a run, refused unless its base is still the same.
 
     Args:
         run: its directory.
         name: of the cell; the first method's, on the first base, with the most examples and seed 0, when left out.
         note: told what was loaded.
+        trusted: each ``module:attribute`` that the person who opens the run named.
 
     Raises:
-        InputError: no run there, it has not finished, it has no such cell or no file of it, or something it was made from has changed.
+        InputError: no run there, it names code that is not ``trusted``, it has not finished, it has no such cell or no file of it, or
+            something it was made from has changed.
     """
     directory = RunDirectory(run)
     content = directory.read_config()
-    config = from_json(Config, content.get("config"), f"{directory.config}: config")
+    config = directory.read_settings(Config, trusted)
     if not directory.results.exists():
         raise InputError(f"{directory.path}: the run has not finished; continue it with `resume`")
     cell = _cell(directory.path, config, name)

@@ -119,17 +119,17 @@ def load_split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tup
     Raises:
         InputError: the task has no given answers, or too few examples.
     """
-    target, most = config.target, config.grid.samples[-1]
-    task = load_task(target.target)
+    data, most = config.data, config.grid.samples[-1]
+    task = load_task(data.target)
     if task.kind != "choice":
         raise InputError(f"`target` {task.name}: a task of given answers is required, this one generates text; give e.g. sst2, boolq, rte")
-    template = task.templates[0] if target.template is None else template_by_name(task, target.template)
+    template = task.templates[0] if data.template is None else template_by_name(task, data.template)
     examples = task.examples()
-    left = len({same_question_key(example) for example in examples}) - target.test_examples - 1
+    left = len({same_question_key(example) for example in examples}) - data.test_examples - 1
     if left < most:
-        has = f"{task.name} has {max(0, left)} different ones beside `test_examples` {target.test_examples}"
+        has = f"{task.name} has {max(0, left)} different ones beside `test_examples` {data.test_examples}"
         raise InputError(f"`samples` {most}: {has}; ask for fewer of either")
-    splits = make_splits(examples, left, 1, target.test_examples, 0)
+    splits = make_splits(examples, left, 1, data.test_examples, 0)
     return task, template, (*splits.search, *splits.select), splits.test
 
 
@@ -186,8 +186,8 @@ def describe_run(parts: Parts) -> dict[str, Any]:
     """The record in config.json: resolved settings, what they were run with and on."""
     config = parts.config
     bases = dataclasses.replace(config.bases, base=absolute_if_there(config.bases.base), dtype=parts.dtype)
-    target = dataclasses.replace(config.target, target=absolute_if_there(config.target.target))
-    settings = dataclasses.replace(config, bases=bases, target=target, machine=Machine(), run=Run())
+    data = dataclasses.replace(config.data, target=absolute_if_there(config.data.target))
+    settings = dataclasses.replace(config, bases=bases, data=data, machine=Machine(), run=Run())
     return {
         "chapter": CHAPTER,
         "config": to_json(settings),

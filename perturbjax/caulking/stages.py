@@ -134,7 +134,7 @@ def bases_alone(parts: Parts, encoded: Encoded) -> tuple[BaseAlone, ...]:
 
 
 def _results(parts: Parts, encoded: Encoded, cells: tuple[Measured, ...], alone: tuple[BaseAlone, ...], seconds: float) -> Results:
-    config, accuracies = parts.config, parts.config.target.accuracies
+    config, accuracies = parts.config, parts.config.data.accuracies
     training, testing = trained_tokens(parts, encoded)
     return Results(
         VERSION,

@@ -24,16 +24,19 @@ from perturbjax.cli.ivl import run_ivl
 from perturbjax.cli.plan import PlanConfig, run_plan
 from perturbjax.cli.predict import PredictConfig, run_predict
 from perturbjax.cli.randopt import run_randopt
+from perturbjax.cli.vpretrain import run_vpretrain
 from perturbjax.errors import InputError
 from perturbjax.ivl import Config as IvlConfig
 from perturbjax.randopt import Config
 from perturbjax.runs.console import Console
+from perturbjax.vpretrain import Config as VpretrainConfig
 
 PROG = "perturbjax"
 
 DESCRIPTION = """\
 What lies around a pretrained model's weights. randopt: sample seeded perturbations, score them, keep the best and let them vote.
 ivl: teach a small value network what demonstrations do to a model's logits, and add them to other models.
+vpretrain: pretrain a model further on targets that a designer chooses, steered by a little feedback.
 caulking: measure how many labeled examples an adapter of a model needs.
 
 - a first run: perturbjax randopt
@@ -45,6 +48,7 @@ RUN, for the other commands, is the run directory that one of these prints. Each
 COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "randopt": (Config, run_randopt),
     "ivl": (IvlConfig, run_ivl),
+    "vpretrain": (VpretrainConfig, run_vpretrain),
     "caulking": (CaulkingConfig, run_caulking),
     "evaluate": (EvaluateConfig, run_evaluate),
     "predict": (PredictConfig, run_predict),

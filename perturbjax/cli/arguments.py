@@ -37,6 +37,9 @@ def parse(commands: Mapping[str, type], argv: Sequence[str], prog: str, descript
         UsageError: unknown or missing arguments, or values of another type.
         SystemExit: after ``--help``.
     """
+    for word in argv:
+        if word.encode(errors="replace").decode() != word:
+            raise UsageError(f"{word[:80]!a}: an argument must be UTF-8 text")
     members = [
         typing.Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, description=_description(kind, name in argv))]
         for name, kind in commands.items()

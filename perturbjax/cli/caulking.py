@@ -39,7 +39,7 @@ def predict_caulk(config: "PredictConfig", console: Console) -> None:
     from perturbjax.noise import Noise
 
     rows = read_questions(config.questions)
-    caulked = reopen(config.run, config.cell, console.note)
+    caulked = reopen(config.run, config.cell, console.note, config.trust)
     examples = to_examples(caulked.task, caulked.template, caulked.known, rows)
     engine = Engine(caulked.model, caulked.task, Noise(), chunk=1)
     answers = engine.run_plain(engine.prepare(examples, caulked.template)).answers[0]
@@ -54,7 +54,7 @@ def export_caulk(config: "ExportConfig", console: Console) -> None:
     from perturbjax.pretrained.adapter_files import write_adapter
     from perturbjax.pretrained.export import export_safetensors
 
-    caulked = reopen(config.run, config.cell, console.note)
+    caulked = reopen(config.run, config.cell, console.note, config.trust)
     cell, adapter = caulked.cell, caulked.method.adapter
     if isinstance(adapter, Bottleneck):
         raise InputError(f"`cell` {cell.name}: transformers and PEFT have no place for these bottlenecks; export a cell of lora or bitfit")

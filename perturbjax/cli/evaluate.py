@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from perturbjax.cli.caulking import is_caulking_run
+from perturbjax.cli.pretrained import evaluate_pretrained, is_pretraining_run
 from perturbjax.cli.value import EVALUATE_OPTIONS, evaluate_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
@@ -36,6 +37,7 @@ class EvaluateConfig:
     - another task: perturbjax evaluate RUN --task boolq --examples 200
     - a value network (ivl) on another base: perturbjax evaluate RUN --base larger-model
     - beside that base fine-tuned: perturbjax evaluate RUN --base larger-model --rivals lora,full,proxy
+    - a model that was pretrained further (vpretrain), beside step 0: perturbjax evaluate RUN --task boolq
 
     An ensemble (randopt) is measured on rows that none of the run's splits used; rows that chose its members or their number are refused. A
     value network (ivl) is measured on the run's test questions, or on those of a task that no demonstration asks."""
@@ -60,6 +62,9 @@ class EvaluateConfig:
     rivals: tuple[str, ...] = ()
     """Of a value network: what to train on its demonstrations and measure beside it: lora, full (the base itself, fine-tuned), proxy (its
     own base fine-tuned, the difference added to this one's logits). Kept in RUN/rivals."""
+    trust: tuple[str, ...] = ()
+    """The module:attribute of the run's own data, comma separated: what a run directory names is imported only where you name
+    it here, or with --task."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -71,6 +76,9 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
     if is_caulking_run(config.run):
         raise InputError(f"{config.run}: every cell of a run of caulking was measured already; its report and cells.parquet say how it did")
+    if is_pretraining_run(config.run):
+        use_compile_cache(config.compile_cache, console)
+        return evaluate_pretrained(config, console)
     if is_value_run(config.run):
         use_compile_cache(config.compile_cache, console)
         return evaluate_value(config, console)
@@ -81,7 +89,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     from perturbjax.randopt.setup import make_engine, reopen_ensemble
     from perturbjax.tasks import load_task
 
-    parts, ensemble = reopen_ensemble(config.run, console.note)
+    parts, ensemble = reopen_ensemble(config.run, console.note, (*config.trust, config.task or ""))
     own = config.task is None or config.task == parts.config.data.task
     task = parts.task if config.task is None or own else load_task(config.task)
     rows = unused_rows(parts) if own else foreign_rows(parts, task)

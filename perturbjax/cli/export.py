@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from perturbjax.cli.caulking import export_caulk, is_caulking_run
+from perturbjax.cli.pretrained import export_pretrained, is_pretraining_run
 from perturbjax.cli.value import export_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
@@ -22,6 +23,7 @@ class ExportConfig:
     - their average: perturbjax export RUN --merge --out merged
     - the base: perturbjax export RUN --base --out base
     - a caulk, as a PEFT adapter where it is LoRA on the base itself: perturbjax export RUN --cell lora-q0-n64-s0 --out DIR
+    - the model of a vpretrain run, or with --base step 0: perturbjax export RUN --out model
     - the value network of an ivl run, with a page on how to add its logits: perturbjax export RUN --out value
     """
 
@@ -41,6 +43,8 @@ class ExportConfig:
     """Of a value network: the kind of that map; see perturbjax evaluate --help."""
     cell: str | None = None
     """Of a grid of caulks: the name of the cell whose caulk is written."""
+    trust: tuple[str, ...] = ()
+    """As for perturbjax evaluate."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -52,6 +56,9 @@ def run_export(config: ExportConfig, console: Console) -> None:
         _check_empty(config.out)
         return export_caulk(config, console)
     refuse_options(config, ("cell",), "another chapter than caulking")
+    if is_pretraining_run(config.run):
+        _check_empty(config.out)
+        return export_pretrained(config, console)
     if is_value_run(config.run):
         refuse_options(config, ("rank", "merge", "base"), "ivl")
         _check_empty(config.out)
@@ -66,7 +73,7 @@ def run_export(config: ExportConfig, console: Console) -> None:
     from perturbjax.randopt.ensemble import merge
     from perturbjax.randopt.setup import reopen_ensemble
 
-    parts, ensemble = reopen_ensemble(config.run, console.note)
+    parts, ensemble = reopen_ensemble(config.run, console.note, config.trust)
     params, what = parts.model.params, "the base"
     if config.rank is not None:
         if not 1 <= config.rank <= len(ensemble):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from perturbjax.cli.caulking import is_caulking_run, predict_caulk
+from perturbjax.cli.pretrained import is_pretraining_run, predict_pretrained
 from perturbjax.cli.value import VALUE_OPTIONS, is_value_run, predict_value, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
@@ -22,7 +23,8 @@ from perturbjax.tasks.layout import option_fields
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) or a caulk helps a base.
+    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) or a caulk (caulking) helps a
+    base, a model that was pretrained further (vpretrain) answers alone.
 
     perturbjax predict RUN --questions questions.jsonl --out answers.jsonl
 
@@ -45,6 +47,8 @@ class PredictConfig:
     """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
     cell: str | None = None
     """Of a grid of caulks: the name of the cell whose caulk answers; the first method's with the most examples when left out."""
+    trust: tuple[str, ...] = ()
+    """As for perturbjax evaluate."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -60,6 +64,9 @@ def run_predict(config: PredictConfig, console: Console) -> None:
         use_compile_cache(config.compile_cache, console)
         return predict_caulk(config, console)
     refuse_options(config, ("cell",), "another chapter than caulking")
+    if is_pretraining_run(config.run):
+        use_compile_cache(config.compile_cache, console)
+        return predict_pretrained(config, console)
     if is_value_run(config.run):
         use_compile_cache(config.compile_cache, console)
         return predict_value(config, console)
@@ -69,7 +76,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     from perturbjax.randopt.ensembles import predict
     from perturbjax.randopt.setup import make_engine, reopen_ensemble
 
-    parts, ensemble = reopen_ensemble(config.run, console.note)
+    parts, ensemble = reopen_ensemble(config.run, console.note, config.trust)
     examples = to_examples(parts.task, parts.template, parts.splits.search, rows)
     engine = make_engine(parts)
     predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), console)

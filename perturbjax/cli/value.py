@@ -65,7 +65,7 @@ def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
 
     check_strength(config.alpha, config.gate)
     check_rivals(config.rivals, own_base=config.base is None)
-    value = reopen(config.run, console.note)
+    value = reopen(config.run, console.note, (*config.trust, config.task or ""))
     data = value.config.data
     own = config.task is None or absolute_if_there(config.task) == (data.task or data.demonstrations)
     task = value.task if config.task is None or own else load_task(config.task)
@@ -114,7 +114,7 @@ def predict_value(config: "PredictConfig", console: Console) -> None:
 
     check_strength(config.alpha, config.gate)
     rows = read_questions(config.questions)
-    value = reopen(config.run, console.note)
+    value = reopen(config.run, console.note, config.trust)
     examples = to_examples(value.task, value.template, value.test, rows)
     on = value.on(config.base, config.vocabulary, config.alpha, config.gate)
     engine = Engine(on.combined, value.task, Noise(), make_mesh(value.config.machine), chunk=1)
@@ -128,6 +128,6 @@ def export_value(config: "ExportConfig", console: Console) -> None:
     from perturbjax.ivl.export import export_network
     from perturbjax.ivl.reopen import reopen
 
-    value = reopen(config.run, console.note)
+    value = reopen(config.run, console.note, config.trust)
     export_network(value, config.beside, config.vocabulary, config.out)
     console.line(f"wrote the value network to {config.out}")

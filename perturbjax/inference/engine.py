@@ -24,7 +24,7 @@ from perturbjax.noise import Candidate, Noise
 from perturbjax.noise.values import fold_in, root_key_data
 from perturbjax.pretrained import Model
 from perturbjax.scoring import ChunkProgram
-from perturbjax.scoring.strategy import Work, cheapest
+from perturbjax.scoring.strategy import Work, cheapest, check_strategy, has_factors
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import leaf_paths
 
@@ -69,6 +69,8 @@ class Engine:
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
         self.parallel = model.config.partition(self.mesh.shape[sharding.MODEL])
         self.params = sharding.shard_params(model.params, self.mesh, self.parallel.dims(model.config) if self.parallel else None)
+        if strategy != "auto":
+            check_strategy(strategy, self.params.whole(), noise)
         self._max_candidates = chunk
         self._programs: dict[tuple[ProgramName, str | None, bool], ChunkProgram] = {}
         width = self.mesh.shape[sharding.DATA] * in_flight
@@ -109,7 +111,8 @@ class Engine:
         embeddings = sum(size for path, size in sizes.items() if path.endswith(EMBEDDING))
         looked_up = embeddings if not (all_logits and self.model.config.tied_head) else 0
         in_dots = 1 - looked_up / max(1, sum(sizes.values()))
-        work = Work(tokens, passes * in_dots, copies, self.in_flight * self.params.device_bytes)
+        factors = has_factors(self.params.whole(), self.noise)
+        work = Work(tokens, passes * in_dots, copies, self.in_flight * self.params.device_bytes, factors)
         # One choice for all processes, whose free memory may differ.
         chosen = on_main(lambda: cheapest(work, self.noise, _compat.free_bytes(self.mesh.local_devices[0])))
         _log.info("strategy %s for %s", chosen, work)
@@ -234,7 +237,7 @@ def encode_prompts(
         InputError: a prompt, with its choice or its reply, is longer than the model's context.
     """
     prompts = [task.prompt(example, template) for example in examples]
-    ids = [model.tokenizer.encode_prompt(prompt) for prompt in prompts]
+    ids = model.tokenizer.encode_prompts(prompts)
     choices = [[model.tokenizer.encode(choice) for choice in prompt.choices] for prompt in prompts]
     for example, prompt, branches in zip(examples, ids, choices, strict=True):
         needed = len(prompt) + max([max_new_tokens, *map(len, branches)])

@@ -16,20 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturbjax import _compat
+from perturbjax.interpret.sealed import Sealed, seal
 from perturbjax.interpret.views import View
 from perturbjax.noise import Candidate
 from perturbjax.noise.block import Block, Slice
 from perturbjax.noise.dense import Blocks, perturb_block
 from perturbjax.noise.low_rank import low_rank_factors, low_rank_product
-from perturbjax.noise.spec import Noise, scales
+from perturbjax.noise.spec import Noise, scales, wide_dtype
 from perturbjax.noise.values import fold_in
 from perturbjax.tree import Params, leaf_paths, map_with_paths, path_hash
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """What is static about a perturbed parameter: its path, the kind of noise, and whether dots keep the base as it is and apply the
-    factors of low-rank noise beside it."""
+    """What is static about a perturbed parameter: its path, the kind of noise, and whether dots may keep the base as it is and apply
+    the factors of low-rank noise beside it."""
 
     path: str
     noise: Noise
@@ -38,16 +40,19 @@ class Leaf:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("base", "key_data", "step", "block", "factors", "stack"),
+    data_fields=("base", "key", "step", "block", "factors", "stack"),
     meta_fields=("leaf", "views"),
 )
 @dataclass(frozen=True)
-class LazyArray:
+class LazyArray(Sealed):
     """A view of a block of a perturbed leaf; a pytree, so that jit, vmap and scan take it as an argument.
+
+    Only ``lazily`` computes with it: anything else raises ``TypeError`` (``sealed``). A ``jax.tree.map`` that computes with floats alone
+    and passes the key on gives another parameter than it seems to.
 
     Attributes:
         base: the block of the unperturbed leaf, its dims in the leaf's order.
-        key_data: the leaf's key, uint32[2].
+        key: the leaf's key, sealed.
         step: sigma * sign * scale, float32 scalar.
         block: which block of the leaf ``base`` is.
         factors: the block's low-rank noise as A (..., R, r) and B (..., C, r); None for noise of full rank.
@@ -58,13 +63,22 @@ class LazyArray:
     """
 
     base: jax.Array
-    key_data: jax.Array
+    key: jax.Array
     step: jax.Array
     block: Block
     factors: tuple[jax.Array, jax.Array] | None
     stack: tuple[jax.Array, int | jax.Array] | None
     leaf: Leaf
     views: tuple[View, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return self.leaf.path
+
+    @property
+    def key_data(self) -> jax.Array:
+        """The leaf's key, uint32[2]."""
+        return jax.random.key_data(self.key)
 
     @property
     def aval(self) -> jax.ShapeDtypeStruct:
@@ -107,7 +121,9 @@ class LazyArray:
             if self.factors is None:
                 perturbed = perturb_block(self.base, self.key_data, self.step, self.leaf.noise, self.block)
             else:
-                perturbed = (self.base.astype(jnp.float32) + self.step * low_rank_product(*self.factors)).astype(self.base.dtype)
+                wide = self.base.astype(wide_dtype(self.base.dtype))
+                moved = wide + (self.step * low_rank_product(*self.factors)).astype(wide.dtype)
+                perturbed = moved.astype(self.base.dtype)
         return self._viewed(perturbed)
 
     def _views_and_operand_shapes(self) -> list[tuple[View, tuple[int, ...]]]:
@@ -189,8 +205,8 @@ def lazy(
         noise: static.
         leaf_scales: ``scales(params, noise)`` if it is at hand.
         factored: with low-rank noise, let dots use the factors: x (W + s A B^T) becomes x W + s (x A) B^T, so that candidates under vmap
-            share one product with W (EGGROLL, arXiv 2511.16652). The perturbed weight is then never rounded to its dtype. Without low-rank
-            noise this changes nothing.
+            share one product with W (EGGROLL, arXiv 2511.16652). Only float32 leaves, and only where nothing rounds the perturbed weight
+            before the product (``dot``): elsewhere, and without low-rank noise, this changes nothing.
         blocks: which block of the leaf some of the arrays are (``perturb``); give the scales of the whole leaves with it.
 
     Returns:
@@ -216,6 +232,8 @@ def lazy(
         # Never weakly typed: what perturb returns is not, and types must promote alike.
         base, leaf_step = jnp.asarray(leaf, jnp.result_type(leaf)), step * leaf_scales[path]
         key = fold_in(candidate.key_data, path_hash(path))
+        # Inside shard_map over candidates: the function is traced with the base in the parameter's place, so it must vary as that does.
+        base = _compat.varying_like(base, leaf_step)
         if math.prod(block.global_shape) * SMALL < moving:
             with jax.named_scope("noise"):
                 return perturb_block(base, key, leaf_step, noise, block)
@@ -224,6 +242,6 @@ def lazy(
             # Made now, r (R + C) numbers: at the point of use XLA would fuse them into their product and draw each anew for every element.
             with jax.named_scope("noise"):
                 factors = low_rank_factors(key, block, noise.rank, noise.distribution)
-        return LazyArray(base, key, leaf_step, block, factors, None, Leaf(path, noise, factored))
+        return LazyArray(base, seal(key), leaf_step, block, factors, None, Leaf(path, noise, factored and base.dtype == jnp.float32))
 
     return map_with_paths(one, params)

@@ -50,6 +50,16 @@ def _slice(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | No
     return [part]
 
 
+def _widened(index: jax.Array) -> jax.Array:
+    """Bounds of a dim may lie outside of a narrow type."""
+    return index.astype(jnp.int32) if index.dtype.itemsize < 4 else index
+
+
+def _inside(index: jax.Array, last: int) -> jax.Array:
+    """``index`` clamped to 0 .. last, int32. Clamped first: uint32 and int64 hold numbers that int32 does not."""
+    return jnp.clip(_widened(index), 0, last).astype(jnp.int32)
+
+
 def _dynamic_slice(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
     part, *starts = values
     if not isinstance(part, LazyArray) or any(isinstance(start, LazyArray) for start in starts):
@@ -57,8 +67,7 @@ def _dynamic_slice(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[A
     for dim, (start, size, whole) in enumerate(zip(starts, eqn.params["slice_sizes"], part.shape, strict=True)):
         if size == whole:
             continue
-        inside = jnp.clip(jnp.asarray(start).astype(jnp.int32), 0, whole - size)
-        if (part := part.take(dim, Slice(inside, size))) is None:
+        if (part := part.take(dim, Slice(_inside(jnp.asarray(start), whole - size), size))) is None:
             return None
     return [part]
 
@@ -73,10 +82,9 @@ def _gather(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any] | N
     dim = sliced[0] if len(sliced) == 1 else -1
     if dim not in dims.start_index_map or sizes[dim] != 1 or dims.operand_batching_dims or not {*dims.collapsed_slice_dims} <= {dim}:
         return None
-    if indices.dtype.itemsize < 4:  # the bounds below may lie outside a narrow type
-        indices = indices.astype(jnp.int32)
+    indices = _widened(indices)
     ids = indices[..., dims.start_index_map.index(dim)]
-    part = table.take(dim, jnp.clip(ids, 0, table.shape[dim] - 1).astype(jnp.int32).reshape(-1))
+    part = table.take(dim, _inside(ids, table.shape[dim] - 1).reshape(-1))
     if part is None:
         return None
     run.usage.record(part, "gather")

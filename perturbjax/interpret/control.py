@@ -59,23 +59,37 @@ def _step_slice(value: LazyArray, index: jax.Array) -> LazyArray:
 
 
 def _while(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
-    """Lazy constants stay lazy, so their noise is made in every step; carries are materialized."""
+    """Lazy constants stay lazy, so their noise is made in every step; carries are materialized.
+
+    Under ``jax.vmap`` the condition may have a value for each row: then the loop goes on while one is true, and the other rows stay as they
+    are.
+    """
     cond_end = eqn.params["cond_nconsts"]
     body_end = cond_end + eqn.params["body_nconsts"]
     cond_consts, body_consts = values[:cond_end], values[cond_end:body_end]
-    init = tuple(run.materialize(value, "while", "an initial carry changes from step to step") for value in values[body_end:])
+    init = [run.materialize(value, "while", "an initial carry changes from step to step") for value in values[body_end:]]
 
-    def cond(carry: tuple[Any, ...]) -> Any:
+    def goes_on(carry: list[Any]) -> jax.Array:
         with run.usage.repeated(WHILE_STEPS):
-            (go_on,) = run.run_nested(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
-        return run.materialize(go_on, "while", "a loop condition")
+            (predicate,) = run.run_nested(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
+        return run.materialize(predicate, "while", "a loop condition")
 
-    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+    def step(carry: list[Any]) -> list[Any]:
         with run.usage.repeated(WHILE_STEPS):
             outputs = run.run_nested(eqn.params["body_jaxpr"], [*body_consts, *carry])
-        return tuple(run.materialize(output, "while", "an output of the loop") for output in outputs)
+        return [run.materialize(output, "while", "an output of the loop") for output in outputs]
 
-    return list(jax.lax.while_loop(cond, body, init))
+    def step_of_rows(state: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
+        going, carry = state
+        rows = [jax.lax.broadcast_in_dim(going, new.shape, range(going.ndim)) for new in carry]
+        carry = [jax.lax.select(row, new, old) for row, new, old in zip(rows, step(carry), carry, strict=True)]
+        return goes_on(carry), carry
+
+    (predicate,) = _compat.open_jaxpr(eqn.params["cond_jaxpr"])[0].outvars
+    if getattr(predicate.aval, "shape", ()):
+        going, *init = _compat.varying_alike([goes_on(init), *init])  # what a row keeps or takes depends on its condition
+        return jax.lax.while_loop(lambda state: state[0].any(), step_of_rows, (going, init))[1]
+    return jax.lax.while_loop(goes_on, step, init)
 
 
 def _cond(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from perturbjax.kernels.platforms import lowerings
 from perturbjax.noise.block import Slice
 
 Dims = tuple[int, ...]
+_HIGHEST = (Precision.HIGHEST, Precision.HIGHEST)
 NARROW = 128
 """A matrix with a shorter side is materialized: it has less than a register's width on TPU, and its layout in memory is not the one that
 kernels read, so it would be copied anyway."""
@@ -37,7 +39,9 @@ def perturbed_dot_general(
     tile, never in memory. On other platforms, and in any other product, the operand is materialized first.
 
     Where a lazy matrix asks for it (``lazy(..., factored=True)``), x (W + s A B^T) is computed as x W + s (x A) B^T, sums in float32: W
-    stays as it is, and candidates under vmap share the product with it (EGGROLL, arXiv 2511.16652).
+    stays as it is, and candidates under vmap share the product with it (EGGROLL, arXiv 2511.16652). Only where the perturbed weight is
+    not rounded on its way into the product: a float32 leaf, no cast, and a product that reads all of float32 (CPU, or precision highest).
+    Elsewhere the two forms are different models, and what was scored must be what votes and what is exported.
 
     Args:
         lhs, rhs: operands; at least one lazy.
@@ -55,14 +59,24 @@ def perturbed_dot_general(
         if (dim := _contracted(lazy, dimension_numbers[0][side])) is None:
             continue
         other_dim = dimension_numbers[0][1 - side][0]
-        if lazy.leaf.factored and lazy.factors is not None:
+
+        def factored(lazy: LazyArray = lazy, other: jax.Array = other, side: int = side, dim: int = dim) -> jax.Array:
             dtype = preferred_element_type or jnp.result_type(other.dtype, lazy.dtype)
             operands = (lhs, lazy.unperturbed()) if side else (lazy.unperturbed(), rhs)
             product = jax.lax.dot_general(*operands, dimension_numbers, preferred_element_type=jnp.float32, **params)
-            return (product + _correction(other, other_dim, *_factors(lazy, dim), last=bool(side))).astype(dtype)
+            x_dim = dimension_numbers[0][1 - side][0]
+            return (product + _correction(other, x_dim, *_factors(lazy, dim), last=bool(side))).astype(dtype)
+
+        branches: dict[str, Callable[[], jax.Array]] = {}
+        if lazy.leaf.factored and lazy.factors is not None and not any(_rounds(view, lazy.base.dtype) for view in lazy.views):
+            if params.get("precision") == _HIGHEST:
+                return factored()
+            branches["cpu"] = factored
         kernel = _Kernel(lazy, dim, other, other_dim, bool(side), preferred_element_type, params)
-        if kernel.fits and (platforms := lowerings()):
-            return jax.lax.platform_dependent(default=whole, **{name: partial(kernel, low) for name, low in platforms.items()})
+        if kernel.fits:
+            branches |= {name: partial(kernel, lowering) for name, lowering in lowerings().items()}
+        if branches:
+            return jax.lax.platform_dependent(default=whole, **branches)
     return whole()
 
 
@@ -103,7 +117,7 @@ class _Kernel:
         as_is = not any(_rounds(view, lazy.base.dtype) for view in lazy.views)
         block = all(isinstance(part, Slice | None) for part in lazy.block.dims)
         wide = min(lazy.base.shape[-2:]) >= NARROW and self.other.size > 0
-        precise = self.params.get("precision") in (None, *((p, p) for p in (Precision.DEFAULT, Precision.HIGHEST)))
+        precise = self.params.get("precision") in (None, (Precision.DEFAULT, Precision.DEFAULT), _HIGHEST)
         # Operation by operation, outside of jit, it would be compiled anew in every call.
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((lazy, self.other)))
         return typed and as_is and block and wide and precise and traced and self.params.get("out_sharding") is None

@@ -1,12 +1,14 @@
 """Runs a jaxpr with lazy parameters. Rules, in the order in which they are tried for each equation:
 
-1. nothing lazy among the operands: bound as it is;
-2. a nested program (jit, remat, custom_jvp, custom_vjp): evaluated in place, lazy values stay lazy;
-3. control flow (scan, while, cond) and shard_map: emitted again, lazy values pass inside (``control``);
-4. a view (transpose, reshape, convert, ...): remembered;
-5. a part (slice, dynamic_slice, gather of rows): the block is narrowed, so noise is made for that part alone (``consume``);
-6. a consumer (dot_general, convolution): the noise is made right there (``consume``);
-7. anything else: the value is materialized, recorded as a use, and the equation bound as it is.
+1. a ragged dot: the noise is made right there, one candidate's at a time, and also where nothing is lazy, because JAX cannot vmap it
+   (``ragged``);
+2. nothing lazy among the operands: bound as it is;
+3. a nested program (jit, remat, custom_jvp, custom_vjp): evaluated in place, lazy values stay lazy;
+4. control flow (scan, while, cond) and shard_map: emitted again, lazy values pass inside (``control``);
+5. a view (transpose, reshape, convert, ...): remembered;
+6. a part (slice, dynamic_slice, gather of rows): the block is narrowed, so noise is made for that part alone (``consume``);
+7. a consumer (dot_general, convolution): the noise is made right there (``consume``);
+8. anything else: the value is materialized, recorded as a use, and the equation bound as it is.
 
 Forward only. A parameter that is used twice gets the same noise twice, because noise is a function of key and position.
 """
@@ -23,6 +25,7 @@ from perturbjax import _compat
 from perturbjax.interpret.array import LazyArray
 from perturbjax.interpret.consume import CONSUMERS
 from perturbjax.interpret.control import CONTROL
+from perturbjax.interpret.ragged import ragged_dot
 from perturbjax.interpret.usage import Usage
 from perturbjax.interpret.views import VIEWS, View
 
@@ -64,6 +67,8 @@ class Interpreter:
 
     def _equation(self, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
         name = eqn.primitive.name
+        if name == "ragged_dot_general":
+            return ragged_dot(self, eqn, values)
         if not any(isinstance(value, LazyArray) for value in values):
             return bind(eqn, values)
         if name in _NESTED:
@@ -97,5 +102,8 @@ def _broadcast(value: Any, shape: tuple[int, ...]) -> bool:
 
 def bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     """One equation as it stands."""
-    outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    # In a loop over rows all of the carry varies as the condition does; what is written for less fits it then.
+    if eqn.primitive.name == "pvary":
+        return [_compat.varying(values[0], eqn.params["axes"])]
+    outputs = eqn.primitive.bind(*_compat.varying_alike(values), **eqn.primitive.get_bind_params(eqn.params))
     return list(outputs) if eqn.primitive.multiple_results else [outputs]

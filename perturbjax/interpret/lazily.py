@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray, Tracer
 
 from perturbjax import _compat
 from perturbjax.interpret.array import LazyArray, lazy
@@ -101,22 +103,34 @@ class Lazily:
         program = jax.make_jaxpr(flat)(*(leaf.base if isinstance(leaf, LazyArray) else leaf for leaf in leaves))
         # Modules that return their state from a scan or remat would have every layer materialized, only to be thrown away.
         jaxpr, consts = _compat.without_dead_code(program)
+        leaves, consts = _forward_only((leaves, list(consts)))
         run = Interpreter(usage)
-
-        def evaluate(leaves: list[Any]) -> list[Any]:
-            return [run.materialize(output, "return", "the function returns it") for output in run.run(jaxpr, consts, leaves)]
-
-        return jax.tree.unflatten(result, _forward_only(evaluate)(leaves))
+        outputs = run.run(jaxpr, consts, leaves)
+        return jax.tree.unflatten(result, [run.materialize(output, "return", "the function returns it") for output in outputs])
 
 
-def _forward_only(fn: Callable[[list[Any]], list[Any]]) -> Callable[[list[Any]], list[Any]]:
-    guarded = jax.custom_jvp(fn)
+def _forward_only(values: Any) -> Any:
+    """The same values, arguments and whatever ``fn`` closes over, as arrays that cannot be differentiated by."""
+    leaves, structure = jax.tree.flatten(values)
+    traced = [i for i, leaf in enumerate(leaves) if _is_differentiable(leaf)]
+    for i, leaf in zip(traced, _refuse_tangents([leaves[i] for i in traced]), strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
 
-    @guarded.defjvp
-    def refuse(primals: Any, tangents: Any) -> Any:
-        raise TypeError(
-            "a lazily perturbed function is forward only and cannot be differentiated: "
-            "take the gradient of fn(perturb(params, candidate, noise), ...) instead"
-        )
 
-    return guarded
+def _is_differentiable(leaf: Any) -> bool:
+    # Only what a transformation traces has tangents; references to arrays (jax.new_ref) have none.
+    return isinstance(leaf, Tracer) and isinstance(jax.typeof(leaf), ShapedArray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+@jax.custom_jvp
+def _refuse_tangents(leaves: list[jax.Array]) -> list[jax.Array]:
+    return leaves
+
+
+@_refuse_tangents.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "a lazily perturbed function is forward only and cannot be differentiated: "
+        "take the gradient of fn(perturb(params, candidate, noise), ...) instead"
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.ivl.value import Connection, Outputs, ValueConfig
 from perturbjax.models.config import DecoderConfig
-from perturbjax.records import from_json, to_json
+from perturbjax.records import from_json, open_regular, to_json
 from perturbjax.runs.files import read_json, write_atomically, write_json
 from perturbjax.tree import fingerprint, leaf_paths, nest
 
@@ -69,7 +69,8 @@ def load_value(folder: Path) -> tuple[ValueRecord, dict[str, Any]]:
         raise InputError(f"{folder}: no value network there, the training has not finished; continue it with `resume`")
     record = from_json(ValueRecord, read_json(folder / RECORD), str(folder / RECORD))
     try:
-        arrays = load((folder / WEIGHTS).read_bytes())
+        with open_regular(folder / WEIGHTS) as file:
+            arrays = load(file.read())
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{folder / WEIGHTS}: cannot be read ({error}); restore the file, or train anew in another `out`") from error
     if fingerprint(arrays) != record.fingerprint:

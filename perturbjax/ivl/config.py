@@ -121,6 +121,8 @@ class Value:
     """Weight of the norm of the value network's logits in the loss; it keeps what is learned fit for other bases."""
     power: Literal["1", "2"] = "1"
     """Of the norm: mean |z|, or mean z squared."""
+    without_norm: bool = False
+    """Train once more without the norm: the page then shows what each gains on validation, and loses again if trained too long."""
     seed: int = 0
     """Seed of random weights, of the splits and of the order of the rows."""
 
@@ -132,6 +134,8 @@ class Value:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
         check_choices(self)
+        if self.without_norm and not self.penalty:
+            raise InputError("`without_norm`: the value network has no norm in its loss (`penalty` 0), so there is nothing to compare")
         if self.outputs == "bytes" and (self.connection != "residual" or self.head != "zero"):
             raise InputError(f"`outputs` bytes: `connection` residual and `head` zero are required, not {self.connection}, {self.head}")
         if self.connection in PROBES and (self.layers is not None or self.init != "base"):

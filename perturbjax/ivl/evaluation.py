@@ -74,7 +74,7 @@ def measure_base(
         del made
     changes, written = None, outputs[WITH_VALUE].reply_tokens
     if written is not None:
-        prompts = [base.tokenizer.encode_prompt(task.prompt(question, template)) for question in questions]
+        prompts = base.tokenizer.encode_prompts([task.prompt(question, template) for question in questions])
         changes = token_changes(combined, prompts, written[0].tolist(), mesh)
 
     def scored(name: str) -> Any:

@@ -9,7 +9,6 @@ the digest of the manifest, so that no file of another folder is taken for one o
 """
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.ivl.logits_format import DTYPE, LogitsFormat
 from perturbjax.ivl.results import StoredLogits
-from perturbjax.records import from_json, to_json
+from perturbjax.records import from_json, parse_json, to_json
 from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
 from perturbjax.train.rows import Rows
 from perturbjax.tree import digest, fingerprint
@@ -148,7 +147,7 @@ class LogitsFiles:
         """
         content = self._read(shard, len(self.rows_of(shard)))
         try:
-            found = from_json(ShardRecord, json.loads(content), str(self.path(shard)))
+            found = from_json(ShardRecord, parse_json(content.decode()), str(self.path(shard)))
         except (InputError, ValueError) as error:
             raise self._refused(f"{self.path(shard)}: its last record cannot be read ({error})") from error
         if (found.manifest, found.shard) != (self.digest, shard):

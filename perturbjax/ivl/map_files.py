@@ -17,7 +17,7 @@ from perturbjax.ivl import byte_head
 from perturbjax.ivl.map_statistics import MapStatistics
 from perturbjax.ivl.tokens import token_table
 from perturbjax.ivl.vocabulary import Kind, VocabularyMap
-from perturbjax.records import from_json, to_json
+from perturbjax.records import from_json, open_regular, to_json
 from perturbjax.runs.files import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def load_map(folder: Path, value: Tokenizer | None, base: Tokenizer) -> tuple[Vo
     record = from_json(MapRecord, read_json(folder / RECORD), where)
     path = folder / ARRAYS
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {_FIX}") from error
     if hashlib.sha256(data).hexdigest() != record.arrays_sha256:

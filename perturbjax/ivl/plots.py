@@ -49,6 +49,23 @@ def plot_learning(path: Path, results: Results, power: str) -> None:
     save(figure, path)
 
 
+def plot_gains(path: Path, results: Results) -> None:
+    """What the value network takes off the base's cross-entropy on validation, with the norm in its loss and without, by optimizer steps.
+
+    Args:
+        path: PNG to write.
+        results: content of results.json, with at least one look at validation.
+    """
+    figure, (axis,) = new_figure(3.2)
+    axis.axhline(0, color=INK, linewidth=1.2)
+    marks = zip(results.gains.items(), ((VERMILLION, "s"), (GREY, "o")), strict=False)
+    _curves(axis, [(name, [(gain.step, gain.nats) for gain in gains], *mark, "-") for (name, gains), mark in marks])
+    axis.set_ylabel("gain, nats a token")
+    axis.set_xlabel("optimizer steps")
+    axis.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+    save(figure, path)
+
+
 def plot_effects(path: Path, measured: Sequence[tuple[tuple[str, ...], BaseEntries]]) -> None:
     """What the value network changes on each base, and beside the first also the other systems: differences to the base, 95 % intervals.
 

@@ -1,6 +1,6 @@
 """A finished training of a value network, opened again: on any base, for evaluation, answers and export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from perturbjax.ivl.setup import demonstration_texts, load_split
 from perturbjax.ivl.tokens import token_table
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.pretrained import Model, load_model
-from perturbjax.records import from_json
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.train.demonstrations import Demonstration, load_demonstrations
@@ -84,15 +83,16 @@ class OnBase:
     vocabulary: VocabularyMap | None
 
 
-def reopen(run: Path, note: Callable[[str], None]) -> ValueRun:
+def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()) -> ValueRun:
     """The value network of a run, refused unless its base is still the same.
 
     Raises:
-        InputError: no run there, its training has not finished, or something it was made from has changed.
+        InputError: no run there, it names code that is not ``trusted``, its training has not finished, or something it was made from has
+            changed.
     """
     directory = RunDirectory(run)
     content = directory.read_config()
-    config = from_json(Config, content.get("config"), f"{directory.config}: config")
+    config = directory.read_settings(Config, trusted)
     record, params = load_value(directory.path / "value")
     task, template, test, train, validation = load_split(config)
     if task_fingerprint(task, test) != content["identity"].get("task_fingerprint"):

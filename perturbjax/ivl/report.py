@@ -133,7 +133,7 @@ def map_lines(statistics: MapStatistics) -> list[tuple[str, int, int, int]]:
 
 def _write_plots(run_dir: Path, results: Results, config: Config, measured: Sequence[Measured]) -> list[Path]:
     try:
-        from perturbjax.ivl.plots import plot_effects, plot_learning
+        from perturbjax.ivl.plots import plot_effects, plot_gains, plot_learning
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 
@@ -142,6 +142,9 @@ def _write_plots(run_dir: Path, results: Results, config: Config, measured: Sequ
     plots = [folder / f"{name}.png" for name in ("learning_curves", "effects")]
     plot_learning(plots[0], results, config.value.power)
     plot_effects(plots[1], [((each.name, *each.asked), each.entries) for each in measured])
+    if results.gains:
+        plots.append(folder / "gains.png")
+        plot_gains(plots[-1], results)
     return plots
 
 

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from perturbjax.ivl.map_statistics import MapStatistics
 from perturbjax.records import from_json
@@ -133,6 +133,17 @@ class StoredLogits:
     label_error: float
 
 
+class Gain(NamedTuple):
+    """What the value network takes off the base's cross-entropy after some steps, in nats a token."""
+
+    step: int
+    nats: float
+
+    @classmethod
+    def of(cls, look: Look) -> "Gain":
+        return cls(look.step, look.validation["base_cross_entropy"] - look.validation["cross_entropy"])
+
+
 @dataclass(frozen=True)
 class Results:
     """The content of results.json.
@@ -148,6 +159,7 @@ class Results:
         stopped_early: patience ran out.
         entries: the first base, with and without.
         logits: what was trained on in place of the bases; empty where they were run in every step.
+        without_norm: looks at the same training with a loss that has no norm; empty where it was not asked for.
     """
 
     version: int
@@ -160,6 +172,7 @@ class Results:
     stopped_early: bool
     entries: BaseEntries
     logits: tuple[StoredLogits, ...] = ()
+    without_norm: tuple[Look, ...] = ()
 
     def __post_init__(self) -> None:
         _check_version(self.version)
@@ -181,6 +194,13 @@ class Results:
     def best(self) -> Look:
         """The look at the weights that were taken."""
         return next(look for look in self.looks if look.step == self.best_step)
+
+    @property
+    def gains(self) -> dict[str, tuple[Gain, ...]]:
+        """As trained, and without the norm if that was trained too: what the value network gains on validation at each look."""
+        looks = {"as trained": self.looks} | ({"without the norm": self.without_norm} if self.without_norm else {})
+        found = {name: tuple(Gain.of(look) for look in each if look.validation) for name, each in looks.items()}
+        return {name: each for name, each in found.items() if each}
 
 
 @dataclass(frozen=True)

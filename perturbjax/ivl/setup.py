@@ -208,9 +208,11 @@ def check_layout(config: Config, mesh: Mesh) -> None:
         raise InputError(f"`connection` {config.value.connection}: a probe is not sharded; use a `mesh` of DATAx1")
 
 
-def make_problem(parts: Parts, packed: Packed, mesh: Mesh, logits: Sequence[LogitsFiles] = ()) -> tuple[ValueConfig, Problem]:
+def make_problem(
+    parts: Parts, packed: Packed, mesh: Mesh, logits: Sequence[LogitsFiles] = (), norm: bool = True
+) -> tuple[ValueConfig, Problem]:
     """The value network to begin with, and what ``train.fit`` trains. With the bases' logits in files (of each that is trained on, then of
-    the one that is validated with) no base is put on the mesh."""
+    the one that is validated with) no base is put on the mesh. Without ``norm`` it has no part in the loss."""
     value, training, first = parts.config.value, parts.config.training, parts.models[0]
     config, params = make_value(
         first.config, first.params, value.connection, value.layers, value.init == "base", value.head == "zero", value.seed, value.outputs
@@ -220,10 +222,11 @@ def make_problem(parts: Parts, packed: Packed, mesh: Mesh, logits: Sequence[Logi
     dims = layout.dims(config.decoder) if layout else {}
     form, losses = logits[0].form if logits else None, []
     classes = token_classes(first.tokenizer) if value.outputs == "bytes" else None
+    penalty = value.penalty if norm else 0.0
     for model in parts.models:
         its = model.config.partition(mesh.shape[MODEL])
         arrays = () if logits else put_params(model.params, mesh, its.dims(model.config) if its else {})
-        loss = value_loss(config, model.config, dtype, value.penalty, int(value.power), training.remat, form, classes)
+        loss = value_loss(config, model.config, dtype, penalty, int(value.power), training.remat, form, classes)
         losses.append((loss, arrays))
     held_out = losses.pop() if parts.config.bases.held_out else None
     beside = {"beside": logits[:-1], "validation_beside": logits[-1]} if logits else {}

@@ -126,6 +126,12 @@ def _stages(
     fitted = _train(parts, problem, directory, mesh, progress, peers)
     params = to_host(fitted.params, mesh)
     on_main(lambda: save_value(directory.path / "value", value, params, first.name, parts.fingerprint, parts.vocabulary))
+    without: tuple[Look, ...] = ()
+    if parts.config.value.without_norm:
+        _, problem = make_problem(parts, packed, mesh, [each.files for each in logits], norm=False)
+        place = RunDirectory(directory.path / "without_norm")
+        on_main(lambda: place.path.mkdir(exist_ok=True))
+        without = _train(parts, problem, place, mesh, progress, peers, "training without the norm").looks
     combined, on_state = combine(first, value, params), partial(_hold, peers=peers)
     rivals = Rivals(directory.path, parts.config, first, parts.train, parts.validation, mesh, progress, on_state)
     beside = rivals.beside(first, parts.config.data.rivals, one_vocabulary=True)
@@ -141,11 +147,14 @@ def _stages(
         fitted.stopped_early,
         entries,
         stored,
+        without,
     )
     on_main(lambda: write_json(directory.results, to_json(results)))
 
 
-def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, progress: Progress, peers: Peers) -> Fitted:
+def _train(
+    parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, progress: Progress, peers: Peers, label: str = "training"
+) -> Fitted:
     training = parts.config.training
     bar: Any = None
 
@@ -157,7 +166,7 @@ def _train(parts: Parts, problem: Problem, directory: RunDirectory, mesh: Mesh, 
     def on_step(step: int, steps: int, look: Look | None) -> None:
         nonlocal bar
         if bar is None:
-            bar = progress.bar("training", steps, step)
+            bar = progress.bar(label, steps, step)
         bar.update(step, **(_figures(look) if look is not None else {}))
 
     try:

@@ -75,6 +75,7 @@ class Decoder(nnx.Module):
         lead: jax.Array | None = None,
         remat: bool = False,
         inputs_BxTxD: jax.Array | None = None,
+        differentiated: int | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Runs the layers on new tokens.
 
@@ -87,6 +88,8 @@ class Decoder(nnx.Module):
             lead: which of the first P tokens of row 0 each row sees besides, bool (B, P): a prefix that is run in the same pass.
             remat: a backward pass computes the activations of each layer again, so that one layer's are in memory at a time.
             inputs_BxTxD: what the first layer reads, in place of the embeddings of the tokens.
+            differentiated: the layers, counted from the last, that derivatives go through; the others are constants to them, and no
+                tangent or cotangent of theirs is computed. All when left out.
 
         Returns:
             Hidden states after the last norm, (B, T, D), and the keys and values of the T new tokens. ``past`` is only read: whoever keeps
@@ -121,8 +124,15 @@ class Decoder(nnx.Module):
             return x, KVCache(k, v)
 
         shared = prefix.cache if prefix is not None else None
-        x, new = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, (stacked, shared, jnp.arange(self.config.num_layers)))
-        return self.norm(x), new
+        scanned, constant = (stacked, shared, jnp.arange(self.config.num_layers)), self.config.num_layers - (differentiated or 0)
+        again = jax.checkpoint(layer) if remat else layer
+        if differentiated is None or constant <= 0:
+            x, new = jax.lax.scan(again, x, scanned)
+            return self.norm(x), new
+        early, late = (jax.tree.map(lambda leaf, part=part: leaf[part], scanned) for part in (slice(constant), slice(constant, None)))
+        x, first = jax.lax.scan(layer, *jax.lax.stop_gradient((x, early)))
+        x, last = jax.lax.scan(again, x, late)
+        return self.norm(x), jax.tree.map(lambda *parts: jnp.concatenate(parts), first, last)
 
     def empty(self, rows: int, columns: int) -> tuple[jax.Array, KVCache]:
         """Zeros in the shapes of the hidden states of one token a row, and of a cache with so many columns."""

@@ -12,7 +12,7 @@ from perturbjax.noise import low_rank
 from perturbjax.noise.block import Block
 from perturbjax.noise.distributions import DISTRIBUTIONS
 from perturbjax.noise.population import Candidate
-from perturbjax.noise.spec import Noise, scales
+from perturbjax.noise.spec import Noise, scales, wide_dtype
 from perturbjax.noise.values import KeyData, fold_in
 from perturbjax.tree import Params, map_with_paths, path_hash
 
@@ -29,7 +29,8 @@ def perturb(
 ) -> Params:
     """theta = params + sigma * scale * E: one candidate's weights, dense. The oracle that every other path must equal.
 
-    Each leaf is ``(p.astype(float32) + sigma * sign * scale(leaf) * E).astype(p.dtype)``, rounded once (RandOpt, arXiv 2603.12228).
+    Each leaf is ``(p.astype(float32) + sigma * sign * scale(leaf) * E).astype(p.dtype)``, rounded once (RandOpt, arXiv 2603.12228); a
+    float64 leaf stays float64 throughout.
 
     Args:
         params: pytree of arrays; never written.
@@ -71,9 +72,9 @@ def perturb_block(
         noise: static.
         block: where in the leaf it lies.
     """
-    wide = base.astype(jnp.float32)
+    wide = base.astype(wide_dtype(base.dtype))
     if noise.rank is not None and len(block.global_shape) >= 2:
-        moved = wide + step * low_rank.low_rank(key_data, block, noise.rank, noise.distribution)
+        moved = wide + (step * low_rank.low_rank(key_data, block, noise.rank, noise.distribution)).astype(wide.dtype)
     else:
         moved = DISTRIBUTIONS[noise.distribution].add(wide, step, key_data, block)
     return moved.astype(base.dtype)

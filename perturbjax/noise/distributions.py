@@ -27,7 +27,7 @@ class Distribution:
         cost: of making the noise of one weight, in the multiply-adds of one token with it (``scoring.strategy``).
         rows_per_word: how many rows of a leaf share a word of the generator, 1 or 32.
         values: (key_data, block) -> E, float32 of the block's shape.
-        add: (base, step, key_data, block) -> base + step * E, float32.
+        add: (base, step, key_data, block) -> base + step * E in the base's type, float32 or wider.
         tile: (words, step, rows, exact) -> step * E of a kernel's tile, float32 (rows, columns), from its words
             (ceil(rows / rows_per_word), columns). ``exact`` asks for the operations that equal ``values`` bit for bit on a CPU.
     """
@@ -58,7 +58,7 @@ def one_word_a_weight(
     in_tile = of_tile or (lambda words, exact: of_words(words))
 
     def add(base: jax.Array, step: jax.Array, key_data: jax.Array, block: Block) -> jax.Array:
-        return base + step * make(key_data, block)
+        return base + (step * make(key_data, block)).astype(base.dtype)
 
     def step_of_tile(words: jax.Array, step: jax.Array, rows: int, exact: bool) -> jax.Array:
         return step * in_tile(words, exact)
@@ -69,7 +69,7 @@ def one_word_a_weight(
 def _add_signs(base: jax.Array, step: jax.Array, key_data: jax.Array, block: Block) -> jax.Array:
     # step * (+1 or -1) is exact, so flipping the sign bit of step gives the same sum as the product and saves a multiplication.
     flipped = jax.lax.bitcast_convert_type(step, jnp.uint32) ^ values.rademacher_sign_bits(key_data, block)
-    return base + jax.lax.bitcast_convert_type(flipped, jnp.float32)
+    return base + jax.lax.bitcast_convert_type(flipped, jnp.float32).astype(base.dtype)
 
 
 _RECORDS = (

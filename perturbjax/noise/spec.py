@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from perturbjax.errors import InputError
 from perturbjax.noise.distributions import DISTRIBUTIONS
 from perturbjax.tree import Params, leaf_paths
 
@@ -88,6 +89,11 @@ def is_perturbable(leaf: Any) -> bool:
     return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """What a leaf's sum with its noise is computed in: float32, or the leaf's own type where that is wider."""
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
+
+
 def mean_square(path: str, leaf: Any) -> jax.Array:
     """Mean of the squares of a leaf, float32 (), matrix by matrix: a leaf of which devices hold blocks is added up in the same order."""
     leaf = jnp.asarray(leaf)
@@ -108,12 +114,19 @@ def scales(params: Params, noise: Noise, squares: Callable[[str, Any], jax.Array
         params: the base; of leaves whose ``squares`` are known without them, shape and type are enough.
         noise: static.
         squares: (path, leaf) -> mean of its squares, for the scale "rms".
+
+    Raises:
+        InputError: no parameter moves; every candidate would be the base.
     """
-    return {
-        path: _scale(path, leaf, noise, name, squares)
-        for path, leaf in leaf_paths(params).items()
-        if (name := noise.scale_of(path)) and is_perturbable(leaf)
-    }
+    leaves = leaf_paths(params)
+    moving: dict[str, Scale] = {path: name for path, leaf in leaves.items() if (name := noise.scale_of(path)) and is_perturbable(leaf)}
+    if not moving:
+        excluded = sum(noise.scale_of(path) is None for path in leaves)
+        raise InputError(
+            f"`noise`: moves none of the {len(leaves)} parameters ({excluded} excluded by rules, {len(leaves) - excluded} not "
+            "floating-point): at least one must move; change the rules, or give real floating-point arrays"
+        )
+    return {path: _scale(path, leaves[path], noise, name, squares) for path, name in moving.items()}
 
 
 def _scale(path: str, leaf: Any, noise: Noise, name: Scale, squares: Callable[[str, Any], jax.Array]) -> jax.Array:

@@ -1,22 +1,21 @@
-"""Chat templates: jinja2 in its sandbox, set up as in transformers, with limits on its work because a template is untrusted code."""
+"""Chat templates: untrusted programs that come with a model, rendered in a process of their own with bounded work."""
 
+import atexit
+import hashlib
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from perturbjax.errors import InputError
+from perturbjax.pretrained import chat_process
 
-from perturbjax.errors import InputError, one_line
-
-_MAX_STEPS = 100_000
-"""Loop steps over ``range`` that one rendering may take in all."""
-_MAX_LENGTH = 10_000_000
-"""Longest text or list that ``*`` may build, and largest magnitude of a number from ``**``."""
+_AT_ONCE = 256
+"""Conversations of one request."""
 
 
 class ChatTemplate:
@@ -44,77 +43,88 @@ class ChatTemplate:
             InputError: the template does not compile.
         """
         self.source = source
+        self.clock = datetime.now()
         self._variables = dict(variables)
         self._name = name
-        self._environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
-        self.clock = datetime.now()
-        self._environment.globals["strftime_now"] = lambda form: self.clock.strftime(form)
+        self._key = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
         try:
-            self._template = self._environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
-            raise InputError(f"the chat template does not compile: {one_line(error)}") from error
+            self._render([])
+        except _Failed as error:
+            raise InputError(f"the chat template does not compile: {error}") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The conversation as text, ending where the assistant's reply begins.
+    def render(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
+        """Each conversation as text, ending where the assistant's reply begins. Many in one call take less time than one by one.
 
         Raises:
-            InputError: a message without role and content, or a template that raises, loops without end or builds something huge.
+            InputError: a message without role and content, or a template that raises, takes too long or builds something huge.
         """
-        for message in messages:
+        for message in (message for messages in conversations for message in messages):
             if not all(isinstance(message.get(key), str) for key in ("role", "content")):
                 raise InputError(f"messages: each needs the texts 'role' and 'content', got {dict(message)!r}")
-        self._environment.steps_left = _MAX_STEPS
+        texts: list[str] = []
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages], tools=None, documents=None, add_generation_prompt=True, **self._variables
-            )
-        # A template can raise anything that Python can: a failed addition is a TypeError, a deep macro a RecursionError.
-        except Exception as error:
-            raise InputError(f"model {self._name!r}: the chat template failed: {one_line(error)}") from error
+            for start in range(0, len(conversations), _AT_ONCE):
+                texts += self._render([[dict(message) for message in messages] for messages in conversations[start : start + _AT_ONCE]])
+        except _Failed as error:
+            raise InputError(f"model {self._name!r}: the chat template failed: {error}") from None
+        return texts
+
+    def _render(self, conversations: list[Any]) -> list[str]:
+        values = {"clock": self.clock.isoformat(), "variables": self._variables, "conversations": conversations}
+        return _PROCESS.ask(self._key, self.source, values)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with bounds on loop steps and sizes: jinja2 bounds one ``range``, not nested loops."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.steps_left = _MAX_STEPS
-        self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["range"] = self._range
-        del self.globals["lipsum"]
-
-    def _range(self, *bounds: int) -> range:
-        steps = range(*bounds)
-        self.steps_left -= len(steps)
-        if self.steps_left < 0:
-            raise OverflowError(f"more than {_MAX_STEPS} loop steps")
-        return steps
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and not (abs(left) <= _MAX_LENGTH and abs(right) <= 32):
-            raise OverflowError(f"{left} ** {right} is too large")
-        for sequence, times in ((left, right), (right, left)):
-            if isinstance(sequence, str | list | tuple) and isinstance(times, int) and len(sequence) * times > _MAX_LENGTH:
-                raise OverflowError(f"text or list repeated to more than {_MAX_LENGTH} elements")
-        return super().call_binop(context, operator, left, right)
+class _Failed(Exception):
+    """Why there is no text, on one line."""
 
 
-class _GenerationBlock(Extension):
-    """``{% generation %}...{% endgeneration %}`` marks the assistant's words for training; rendering yields its body."""
+class _Process:
+    """The one process that renders, for all templates; started when it is first asked, and again after a template that ended it."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2 reads a class attribute
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._known: set[str] = set()
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def ask(self, key: str, source: str, values: dict[str, Any]) -> list[str]:
+        """The texts that the process answers.
+
+        Raises:
+            _Failed: the template failed, or went beyond a limit.
+        """
+        with self._lock:
+            process = self._process or self._start()
+            assert process.stdin is not None and process.stdout is not None
+            request = {"key": key, "source": None if key in self._known else source, **values}
+            try:
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BrokenPipeError:
+                line = b""
+            if not line:
+                self._end()
+                limits = f"{chat_process.CPU_S:g} s and {chat_process.MEMORY >> 20} MiB"
+                raise _Failed(f"it took more than {limits}, or ended the process that renders it")
+            reply = json.loads(line)
+            if "error" in reply:
+                raise _Failed(" ".join(reply["error"].split())[:300])
+            self._known.add(key)
+            return reply["texts"]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", str(Path(chat_process.__file__))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        atexit.register(self._end)
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
+        self._known.clear()
+        atexit.unregister(self._end)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+_PROCESS = _Process()

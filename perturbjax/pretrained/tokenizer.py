@@ -20,7 +20,7 @@ Message = Mapping[str, str]
 
 
 class Prompt(Protocol):
-    """What ``encode_prompt`` reads; ``tasks.Prompt`` is one.
+    """What ``encode_prompts`` reads; ``tasks.Prompt`` is one.
 
     Attributes:
         messages: chat turns; when empty, ``text`` alone is used.
@@ -144,17 +144,23 @@ class Tokenizer:
         """
         if self._template is None:
             return "".join(f"{message['content']}\n" for message in messages)
-        return self._template.render(messages)
+        return self._template.render([messages])[0]
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Ids of the rendered chat followed by ``prompt.text``.
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Of each prompt, ids of the rendered chat followed by ``text``.
 
         As in transformers, a chat template writes its own BOS, and text without one gets the BOS that the model's tokenizer adds.
+
+        Raises:
+            InputError: malformed messages, or a template that fails on them.
         """
-        rendered = self.render_chat(prompt.messages) if prompt.messages else ""
-        templated = bool(prompt.messages) and self._template is not None
-        bos = [] if templated or self.bos_id is None else [self.bos_id]
-        return bos + self.encode(rendered + prompt.text)
+        chats = [prompt.messages for prompt in prompts if prompt.messages]
+        rendered = iter(map(self.render_chat, chats) if self._template is None else self._template.render(chats))
+        bos = [] if self.bos_id is None else [self.bos_id]
+        return [
+            ([] if prompt.messages and self._template else bos) + self.encode((next(rendered) if prompt.messages else "") + prompt.text)
+            for prompt in prompts
+        ]
 
     def to_files(self) -> dict[str, Any]:
         """What ``from_pretrained`` of transformers reads: the contents of tokenizer.json (text) and tokenizer_config.json (dict)."""

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from perturbjax.errors import InputError, one_line
 from perturbjax.pretrained.files import read_json
 from perturbjax.pretrained.tokenizer import SPECIAL_NAMES, Tokenizer
+from perturbjax.records import read_text
 
 _CONTROL, _USER_DEFINED = 3, 4
 """``tokenizer.ggml.token_type`` of tokens matched whole: special ones, and plain ones such as ``<think>``."""
@@ -174,7 +175,7 @@ def _token_text(name: str, value: Any) -> str | None:
 
 def _template_text(directory: Path, settings: Mapping[str, Any]) -> str | None:
     try:
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(directory / "chat_template.jinja")
     except FileNotFoundError:
         template = settings.get("chat_template")
     except (OSError, ValueError) as error:

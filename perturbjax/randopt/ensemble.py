@@ -12,10 +12,10 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, perturb, scales
-from perturbjax.noise.spec import is_perturbable
+from perturbjax.noise.spec import wide_dtype
 from perturbjax.randopt.document import FORMAT, VERSION, EnsembleDocument, Member, read_document, sigma_as_written, write_document
 from perturbjax.randopt.voting import MAJORITY, Voting
-from perturbjax.tree import Params, fingerprint
+from perturbjax.tree import Params, fingerprint, leaf_paths, map_with_paths
 
 
 class Ensemble:
@@ -149,9 +149,10 @@ def _apply(fn: Callable[[Params, Any], Any], noise: Noise, params: Params, candi
 def merge(params: Params, candidates: Candidate, noise: Noise, weights: Sequence[float] | np.ndarray | None = None) -> Params:
     """One model out of several: the weighted mean of the members' perturbed weights.
 
-    merged = params + sum_k w_k (theta_k - params) / sum_k w_k, summed in float32 and rounded once to each leaf's dtype. Besides the base,
-    one float32 accumulator and one member are in memory. Weighting members by their reward is the idea of CoRP (arXiv 2605.31494), which
-    accepts a merge only if held-out data approve of it. There is no such gate here: nobody has measured a merged model until you do.
+    merged = params + sum_k w_k (theta_k - params) / sum_k w_k, summed in float32 (a float64 leaf in float64) and rounded once to each
+    leaf's dtype. Besides the base, one such accumulator and one member are in memory. Weighting members by their reward is the idea of
+    CoRP (arXiv 2605.31494), which accepts a merge only if held-out data approve of it. There is no such gate here: nobody has measured a
+    merged model until you do.
 
     Args:
         params: base parameters.
@@ -174,13 +175,14 @@ def merge(params: Params, candidates: Candidate, noise: Noise, weights: Sequence
 @functools.partial(jax.jit, static_argnames=("noise",))
 def _merge(noise: Noise, params: Params, candidates: Candidate, weights: jax.Array) -> Params:
     leaf_scales = scales(params, noise)
+    base = {path: leaf for path, leaf in leaf_paths(params).items() if path in leaf_scales}
 
-    def add(sums: Params, member: tuple[Candidate, jax.Array]) -> tuple[Params, None]:
+    def add(sums: dict[str, jax.Array], member: tuple[Candidate, jax.Array]) -> tuple[dict[str, jax.Array], None]:
         candidate, weight = member
-        theta = perturb(params, candidate, noise, leaf_scales)
-        steps = jax.tree.map(lambda t, p: weight * (t.astype(jnp.float32) - p.astype(jnp.float32)), theta, params)
-        return jax.tree.map(jnp.add, sums, steps), None
+        theta = leaf_paths(perturb(params, candidate, noise, leaf_scales))
+        steps = {path: theta[path].astype(s.dtype) - base[path].astype(s.dtype) for path, s in sums.items()}
+        return {path: s + weight.astype(s.dtype) * steps[path] for path, s in sums.items()}, None
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    zeros = {path: jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)) for path, leaf in base.items()}
     sums = jax.lax.scan(add, zeros, (candidates, weights))[0]
-    return jax.tree.map(lambda p, s: (p.astype(jnp.float32) + s).astype(p.dtype) if is_perturbable(p) else p, params, sums)
+    return map_with_paths(lambda path, p: (p.astype(sums[path].dtype) + sums[path]).astype(p.dtype) if path in sums else p, params)

@@ -1,6 +1,5 @@
 """The report page of a RandOpt run: what was done, whether it helped and how sure one can be."""
 
-import json
 import statistics
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from perturbjax.randopt.headline import headline
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.randopt.results_table import has_lenient, lines, racing_words, search_words, sigma_words
 from perturbjax.randopt.table import read_candidates
-from perturbjax.records import from_json
+from perturbjax.records import from_json, read_json_lines
 from perturbjax.report.page import missing_extra, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count, percent
@@ -152,8 +151,7 @@ def _speed_over_time(path: Path) -> Speed | None:
     if not path.is_file():
         return None
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        speeds = [float(line["candidates_per_s"]) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
+        speeds = [float(line["candidates_per_s"]) for _, line in read_json_lines(path, str(path))]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it, or resume the search") from error
     return Speed(len(speeds), statistics.median(speeds), min(speeds), max(speeds)) if speeds else None

@@ -1,10 +1,13 @@
 """What a search is made of: loading its parts, checking them against each other, reopening a run."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
@@ -14,7 +17,7 @@ from perturbjax.noise import Noise, Population, coverage
 from perturbjax.pretrained import Model, load_model
 from perturbjax.randopt.config import Config, Machine, Run
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.records import from_json, to_json
+from perturbjax.records import to_json
 from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
 from perturbjax.runs.rundir import RunDirectory, fields_of
@@ -75,6 +78,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     covered = coverage(model.params, noise)
     if not covered.moved:
         raise InputError("`rules`: they exclude every parameter, so no candidate would differ from the base; let some move")
+    matrices = [jnp.shape(leaf)[-2:] for leaf in jax.tree.leaves(model.params) if len(jnp.shape(leaf)) >= 2]
+    if search.rank is not None and search.rank > (widest := max(map(min, matrices), default=1)):
+        raise InputError(f"`rank` {search.rank}: no matrix of the model has a rank above {widest}; lower it, or leave it out for full rank")
     for rule in covered.unused_rules:
         note(f"perturbjax: warning: noise rule {rule.pattern!r} matches no parameter")
     note(f"noise {noise.distribution}: moves {covered.fraction:.1%} of {covered.total:,} parameters")
@@ -136,24 +142,15 @@ def describe_run(parts: Parts) -> dict[str, Any]:
     }
 
 
-def reopen(run: Path, note: Callable[[str], None]) -> Parts:
+def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()) -> Parts:
     """The parts of an existing run, from its config.json; refused unless model, task and splits are still the same.
 
     Raises:
-        InputError: no run there, or something it was made from has changed.
+        InputError: no run there, it names code that is not ``trusted``, or something it was made from has changed.
     """
     directory = RunDirectory(run)
-    parts = load_parts(read_settings(directory), note)
+    parts = load_parts(directory.read_settings(Config, trusted), note)
     return continue_run(directory, parts)
-
-
-def read_settings(directory: RunDirectory) -> Config:
-    """The settings of an existing run.
-
-    Raises:
-        InputError: no run there, or its config.json is damaged.
-    """
-    return from_json(Config, directory.read_config().get("config"), f"{directory.config}: config")
 
 
 def continue_run(directory: RunDirectory, parts: Parts) -> Parts:
@@ -167,19 +164,24 @@ def continue_run(directory: RunDirectory, parts: Parts) -> Parts:
     return dataclasses.replace(parts, identity=dict(identity))
 
 
-def reopen_ensemble(run: Path, note: Callable[[str], None]) -> tuple[Parts, Ensemble]:
+def reopen_ensemble(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()) -> tuple[Parts, Ensemble]:
     """The parts and the saved ensemble of a finished run.
 
     Raises:
-        InputError: no run there, its search has not finished, or something it was made from has changed.
+        InputError: no run there, its search has not finished, it names code that is not ``trusted``, or something it was made from has
+            changed.
     """
     directory = RunDirectory(run)
-    settings = read_settings(directory)
+    settings = directory.read_settings(Config, trusted)
     if not directory.ensemble.exists():
         again = f"perturbjax randopt ... --out {run} --resume"
         raise InputError(f"{run}: no ensemble.json, the search has not finished; continue it with: {again}")
     ensemble = Ensemble.load(directory.ensemble, settings.vote_rule)
-    parts = reopen(run, note)
+    search = settings.search
+    for theirs, ours in ((ensemble.population, search.to_population()), (ensemble.noise, search.to_noise())):
+        if theirs != ours:
+            raise InputError(f"{directory.ensemble}: {theirs}: the settings of the run say {ours}; restore the file, or search anew")
+    parts = reopen(run, note, trusted)
     if ensemble.fingerprint != parts.fingerprint:
         bases = f"{ensemble.fingerprint[:19]}, the run's is {parts.fingerprint[:19]}"
         raise InputError(f"{directory.ensemble}: was found around another base ({bases}); restore the file, or run the search anew")

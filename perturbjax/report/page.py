@@ -55,9 +55,10 @@ def reproduce_command(chapter: str, config: Any) -> str:
     for part in (getattr(config, name) for name in config.IDENTITY):
         for field in fields(part):
             value, flag = getattr(part, field.name), "--" + field.name.replace("_", "-")
-            if value is True:
-                command.append(flag)
-            elif value is not None and value is not False and value != ():
+            if isinstance(value, bool):
+                # Of a setting that is on by default there is only the flag that turns it off.
+                command += [flag if value else f"--no-{flag[2:]}"] if value != field.default else []
+            elif value is not None and value != ():
                 command += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(command)
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
+from perturbjax.records import parse_json, read_text
 
 TEMPORARY_SUFFIX = ".tmp"
 """Names that end so are leftovers of a killed write: never read, overwritten by the next write of the same file."""
@@ -52,13 +53,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: the file cannot be read, is not JSON, or is not an object.
+        InputError: the file cannot be read, is too large, is not JSON, or is not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: damaged, not JSON ({error}); restore the file, or start anew in another --out") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged, a JSON object is required; restore the file, or start anew in another --out")
@@ -96,7 +97,7 @@ class MetricsLog:
 def _chunk(raw: bytes) -> float:
     """The number of the chunk of a line, infinite where the line is torn."""
     try:
-        chunk = json.loads(raw)["chunk"]
+        chunk = parse_json(raw.decode())["chunk"]
     except (ValueError, KeyError, TypeError):
         return math.inf
     return chunk if isinstance(chunk, int) else math.inf

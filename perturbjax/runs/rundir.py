@@ -3,17 +3,19 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from perturbjax.cluster import broadcast_json
 from perturbjax.errors import InputError
-from perturbjax.records import to_json
+from perturbjax.records import from_json, refuse, to_json
 from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
+from perturbjax.tasks.registry import names_code
 from perturbjax.tree import digest
 
 Identity = Mapping[str, Any]
@@ -73,6 +75,8 @@ def _show(value: Any) -> str:
 def _short(value: Any) -> str:
     return str(value)[: len("sha256:") + 12]
 
+
+T = TypeVar("T")
 
 FORMAT = 3
 """Of the run directory; raised by any change that an older version would misread."""
@@ -161,7 +165,36 @@ class RunDirectory:
             raise InputError(f"{self.config}: format {content.get('format')!r}, this version reads {FORMAT}; use the version that wrote it")
         if not isinstance(content.get("identity"), dict) or content.get("identity_digest") != identity_digest(content["identity"]):
             raise InputError(f"{self.config}: damaged, the identity of the run does not match its digest; start anew in another `out`")
+        clock = content.setdefault("prompt_clock", None)
+        try:
+            _ = clock is None or datetime.fromisoformat(clock)
+        except (TypeError, ValueError):
+            refuse(str(self.config), "prompt_clock", clock, "a moment in ISO 8601, or null, is required")
         return content
+
+    def read_settings(self, kind: type[T], trusted: Collection[str] = ()) -> T:
+        """The settings of an existing run, a chapter's ``Config``.
+
+        A run directory may come from anyone. A ``module:attribute`` among its data is code, and is imported only where the person who opens
+        the run names it too.
+
+        Args:
+            kind: the chapter's ``Config``.
+            trusted: each ``module:attribute`` that the person named.
+
+        Raises:
+            InputError: as ``read_config``; the settings are damaged, or name code that is not trusted.
+        """
+        config: Any = from_json(kind, self.read_config().get("config"), f"{self.config}: config")
+        try:
+            config.validate()
+        except InputError as error:
+            raise InputError(f"{self.config}: {error}") from None
+        code = [text for text in _texts(to_json(config.data)) if names_code(text)]
+        if not set(code) <= set(trusted):
+            names = ",".join(dict.fromkeys(code))
+            raise InputError(f"{self.path}: the run names Python code, which would be run; if you trust it, add `trust` {names}")
+        return config
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -179,6 +212,13 @@ class RunDirectory:
                 # A file system without locks: two writers cannot be told apart there, which is no reason to refuse the first.
                 pass
             yield
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, dict | list):
+        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def default_path(task_name: str, model_name: str, identity: Identity) -> Path:

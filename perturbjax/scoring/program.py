@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from perturbjax import _compat, sharding
 from perturbjax.interpret import lazily, lazy
 from perturbjax.noise import Candidate, Noise, coverage, perturb, scales
-from perturbjax.scoring.strategy import STRATEGIES
+from perturbjax.scoring.strategy import check_strategy
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ class ChunkProgram:
         params: the base; put on the mesh once and never written. ``ShardedParams`` are there already, and may be sharded over "model"; then
             ``fn`` gets one device's blocks and sums over the axis itself. Any other tree is put on every device.
         noise: what perturbs; None leaves the base as it is (the plain model, for reference timings and sampling).
-        mesh: candidates are sharded over its "data" axis.
+        mesh: candidates are sharded over its "data" axis. A mesh without that axis is ``fn``'s own: the whole of it works on one candidate
+            after the other, parameters stay sharded as they are, and ``fn`` may hold sharding constraints and ``shard_map`` over it.
         max_candidates: of one call; rounded up to a multiple of devices times ``in_flight``.
         in_flight: candidates vmapped together on each device.
         strategy: how the noise meets the weights, one of ``STRATEGIES``.
@@ -47,24 +48,26 @@ class ChunkProgram:
         in_flight: int = 1,
         strategy: str = "copy",
     ):
-        if strategy not in STRATEGIES:
-            raise ValueError(f"strategy {strategy!r}: must be one of {', '.join(STRATEGIES)}")
-        if strategy == "low_rank" and noise is not None and noise.rank is None:
-            raise ValueError("strategy 'low_rank': the noise has full rank; give it a rank, or use lazy or copy")
-        devices = mesh.shape[sharding.DATA]
-        step = devices * in_flight
+        self._devices = mesh.shape.get(sharding.DATA, 1)
+        step = self._devices * in_flight
         self.max_candidates = -(-max_candidates // step) * step
         self.mesh, self.in_flight, self.noise, self.strategy = mesh, in_flight, noise, strategy
         self.traces = 0
-        self._params = params if isinstance(params, sharding.ShardedParams) else sharding.shard_params(params, mesh)
+        owned = sharding.DATA not in mesh.axis_names
+        if not isinstance(params, sharding.ShardedParams):
+            params = sharding.keep_params(params, mesh) if owned else sharding.shard_params(params, mesh)
+        self._params = params
+        if noise is not None:
+            check_strategy(strategy, self._params.whole(), noise)
         for rule in coverage(self._params.whole(), noise).unused_rules if noise else ():
             _log.warning("noise rule %r matches no parameter", rule.pattern)
-        self._fn = fn
+        self._fn = (lambda *args: sharding.reshard_replicated(fn(*args))) if owned else fn
         # Scales are those of whole leaves, so they cannot depend on the mesh.
-        self._scales = sharding.put_replicated(self._scales_of_leaves(), mesh)
+        with sharding.in_context(mesh):
+            self._scales = sharding.put_replicated(self._scales_of_leaves(), mesh)
         over, same = sharding.OVER_DATA, sharding.REPLICATED
         specs = (self._params.specs(), same, over, over, same)
-        mapped = jax.shard_map(self._local, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
+        mapped = self._local if owned else jax.shard_map(self._local, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
         # The one collective over "data": every process gets all results, after the last candidate.
         gathered = NamedSharding(mesh, same) if sharding.spans_processes(mesh) else None
         platform = mesh.devices.flat[0].platform
@@ -131,12 +134,13 @@ class ChunkProgram:
         num_valid, padded, slots = self._assign(candidates)
         if sharding.spans_processes(self.mesh):
             data = sharding.put_replicated(data, self.mesh)
-        results = self._program(self._params.arrays, self._scales, num_valid, padded, data)
+        with sharding.in_context(self.mesh):
+            results = self._program(self._params.arrays, self._scales, num_valid, padded, data)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[slots], results)
 
     def _assign(self, candidates: Candidate) -> tuple[jax.Array, Candidate, np.ndarray]:
         """How many candidates each device gets, the padded candidates, and the slot that each candidate is in."""
-        devices = self.mesh.shape[sharding.DATA]
+        devices = self._devices
         of_device = np.arange(self.max_candidates).reshape(devices, -1)
         assigned = np.array_split(np.arange(candidates.index.shape[0]), devices)
         slots = np.concatenate([of_device[d, : len(part)] for d, part in enumerate(assigned)])
@@ -154,10 +158,11 @@ class ChunkProgram:
         """The lowered program, for ``compile().memory_analysis()`` and the like. What this compiles, a call need not compile again.
         With parameters and data that are only shapes, for devices that are not there."""
         if sharding.is_abstract(self._params.arrays):
-            devices, several = self.mesh.shape[sharding.DATA], jax.eval_shape(lambda: Candidate.base(self.max_candidates))
-            num_valid, padded = sharding.put_over_data((jax.ShapeDtypeStruct((devices,), jnp.int32), several), self.mesh)
+            several = jax.eval_shape(lambda: Candidate.base(self.max_candidates))
+            num_valid, padded = sharding.put_over_data((jax.ShapeDtypeStruct((self._devices,), jnp.int32), several), self.mesh)
             shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), data)
             data = sharding.put_replicated(shapes, self.mesh)
         else:
             num_valid, padded, _ = self._assign(Candidate.base(self.max_candidates))
-        return self._program.lower(self._params.arrays, self._scales, num_valid, padded, data)
+        with sharding.in_context(self.mesh):
+            return self._program.lower(self._params.arrays, self._scales, num_valid, padded, data)

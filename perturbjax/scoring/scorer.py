@@ -15,7 +15,7 @@ from perturbjax.cluster import on_main
 from perturbjax.interpret import lazily, lazy
 from perturbjax.noise import Candidate, Noise, Population, coverage
 from perturbjax.scoring.program import ChunkProgram
-from perturbjax.scoring.strategy import Strategy, Work, cheapest
+from perturbjax.scoring.strategy import Strategy, Work, cheapest, has_factors
 from perturbjax.tree import Params
 
 
@@ -28,14 +28,15 @@ class Scorer:
         fn: ``fn(params, batch)`` -> a score () or per-example scores (B,), higher is better (the literature also says fitness or reward).
         params: the base, a pytree of arrays; put on the mesh once, never written.
         noise: what perturbs; ``Noise()`` by default.
-        mesh: all devices along "data" by default; candidates are sharded over it.
+        mesh: all devices along "data" by default; candidates are sharded over it. A function that holds shardings, or parameters that are
+            sharded already, need their own mesh here, without an axis "data": all of it then works on each candidate.
         chunk: candidates of one compiled call; more are scored chunk by chunk.
         in_flight: candidates evaluated together on each device, under vmap.
         strategy: how noise meets the weights: "lazy", "copy" or "low_rank" (``scoring.strategy``), or "auto" for low_rank with low-rank
-            noise, and else lazy or copy by which makes less noise.
+            noise of float32 parameters, and else lazy or copy by which makes less noise.
 
     Raises:
-        ValueError: an unknown strategy, or "low_rank" with noise of full rank.
+        InputError: an unknown strategy; "low_rank" with noise of full rank or parameters that are not float32; noise that moves nothing.
 
     >>> import jax.numpy as jnp
     >>> import perturbjax as pj
@@ -58,7 +59,8 @@ class Scorer:
         strategy: Literal["auto", Strategy] = "auto",
     ):
         self._fn, self._noise, self._mesh = fn, noise or Noise(), mesh or sharding.make_mesh()
-        self._params = sharding.shard_params(params, self._mesh)
+        put = sharding.shard_params if sharding.DATA in self._mesh.axis_names else sharding.keep_params
+        self._params = put(params, self._mesh)
         self._chunk, self._in_flight = chunk, in_flight
         self._program: ChunkProgram | None = None if strategy == "auto" else self._compile(strategy)
 
@@ -94,13 +96,14 @@ class Scorer:
 
     def _cheapest(self, batch: Any) -> Strategy:
         """The cost model's choice for a function of which nothing is known but its trace."""
-        if self._noise.rank is not None:
+        if has_factors(self._params.whole(), self._noise):
             return "low_rank"
         params = self._params.arrays
         theta = jax.eval_shape(lambda params: lazy(params, jax.tree.map(lambda leaf: leaf[0], Candidate.base(1)), self._noise), params)
-        made = lazily(self._fn).usage(theta, batch).noise_made
+        with sharding.in_context(self._mesh):
+            made = lazily(self._fn).usage(theta, batch).noise_made
         moved = coverage(self._params.whole(), self._noise).moved
-        work = Work(tokens=0, passes=made / max(1, moved), copies=1, copy_bytes=self._in_flight * self._params.device_bytes)
+        work = Work(tokens=0, passes=made / max(1, moved), copies=1, copy_bytes=self._in_flight * self._params.device_bytes, factors=False)
         # One choice for all processes, whose free memory may differ.
         return on_main(lambda: cheapest(work, self._noise, _compat.free_bytes(self._mesh.local_devices[0])))
 

@@ -7,7 +7,8 @@ copy      copies * (noise + copy): every weight's noise, and writing and re-read
           noise costs as much as dense there: XLA draws the factors anew for each element of their product);
 lazy      passes * (noise + store): noise again in every pass over the weights (a slot of packed rows, a decode step), stored one matrix at
           a time; of embedding rows only those that are looked up, which counts as nothing. Low-rank factors are drawn once beforehand;
-low_rank  factor * T + launch * passes: two thin products beside each dot, in every pass.
+low_rank  factor * T + launch * passes: two thin products beside each dot, in every pass. Only for float32 matrices: a narrower type rounds
+          the perturbed weight, which the factors beside the base do not, so candidates would be other models than those that vote.
 
 The constants are fitted by hand to one table of ``perturbjax bench`` on a CPU of 2 cores (SmolLM2-135M, float32), where a row's cost is
 (plain rate / rate - 1) * tokens. No other platform has been measured; until one is, they serve as the guess.
@@ -19,7 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import jax.numpy as jnp
+
+from perturbjax.errors import InputError
 from perturbjax.noise import DISTRIBUTIONS, Noise
+from perturbjax.noise.spec import is_perturbable
+from perturbjax.tree import Params, leaf_paths
 
 Strategy = Literal["lazy", "copy", "low_rank"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -27,7 +33,8 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 lazy: made at the point of use, in every pass over the weights; one layer's noise exists at a time for each candidate in flight.
 copy: one perturbed copy of the weights per candidate in flight, made inside the compiled program; the noise is paid once.
-low_rank: noise as its two factors beside a product with the base weights that all candidates in flight share.
+low_rank: noise as its two factors beside a product with the base weights that all candidates in flight share. A dot that rounds the weight
+    on the way (a cast; bfloat16 or TF32 arithmetic of an accelerator) makes the noise at the point of use, as lazy does.
 """
 
 LOW_RANK_COST = 2.0
@@ -46,20 +53,47 @@ class Work:
         passes: over the moving weights that lie in dots; 0.79 where one pass uses 79 % of them.
         copies: compiled programs that the candidate goes through (one a bucket of row lengths), each with a perturbed copy of its own.
         copy_bytes: of one perturbed copy per candidate in flight.
+        factors: whether the noise can be applied as factors beside the weights (``has_factors``).
     """
 
     tokens: int
     passes: float
     copies: int
     copy_bytes: int
+    factors: bool
+
+
+def has_factors(params: Params, noise: Noise) -> bool:
+    """Whether low-rank noise can be applied as factors beside the weights: every matrix that moves is float32 and so rounds nothing."""
+    matrices = (leaf for path, leaf in leaf_paths(params).items() if noise.scale_of(path) and is_perturbable(leaf) and jnp.ndim(leaf) >= 2)
+    return noise.rank is not None and all(leaf.dtype == jnp.float32 for leaf in matrices)
+
+
+def check_strategy(strategy: str, params: Params, noise: Noise) -> None:
+    """Refuses a strategy that there is not, or that cannot give the candidates of this noise around ``params`` (shapes are enough).
+
+    Raises:
+        InputError: naming the strategies that can.
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(f"strategy {strategy!r}: must be one of {', '.join(STRATEGIES)}")
+    if strategy != "low_rank":
+        return
+    if noise.rank is None:
+        raise InputError("strategy 'low_rank': the noise has full rank; give it a rank, or use lazy or copy")
+    if not has_factors(params, noise):
+        raise InputError(
+            "strategy 'low_rank': requires float32 for every matrix that moves, because a narrower type rounds the perturbed weight and "
+            "factors beside it do not; use lazy or copy, or float32 parameters"
+        )
 
 
 def costs(work: Work, noise: Noise) -> dict[Strategy, float]:
-    """Token equivalents per weight that each strategy adds to the products; only strategies that this noise allows."""
+    """Token equivalents per weight that each strategy adds to the products; only strategies that noise and weights allow."""
     dense = DISTRIBUTIONS[noise.distribution].cost
     made = dense if noise.rank is None else LOW_RANK_COST
     table: dict[Strategy, float] = {"copy": work.copies * (dense + COPY_COST), "lazy": work.passes * (made + STORE_COST)}
-    if noise.rank is not None:
+    if work.factors:
         table["low_rank"] = FACTOR_COST * work.tokens + LAUNCH_COST * work.passes
     return table
 

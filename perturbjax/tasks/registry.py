@@ -73,6 +73,17 @@ def _load(spec: str) -> Task:
     raise InputError(f"task {spec!r}: unknown task; use one of {known}, a path.jsonl, or module:attribute")
 
 
+def names_code(spec: str) -> bool:
+    """Whether loading the task would import a module, because it is written ``module:attribute``."""
+    module, colon, path = spec.partition(":")
+    named = spec in _TASKS or spec.endswith(".jsonl") or module == "mmlu"
+    return bool(colon) and not named and _is_dotted(module) and _is_dotted(path)
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
 def template_by_name(task: Task, name: str) -> Template:
     """A task's template; an unknown name is an ``InputError`` that lists the names."""
     for template in task.templates:
@@ -82,7 +93,7 @@ def template_by_name(task: Task, name: str) -> Template:
 
 
 def _attribute(module_name: str, path: str, spec: str) -> Any:
-    if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
+    if not (_is_dotted(module_name) and _is_dotted(path)):
         raise InputError(f"task {spec!r}: not a task name, a path.jsonl or module:attribute (as in my_package.my_module:my_task)")
     # A console script does not have the working directory on the path, where a user's module most likely lies.
     here = os.getcwd()

@@ -18,8 +18,12 @@ class BatchOrder:
     def __init__(self, rows: int, batch: int, seed: int):
         import grain
 
-        shuffled = grain.MapDataset.range(rows).seed(seed).shuffle().repeat().batch(batch)
-        self._iterator: Any = iter(shuffled.to_iter_dataset(grain.ReadOptions(num_threads=0)))
+        self._batches = grain.MapDataset.range(rows).seed(seed).shuffle().repeat().batch(batch)
+        self._iterator: Any = iter(self._batches.to_iter_dataset(grain.ReadOptions(num_threads=0)))
+
+    def at(self, number: int) -> np.ndarray:
+        """Row numbers of one batch, from 0, wherever the iteration stands."""
+        return np.asarray(self._batches[number])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self._iterator

@@ -53,7 +53,7 @@ def load_demonstrations(spec: str, template: str | None = None) -> tuple[Demonst
     if is_task(spec):
         return task_demonstrations(load_task(spec), template)
     if spec.startswith(DATASETS):
-        rows = [(f"demonstrations '{spec}': row {number}", row) for number, row in enumerate(_dataset_rows(spec))]
+        rows = [(f"demonstrations '{spec}': row {number}", row) for number, row in enumerate(dataset_rows(spec))]
     else:
         rows = read_json_lines(Path(spec), f"demonstrations '{spec}'")
     if not rows:
@@ -90,7 +90,7 @@ def task_demonstrations(task: Task, template: str | None = None, examples: Seque
             response = write(example)
             if prompt.text:
                 response = f" {response}"
-        return Demonstration(example.id, prompt, response, _key(example.question))
+        return Demonstration(example.id, prompt, response, question_key(example.question))
 
     return tuple(one(example) for example in (task.examples() if examples is None else examples))
 
@@ -98,14 +98,16 @@ def task_demonstrations(task: Task, template: str | None = None, examples: Seque
 def encode_demonstrations(demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> list[EncodedDemonstration]:
     """Token ids of demonstrations, each response with the token that ends a turn."""
     stop = tokenizer.turn_end
+    prompts = tokenizer.encode_prompts([d.prompt for d in demonstrations])
     return [
-        EncodedDemonstration(d.id, tuple(tokenizer.encode_prompt(d.prompt)), (*tokenizer.encode(d.response), stop)) for d in demonstrations
+        EncodedDemonstration(d.id, tuple(prompt), (*tokenizer.encode(d.response), stop))
+        for d, prompt in zip(demonstrations, prompts, strict=True)
     ]
 
 
 def without_questions(demonstrations: Sequence[Demonstration], examples: Sequence[Example]) -> tuple[tuple[Demonstration, ...], int]:
     """The demonstrations that ask none of the examples' questions (white space and case aside), and how many were taken out."""
-    asked = {_key(example.question) for example in examples}
+    asked = {question_key(example.question) for example in examples}
     kept = tuple(d for d in demonstrations if d.key not in asked)
     return kept, len(demonstrations) - len(kept)
 
@@ -113,14 +115,20 @@ def without_questions(demonstrations: Sequence[Demonstration], examples: Sequenc
 def without_asked(examples: Sequence[Example], demonstrations: Sequence[Demonstration]) -> tuple[Example, ...]:
     """The examples whose question no demonstration asks, as ``without_questions`` compares them."""
     asked = {demonstration.key for demonstration in demonstrations}
-    return tuple(example for example in examples if _key(example.question) not in asked)
+    return tuple(example for example in examples if question_key(example.question) not in asked)
 
 
-def _key(text: str) -> str:
+def question_key(text: str) -> str:
+    """What two questions are compared by: white space and case do not count."""
     return " ".join(text.casefold().split())
 
 
-def _dataset_rows(spec: str) -> Any:
+def dataset_rows(spec: str) -> Any:
+    """The rows of ``datasets:NAME:SPLIT``.
+
+    Raises:
+        InputError: it is written otherwise, or cannot be loaded.
+    """
     match = re.fullmatch(r"datasets:([\w./-]+):([\w\[\]:%]+)", spec)
     if match is None:
         raise InputError(f"demonstrations '{spec}': datasets:NAME:SPLIT is required")
@@ -144,7 +152,7 @@ def _of_row(where: str, row: Any) -> list[Demonstration]:
     for field in ("prompt", "response"):
         if not isinstance(row.get(field), str) or not row[field].strip():
             refuse(where, field, row.get(field), "a text that is not empty is required")
-    return [Demonstration(name, Prompt((), row["prompt"]), row["response"], _key(row["prompt"]))]
+    return [Demonstration(name, Prompt((), row["prompt"]), row["response"], question_key(row["prompt"]))]
 
 
 def _of_messages(where: str, name: str, messages: Any) -> list[Demonstration]:
@@ -162,7 +170,7 @@ def _of_messages(where: str, name: str, messages: Any) -> list[Demonstration]:
             if not turn["content"].strip():
                 refuse(where, f"{place}.content", turn["content"], "a text that is not empty is required")
             asked = "\n".join(message["content"] for message in turns)
-            found.append(Demonstration(f"{name}.{number}", Prompt(tuple(turns)), turn["content"], _key(asked)))
+            found.append(Demonstration(f"{name}.{number}", Prompt(tuple(turns)), turn["content"], question_key(asked)))
         turns.append({"role": turn["role"], "content": turn["content"]})
     if not found:
         refuse(where, "messages", [turn["role"] for turn in turns], "a turn of the assistant is required: without one there is no response")

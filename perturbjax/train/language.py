@@ -16,9 +16,10 @@ LOGIT_ROWS = 1024
 """Positions whose logits are in memory at a time: 200 MB in float32 where a vocabulary has 49,152 tokens."""
 
 
-def hidden_at_queries(decoder: Decoder, batch: dict[str, jax.Array], remat: bool = False) -> jax.Array:
-    """Hidden states of packed rows where the next token is learned: (B, Q, D)."""
-    hidden, _ = decoder(batch["tokens"], batch["positions"], segment_mask(batch["segments"]), remat=remat)
+def hidden_at_queries(decoder: Decoder, batch: dict[str, jax.Array], remat: bool = False, differentiated: int | None = None) -> jax.Array:
+    """Hidden states of packed rows where the next token is learned: (B, Q, D). ``remat`` and ``differentiated``: see ``Decoder``."""
+    mask = segment_mask(batch["segments"])
+    hidden, _ = decoder(batch["tokens"], batch["positions"], mask, remat=remat, differentiated=differentiated)
     return at_queries(hidden, batch["query"])
 
 
@@ -45,6 +46,8 @@ def map_over_queries(fn: Callable[..., Any], devices: int, *arrays: Any) -> Any:
     """``fn(*arrays)`` for a function that gives a pytree with leading (B, q), some positions of the B / ``devices`` rows of a device at a
     time."""
     parts = _parts(arrays, devices)
+    if len(jax.tree.leaves(parts)[0]) == 1:
+        return fn(*arrays)
     found = jax.lax.map(lambda part: fn(*part), parts)
     return jax.tree.map(lambda array: array.swapaxes(0, 1).reshape(array.shape[1], -1, *array.shape[3:]), found)
 
@@ -56,8 +59,8 @@ def _parts(arrays: Any, devices: int = 1) -> Any:
     return jax.tree.map(lambda array: array.reshape(b, queries // width, width, *array.shape[2:]).swapaxes(0, 1), arrays)
 
 
-def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False) -> Loss:
-    """Cross-entropy of the learned tokens, all parameters trained; ``frozen`` is not read."""
+def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False, differentiated: int | None = None) -> Loss:
+    """Cross-entropy of the learned tokens, all parameters trained; ``frozen`` is not read. ``differentiated``: see ``Decoder``."""
 
     def loss(params: Any, _: Any, batch: dict[str, jax.Array]) -> Sums:
         decoder = config.build(cast(params, dtype))
@@ -65,7 +68,7 @@ def fine_tuning_loss(config: DecoderConfig, dtype: Any, remat: bool = False) -> 
         def sums(hidden: jax.Array, labels: jax.Array, weights: jax.Array) -> Sums:
             return {"loss": jnp.sum(weights * cross_entropy(decoder.logits(hidden), labels)), "weight": jnp.sum(weights)}
 
-        return sum_over_queries(sums, hidden_at_queries(decoder, batch, remat), batch["labels"], batch["weights"])
+        return sum_over_queries(sums, hidden_at_queries(decoder, batch, remat, differentiated), batch["labels"], batch["weights"])
 
     return loss
 

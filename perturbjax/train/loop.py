@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from perturbjax import sharding
 from perturbjax.records import from_json, to_json
 from perturbjax.runs.files import MetricsLog
 from perturbjax.runs.rundir import Identity
@@ -21,7 +22,7 @@ from perturbjax.train.config import Training
 from perturbjax.train.data import BatchOrder
 from perturbjax.train.optimizer import learning_rates, make_optimizer
 from perturbjax.train.placement import check_batch, put_batch, put_params, state_shardings
-from perturbjax.train.problem import Fitted, Look, Problem
+from perturbjax.train.problem import Figures, Fitted, Look, Problem, RowArrays, TrainingRows
 from perturbjax.train.step import Sums, TrainState, make_step
 
 
@@ -81,7 +82,7 @@ def fit(
                 metrics.append({"chunk": state.step + 1, **to_json(look)})
                 state.commit(run.tree(), to_json(_Record(run.step, order.position, run.best, tuple(run.looks))))
             on_step(run.step, steps, look)
-    return Fitted(run.kept(), run.best if training.patience else run.step, tuple(run.looks), run.stale)
+    return Fitted(run.kept(), run.best if training.patience else run.step, tuple(run.looks), run.stale, run.auxiliary)
 
 
 class _Training:
@@ -99,10 +100,17 @@ class _Training:
         ]
         validate, self._frozen = problem.validate or problem.losses[0]
         self._validate = jax.jit(lambda params, frozen, batch: validate(params, frozen, jax.tree.map(lambda array: array[0], batch)))
+        self.auxiliary: Any = None
+        if (auxiliary := problem.auxiliary) is not None:
+            self.auxiliary = sharding.put_replicated(auxiliary.state, mesh)
+            everywhere = jax.tree.map(lambda leaf: leaf.sharding, self.auxiliary)
+            self._update = jax.jit(auxiliary.update, donate_argnums=0, out_shardings=(everywhere, None))
+            self._after = jax.jit(auxiliary.after) if auxiliary.after is not None else None
         self.step, self.best, self.looks = 0, 0, list[Look]()
         self._pending: list[Sums] = []
+        self._updates: list[tuple[int, Figures]] = []
         self._tokens, self._seconds, self._timed = 0, 0.0, (0, 0.0)
-        self._compiled: set[int] = set()
+        self._compiled: set[Any] = set()
 
     def start(self) -> Any:
         """The tree of a training that begins."""
@@ -111,7 +119,8 @@ class _Training:
         return self._tree(state, state.params)
 
     def _tree(self, state: TrainState, kept: Any) -> Any:
-        return {"state": state._asdict()} | ({"kept": kept} if self._training.patience else {})
+        tree = {"state": state._asdict()} | ({"kept": kept} if self._training.patience else {})
+        return tree | ({"auxiliary": self.auxiliary} if self.auxiliary is not None else {})
 
     def tree(self) -> Any:
         return self._tree(self._state, self._kept)
@@ -120,6 +129,7 @@ class _Training:
         self._state = TrainState(**tree["state"])
         # The state is donated, so what is kept beside it is a copy.
         self._kept = jax.tree.map(jnp.copy, tree["kept"]) if self._training.patience else None
+        self.auxiliary = tree.get("auxiliary")
         self.step, self.best, self.looks = record.step, record.best, list(record.looks)
         if record.looks:
             self._tokens, self._seconds = record.looks[-1].tokens, record.looks[-1].seconds
@@ -136,13 +146,22 @@ class _Training:
     def advance(self, numbers: np.ndarray) -> None:
         """One optimizer step on the given rows."""
         started = time.perf_counter()
-        which = self.step % len(self._steps)
+        which, auxiliary = self.step % len(self._steps), self._problem.auxiliary
+        due = auxiliary is not None and auxiliary.due(self.step)
         batch = self._problem.rows.batch(numbers)
         beside = self._problem.beside[which] if self._problem.beside else None
         arrays = put_batch(batch, self._training.accumulate, self._mesh, beside and functools.partial(beside, numbers))
-        if new := which not in self._compiled:
-            self._compiled.add(which)
-        self._state, sums = self._steps[which](self._state, self._problem.losses[which][1], arrays)
+        if new := (which, due) not in self._compiled:
+            self._compiled.add((which, due))
+        frozen = self._problem.losses[which][1]
+        if auxiliary is not None and due:
+            own = put_batch(auxiliary.batch(self.step), 1, self._mesh)
+            self.auxiliary, figures = self._update(self.auxiliary, self._state, frozen, arrays, own, np.int32(self.step))
+            self._updates.append((self.step, figures))
+        given = frozen if auxiliary is None else (frozen, self.auxiliary)
+        self._state, sums = self._steps[which](self._state, given, arrays)
+        if due and self._after is not None:
+            figures |= self._after(self._state, frozen, own, figures)
         self._pending.append(sums)
         # One step may be under way while the next batch is made; more would only hold memory.
         jax.block_until_ready(self._pending[-1 if new else -2 :][0])
@@ -161,7 +180,7 @@ class _Training:
             FloatingPointError: a loss was not finite.
         """
         started = time.perf_counter()
-        sums = jax.device_get(self._pending)
+        sums, updates = jax.device_get((self._pending, self._updates))
         self._seconds += time.perf_counter() - started
         self._timed = (self._timed[0], self._timed[1] + time.perf_counter() - started)
         for number, each in enumerate(sums):
@@ -169,23 +188,25 @@ class _Training:
                 at = self.step - len(sums) + number + 1
                 raise FloatingPointError(f"the loss or its gradient is not finite at step {at}; try a lower learning rate")
         norm = float(np.mean([each.pop("gradient_norm") for each in sums]))
-        validation = self._measure() if self._problem.validation is not None else {}
+        rows, validation = self._problem.validation, {}
+        if rows is not None:
+            validation = self._measure(rows, self._problem.validation_beside)
+        validation |= {name: self._measure(rows, None)["loss"] for name, rows in self._problem.measured.items()}
         if not all(map(math.isfinite, validation.values())):
             raise FloatingPointError(f"the validation loss is not finite after step {self.step}; try a lower learning rate")
         rate = self._timed[0] / self._timed[1] if self._timed[1] > 0 and self._timed[0] else None
         applied = float(np.asarray(self._rates(self.step - 1)))
-        look = Look(self.step, _means(sums), norm, applied, validation, self._tokens, round(self._seconds, 3), rate)
-        self._pending, self._timed = [], (0, 0.0)
-        lowest = min((other.validation["loss"] for other in self.looks if other.validation), default=math.inf)
+        found = tuple({"step": float(step), **_finite(figures)} for step, figures in updates)
+        look = Look(self.step, _means(sums), norm, applied, validation, self._tokens, round(self._seconds, 3), rate, found)
+        self._pending, self._updates, self._timed = [], [], (0, 0.0)
+        lowest = min((other.validation["loss"] for other in self.looks if "loss" in other.validation), default=math.inf)
         self.looks.append(look)
-        if self._training.patience and validation and validation["loss"] < lowest:
+        if self._training.patience and "loss" in validation and validation["loss"] < lowest:
             self.best, self._kept = self.step, jax.tree.map(jnp.copy, self._state.params)
         return look
 
-    def _measure(self) -> dict[str, float]:
-        rows, batch, beside = self._problem.validation, self._training.batch_rows, self._problem.validation_beside
-        assert rows is not None
-        sums = []
+    def _measure(self, rows: TrainingRows, beside: RowArrays | None) -> dict[str, float]:
+        batch, sums = self._training.batch_rows, []
         for start in range(0, len(rows), batch):
             numbers = np.arange(start, start + batch)
             there, numbers = numbers < len(rows), np.minimum(numbers, len(rows) - 1)
@@ -194,6 +215,10 @@ class _Training:
             read = beside and functools.partial(beside, numbers)
             sums.append(self._validate(self._state.params, self._frozen, put_batch(arrays, 1, self._mesh, read)))
         return _means(jax.device_get(sums))
+
+
+def _finite(figures: Figures) -> dict[str, float]:
+    return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
 
 
 def _means(sums: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -22,7 +22,7 @@ def learning_rates(training: Training, steps: int) -> optax.Schedule:
     else:
         after = optax.cosine_decay_schedule(training.learning_rate, max(1, steps - warmup))
     # A first step at rate zero would change nothing.
-    return _promoting(optax.join_schedules([lambda count: rising(count + 1), after], [warmup]))
+    return promoting(optax.join_schedules([lambda count: rising(count + 1), after], [warmup]))
 
 
 def make_optimizer(training: Training, steps: int) -> optax.GradientTransformation:
@@ -36,10 +36,10 @@ def make_optimizer(training: Training, steps: int) -> optax.GradientTransformati
         optax.clip_by_global_norm(training.clip),
         optax.adamw(learning_rates(training, steps), weight_decay=training.weight_decay, mask=matrices),
     )
-    return optax.GradientTransformation(_promoting(chain.init), _promoting(chain.update))
+    return optax.GradientTransformation(promoting(chain.init), promoting(chain.update))
 
 
-def _promoting(fn: Callable[..., Any]) -> Any:
+def promoting(fn: Callable[..., Any]) -> Any:
     """``fn`` under JAX's standard dtype promotion, which optax counts on, for a program that has set the strict one."""
 
     def call(*args: Any) -> Any:

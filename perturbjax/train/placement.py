@@ -59,21 +59,15 @@ def check_batch(batch_rows: int, accumulate: int, mesh: Mesh) -> None:
         raise InputError(f"`batch_rows` {batch_rows}: a multiple of {devices * accumulate} is required ({parts})")
 
 
-def put_batch(
-    batch: dict[str, np.ndarray],
-    accumulate: int,
-    mesh: Mesh,
-    beside: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
-) -> dict[str, jax.Array]:
-    """Arrays with leading B as (A, B / A), sharded over "data".
+def put_batch(batch: Any, accumulate: int, mesh: Mesh, beside: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None) -> Any:
+    """A pytree of arrays with leading B as (A, B / A), sharded over "data".
 
     Args:
-        beside: bool (B,), which rows lie on devices of this process -> further arrays, whose other rows are not looked at.
+        beside: bool (B,), which rows lie on devices of this process -> further arrays, whose other rows are not looked at; of a dict.
     """
     if beside is not None:
         held = np.zeros((accumulate, len(next(iter(batch.values()))) // accumulate), bool)
         for index in NamedSharding(mesh, BATCH).addressable_devices_indices_map(held.shape).values():
             held[index] = True
         batch = batch | beside(held.ravel())
-    parts = {name: array.reshape(accumulate, -1, *array.shape[1:]) for name, array in batch.items()}
-    return sharding.put(parts, mesh, BATCH)
+    return sharding.put(jax.tree.map(lambda array: array.reshape(accumulate, -1, *array.shape[1:]), batch), mesh, BATCH)

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from perturbjax.sharding import ShardedDim
-from perturbjax.train.step import Loss
+from perturbjax.train.step import Loss, TrainState
 
 
 class TrainingRows(Protocol):
@@ -19,6 +20,31 @@ class TrainingRows(Protocol):
     def tokens(self) -> int: ...
 
     def batch(self, numbers: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+Figures = dict[str, jax.Array]
+"""Name -> () float32."""
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """What is updated before some of the steps, and what the loss reads besides: a designer of tasks, say.
+
+    The loss then gets (frozen, state) in place of ``frozen``. The state is replicated over the mesh and committed with the training.
+
+    Attributes:
+        state: the pytree that it begins with.
+        due: step, from 0 -> whether there is an update before it.
+        batch: step -> arrays with leading B that the update reads besides the batch of the step; the same for every call with one step.
+        update: (state, training state, frozen, batch of the step (A, B, ...), own batch (1, B, ...), step) -> new state, figures. Traced.
+        after: (training state after the step, frozen, own batch, figures of the update) -> more figures; None: nothing is measured. Traced.
+    """
+
+    state: Any
+    due: Callable[[int], bool]
+    batch: Callable[[int], Any]
+    update: Callable[[Any, TrainState, Any, Any, Any, jax.Array], tuple[Any, Figures]]
+    after: Callable[[TrainState, Any, Any, Figures], Figures] | None = None
 
 
 RowArrays = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
@@ -37,6 +63,8 @@ class Problem:
         validation: rows that are only measured; None: no validation.
         validate: the loss that is measured on them; the first of ``losses`` when left out.
         dims: path -> sharded dim of the params.
+        auxiliary: what is updated before some of the steps; the loss that is validated does not read it.
+        measured: name -> further rows whose loss is measured at each look; ``validation`` of the look has it by this name.
         beside: what each of ``losses`` reads of a row beside the arrays of ``rows``; empty where none reads more.
         validation_beside: the same of ``validate``, of the rows of ``validation``.
     """
@@ -47,6 +75,8 @@ class Problem:
     validation: TrainingRows | None = None
     validate: tuple[Loss, Any] | None = None
     dims: Mapping[str, ShardedDim] = field(default_factory=dict)
+    auxiliary: Auxiliary | None = None
+    measured: Mapping[str, TrainingRows] = field(default_factory=dict)
     beside: Sequence[RowArrays] = ()
     validation_beside: RowArrays | None = None
 
@@ -63,6 +93,7 @@ class Look:
         tokens: put through the trained model so far.
         seconds: of steps so far, compilation and looks left out.
         tokens_per_s: since the look before; None in a process's first look, which compiles.
+        updates: figures of each update of an ``Auxiliary`` since the look before, with its ``step``; one that is not finite is left out.
     """
 
     step: int
@@ -73,6 +104,7 @@ class Look:
     tokens: int
     seconds: float
     tokens_per_s: float | None
+    updates: tuple[dict[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,9 +116,11 @@ class Fitted:
         step: after how many steps they are taken.
         looks: all of them, in order.
         stopped_early: patience ran out.
+        auxiliary: the state of the ``Auxiliary``; None without.
     """
 
     params: Any
     step: int
     looks: tuple[Look, ...]
     stopped_early: bool
+    auxiliary: Any = None

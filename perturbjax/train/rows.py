@@ -4,7 +4,7 @@ N rows of T tokens; Q is the highest number of learned tokens in a row, rounded 
 not see each other. Logits are needed at the Q positions alone, which is where most of a small model's time goes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -48,12 +48,13 @@ class Rows:
         return int((self.arrays["segments"] != PADDING).sum())
 
 
-def pack_rows(demonstrations: Sequence[EncodedDemonstration], row_tokens: int) -> Rows:
+def pack_rows(demonstrations: Sequence[EncodedDemonstration], row_tokens: int, per_demonstration: bool = False) -> Rows:
     """Packs demonstrations into rows: first fit in the order of decreasing length.
 
     Args:
         demonstrations: prompts of at least one token, responses of at least one.
         row_tokens: T. The last token of a response is learned and never read, so it takes no room.
+        per_demonstration: the tokens of a response weigh 1 together, so that losses are means over demonstrations; else 1 each.
 
     Raises:
         InputError: none fits into a row.
@@ -89,7 +90,7 @@ def pack_rows(demonstrations: Sequence[EncodedDemonstration], row_tokens: int) -
             positions[r, here], segments[r, here] = np.arange(length), segment
             there = slice(asked, asked + count)
             query[r, there] = column + len(demonstration.prompt) - 1 + np.arange(count)
-            labels[r, there], weights[r, there] = demonstration.response, 1
+            labels[r, there], weights[r, there] = demonstration.response, 1 / count if per_demonstration else 1
             column, asked = column + length, asked + count
     arrays = {"tokens": tokens, "positions": positions, "segments": segments, "query": query, "labels": labels, "weights": weights}
     return Rows(arrays, len(demonstrations) - len(left_out), left_out)
@@ -105,3 +106,16 @@ def segment_mask(segments_BxT: jax.Array) -> jax.Array:
 def at_queries(x_BxTxD: jax.Array, query_BxQ: jax.Array) -> jax.Array:
     """The positions of each row whose next token is learned: (B, T, D) -> (B, Q, D)."""
     return jnp.take_along_axis(x_BxTxD, query_BxQ[:, :, None], axis=1)
+
+
+def join_rows(sets: Mapping[str, Rows], weights: Mapping[str, float]) -> Rows:
+    """The rows of several sets one after the other, their weights multiplied by the set's."""
+    queries = max(rows.arrays["query"].shape[1] for rows in sets.values())
+
+    def padded(name: str, array: np.ndarray) -> np.ndarray:
+        wide = name in ("query", "labels", "weights")
+        return np.pad(array, [(0, 0), (0, queries - array.shape[1])]) if wide else array
+
+    scaled = [{**rows.arrays, "weights": rows.arrays["weights"] * np.float32(weights[name])} for name, rows in sets.items()]
+    arrays = {name: np.concatenate([padded(name, each[name]) for each in scaled]) for name in scaled[0]}
+    return Rows(arrays, sum(rows.demonstrations for rows in sets.values()), sum((rows.left_out for rows in sets.values()), ()))

@@ -53,7 +53,7 @@ class TestCaulking(ChapterBattery):
     def run(cls, folder: Path, out: Path, resume: bool = False) -> Any:
         config = caulking.Config(
             caulking.Bases(str(BASE), sigmas=(0.0, 0.1)),
-            caulking.Target(str(folder / "even.jsonl"), test_examples=8, accuracies=(0.3, 0.9)),
+            caulking.Data(str(folder / "even.jsonl"), test_examples=8, accuracies=(0.3, 0.9)),
             caulking.Grid(samples=(4, 8), seeds=2, rank=2, learning_rates=(0.05,), in_flight=2),
             caulking.Fitting(steps=4, batch=2),
             run=caulking.Run(out, resume),

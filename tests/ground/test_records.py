@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import os
+import resource
+import time
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from perturbjax.errors import InputError
-from perturbjax.records import from_json, refuse, to_json
+from perturbjax.records import LONGEST, from_json, parse_json, read_json_lines, read_text, refuse, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,3 +144,41 @@ def test_a_type_that_json_cannot_hold_is_a_mistake_of_the_program():
 
     with pytest.raises(TypeError, match="not one that a record can hold"):
         from_json(Bad, {"x": []}, "f")
+
+
+def hostile_files(folder: Path) -> dict[str, Path]:
+    """Name -> a file that must not be read as if it were a small text."""
+    loop, big, wide = folder / "loop", folder / "big", folder / "wide"
+    loop.symlink_to(loop)
+    with open(big, "wb") as file:
+        file.truncate(2**40)  # sparse: 1 TiB without an end of line
+    wide.write_bytes(b"[" + b"[]," * (LONGEST // 3) + b"[]]")
+    os.mkfifo(folder / "fifo")
+    texts = {"deep": "[" * 10_000 + "]" * 10_000, "digits": "1" * 50_000, "surrogate": r'"\ud800"', "latin": '"\xff"', "cut": '{"a'}
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode("latin-1"))
+    return {
+        **{name: folder / name for name in ("loop", "big", "wide", "fifo", *texts)},
+        "folder": folder,
+        "device": Path("/dev/zero"),
+        "nul": Path("nul\0"),
+        "absent": folder / "absent",
+    }
+
+
+def test_files_that_are_no_small_json_are_one_line_and_take_no_time_and_memory(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, path in hostile_files(tmp_path).items():
+        start = time.perf_counter()
+        with pytest.raises(InputError, match=r"\A[^\n]{1,400}\Z"):
+            read_json_lines(path, "f")
+        with pytest.raises((OSError, ValueError)):
+            parse_json(read_text(path))
+        assert time.perf_counter() - start < 2, name
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
+
+
+def test_lines_are_read_as_they_stand(tmp_path):
+    (tmp_path / "f").write_bytes(b'\xef\xbb\xbf{"a": "x\xe2\x80\xa8y"}\r\n\n \t\n5\n[NaN, 1e400]')
+    rows = read_json_lines(tmp_path / "f", "f")
+    assert str(rows) == str([("f: line 1", {"a": "x\u2028y"}), ("f: line 4", 5), ("f: line 5", [float("nan"), float("inf")])])

@@ -161,7 +161,7 @@ def test_greedy_generations_equal_transformers(monkeypatch):
     model = load_model("smollm2-135m")
     # The reference's prompts have no near ties, so float32 rounding cannot turn a token; fewer than five would prove little.
     assert len(rows) >= 5 and reference["smallest_margin"] > 0.01
-    prompts = [model.tokenizer.encode_prompt(Prompt(({"role": "user", "content": row["question"]},))) for row in rows]
+    prompts = model.tokenizer.encode_prompts([Prompt(({"role": "user", "content": row["question"]},)) for row in rows])
     assert prompts == [row["prompt_ids"] for row in rows]
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     assert len(set(lengths.tolist())) > 2

@@ -166,3 +166,29 @@ def test_differentiating_says_forward_only(fn, argument):
         with pytest.raises(TypeError, match=r"forward only.*fn\(perturb\(params, candidate, noise\), \.\.\.\) instead"):
             differentiated(argument)
     jax.jit(fn)(argument)
+
+
+def with_reference(p, x):
+    """A function that writes in place."""
+    total = jax.new_ref(jnp.zeros((x.shape[0], p["w"].shape[1])))
+    total[...] = total[...] + x @ p["w"]
+    return total[...]
+
+
+def test_references_to_arrays_are_written_in_branches_and_around_them():
+    def around(p, x):
+        total = jax.new_ref(jnp.zeros((5, 24)))
+
+        def write():
+            total[...] = x @ p["w"]
+
+        lax.cond(x.sum() > -1e3, write, lambda: None)
+        return total[...]
+
+    inside = lambda p, x: lax.cond(x.sum() > -1e3, lambda: with_reference(p, x), lambda: x @ p["w"])  # noqa: E731
+    params = {"w": MATRICES["w"]}
+    expected = jit(with_reference)(pj.perturb(params, POPULATION[1], pj.Noise()), INPUTS)
+    for fn in (with_reference, inside, around):
+        assert relative_error(jax.jit(pj.lazily(fn))(theta(params), INPUTS), expected) < 1e-5
+    scores = pj.score_population(lambda p, x: inside(p, x).sum(-1), params, POPULATION, pj.Noise(), INPUTS, strategy="lazy")
+    np.testing.assert_allclose(scores[1], expected.sum(-1), rtol=1e-4, atol=1e-4)

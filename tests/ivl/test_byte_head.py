@@ -20,6 +20,8 @@ from perturbjax.models.attention import causal_mask
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.rows import pack_rows
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 # Two bytes, tokens that overlap in every way, a stop token and a special one.
 TEXTS = (b"a", b"b", b"ab", b"ba", b"aba", None, None)
 STOPS = (5,)

@@ -21,6 +21,8 @@ from perturbjax.models.decoder import decoder_from_params
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 LENGTHS = ((5, 3), (1, 1), (9, 6), (3, 4), (2, 5))
 
 
@@ -135,7 +137,7 @@ def test_the_replies_measured_are_those_that_were_graded(model, value, mesh, mon
     entries = measure_base(model, combine(model, *value), model.tokenizer, task, TEMPLATE, questions, mesh, 0)
     ((prompts, padded),) = given
     replies = [[token for token in reply if token != NO_TOKEN] for reply in padded]
-    assert prompts == [model.tokenizer.encode_prompt(task.prompt(question, TEMPLATE)) for question in questions]
+    assert prompts == model.tokenizer.encode_prompts([task.prompt(question, TEMPLATE) for question in questions])
     assert max(map(len, replies)) == task.max_new_tokens
     for prompt, reply in zip(prompts, replies, strict=True):
         text = [*prompt, *reply]

@@ -35,6 +35,8 @@ from perturbjax.noise import Noise, Rule, perturb
 from perturbjax.sharding import make_mesh
 from perturbjax.tree import leaf_paths
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SIZE = 300
 """Rows of the embedding of a value network with a vocabulary of its own, of which its tokenizer has 297; the base's has 380 of 384."""
 MAP = random_map(1, 380, 297)
@@ -287,7 +289,7 @@ def engine_of(chosen, task, noise=None, **settings):
 def naive_log_probs(chosen, params, task):
     """(E, C) log-probabilities of the choices, each after its prompt in a sequence of its own."""
     encode = base().tokenizer.encode
-    pairs = [(base().tokenizer.encode_prompt(task.prompt(e, TEMPLATE)), encode(f" {c}")) for e in task.examples() for c in e.choices]
+    pairs = [(base().tokenizer.encode_prompts([task.prompt(e, TEMPLATE)])[0], encode(f" {c}")) for e in task.examples() for c in e.choices]
     tokens = np.zeros((len(pairs), 40), np.int32)
     for row, (prompt, choice) in zip(tokens, pairs, strict=True):
         row[: len(prompt) + len(choice)] = prompt + choice
@@ -315,7 +317,7 @@ def test_choices_are_scored_as_in_sequences_of_their_own(name, choices, quick):
 
 def naive_texts(chosen, params, task):
     tokenizer = base().tokenizer
-    prompts = [tokenizer.encode_prompt(task.prompt(e, TEMPLATE)) for e in task.examples()]
+    prompts = tokenizer.encode_prompts([task.prompt(e, TEMPLATE) for e in task.examples()])
     replies = naive_replies(chosen.formula, params, prompts, task.max_new_tokens)
     texts = [tokenizer.decode([t for t in until_stop(reply, tokenizer.stop_ids) if t != NO_TOKEN]) for reply in replies]
     return tuple(task.extract(text, None) for text in texts)

@@ -29,6 +29,8 @@ from perturbjax.sharding import make_mesh
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.rows import pack_rows
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 BASE = FIXTURES / "tiny_llama_tied"
 ROUNDING = 2.0**-8
 """Of bfloat16, relative: half a unit of its last of 8 bits."""

@@ -155,7 +155,7 @@ def test_caveats_are_those_of_this_very_run():
 def test_page_is_self_contained_and_complete(run):
     html = (run / "report.html").read_text(encoding="utf-8")
     page, text = read_page(run)
-    assert len(page.loads) == 2 and all(load.startswith("data:image/png;base64,") for load in page.loads)
+    assert len(page.loads) == 3 and all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert "<script" not in html and "@import" not in html and "url(" not in html
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
     shown = headline(results(), [EVALUATIONS[name] for name in sorted(EVALUATIONS)])
@@ -172,6 +172,7 @@ def test_page_is_self_contained_and_complete(run):
         "other-1.5b: arithmetic",
         "What the vocabulary map loses",
         "Learning",
+        "Trained too long?",
         "Setup and reproduction",
         "Words",
     ]
@@ -210,7 +211,7 @@ def test_the_command_is_read_as_the_same_settings(run):
 
 def test_second_call_gives_the_same_bytes(run):
     files = [run / "report.html", *sorted((run / "plots").iterdir())]
-    assert [file.name for file in files[1:]] == ["effects.png", "learning_curves.png"]
+    assert [file.name for file in files[1:]] == ["effects.png", "gains.png", "learning_curves.png"]
     before = [file.read_bytes() for file in files]
     assert write_report(run) == run / "report.html"
     assert [file.read_bytes() for file in files] == before
@@ -218,7 +219,7 @@ def test_second_call_gives_the_same_bytes(run):
 
 
 def test_plots_are_files_with_ink(run):
-    for name, low, high in (("learning_curves", 0.01, 0.3), ("effects", 0.01, 0.3)):
+    for name, low, high in (("learning_curves", 0.01, 0.3), ("gains", 0.01, 0.3), ("effects", 0.01, 0.3)):
         image = imread(run / "plots" / f"{name}.png")
         assert image.shape[1] == 1280 and 400 < image.shape[0] < 1200
         assert low < (image[..., :3].min(axis=-1) < 0.9).mean() < high

@@ -15,6 +15,7 @@ from perturbjax import ivl
 from perturbjax.inference import Engine
 from perturbjax.ivl.combined import combine
 from perturbjax.ivl.reopen import reopen
+from perturbjax.ivl.results import read_results
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
 
@@ -29,6 +30,7 @@ SETTINGS = {
     "batch-rows": 2,
     "row-tokens": 64,
     "learning-rate": 0.01,
+    "without-norm": True,
 }
 
 
@@ -42,7 +44,7 @@ class TestIvl(ChapterBattery):
 
     @classmethod
     def arguments(cls, folder: Path, out: Path) -> list[str]:
-        given = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+        given = [word for name, value in SETTINGS.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
         return ["ivl", "--base", str(BASE), "--demonstrations", str(folder / "even.jsonl"), "--out", str(out), *given]
 
     @classmethod
@@ -50,11 +52,20 @@ class TestIvl(ChapterBattery):
         config = ivl.Config(
             ivl.Bases(str(BASE)),
             ivl.Data(str(folder / "even.jsonl"), validation_examples=4, test_examples=6),
-            ivl.Value(layers=1),
+            ivl.Value(layers=1, without_norm=True),
             ivl.Training(steps=6, every=2, batch_rows=2, row_tokens=64, learning_rate=0.01),
             run=ivl.Run(out, resume),
         )
         return ivl.run(config)
+
+    def test_a_second_training_has_no_norm_in_its_loss(self, finished):
+        results = read_results(finished / "run" / "results.json")
+        for own, other in zip(results.looks, results.without_norm, strict=True):
+            assert own.losses["loss"] > own.losses["cross_entropy"] and other.losses["loss"] == other.losses["cross_entropy"]
+            assert own.tokens == other.tokens and own.step == other.step
+        assert results.without_norm[-1].losses["norm"] > results.looks[-1].losses["norm"]
+        page = (finished / "run" / "report.html").read_text()
+        assert "without the norm" in page and "was not measured: <code>--without-norm" not in page
 
     def test_evaluate_measures_what_the_run_measured(self, finished, capsys):
         code, out, _ = call(["evaluate", str(finished / "run"), "--name", "again"], capsys)

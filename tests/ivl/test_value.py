@@ -22,6 +22,8 @@ from perturbjax.train.rows import at_queries, pack_rows, segment_mask
 from perturbjax.train.step import TrainState, make_step
 from perturbjax.tree import fingerprint, leaf_paths
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 LENGTH = 16
 """Tokens of every sequence that is run whole; causal models do not see the padding at their ends."""
 

@@ -29,6 +29,8 @@ from perturbjax.train.loop import fit
 from perturbjax.train.problem import Problem
 from perturbjax.tree import fingerprint, leaf_paths, nest
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 ADAPTERS = {
     "lora": LoRA(rank=3, alpha=6),
     "bottleneck": Bottleneck(size=4),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import perturbjax as pj
 from perturbjax.noise import DISTRIBUTIONS, Candidate, Noise, Population, Rule, coverage, perturb, scales
 from perturbjax.noise.spec import SCALES
 from perturbjax.tree import fingerprint, leaf_paths
@@ -78,6 +79,21 @@ def test_perturb_equals_the_specification(noise, dtype):
         # The RMS is a float32 sum here and a float64 one in the oracle; a low-rank product is summed in another order.
         slack = 1e-6 * np.abs(np.asarray(step * e)) if noise.scale == "rms" or noise.rank else 0
         assert (np.abs(np.asarray(moved[path], np.float32) - np.asarray(expected, np.float32)) <= 2 * ulp + slack).all(), path
+
+
+@pytest.mark.parametrize("noise", [*map(Noise, DISTRIBUTIONS), Noise(rank=2)], ids=str)
+def test_float64_leaves_are_not_rounded_to_float32(noise):
+    with jax.enable_x64(True):
+        base = jnp.asarray(np.random.default_rng(0).standard_normal((40, 8)), jnp.float64)
+        candidate = Population(seed=1, size=2, sigmas=(0.5,))[1]
+        found = perturb({"w": base}, candidate, noise)["w"]
+        steps = perturb({"w": jnp.zeros((40, 8), jnp.float32)}, candidate, noise)["w"]
+        assert found.dtype == jnp.float64
+        np.testing.assert_allclose(found - base, steps.astype(jnp.float64), rtol=0, atol=1e-15)
+        lazily = pj.lazily(lambda params: params["w"])(pj.lazy({"w": base}, candidate, noise))
+        np.testing.assert_allclose(lazily, found, rtol=0, atol=1e-15 if noise.rank is None else 1e-6)
+        zero = candidate._replace(sigma=jnp.float32(0))
+        np.testing.assert_array_equal(pj.lazily(lambda params: params["w"])(pj.lazy({"w": base}, zero, noise)), base)
 
 
 def test_sigma_zero_is_the_base_bit_for_bit():

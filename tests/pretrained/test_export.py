@@ -68,9 +68,9 @@ def test_the_tokenizer_comes_along(source, tmp_path):
     again = load_model(str(export_safetensors(model, model.params, tmp_path / "out"))).tokenizer
     assert (again.stop_ids, again.pad_id, again.bos_id) == (model.tokenizer.stop_ids, model.tokenizer.pad_id, model.tokenizer.bos_id)
     for row in reference["texts"]:
-        assert again.encode_prompt(Prompt((), row["text"])) == row["prompt_ids"]
+        assert again.encode_prompts([Prompt((), row["text"])])[0] == row["prompt_ids"]
     for row in reference["chats"]:
-        assert again.encode_prompt(Prompt(tuple(row["messages"]))) == row["ids"]
+        assert again.encode_prompts([Prompt(tuple(row["messages"]))])[0] == row["ids"]
 
 
 def test_shards(tmp_path):
@@ -123,7 +123,7 @@ def test_transformers_reads_the_same_model(fixture, dtype, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     messages = [{"role": "system", "content": "One word."}, {"role": "user", "content": "It's 12, don't you think?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert ids == model.tokenizer.encode_prompt(Prompt(tuple(messages)))
+    assert ids == model.tokenizer.encode_prompts([Prompt(tuple(messages))])[0]
     assert theirs.generation_config.eos_token_id == list(model.tokenizer.stop_ids)
 
 

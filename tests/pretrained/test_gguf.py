@@ -61,10 +61,10 @@ def test_same_tokenizer_as_the_directory(fixture, tmp_path):
     reference = json.loads((FIXTURES / fixture / "reference.json").read_text())
     for row in reference["texts"]:
         assert model.tokenizer.encode(row["text"]) == row["ids"], row["text"]
-        assert model.tokenizer.encode_prompt(Prompt((), row["text"])) == row["prompt_ids"], row["text"]
+        assert model.tokenizer.encode_prompts([Prompt((), row["text"])])[0] == row["prompt_ids"], row["text"]
         assert model.tokenizer.decode(row["ids"]) == row["decoded"]
     for row in reference["chats"]:
-        assert model.tokenizer.encode_prompt(Prompt(tuple(row["messages"]))) == row["ids"]
+        assert model.tokenizer.encode_prompts([Prompt(tuple(row["messages"]))])[0] == row["ids"]
 
 
 def test_quantized_tensors_are_dequantized_and_named(llama, tmp_path):

@@ -57,6 +57,20 @@ def test_apply_equals_a_loop_over_dense_members(noise):
     assert float(jnp.abs(outputs[0] - outputs[1]).max()) > 1e-3
 
 
+def test_typed_keys_among_the_leaves_stay_as_they_are():
+    """As in any NNX state of a module with Dropout."""
+    params = make_params() | {"rngs": jax.random.key(3)}
+    members = Ensemble(POPULATION, [4, 0], Noise(), params)
+    plain = Ensemble(POPULATION, [4, 0], Noise(), make_params()).apply(forward, make_params(), X)
+    np.testing.assert_array_equal(members.apply(forward, params, X), plain)
+    merged = merge(params, members.candidates, Noise())
+    assert merged["rngs"] == params["rngs"]
+    np.testing.assert_array_equal(merged["head"], merge(make_params(), members.candidates, Noise())["head"])
+    other = params | {"rngs": jax.random.key(4)}
+    with pytest.raises(InputError, match="fingerprint"):
+        members.apply(forward, other, X)
+
+
 def test_apply_compiles_once_for_one_function():
     params = make_params()
     traces = []

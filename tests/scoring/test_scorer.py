@@ -1,6 +1,7 @@
 """``Scorer``, ``score_population`` and the chunk program against plain loops over dense candidates: traces, padding, rules, memory;
 and the cost model of the strategies, with the choice that ``Scorer`` makes by it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 import perturbjax as pj
 from perturbjax.noise import DISTRIBUTIONS
 from perturbjax.scoring import ChunkProgram
-from perturbjax.scoring.strategy import Work, cheapest, costs
+from perturbjax.scoring.strategy import Work, cheapest, costs, has_factors
 from perturbjax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -134,21 +135,24 @@ def test_copy_takes_one_perturbed_copy_and_does_not_grow_with_the_population(dis
     assert max(found) < 1.3 * 2**20 and max(found) - min(found) < 2**17
 
 
-FEW, MANY, DECODING = Work(250, 0.8, 1, 1), Work(60_000, 30.0, 1, 1), Work(1000, 33.0, 1, 1)
+FEW, MANY, DECODING = Work(250, 0.8, 1, 1, False), Work(60_000, 30.0, 1, 1, False), Work(1000, 33.0, 1, 1, False)
 
 
 def test_auto_follows_the_cost_model():
     assert cheapest(FEW, pj.Noise(), None) == "lazy" and cheapest(MANY, pj.Noise(), None) == "copy"
-    assert cheapest(FEW, pj.Noise(rank=1), None) == "lazy" and cheapest(DECODING, pj.Noise(rank=1), None) == "low_rank"
+    few, decoding = (dataclasses.replace(work, factors=True) for work in (FEW, DECODING))
+    assert cheapest(few, pj.Noise(rank=1), None) == "lazy" and cheapest(decoding, pj.Noise(rank=1), None) == "low_rank"
     assert cheapest(MANY, pj.Noise(), 0) == "lazy", "a copy that does not fit is no choice"
 
 
 @pytest.mark.parametrize("work", [FEW, MANY, DECODING], ids=str)
 @pytest.mark.parametrize("noise", [pj.Noise(name, rank) for name in DISTRIBUTIONS for rank in (None, 2)], ids=str)
 def test_the_cheapest_is_the_least_of_the_table(work, noise):
+    work = dataclasses.replace(work, factors=has_factors(PARAMS, noise))
     table = costs(work, noise)
     assert table[cheapest(work, noise, None)] == min(table.values())
     assert ("low_rank" in table) == (noise.rank is not None)
+    assert not has_factors(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS), noise)
 
 
 def test_a_scorer_chooses_by_how_often_the_noise_would_be_made():

@@ -183,6 +183,14 @@ add(
     exact=True,
 )
 add("dynamic_index_in_dim, negative", lambda p, i: lax.dynamic_index_in_dim(p["table"], i, 0), "table", np.int32(-2), exact=True)
+for kind, first in (("uint32", np.uint32(0)), ("int32", np.int32(0)), ("uint8", np.uint8(0))):
+    add(
+        f"dynamic_slice before the first row, {kind}",  # unsigned, that is the last one
+        lambda p, i: lax.dynamic_slice(p["table"], (i - jnp.asarray(1, i.dtype), jnp.zeros_like(i)), (1, 40)),
+        "table",
+        first,
+        exact=True,
+    )
 add("row by index under vmap", lambda p, ids: jax.vmap(lambda i: p["table"][i])(ids), "table", IDS, exact=True)
 add("column by index under vmap", lambda p, ids: jax.vmap(lambda i: p["table"][:, i], out_axes=1)(ids), "table", IDS % 40, exact=True)
 add(
@@ -272,6 +280,24 @@ add("map over layers", lambda p, x: lax.map(lambda w: x @ w, p["stack"]), "stack
 add("fori_loop, static count", lambda p, x: repeat(p, x, 3), "stack", X)
 add("fori_loop, traced count", repeat, "stack", X, np.int32(3))
 add("while_loop", until, "square gain", X)
+add(
+    "while_loop under vmap, steps by row",
+    lambda p, x: jax.vmap(
+        lambda v: lax.while_loop(
+            lambda c: (c[1] < 6) & (jnp.abs(c[0]).sum() > 4), lambda c: (0.7 * jnp.tanh(c[0] @ p["square"]), c[1] + 1), (v, 0)
+        )
+    )(x),
+    "square",
+    X * np.array([[0.1], [1], [0.4], [2], [0.2]], np.float32),
+)
+add(
+    "while_loop under vmap, parameter in the condition",
+    lambda p, x: jax.vmap(
+        lambda v: lax.while_loop(lambda c: (c[1] < 99) & ((c[0] @ p["w"]).max() > 0.1), lambda c: (0.95 * c[0], c[1] + 1), (v, 0))
+    )(x),
+    "w",
+    X,
+)
 add("while_loop, parameter as carry", lambda p: lax.while_loop(lambda w: w.sum() < 50, lambda w: w + 1, p["bias"]), "bias")
 add("cond", lambda p, x, yes: lax.cond(yes, lambda: x @ p["square"], lambda: x * p["bias"][None]), "square bias", X, np.bool_(True))
 add(

@@ -1,5 +1,7 @@
-"""Run by ``test_lazy_sharding`` with 8 forced devices: shard_map and sharding constraints inside ``fn``; prints one line per case."""
+"""Run by ``test_oracle`` with 8 forced devices: shard_map and sharding constraints inside ``fn`` and around ``lazily``, and the meshes of
+``score_population``; prints one line per case."""
 
+import contextlib
 import functools
 import sys
 
@@ -76,6 +78,63 @@ CASES = {
     "sharding constraint, then shard_map": (lambda p, x: split(P(), P())({"w": constrained(AB)(p["w"])}, x), X, ()),
 }  # fmt: skip
 
+# ``lazily`` inside the user's shard_map, with its checks on: over inputs, and over candidates.
+CANDIDATES = pj.Population(seed=4, size=4, sigmas=(0.1, 0.2))[:]
+
+
+def several_uses(p, x):
+    h = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x @ p["stack"][0], p["stack"])[0]
+    h = lax.fori_loop(0, 2, lambda i, h: jnp.tanh(h @ p["stack"][i]) + p["bias"][None], h) + p["table"][jnp.arange(x.shape[0])]
+    long = lambda c: (c[1] < 6) & (jnp.abs(c[0]).sum() > 8)  # noqa: E731
+    h = jax.vmap(lambda v: lax.while_loop(long, lambda c: (0.7 * jnp.tanh(c[0] @ p["stack"][1]), c[1] + 1), (v, 0))[0])(h)
+    return h @ (p["w"] * 2)
+
+
+def over_inputs(model, p, x):
+    run = lambda p, x: jax.vmap(lambda candidate: model(p, candidate, x))(CANDIDATES)  # noqa: E731
+    return shard_map(run, in_specs=(P(), P("a")), out_specs=P(None, "a"))(p, x)
+
+
+def over_candidates(model, p, x):
+    run = lambda candidates, p, x: jax.vmap(lambda candidate: model(p, candidate, x))(candidates)  # noqa: E731
+    return shard_map(run, in_specs=(P("a"), P(), P()), out_specs=P("a"))(CANDIDATES, p, x)
+
+
+def inside_users_shard_map(noise):
+    for how in (over_inputs, over_candidates):
+        found = jit(functools.partial(how, lambda p, c, x: pj.lazily(several_uses)(pj.lazy(p, c, noise), x)))(PARAMS, X)
+        expected = jit(functools.partial(how, lambda p, c, x: several_uses(pj.perturb(p, c, noise), x)))(PARAMS, X)
+        error = relative_error(found, expected)
+        print("ok" if error < 1e-5 else "WRONG", how.__name__, noise.distribution, noise.rank, f"{error:.1e}")
+
+
+def scorer_meshes():
+    """``score_population`` where a mesh is set, on a mesh without our axis, and of functions that hold shardings."""
+    rows = lambda p, x: jnp.tanh(x @ p["w"]).sum(-1)  # noqa: E731
+    constraint = lambda p, x: rows(p, lax.with_sharding_constraint(x, NamedSharding(MESH, P("a"))))  # noqa: E731
+    mapped = lambda p, x: shard_map(lambda w, x: lax.psum(x @ w, "b"), in_specs=(P("b"), AB), out_specs=P("a"))(p["w"], x).sum(-1)  # noqa: E731
+    explicit = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    sharded = jax.device_put(PARAMS, NamedSharding(explicit, P(None)))
+    sharded["w"] = jax.device_put(PARAMS["w"], NamedSharding(explicit, P(None, "b")))
+    cases = {
+        "a mesh is set": (rows, PARAMS, None, MESH),
+        "no axis of ours": (rows, PARAMS, MESH, None),
+        "sharding constraint": (constraint, PARAMS, MESH, None),
+        "shard_map": (mapped, PARAMS, MESH, None),
+        "explicit sharding": (lambda p, x: jnp.tanh(x @ p["w"])[:, :24].sum(-1), sharded, explicit, None),
+    }
+    noise, population = pj.Noise("rademacher", scale="rms"), pj.Population(seed=4, size=3, sigmas=(0.1,))
+    for name, (fn, params, mesh, around) in cases.items():
+        expected = np.stack([jit(fn if mesh is None else rows)(pj.perturb(PARAMS, population[i], noise), X) for i in range(3)])
+        if name == "shard_map":
+            expected = np.stack([(X @ pj.perturb(PARAMS, population[i], noise)["w"]).sum(-1) for i in range(3)])
+        for strategy in ("lazy", "copy"):
+            with jax.set_mesh(around) if around else contextlib.nullcontext():
+                found = pj.score_population(fn, params, population, noise, X, mesh, strategy=strategy)
+            error = np.abs(found - expected).max() / np.abs(expected).max()
+            print("ok" if error < 1e-5 else "WRONG", name, strategy, f"{error:.1e}")
+
+
 if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -89,3 +148,6 @@ if __name__ == "__main__":
             made = tuple(use.primitive for use in pj.lazily(fn).usage(theta, x).materialized)
             moved = np.abs(found - jit(fn)(PARAMS, x)).max() > 1e-3
             print("ok" if error < 1e-5 and made == whole and moved else "WRONG", name, noise.distribution, noise.rank, f"{error:.1e}", made)
+    inside_users_shard_map(pj.Noise("rademacher"))
+    inside_users_shard_map(pj.Noise(rank=1))
+    scorer_meshes()

@@ -1,0 +1,69 @@
+"""Rows that two sets share: feedback must be in neither the corpus nor the test rows, and these not in the corpus."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from perturbjax.errors import InputError
+from perturbjax.train.demonstrations import Demonstration, question_key
+from perturbjax.vpretrain.config import OVERLAPS
+from perturbjax.vpretrain.corpus import is_document
+
+SHORTEST_INSIDE = 32
+"""Characters of the shortest question that is looked for inside documents; shorter ones occur by chance."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Rows of the second set of a pair that occur in the first.
+
+    Attributes:
+        exact: with the same question, or inside a document, letter for letter but for case and white space.
+        normalized: the same once punctuation and forms of compatibility are put aside too; exact ones are among them.
+        rows: of the second set.
+    """
+
+    exact: int
+    normalized: int
+    rows: int
+
+
+def check_overlaps(sets: Mapping[str, Sequence[Demonstration]], allowed: Sequence[str]) -> dict[str, Overlap]:
+    """What the pairs of ``OVERLAPS`` share.
+
+    Raises:
+        InputError: a pair that is not allowed shares rows; all such pairs are named.
+    """
+    found = {pair: overlap(*(sets[name] for name in pair.split("+"))) for pair in OVERLAPS}
+    refused = [f"{pair}: {each.normalized} of {each.rows} ({each.exact} exactly)" for pair, each in found.items() if each.normalized]
+    refused = [text for text in refused if text.partition(":")[0] not in allowed]
+    if refused:
+        what = f"rows occur in both sets of {'; '.join(refused)}"
+        raise InputError(f"`allow_overlap` {','.join(allowed) or 'none'}: {what}; take them out, or name the pair")
+    return found
+
+
+def overlap(first: Sequence[Demonstration], second: Sequence[Demonstration]) -> Overlap:
+    """How many rows of the second set occur in the first."""
+    counts = []
+    for form in (question_key, normalized):
+        questions = {form(question(each)) for each in first}
+        # No question holds a NUL, so nothing is found across two documents.
+        documents = "\0".join(form(each.response) for each in first if is_document(each))
+        asked = [form(question(each)) for each in second]
+        counts.append(sum(key in questions or (len(key) >= SHORTEST_INSIDE and key in documents) for key in asked))
+    return Overlap(counts[0], max(counts), len(second))
+
+
+def question(demonstration: Demonstration) -> str:
+    """What a row is compared by: the last turn of the user, the prompt's text, or the whole of a document."""
+    if is_document(demonstration):
+        return demonstration.response
+    return demonstration.key
+
+
+def normalized(text: str) -> str:
+    """Case, punctuation, accents of compatibility and white space put aside."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[^\w\s]", " ", plain).split())

@@ -1,0 +1,86 @@
+"""The plots of a steered pretraining."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, save
+from perturbjax.report.words import shorten
+from perturbjax.train.problem import Look
+from perturbjax.vpretrain.headline import label
+from perturbjax.vpretrain.results import START, Measured, correlation, probe_pairs
+
+COLORS = {
+    "value": BLUE,
+    "plain": INK,
+    "random": VERMILLION,
+    "uniform": GREY,
+    "self": PURPLE,
+    "oracle": GREEN,
+    "fine_tuning": "#CC9900",
+}
+
+
+def plot_losses(path: Path, arms: Sequence[Measured], names: Sequence[str], against: str) -> None:
+    """A curve of each arm, a panel for each of the losses ``names`` that looks measured, against ``steps`` or ``seconds``."""
+    figure, axes = new_figure(1.0 + 2.4 * len(names), rows=len(names))
+    place: Callable[[Look], float] = (lambda look: look.step) if against == "steps" else (lambda look: look.seconds)
+    for axis, name in zip(axes, names, strict=True):
+        labels = []
+        for arm in arms:
+            points = [(place(look), look.validation[name]) for look in arm.looks if name in look.validation]
+            if arm.mode != START and points:
+                x, y = zip(*points, strict=True)
+                axis.plot(x, y, color=COLORS[arm.mode], marker="o", markersize=3.5, linewidth=1.8)
+                labels.append((y[-1], arm.mode.replace("_", "-"), COLORS[arm.mode]))
+        axis.set_ylabel(f"{shorten(label(name), 24)}\nnats a token")
+        _grid(axis)
+        label_right(axis, labels)
+    axes[-1].set_xlabel("optimizer steps" if against == "steps" else "seconds of steps")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=against == "steps"))
+    save(figure, path)
+
+
+def plot_probe(path: Path, arm: Measured) -> None:
+    """Predicted against realized falls of the feedback loss, a point for each update."""
+    figure, (axis,) = new_figure(3.6)
+    pairs = probe_pairs(arm.looks)
+    r = correlation(pairs)
+    axis.axhline(0, color=GREY, linewidth=0.8)
+    axis.axvline(0, color=GREY, linewidth=0.8)
+    if pairs:
+        x, y = zip(*pairs, strict=True)
+        axis.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.7)
+    axis.set_xlabel("predicted fall of the feedback loss, nats")
+    axis.set_ylabel("realized")
+    axis.set_title(f"r = {r:.2f}" if r is not None else "too few updates for r", loc="left", fontsize=11)
+    _grid(axis)
+    save(figure, path)
+
+
+def plot_designer(path: Path, arms: Sequence[Measured]) -> None:
+    """Mean alpha and entropy of r against steps, of the arms with soft targets."""
+    figure, axes = new_figure(4.2, rows=2)
+    panels: Mapping[str, str] = {"alpha": "mean alpha", "entropy": "entropy of r, nats"}
+    for axis, (name, words) in zip(axes, panels.items(), strict=True):
+        labels = []
+        for arm in arms:
+            points = [(look.step, look.losses[name]) for look in arm.looks if name in look.losses]
+            if points:
+                x, y = zip(*points, strict=True)
+                axis.plot(x, y, color=COLORS[arm.mode], marker="o", markersize=3.5, linewidth=1.8)
+                labels.append((y[-1], arm.mode, COLORS[arm.mode]))
+        axis.set_ylabel(words)
+        _grid(axis)
+        label_right(axis, labels)
+    axes[-1].set_xlabel("optimizer steps")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    save(figure, path)
+
+
+def _grid(axis: Axes) -> None:
+    axis.yaxis.set_major_locator(MaxNLocator(5))
+    axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axis.set_axisbelow(True)

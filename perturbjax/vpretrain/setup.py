@@ -1,0 +1,254 @@
+"""What a steered pretraining is made of: loading its parts, checking them against each other, making its experiment."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from perturbjax.cluster import on_main
+from perturbjax.errors import InputError
+from perturbjax.models.adapters import LoRA
+from perturbjax.pretrained import Model, load_model
+from perturbjax.pretrained.params import DTYPES
+from perturbjax.records import to_json
+from perturbjax.runs.config import Machine, Run, absolute_if_there
+from perturbjax.runs.machine import devices, resolve_dtype, versions
+from perturbjax.runs.rundir import fields_of
+from perturbjax.sharding import MODEL
+from perturbjax.train.optimizer import learning_rates
+from perturbjax.train.placement import check_batch, put_params
+from perturbjax.train.rows import Rows, pack_rows
+from perturbjax.tree import digest, fingerprint
+from perturbjax.vpretrain.arms import Experiment
+from perturbjax.vpretrain.artifacts import load_designer, vocabulary_of
+from perturbjax.vpretrain.config import Config
+from perturbjax.vpretrain.corpus import encode_corpus, load_corpus
+from perturbjax.vpretrain.designer import TopKDesigner
+from perturbjax.vpretrain.feedback import FeedbackSet, load_feedback
+from perturbjax.vpretrain.overlap import Overlap, check_overlaps
+from perturbjax.vpretrain.steering import Steering
+from perturbjax.vpretrain.text import Learner, TextTask
+from perturbjax.vpretrain.value import make_subset
+
+CHAPTER = "vpretrain"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of, loaded and checked; nothing is written yet.
+
+    Attributes:
+        config: the settings they were made from.
+        model: the learner at step 0.
+        corpus: what it is trained on, and ``general`` what it is measured on besides; as demonstrations.
+        feedback: name -> its divided rows.
+        overlaps: pair of sets -> rows that they share.
+        designer: its shape, and ``designer_params`` those it begins with.
+        dtype: of the learner's weights.
+        fingerprint: of them.
+        identity: what makes two runs the same run.
+    """
+
+    config: Config
+    model: Model
+    corpus: tuple[Any, ...]
+    general: tuple[Any, ...]
+    feedback: Mapping[str, FeedbackSet]
+    overlaps: dict[str, Overlap]
+    designer: TopKDesigner
+    designer_params: Any
+    dtype: str
+    fingerprint: str
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Packed rows: of the corpus, of each feedback set's parts by name, and of the text of another domain."""
+
+    corpus: Rows
+    feedback: dict[str, Rows]
+    validation: dict[str, Rows]
+    test: dict[str, Rows]
+    general: Rows | None
+
+
+def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
+    """Loads data and model and makes everything that follows from them and the settings; data first, because they are read in a moment.
+
+    Raises:
+        InputError: any of it cannot be used.
+    """
+    config.validate()
+    data, steer = config.data, config.steer
+    corpus = load_corpus(data.corpus)
+    general = load_corpus(data.general, "general") if data.general else ()
+    sizes = data.feedback_examples, data.validation_examples, data.test_examples
+    feedback = {name: load_feedback(name, *sizes, steer.seed) for name in data.feedback}
+    steering, tested = (tuple(d for each in feedback.values() for d in getattr(each, part)) for part in ("steer", "test"))
+    overlaps = check_overlaps({"corpus": corpus, "feedback": steering, "test": tested}, data.allow_overlap)
+    for pair, found in overlaps.items():
+        if found.normalized:
+            note(f"perturbjax: warning: {pair} share {found.normalized} of {found.rows} rows ({found.exact} exactly); that was allowed")
+    dtype = resolve_dtype(config.base.dtype)
+    model = load_model(config.base.model, dtype)
+    note(f"model {model.name}: {model.source}")
+    size = model.config.vocab_size
+    if steer.candidates > size:
+        raise InputError(f"`candidates` {steer.candidates}: at most {size}, the vocabulary of {model.name}, is required")
+    if config.training.row_tokens > model.config.max_positions:
+        raise InputError(f"`row_tokens` {config.training.row_tokens}: {model.name} takes at most {model.config.max_positions}; lower it")
+    adapter = adapter_of(config)
+    start = model.params if adapter is None else jax.eval_shape(lambda: adapter.init(model.params, steer.seed))
+    make_subset(start, steer.subset_layers, steer.subset_rules)
+    designer = TopKDesigner(
+        size, steer.candidates, steer.designer_hidden, steer.designer_layers, 4, steer.alpha_max, steer.designer_log_probs
+    )
+    designer_params = designer.init(steer.seed)
+    if steer.designer is not None:
+        designer_params = load_designer(steer.designer / "designer", designer, vocabulary_of(model.tokenizer))
+    found = on_main(lambda: fingerprint(model.params))
+    identity = {
+        "chapter": CHAPTER,
+        **fields_of(config),
+        "dtype": dtype,
+        "model_fingerprint": found,
+        "designer_fingerprint": fingerprint(designer_params),
+        # The texts, not the tokens: some chat templates write the date.
+        "texts": digest([[to_json(each) for each in some] for some in (corpus, general, steering, tested)]),
+    }
+    return Parts(config, model, corpus, general, feedback, overlaps, designer, designer_params, dtype, found, identity)
+
+
+def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
+    """Packs all texts into rows, once the prompts' date is known.
+
+    Raises:
+        InputError: nothing of a set fits into a row, feedback that says one token alone, or a corpus that is smaller than the steps need.
+    """
+    training, tokenizer = parts.config.training, parts.model.tokenizer
+
+    def rows(texts: Any, name: str) -> Rows:
+        found = pack_rows(encode_corpus(texts, tokenizer, training.row_tokens), training.row_tokens, per_demonstration=True)
+        if found.left_out:
+            note(f"perturbjax: warning: {name}: {len(found.left_out)} are longer than {training.row_tokens} tokens and left out")
+        return found
+
+    corpus = rows(parts.corpus, "corpus")
+    needed = training.total_steps(len(corpus)) * training.batch_rows
+    # The last batch of an epoch may begin the next one.
+    if not parts.config.data.repeat and (needed >= len(corpus) + training.batch_rows or len(corpus) < training.batch_rows):
+        have = f"the corpus has {len(corpus)} rows of {training.row_tokens} tokens, the steps need {needed}"
+        raise InputError(f"`corpus` {parts.config.data.corpus}: {have}; give more text, lower `steps`, or let it `repeat`")
+    sets = {part: {n: rows(getattr(s, part), n) for n, s in parts.feedback.items()} for part in ("steer", "validation", "test")}
+    for name, each in sets["steer"].items():
+        arrays = each.arrays
+        learned = set(arrays["labels"][arrays["weights"] > 0].tolist()) - {tokenizer.turn_end}
+        if len(learned) < 2:
+            raise InputError(f"`feedback` {name}: its answers say one token alone; give feedback whose answers differ")
+    general = rows(parts.general, "general") if parts.general else None
+    note(f"corpus {parts.config.data.corpus}: {corpus.demonstrations:,} in {len(corpus):,} rows of {training.row_tokens} tokens")
+    return Packed(corpus, sets["steer"], sets["validation"], sets["test"], general)
+
+
+def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
+    """What the arms have in common."""
+    config = parts.config
+    steer, training, model = config.steer, config.training, parts.model
+    dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
+    dims = model_dims(parts, mesh)
+    learner, trained, frozen, adapter = Learner(model.config, dtype, training.remat), model.params, None, adapter_of(config)
+    if adapter is not None:
+        learner = dataclasses.replace(learner, whole=lambda trained, frozen: adapter.attach(frozen, trained))
+        trained = jax.device_get(adapter.init(model.params, steer.seed))
+        frozen, dims = put_params(model.params, mesh, dims), {}
+    task = TextTask(learner, parts.designer, make_subset(trained, steer.subset_layers, steer.subset_rules), config.data.weights)
+    steering = Steering(
+        similarity=steer.similarity,
+        every=steer.meta_period,
+        burn_in=steer.burn_in,
+        learning_rate=steer.designer_learning_rate,
+        seed=steer.seed,
+        probe=steer.probe,
+    )
+    measured = {**packed.validation, **({"general": packed.general} if packed.general is not None else {})}
+    return Experiment(
+        task,
+        trained,
+        frozen,
+        parts.designer_params,
+        steering,
+        packed.corpus,
+        packed.feedback,
+        config.data.feedback_rows,
+        learning_rates(training, training.total_steps(len(packed.corpus))),
+        measured,
+        dims,
+    )
+
+
+def model_dims(parts: Parts, mesh: Mesh) -> Mapping[str, Any]:
+    """Path -> sharded dim of the model's parameters on the mesh."""
+    layout = parts.model.config.partition(mesh.shape[MODEL])
+    return layout.dims(parts.model.config) if layout else {}
+
+
+def adapter_of(config: Config) -> LoRA | None:
+    """What is trained in place of all parameters; None where all are."""
+    if config.adapt.train == "full":
+        return None
+    return LoRA(rank=config.adapt.lora_rank or 8, alpha=config.adapt.lora_alpha)
+
+
+def merged(parts: Parts, trained: Any) -> Any:
+    """All parameters after a training, as numpy arrays in the type of the model's weights.
+
+    Args:
+        parts: of the run.
+        trained: what was trained, as numpy arrays.
+    """
+    adapter = adapter_of(parts.config)
+    return in_dtype(parts, trained if adapter is None else jax.device_get(jax.jit(adapter.apply)(parts.model.params, trained)))
+
+
+def in_dtype(parts: Parts, params: Any = None) -> Any:
+    """Parameters, the model's own when left out, as numpy arrays in the type of its weights."""
+    params = parts.model.params if params is None else params
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(DTYPES[parts.dtype]), params)
+
+
+def check_layout(config: Config, mesh: Mesh) -> None:
+    """Raises ``InputError`` unless batches fit the mesh."""
+    check_batch(config.training.batch_rows, config.training.accumulate, mesh)
+    devices_along = mesh.devices.shape[0]
+    if config.data.feedback_rows % devices_along:
+        raise InputError(f"`feedback_rows` {config.data.feedback_rows}: a multiple of {devices_along}, the devices along data, is required")
+
+
+def describe_run(parts: Parts) -> dict[str, Any]:
+    """The record in config.json: resolved settings, what they were run with and on."""
+    config = parts.config
+    base = dataclasses.replace(config.base, model=absolute_if_there(config.base.model), dtype=parts.dtype)
+    data = dataclasses.replace(
+        config.data,
+        corpus=absolute_if_there(config.data.corpus),
+        feedback=tuple(map(absolute_if_there, config.data.feedback)),
+        general=config.data.general and absolute_if_there(config.data.general),
+    )
+    settings = dataclasses.replace(config, base=base, data=data, machine=Machine(), run=Run())
+    return {
+        "chapter": CHAPTER,
+        "config": to_json(settings),
+        "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
+        "prompt_clock": parts.model.tokenizer.clock,
+        "versions": versions(),
+        "devices": devices(),
+    }
+
+
+def parameter_count(params: Any) -> int:
+    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(params))

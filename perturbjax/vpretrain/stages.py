@@ -1,0 +1,263 @@
+"""A whole steered pretraining with its controls, from settings to report, arm by arm, resumable at every commit."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from perturbjax.cluster import is_main, on_main
+from perturbjax.cluster.peers import Peers
+from perturbjax.errors import InputError
+from perturbjax.pretrained.export import export_safetensors
+from perturbjax.records import from_json, to_json
+from perturbjax.report import Source
+from perturbjax.runs.console import SILENT, Progress
+from perturbjax.runs.files import MetricsLog, read_json, write_json
+from perturbjax.runs.machine import make_mesh, require
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
+from perturbjax.train.loop import fit
+from perturbjax.train.placement import put_params, to_host
+from perturbjax.train.problem import Fitted, Look
+from perturbjax.vpretrain.arms import Experiment
+from perturbjax.vpretrain.artifacts import save_designer, vocabulary_of
+from perturbjax.vpretrain.config import Config, Mode
+from perturbjax.vpretrain.corpus import encode_corpus
+from perturbjax.vpretrain.evaluation import answers, row_losses, target_examples
+from perturbjax.vpretrain.figures import arm_figures
+from perturbjax.vpretrain.headline import label
+from perturbjax.vpretrain.report import write_report
+from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained
+from perturbjax.vpretrain.results_table import results_table
+from perturbjax.vpretrain.setup import (
+    CHAPTER,
+    Packed,
+    Parts,
+    check_layout,
+    describe_run,
+    in_dtype,
+    load_parts,
+    make_experiment,
+    merged,
+    model_dims,
+    pack,
+    parameter_count,
+)
+
+
+def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
+    """Trains the arms, measures each on test rows, writes the run directory.
+
+    Everything is validated before the run directory is made, and no arm that is done is done again. In a run of several processes all of
+    them call it; process 0 writes.
+
+    Args:
+        config: the settings.
+        progress: told what goes on, on process 0.
+        peers: the other processes, if a command runs this.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: the settings, or what they name, cannot be used; no directory was made or changed.
+        FloatingPointError: the loss is not finite; what was committed before is intact.
+        Exception: anything else, with a note that says what is safe and how to go on.
+    """
+    config.validate()
+    progress, peers = progress if is_main() else SILENT, peers or Peers(None, SILENT.note)
+    on_main(lambda: _check(config))
+    parts = load_parts(config, progress.note)
+    check_agreement(parts.identity)
+    mesh = make_mesh(config.machine)
+    check_layout(config, mesh)
+    directory = RunDirectory(config.run.out or default_path(CHAPTER, parts.model.name, parts.identity))
+    clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    parts = replace(parts, identity=identity)
+    parts.model.tokenizer.clock = clock
+    packed = pack(parts, progress.note)
+    on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
+    peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax vpretrain ... --out {directory.path} --resume"
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(directory.locked()))
+        try:
+            if not on_main(lambda: directory.results.exists()):
+                _Stages(parts, packed, mesh, directory, progress, peers).all()
+            results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
+            on_main(lambda: _finish(directory, results, progress))
+            return results
+        except InputError:
+            raise
+        except BaseException as error:
+            error.add_note(peers.advice)
+            raise
+
+
+def _check(config: Config) -> None:
+    """Refuses what would fail after hours, before anything is loaded."""
+    require("grain", "jinja2", "matplotlib", "optax", "safetensors")
+    if config.run.out is not None:
+        RunDirectory(config.run.out).check_usable(config.run.resume)
+
+
+def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
+    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
+    if directory.check_usable(parts.config.run.resume):
+        identity = directory.check_identity(parts.identity, fields_of(Config()))
+        progress.note(f"continuing the run in {directory.path}")
+        return directory.read_config()["prompt_clock"], dict(identity)
+    return parts.model.tokenizer.clock, parts.identity
+
+
+class _Stages:
+    """Step 0 and the arms, each written when it is known."""
+
+    def __init__(self, parts: Parts, packed: Packed, mesh: Mesh, directory: RunDirectory, progress: Progress, peers: Peers):
+        self._parts, self._packed, self._mesh, self._directory = parts, packed, mesh, directory
+        self._progress, self._peers = progress, peers
+        self._experiment: Experiment = make_experiment(parts, packed, mesh)
+        self._arms = directory.path / "arms"
+
+    def all(self) -> None:
+        parts, config, experiment = self._parts, self._parts.config, self._experiment
+        on_main(lambda: self._arms.mkdir(exist_ok=True))
+        modes = config.steer.arms
+        measured = [self._once(START, lambda: self._measure(START, in_dtype(parts)))]
+        measured += [self._once(mode, lambda mode=mode: self._arm(mode)) for mode in modes]
+        corpus, subset = self._packed.corpus, experiment.task.subset
+        trained = Trained(
+            config.data.corpus,
+            len(corpus),
+            corpus.tokens,
+            len(corpus.left_out),
+            config.training.total_steps(len(corpus)),
+            parts.overlaps,
+            parameter_count(experiment.trained),
+            sum(int(np.prod(leaf.shape)) for leaf in jax.eval_shape(subset.take, experiment.trained).values()),
+            parameter_count(parts.designer_params),
+        )
+        names = ", ".join(map(label, parts.feedback))
+        task = Source(names, "; ".join(each.source for each in parts.feedback.values()))
+        figures = arm_figures(measured, config.steer.seed)
+        model = Source(parts.model.name, parts.model.source)
+        results = Results(VERSION, model, task, config.steer.mode, trained, figures)
+        on_main(lambda: write_json(self._directory.results, to_json(results)))
+
+    def _once(self, mode: str, make: Callable[[], Measured]) -> Measured:
+        path = self._arms / f"{mode}.json"
+        if not on_main(lambda: path.exists()):
+            found = make()
+            on_main(lambda: write_json(path, to_json(found)))
+        return from_json(Measured, on_main(lambda: read_json(path)), str(path))
+
+    def _arm(self, mode: Mode) -> Measured:
+        parts, own = self._parts, mode == self._parts.config.steer.mode
+        fitted = self._train(mode, own)
+        params = merged(parts, to_host(fitted.params, self._mesh))
+        measured = self._measure(mode, params)
+        counts, examples = {}, ()
+        if fitted.auxiliary is not None:
+            auxiliary = jax.device_get(fitted.auxiliary)
+            counts = {name: int(auxiliary[name]) for name in ("updates", "skipped")}
+            if mode == "value":
+                examples = target_examples(self._experiment, params, auxiliary, parts.model)
+            if own and "designer" in auxiliary:
+                folder, vocabulary = self._directory.path / "designer", vocabulary_of(parts.model.tokenizer)
+                on_main(lambda: save_designer(folder, parts.designer, auxiliary["designer"], vocabulary))
+        if own:
+            on_main(lambda: self._save_model(params))
+        return replace(measured, looks=fitted.looks, examples=examples, **counts)
+
+    def _save_model(self, params: Any) -> None:
+        """``model/``, once: a kill after it finds it whole."""
+        out = self._directory.path / "model"
+        if not out.exists():
+            export_safetensors(self._parts.model, params, out)
+
+    def _measure(self, mode: str, params: Any) -> Measured:
+        parts, config, learner = self._parts, self._parts.config, self._experiment.task.learner.merged
+        placed = put_params(params, self._mesh, model_dims(parts, self._mesh))
+        stages = 1 + len(parts.feedback)
+        tokens, tokenizer = config.training.row_tokens, parts.model.tokenizer
+
+        def losses(texts: Any) -> tuple[float, ...]:
+            encoded = encode_corpus(texts, tokenizer, tokens)
+            fitting = [each for each in encoded if len(each.prompt) + len(each.response) - 1 <= tokens]
+            return row_losses(learner, placed, fitting, tokens, self._mesh)
+
+        found: dict[str, Any] = {}
+        what = "step 0" if mode == START else f"{mode}, test"
+        with self._progress.bar(what, stages) as bar:
+            for number, (name, each) in enumerate(parts.feedback.items(), start=1):
+                of_questions = None
+                if each.task is not None and each.template is not None:
+                    of_questions = answers(parts.model, params, each.task, each.template, each.questions, self._mesh)
+                found[name] = losses(each.test), of_questions
+                bar.update(number)
+            general = float(np.mean(losses(parts.general))) if parts.general else None
+            bar.update(stages)
+        answered = {name: replies for name, (_, replies) in found.items() if replies is not None}
+        return Measured(
+            VERSION,
+            mode,
+            {name: each for name, (each, _) in found.items()},
+            {name: each.scores for name, each in answered.items()},
+            {name: each.lenient for name, each in answered.items()},
+            {name: each.tokens for name, each in answered.items()},
+            general,
+        )
+
+    def _train(self, mode: Mode, own: bool) -> Fitted:
+        parts = self._parts
+        bar: Any = None
+
+        def on_state(state: Any) -> None:
+            self._peers.freeze = state.freeze
+            for warning in state.warnings:
+                self._progress.note(f"perturbjax: warning: {warning}")
+
+        def on_step(step: int, steps: int, look: Look | None) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = self._progress.bar(f"training, {mode}", steps, step, unit="step")
+            bar.update(step, **(_figures(look) if look is not None else {}))
+
+        name = "metrics.jsonl" if own else f"metrics-{mode}.jsonl"
+        try:
+            return fit(
+                self._experiment.problem(mode),
+                parts.config.training,
+                parts.config.steer.seed,
+                self._directory.state / mode,
+                {**parts.identity, "arm": mode},
+                self._mesh,
+                MetricsLog(self._directory.path / name),
+                on_step,
+                on_state,
+            )
+        finally:
+            if bar is not None:
+                bar.close()
+
+
+def _figures(look: Look) -> dict[str, str]:
+    figures = {"loss": f"{look.losses.get('plain', look.losses['loss']):.3f}"}
+    figures |= {name: f"{value:.3f}" for name, value in look.validation.items()}
+    if look.updates:
+        figures |= {name: f"{look.updates[-1][name]:.2g}" for name in ("predicted", "realized") if name in look.updates[-1]}
+    if look.tokens_per_s is not None:
+        figures["tokens/s"] = f"{look.tokens_per_s:.0f}"
+    return figures
+
+
+def _finish(directory: RunDirectory, results: Results, progress: Progress) -> None:
+    """On process 0: writes the report, shows the table, says where things are."""
+    report = write_report(directory.path)
+    progress.line(results_table(results))
+    progress.line()
+    progress.line(f"run directory  {directory.path.absolute()}")
+    progress.line(f"model          {(directory.path / 'model').absolute()}")
+    progress.line(f"report         {report.absolute()}")

@@ -1,0 +1,226 @@
+"""The steered loop: what ``train.loop.fit`` updates before every r-th step, for any designed task.
+
+On the batch of that step and with the present learner: g_down from a batch of feedback, scores of the task in that direction, one step of
+the designer up the value. The learner then takes its step on the task that the new designer makes. It never sees feedback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from perturbjax.train.data import BatchOrder
+from perturbjax.train.optimizer import promoting
+from perturbjax.train.problem import Auxiliary, Figures, TrainingRows
+from perturbjax.train.step import Sums, TrainState
+from perturbjax.vpretrain.config import Similarity
+from perturbjax.vpretrain.value import Part, Subset, cosine_direction, dot, fall_by_adamw, norm, preconditioned, unit
+
+
+class DesignedTask(Protocol):
+    """A self-supervised task that a designer changes, and the feedback that it is to serve. All functions are traced."""
+
+    @property
+    def subset(self) -> Subset:
+        """The parameters that the value looks at."""
+        ...
+
+    def feedback_loss(self, trained: Any, frozen: Any, feedback: Any) -> jax.Array:
+        """() the loss that steps are to lower."""
+        ...
+
+    def prepare(self, trained: Any, frozen: Any, direction: Part, batch: Any) -> Any:
+        """What of a value no designer appears in, for a batch with leading B."""
+        ...
+
+    def value(self, designer: Any, trained: Any, frozen: Any, prepared: Any) -> Sums:
+        """Sums over the batch: ``value``, ``weight``, and whatever else is of interest. Differentiated in the designer."""
+        ...
+
+    def designed_loss(self, trained: Any, frozen: Any, designer: Any, batch: Any) -> Sums:
+        """Sums over the batch of what the learner minimizes: ``loss`` and ``weight``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How a designer is trained.
+
+    Attributes:
+        similarity: of g_pre to g_down: their dot product, their cosine, or the dot product after AdamW's scaling of g_down.
+        random: a random direction takes the place of g_down; a control.
+        every: r, steps between two updates.
+        burn_in: steps before the first update.
+        learning_rate, clip: of the designer's Adam, and the highest norm of its gradient.
+        seed: of feedback batches and random directions.
+        probe: predict how far the feedback loss falls by each step after an update, and measure it: a forward pass of feedback, and one of
+            scores where the similarity is not that of AdamW.
+    """
+
+    similarity: Similarity = "dot"
+    random: bool = False
+    every: int = 8
+    burn_in: int = 0
+    learning_rate: float = 1e-4
+    clip: float = 1.0
+    seed: int = 0
+    probe: bool = True
+
+    def due(self, step: int) -> bool:
+        return step >= self.burn_in and (step - self.burn_in) % self.every == 0
+
+    def number(self, step: int) -> int:
+        """How many updates came before that of ``step``."""
+        return (step - self.burn_in) // self.every
+
+
+def feedback_batches(sets: Mapping[str, TrainingRows], batch_rows: int, steering: Steering) -> Callable[[int], dict[str, Any]]:
+    """step -> name -> arrays of so many rows of each set, in orders that depend on the seed alone."""
+    orders = {name: BatchOrder(len(rows), batch_rows, steering.seed + number) for number, (name, rows) in enumerate(sets.items())}
+    return lambda step: {name: sets[name].batch(orders[name].at(steering.number(step))) for name in sets}
+
+
+def designer_auxiliary(
+    task: DesignedTask, steering: Steering, designer: Any, batches: Callable[[int], Any], rate: Callable[[jax.Array], Any]
+) -> Auxiliary:
+    """A designer beside its learner.
+
+    Figures of an update: ``value`` of the task before it (of a unit direction, or the cosine); ``feedback_loss``; ``direction_norm``, of
+    g_down; ``skipped``, 1 where the value was not finite and the designer stayed as it was; what ``task.value`` sums besides. With a
+    probe: ``predicted``, the first-order fall of the feedback loss by the learner's step of AdamW, momentum included;
+    ``predicted_alone``, as if the step were along this task's gradient alone; ``realized``, the fall that was measured.
+
+    Args:
+        task: what the designer changes.
+        steering: settings.
+        designer: its parameters at the start, float32.
+        batches: step -> a batch of feedback.
+        rate: step -> learning rate of the learner, in which ``predicted`` is counted.
+    """
+    clip, adam = optax.clip_by_global_norm(steering.clip), optax.adam(steering.learning_rate)
+    chain = optax.chain(clip, adam)
+    init, advance = promoting(chain.init), promoting(chain.update)
+
+    def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Figures]:
+        trained, feedback = training.params, jax.tree.map(lambda array: array[0], own)
+        cosine: Any = None
+        with jax.named_scope("feedback"):
+            down, g_down = _gradient(task, trained, frozen, feedback)
+            scaled = preconditioned(g_down, task.subset.take(optax.tree.get(training.optimizer, "nu")), step)
+        if steering.random:
+            direction = unit(_random(g_down, jax.random.fold_in(jax.random.key(steering.seed), step)))
+        elif steering.similarity == "cosine":
+            direction, cosine = cosine_direction(g_down, _designed_gradient(task, trained, frozen, state["designer"], batch))
+        else:
+            direction = unit(scaled if steering.similarity == "preconditioned" else g_down)
+
+        def scores(direction: Part) -> Any:
+            return _over_parts(lambda part: task.prepare(trained, frozen, direction, part), batch)
+
+        def value(designer: Any, prepared: Any) -> tuple[jax.Array, Sums]:
+            sums = _over_parts(lambda part: task.value(designer, trained, frozen, part), prepared)
+            sums = jax.tree.map(jnp.sum, sums)
+            weight = jnp.maximum(sums.pop("weight"), 1e-30)
+            means = jax.tree.map(lambda total: total / weight, sums)
+            return means.pop("value"), means
+
+        with jax.named_scope("scores"):
+            prepared = scores(direction)
+        with jax.named_scope("designer"):
+            (found, means), gradients = jax.value_and_grad(value, has_aux=True)(state["designer"], prepared)
+            updates, moments = advance(jax.tree.map(jnp.negative, gradients), state["optimizer"], state["designer"])
+            good = jnp.isfinite(found) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(norm(g_down))
+            new, moments = jax.tree.map(
+                lambda new, old: jnp.where(good, new, old),
+                (optax.apply_updates(state["designer"], updates), moments),
+                (state["designer"], state["optimizer"]),
+            )
+        figures = means | {
+            "value": found if cosine is None else cosine,
+            "feedback_loss": down,
+            "direction_norm": norm(g_down),
+            "skipped": 1.0 - good.astype(jnp.float32),
+        }
+        if steering.probe:
+            with jax.named_scope("probe"):
+                if steering.random or steering.similarity != "preconditioned":
+                    prepared = scores(unit(scaled))
+                own_part = norm(scaled) * value(new, prepared)[0]
+                momentum = dot(scaled, task.subset.take(optax.tree.get(training.optimizer, "mu")))
+                pace = jnp.asarray(rate(step), jnp.float32)
+                figures |= {
+                    "predicted": fall_by_adamw(pace, momentum, own_part, step),
+                    "predicted_alone": jnp.where(step == 0, jnp.nan, pace * own_part),
+                }
+        return {"designer": new, "optimizer": moments, **_counted(state, good)}, figures
+
+    designer = jax.tree.map(jnp.asarray, designer)
+    start = {"designer": designer, "optimizer": init(designer), "updates": jnp.int32(0), "skipped": jnp.int32(0)}
+    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None)
+
+
+def oracle_auxiliary(task: DesignedTask, steering: Steering, trained: Any, batches: Callable[[int], Any]) -> Auxiliary:
+    """The direction g_down itself, for targets that need no designer (``text.Oracle``)."""
+
+    def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Figures]:
+        feedback = jax.tree.map(lambda array: array[0], own)
+        down, g_down = _gradient(task, training.params, frozen, feedback)
+        size = norm(g_down)
+        good = jnp.isfinite(size)
+        direction = jax.tree.map(lambda new, old: jnp.where(good, new, old), unit(g_down), state["direction"])
+        figures = {"feedback_loss": down, "direction_norm": size, "skipped": 1.0 - good.astype(jnp.float32)}
+        return {"direction": direction, **_counted(state, good)}, figures
+
+    shapes = jax.eval_shape(task.subset.take, trained)
+    zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in shapes.items()}
+    start = {"direction": zeros, "updates": jnp.int32(0), "skipped": jnp.int32(0)}
+    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None)
+
+
+def _over_parts(fn: Callable[[Any], Any], parts: Any) -> Any:
+    """``fn`` of each of the A parts of a batch, one after the other; the results with leading A."""
+    if len(jax.tree.leaves(parts)[0]) == 1:  # the common case, without a loop to be compiled
+        return jax.tree.map(lambda array: array[None], fn(jax.tree.map(lambda array: array[0], parts)))
+    return jax.lax.map(fn, parts)
+
+
+def _gradient(task: DesignedTask, trained: Any, frozen: Any, feedback: Any) -> tuple[jax.Array, Part]:
+    """The feedback loss and g_down, on the subset."""
+
+    def loss(part: Part) -> jax.Array:
+        return task.feedback_loss(task.subset.put(trained, part), frozen, feedback)
+
+    return jax.value_and_grad(loss)(task.subset.take(trained))
+
+
+def _designed_gradient(task: DesignedTask, trained: Any, frozen: Any, designer: Any, batch: Any) -> Part:
+    """g_pre of the whole batch, on the subset."""
+
+    def loss(part: Part) -> jax.Array:
+        whole = task.subset.put(trained, part)
+        sums = _over_parts(lambda rows: task.designed_loss(whole, frozen, designer, rows), batch)
+        return sums["loss"].sum() / jnp.maximum(sums["weight"].sum(), 1e-30)
+
+    return jax.grad(loss)(task.subset.take(trained))
+
+
+def _counted(state: Any, good: jax.Array) -> dict[str, jax.Array]:
+    return {"updates": state["updates"] + good.astype(jnp.int32), "skipped": state["skipped"] + (~good).astype(jnp.int32)}
+
+
+def _random(like: Part, key: jax.Array) -> Part:
+    keys = jax.random.split(key, len(like))
+    return {path: jax.random.normal(key, leaf.shape) for key, (path, leaf) in zip(keys, sorted(like.items()), strict=True)}
+
+
+def _probe(task: DesignedTask) -> Callable[[TrainState, Any, Any, Figures], Figures]:
+    def after(training: TrainState, frozen: Any, own: Any, figures: Figures) -> Figures:
+        feedback = jax.tree.map(lambda array: array[0], own)
+        return {"realized": figures["feedback_loss"] - task.feedback_loss(training.params, frozen, feedback)}
+
+    return after

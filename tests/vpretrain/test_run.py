@@ -1,0 +1,158 @@
+"""One whole steered pretraining of a model of random weights: the battery of chapters, the commands on its run, bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.chapter import ChapterBattery, call
+from support.cli_tiny import write_questions
+from support.paths import FIXTURES
+
+from perturbjax import vpretrain
+from perturbjax.pretrained import load_model
+
+MODEL = FIXTURES / "tiny_llama_tied"
+OTHER = FIXTURES / "tiny_qwen2"
+SETTINGS = {
+    "feedback-examples": 8,
+    "validation-examples": 4,
+    "test-examples": 6,
+    "feedback-rows": 2,
+    "candidates": 8,
+    "meta-period": 2,
+    "subset-layers": 1,
+    "designer-hidden": 16,
+    "designer-layers": 1,
+    "designer-learning-rate": 0.01,
+    "steps": 4,
+    "every": 2,
+    "batch-rows": 2,
+    "row-tokens": 64,
+    "learning-rate": 0.01,
+}
+
+
+def write_texts(path: Path, count: int = 40) -> Path:
+    rows = [{"text": f"Number {n} of a list, with {n * n} beside it, and so on to the end of this line."} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flags(**changes: Any) -> list[str]:
+    settings = {**SETTINGS, "compile-cache": "auto", **{name.replace("_", "-"): value for name, value in changes.items()}}
+    return [word for name, value in settings.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+
+
+class TestVpretrain(ChapterBattery):
+    compared = ("model/model.safetensors", "designer/designer.safetensors")
+    commits = 2
+
+    @classmethod
+    def prepare(cls, folder: Path) -> None:
+        write_questions(folder / "even.jsonl", 24)
+        write_texts(folder / "texts.jsonl")
+        write_texts(folder / "other.jsonl", 3)
+
+    @classmethod
+    def arguments(cls, folder: Path, out: Path) -> list[str]:
+        data = ["--corpus", str(folder / "texts.jsonl"), "--feedback", str(folder / "even.jsonl"), "--general", str(folder / "other.jsonl")]
+        return ["vpretrain", "--model", str(MODEL), *data, "--out", str(out), *flags()]
+
+    @classmethod
+    def run(cls, folder: Path, out: Path, resume: bool = False) -> Any:
+        data = vpretrain.Data(
+            str(folder / "texts.jsonl"),
+            (str(folder / "even.jsonl"),),
+            general=str(folder / "other.jsonl"),
+            feedback_examples=8,
+            validation_examples=4,
+            test_examples=6,
+            feedback_rows=2,
+        )
+        steer = vpretrain.Steer(
+            candidates=8, meta_period=2, subset_layers=1, designer_hidden=16, designer_layers=1, designer_learning_rate=0.01
+        )
+        training = vpretrain.Training(epochs=1.0, steps=4, every=2, batch_rows=2, row_tokens=64, learning_rate=0.01, warmup=0.03)
+        machine = vpretrain.Machine(compile_cache="auto")
+        return vpretrain.run(
+            vpretrain.Config(vpretrain.Base(str(MODEL)), data, vpretrain.Adapt(), steer, training, machine, vpretrain.Run(out, resume))
+        )
+
+    def test_the_run_says_what_was_trained_and_measured(self, finished):
+        run = finished / "run"
+        results = json.loads((run / "results.json").read_text())
+        assert [arm["mode"] for arm in results["arms"]] == ["start", "plain", "value"]
+        start, plain, value = results["arms"]
+        (name,) = value["sets"]
+        assert value["sets"][name]["against_plain"]["difference"] == pytest.approx(
+            plain["sets"][name]["loss"] - value["sets"][name]["loss"], abs=1e-6
+        )
+        assert start["sets"][name]["against_start"] is None and value["updates"] == 2 and value["skipped"] == 0
+        assert value["general"] > 0 and value["sets"][name]["accuracy"]["n"] == 6
+        page = (run / "report.html").read_text()
+        assert "plain pretraining" in page and "designed targets" in page and page.count("data:image/png") == 4
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [2, 4] and lines[1]["updates"][0].keys() >= {"predicted", "realized"}
+
+    def test_the_commands_act_on_the_run(self, finished, tmp_path, capsys):
+        run = finished / "run"
+        code, out, _ = call(["evaluate", str(run)], capsys)
+        assert code == 0 and "after training" in out
+        results = json.loads((run / "results.json").read_text())
+        ((_, figures),) = results["arms"][-1]["sets"].items()
+        (path,) = run.glob("evaluation-*.json")
+        assert json.loads(path.read_text())["trained"] == figures["accuracy"]
+        questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+        questions.write_text(json.dumps({"question": "is 7 an even number"}) + "\n")
+        code, _, _ = call(["predict", str(run), "--questions", str(questions), "--out", str(answers)], capsys)
+        assert code == 0 and json.loads(answers.read_text())["answer"] in ("yes", "no")
+        code, _, _ = call(["export", str(run), "--out", str(tmp_path / "model")], capsys)
+        assert code == 0
+        exported, own = load_model(str(tmp_path / "model")), load_model(str(run / "model"))
+        np.testing.assert_array_equal(exported.params["embed"]["embedding"], own.params["embed"]["embedding"])
+        code, _, err = call(["export", str(run), "--out", str(tmp_path / "more"), "--merge"], capsys)
+        assert code == 2 and "is a run of vpretrain, which does not take it" in err.splitlines()[-1]
+
+    def test_a_designer_of_another_tokenizer_is_refused(self, finished, tmp_path, capsys):
+        data = ["--corpus", str(finished / "texts.jsonl"), "--feedback", str(finished / "even.jsonl")]
+        given = ["vpretrain", "--model", str(OTHER), *data, "--out", str(tmp_path / "run"), *flags(designer=finished / "run")]
+        code, _, err = call(given, capsys)
+        assert code == 2 and "it speaks another tokenizer's tokens" in err.splitlines()[-1]
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"corpus": "none.jsonl"}, "none.jsonl: the file cannot be read"),
+        ({"corpus": "EVEN"}, "rows occur in both sets of corpus+feedback: 8 of 8 (8 exactly); corpus+test: 6 of 6 (6 exactly)"),
+        ({"corpus": "LOUD"}, "corpus+feedback: 8 of 8 (0 exactly)"),
+        ({"steps": 400}, "rows of 64 tokens, the steps need 800; give more text, lower --steps, or let it --repeat"),
+        ({"feedback": "SAME"}, "its answers say one token alone"),
+        ({"candidates": 100000}, "--candidates 100000: at most"),
+        ({"candidates": 1}, "--candidates 1: an integer of at least 2 is required"),
+        ({"subset-rules": "atention"}, "--subset-rules atention: matches no parameter"),
+        ({"subset-layers": 9}, "--subset-layers 9: 1 to 2, the number of layers, is required"),
+        ({"designer": "EMPTY"}, "no designer there; give the directory of a finished run of vpretrain"),
+        ({"feedback-examples": 40}, "--feedback-examples 40 + --validation-examples 4 + --test-examples 6"),
+        ({"controls": "plane"}, "--controls plane: one of plain, value, random,"),
+        ({"feedback-weights": "1,2"}, "1 weights are required, one for each --feedback"),
+        ({"patience": 2}, "--patience 2: all arms take the same steps; leave it out"),
+        ({"row-tokens": 100000}, "takes at most"),
+    ],
+)
+def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, changes, said):
+    files = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("TEXTS", "EVEN", "LOUD", "SAME")}
+    write_texts(files["TEXTS"])
+    write_questions(files["EVEN"], 24)
+    rows = [json.loads(line) for line in files["EVEN"].read_text().splitlines()]
+    files["LOUD"].write_text("".join(json.dumps({"prompt": f"{row['question'].upper()}?", "response": "x"}) + "\n" for row in rows))
+    files["SAME"].write_text("".join(json.dumps({"prompt": row["question"], "response": "x"}) + "\n" for row in rows))
+    files["EMPTY"] = tmp_path / "empty"
+    files["EMPTY"].mkdir()
+    given = {"model": MODEL, "corpus": "TEXTS", "feedback": "EVEN", "out": tmp_path / "run", **changes}
+    code, out, err = call(["vpretrain", *flags(**{name: files.get(str(value), value) for name, value in given.items()})], capsys)
+    assert code == 2 and out == "" and said in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
