@@ -149,7 +149,7 @@ def _decoding(sizes: Sizes, rounds: int) -> Ratio:
     """Prefill and cached decoding of prompts that do not stop, greedy."""
     value = ValueConfig(sizes.value)
     configs: dict[str, Any] = {"base": sizes.base, "value": sizes.value, "both": CombinedConfig("value", sizes.base, (value,))}
-    params = {"base": _weights(sizes.base, 0), "value": _weights(sizes.value, 1)}
+    params = {"base": made_up_weights(sizes.base, 0), "value": made_up_weights(sizes.value, 1)}
     params["both"] = {"base": params["base"], "value": params["value"]}
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, sizes.base.vocab_size, (sizes.rows, sizes.prompt)), jnp.int32)
     lengths, valid = jnp.full(sizes.rows, sizes.prompt), jnp.ones(sizes.rows, bool)
@@ -160,7 +160,7 @@ def _decoding(sizes: Sizes, rounds: int) -> Ratio:
 
     what = f"{sizes.rows} prompts of {sizes.prompt} tokens, {sizes.new} new ones each"
     programs = {name: program(name) for name in configs}
-    return _row("combined decoding", what, 0.95, True, programs, rounds, lambda s: (s["base"] + s["value"]) / s["both"])
+    return ratio_row("combined decoding", what, 0.95, True, programs, rounds, lambda s: (s["base"] + s["value"]) / s["both"])
 
 
 def _training(sizes: Sizes, rounds: int) -> Ratio:
@@ -181,7 +181,7 @@ def _training(sizes: Sizes, rounds: int) -> Ratio:
 
     def program(name: str, files: LogitsFiles) -> Callable[[], Any]:
         step = jax.jit(make_step(losses[name], optimizer), donate_argnums=0)
-        weights = _weights(config, 0)
+        weights = made_up_weights(config, 0)
         state = TrainState(weights, jax.jit(optimizer.init)(weights))
         beside = functools.partial(files, numbers) if name == "value" else None
 
@@ -203,7 +203,7 @@ def _training(sizes: Sizes, rounds: int) -> Ratio:
                     writer.add(number, stored | dict.fromkeys(("kl", "label_error"), np.zeros(sizes.queries, np.float32)))
         what = f"{sizes.batch} rows of {sizes.tokens} tokens, {sizes.queries} of them learned, no base run, {size(files.nbytes)} read"
         programs = {name: program(name, files) for name in losses}
-        return _row("training step", what, 1.10, False, programs, rounds, lambda s: s["value"] / s["plain"])
+        return ratio_row("training step", what, 1.10, False, programs, rounds, lambda s: s["value"] / s["plain"])
 
 
 def _mapping(sizes: Sizes, rounds: int) -> Ratio:
@@ -214,7 +214,7 @@ def _mapping(sizes: Sizes, rounds: int) -> Ratio:
     every, none = np.ones(value.vocab_size, bool), np.zeros(base.vocab_size, bool)
     table = VocabularyMap("exact_first", indices, weights, none, every, "made up", "made up")
     config = CombinedConfig("value", base, (ValueConfig(value),), vocabulary=table, reads=table)
-    params = {"base": _weights(base, 0), "value": _weights(value, 1)}
+    params = {"base": made_up_weights(base, 0), "value": made_up_weights(value, 1)}
     tokens = jnp.asarray(rng.integers(0, base.vocab_size, sizes.map_rows), jnp.int32)
     z_value = jnp.asarray(rng.normal(size=(sizes.map_rows, value.vocab_size)), jnp.float32)
 
@@ -231,10 +231,10 @@ def _mapping(sizes: Sizes, rounds: int) -> Ratio:
     apply = jax.jit(lambda z: table.apply(z, base.vocab_size))
     what = f"{base.vocab_size:,} tokens from {value.vocab_size:,}, 4 entries each, {sizes.map_rows} sequences"
     programs = {"map": lambda: apply(z_value), "step": lambda: step(params)}
-    return _row("vocabulary map", what, 0.05, False, programs, rounds, lambda s: s["map"] / s["step"])
+    return ratio_row("vocabulary map", what, 0.05, False, programs, rounds, lambda s: s["map"] / s["step"])
 
 
-def _row(
+def ratio_row(
     label: str,
     what: str,
     aim: float,
@@ -260,7 +260,7 @@ def _row(
     return Ratio(label, what, aim, at_least, by_wall, by_cpu, wall, compile_s)
 
 
-def _weights(config: DecoderConfig, seed: int) -> Any:
+def made_up_weights(config: DecoderConfig, seed: int) -> Any:
     """Small random weights, the same for every layer of a stack."""
     rng = np.random.default_rng(seed)
 

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from perturbjax._version import __version__
+from perturbjax.caulking import Config as CaulkingConfig
 from perturbjax.cli.arguments import UsageError, flag_names, parse, with_flags
 from perturbjax.cli.bench import BenchConfig, run_bench
+from perturbjax.cli.caulking import run_caulking
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.export import ExportConfig, run_export
 from perturbjax.cli.ivl import run_ivl
@@ -35,6 +37,7 @@ DESCRIPTION = """\
 What lies around a pretrained model's weights. randopt: sample seeded perturbations, score them, keep the best and let them vote.
 ivl: teach a small value network what demonstrations do to a model's logits, and add them to other models.
 vpretrain: pretrain a model further on targets that a designer chooses, steered by a little feedback.
+caulking: measure how many labeled examples an adapter of a model needs.
 
 - a first run: perturbjax randopt
 - on your own data: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
@@ -46,6 +49,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "randopt": (Config, run_randopt),
     "ivl": (IvlConfig, run_ivl),
     "vpretrain": (VpretrainConfig, run_vpretrain),
+    "caulking": (CaulkingConfig, run_caulking),
     "evaluate": (EvaluateConfig, run_evaluate),
     "predict": (PredictConfig, run_predict),
     "export": (ExportConfig, run_export),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from perturbjax.bench.workloads import Workload
     from perturbjax.pretrained import Model
 
-IVL_SETTINGS = ("chapter", "rounds", "compile_cache", "out")
-"""Settings that chapter ivl reads."""
+RATIO_SETTINGS = ("chapter", "rounds", "compile_cache", "out")
+"""Settings that chapters ivl and caulking read."""
 NOISES: dict[str, Noise] = {name: Noise(name) for name in DISTRIBUTIONS} | {"rank1": Noise(rank=1)}
 
 
@@ -34,6 +34,7 @@ class BenchConfig:
     - everything: perturbjax bench --out bench
     - a minute: perturbjax bench --tokens 256 --no-generation --noise rademacher
     - what value networks cost: perturbjax bench --chapter ivl
+    - what training many caulks at once saves: perturbjax bench --chapter caulking
 
     The plain model runs all the tokens of the population in the batch size that is fastest. Every kind of noise and every strategy takes
     turns with it, round by round, in one process; medians are shown. Compilation is timed apart. At the end: where the time of a step
@@ -41,10 +42,11 @@ class BenchConfig:
 
     Of chapter ivl: three ratios of programs that take turns, on weights that are made up. Combined decoding against its two models one by
     one, a training step of a value network against fine-tuning a model of its shape, a vocabulary map against the decoding step that it is
-    part of."""
+    part of. Of chapter caulking: a grid against a loop over its cells, and LoRA caulks on one base against fine-tuning it."""
 
-    chapter: Literal["randopt", "ivl"] = "randopt"
-    """What is measured: scoring candidates, or value networks. ivl reads --rounds, --compile-cache and --out alone."""
+    chapter: Literal["randopt", "ivl", "caulking"] = "randopt"
+    """What is measured: scoring candidates, value networks, or grids of caulks. The last two read --rounds, --compile-cache and --out
+    alone."""
     model: str = "smollm2-135m"
     """As for randopt."""
     tokens: tuple[int, ...] = (256, 1024, 4096)
@@ -75,11 +77,11 @@ class BenchConfig:
     def validate(self) -> None:
         """Raise ``InputError`` for settings that cannot be used."""
         check_choices(self)
-        if self.chapter == "ivl":
+        if self.chapter != "randopt":
             for field in dataclasses.fields(self):
-                if field.name not in IVL_SETTINGS and getattr(self, field.name) != field.default:
+                if field.name not in RATIO_SETTINGS and getattr(self, field.name) != field.default:
                     flag = field.name.replace("_", "-")
-                    raise InputError(f"--{flag}: chapter ivl brings its own shapes and does not read it; leave it out")
+                    raise InputError(f"--{flag}: chapter {self.chapter} brings its own shapes and does not read it; leave it out")
         for value in self.tokens:
             positive_integer("tokens", value)
         if not self.tokens and not self.generation:
@@ -105,7 +107,14 @@ def run_bench(config: BenchConfig, console: Console) -> None:
     config.validate()
     use_compile_cache(config.compile_cache, console)
     if config.chapter == "ivl":
-        _bench_values(config, console)
+        from perturbjax.bench import values
+
+        _bench_ratios(config, values, console)
+        console.line(f"  {'PyTorch':<19}{values.compared_with_torch()}")
+    elif config.chapter == "caulking":
+        from perturbjax.bench import caulks
+
+        _bench_ratios(config, caulks, console)
     else:
         _bench_scoring(config, console)
     if config.out is not None:
@@ -118,18 +127,15 @@ def _write(config: BenchConfig, content: dict[str, Any]) -> None:
         write_json(config.out / "bench.json", content)
 
 
-def _bench_values(config: BenchConfig, console: Console) -> None:
-    """What value networks cost."""
-    from perturbjax.bench import values
-
-    settings = {name: getattr(config, name) for name in IVL_SETTINGS if name != "out"}
-    header = {"devices": devices(), "versions": versions(), "settings": settings, "shapes": to_json(values.SIZES)}
-    rows: list[values.Ratio] = []
-    for row in values.measure(values.SIZES, config.rounds):
+def _bench_ratios(config: BenchConfig, chapter: Any, console: Console) -> None:
+    """The rows of a chapter, whose module has ``SIZES`` and ``measure``: ratios of programs that take turns."""
+    settings = {name: getattr(config, name) for name in RATIO_SETTINGS if name != "out"}
+    header = {"devices": devices(), "versions": versions(), "settings": settings, "shapes": to_json(chapter.SIZES)}
+    rows: list[Any] = []
+    for row in chapter.measure(chapter.SIZES, config.rounds):
         rows.append(row)
         console.line(row.line)
         _write(config, {"header": header, "rows": [each.document for each in rows]})
-    console.line(f"  {'PyTorch':<19}{values.compared_with_torch()}")
 
 
 def _bench_scoring(config: BenchConfig, console: Console) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from perturbjax.cli.caulking import is_caulking_run
 from perturbjax.cli.pretrained import evaluate_pretrained, is_pretraining_run
 from perturbjax.cli.value import EVALUATE_OPTIONS, evaluate_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
@@ -73,6 +74,8 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     check_positive(config, "examples")
     if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
         raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
+    if is_caulking_run(config.run):
+        raise InputError(f"{config.run}: every cell of a run of caulking was measured already; its report and cells.parquet say how it did")
     if is_pretraining_run(config.run):
         use_compile_cache(config.compile_cache, console)
         return evaluate_pretrained(config, console)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from perturbjax.cli.caulking import export_caulk, is_caulking_run
 from perturbjax.cli.pretrained import export_pretrained, is_pretraining_run
 from perturbjax.cli.value import export_value, is_value_run, refuse_options
 from perturbjax.errors import InputError
@@ -21,6 +22,7 @@ class ExportConfig:
     - one member: perturbjax export RUN --rank 1 --out best
     - their average: perturbjax export RUN --merge --out merged
     - the base: perturbjax export RUN --base --out base
+    - a caulk, as a PEFT adapter where it is LoRA on the base itself: perturbjax export RUN --cell lora-q0-n64-s0 --out DIR
     - the model of a vpretrain run, or with --base step 0: perturbjax export RUN --out model
     - the value network of an ivl run, with a page on how to add its logits: perturbjax export RUN --out value
     """
@@ -39,6 +41,8 @@ class ExportConfig:
     """Of a value network: a base with another vocabulary, to which a map is written beside it."""
     vocabulary: VocabularyName | None = None
     """Of a value network: the kind of that map; see perturbjax evaluate --help."""
+    cell: str | None = None
+    """Of a grid of caulks: the name of the cell whose caulk is written."""
     trust: tuple[str, ...] = ()
     """As for perturbjax evaluate."""
     compile_cache: str = "auto"
@@ -47,6 +51,11 @@ class ExportConfig:
 
 def run_export(config: ExportConfig, console: Console) -> None:
     """Rebuild the asked model from ensemble.json and write it."""
+    if is_caulking_run(config.run):
+        refuse_options(config, ("rank", "merge", "base", "beside", "vocabulary"), "caulking")
+        _check_empty(config.out)
+        return export_caulk(config, console)
+    refuse_options(config, ("cell",), "another chapter than caulking")
     if is_pretraining_run(config.run):
         _check_empty(config.out)
         return export_pretrained(config, console)

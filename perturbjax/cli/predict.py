@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from perturbjax.cli.caulking import is_caulking_run, predict_caulk
 from perturbjax.cli.pretrained import is_pretraining_run, predict_pretrained
 from perturbjax.cli.value import VALUE_OPTIONS, is_value_run, predict_value, refuse_options
 from perturbjax.errors import InputError
@@ -22,8 +23,8 @@ from perturbjax.tasks.layout import LETTERS, option_fields
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) helps a base, a model
-    that was pretrained further (vpretrain) answers alone.
+    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) or a caulk (caulking) helps a
+    base, a model that was pretrained further (vpretrain) answers alone.
 
     perturbjax predict RUN --questions questions.jsonl --out answers.jsonl
 
@@ -44,6 +45,8 @@ class PredictConfig:
     """Of a value network: weight of its logits."""
     gate: float | None = None
     """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
+    cell: str | None = None
+    """Of a grid of caulks: the name of the cell whose caulk answers; the first method's with the most examples when left out."""
     trust: tuple[str, ...] = ()
     """As for perturbjax evaluate."""
     compile_cache: str = "auto"
@@ -56,6 +59,11 @@ def run_predict(config: PredictConfig, console: Console) -> None:
         raise InputError(f"--out {config.out}: a file in an existing directory is required")
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
+    if is_caulking_run(config.run):
+        refuse_options(config, VALUE_OPTIONS, "caulking")
+        use_compile_cache(config.compile_cache, console)
+        return predict_caulk(config, console)
+    refuse_options(config, ("cell",), "another chapter than caulking")
     if is_pretraining_run(config.run):
         use_compile_cache(config.compile_cache, console)
         return predict_pretrained(config, console)

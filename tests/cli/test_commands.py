@@ -91,7 +91,7 @@ def test_help_and_import_cost_little_more_than_importing_jax():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {randopt, ivl, vpretrain, evaluate, predict, export, bench, plan}; see perturbjax --help"),
+        ([], "Expected one of {randopt, ivl, vpretrain, caulking, evaluate, predict, export, bench, plan}; see perturbjax --help"),
         (["randotp"], "Unrecognized options: randotp; see perturbjax --help"),
         (["randopt", "--popluation", "3"], "Unrecognized options: --popluation, 3; see perturbjax randopt --help"),
         (["randopt", "--population", "many"], "--population 'many': an integer is required; see perturbjax randopt --help"),

@@ -1,0 +1,207 @@
+"""``sample_complexity``: from cells to the error surface E[m, n], and to n_req(m, e), the samples that an error e takes.
+
+n_req: the mean over seeds is made non-increasing in n (isotonic regression), then read off linearly in (log n, error). Intervals are
+percentiles of a bootstrap over seeds, the same resample for every quality and method, because seeds are paired. Where no n of the grid
+reaches e, n_req is above the largest n: that is said (``censored``), never dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from perturbjax.caulking.cells import Measured
+from perturbjax.errors import InputError
+
+RESAMPLES = 2000
+"""Bootstrap resamples of the seeds; with five seeds there are 126 different ones."""
+Quality = float | None
+Censored = Literal["no", "above", "below"]
+
+
+@dataclass(frozen=True)
+class Required:
+    """Samples that an error takes.
+
+    Attributes:
+        samples: n_req; the largest n of the grid if the error is not reached there, the smallest if that reaches it.
+        interval: 95 %, over seeds; infinite where a limit is above the largest n.
+        censored: "above": no n of the grid reaches the error; "below": the smallest does, so fewer may do.
+        reached: fraction of the resamples that reach it.
+        norm: of the caulk at n_req, the mean over seeds, linear in log n; NaN where "above".
+    """
+
+    samples: float
+    interval: tuple[float, float]
+    censored: Censored
+    reached: float
+    norm: float
+
+    @property
+    def words(self) -> str:
+        """``120 [90, 160]``, ``more than 1,024``, ``at most 16``."""
+        low, high = self.interval
+        if self.censored == "above":
+            return f"more than {self.samples:,.0f}"
+        if self.censored == "below":
+            return f"at most {self.samples:,.0f}"
+        return f"{self.samples:,.0f} [{low:,.0f}, {'more' if math.isinf(high) else format(high, ',.0f')}]"
+
+
+@dataclass(frozen=True)
+class Surface:
+    """All cells of one method.
+
+    Attributes:
+        qualities: Q of them, as the grid has them; (None,) from scratch.
+        samples: N numbers of samples, growing.
+        seeds: S of them.
+        errors: (Q, N, S); norms: the same. An error that is not finite counts as infinite: it reaches nothing.
+    """
+
+    qualities: tuple[Quality, ...]
+    samples: tuple[int, ...]
+    seeds: tuple[int, ...]
+    errors: np.ndarray
+    norms: np.ndarray
+
+    @functools.cached_property
+    def weights(self) -> np.ndarray:
+        """(R, S) weights of the seeds in each bootstrap resample; row 0 is the sample itself."""
+        count = len(self.seeds)
+        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+        return np.concatenate([np.full((1, count), 1 / count), drawn / count])
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(Q, N)."""
+        return self.errors.mean(axis=-1)
+
+    def interval(self) -> np.ndarray:
+        """(Q, N, 2): 95 % of the mean error, over seeds."""
+        means = _weighted(self.errors, self.weights[1:])
+        return np.moveaxis(np.quantile(means, [0.025, 0.975], axis=0), 0, -1)
+
+    def required(self, error: float) -> dict[Quality, Required]:
+        """n_req of every quality."""
+        found = n_required(_weighted(self.errors, self.weights), self.samples, error)
+        norms = self.norms.mean(axis=-1)
+        return {quality: self._required(found[:, q], norms[q]) for q, quality in enumerate(self.qualities)}
+
+    def _required(self, found: np.ndarray, norms: np.ndarray) -> Required:
+        n, least, most = float(found[0]), self.samples[0], self.samples[-1]
+        low, high = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
+        reached = float(np.isfinite(found[1:]).mean())
+        if math.isinf(n):
+            return Required(float(most), (float(low), math.inf), "above", reached, math.nan)
+        norm = float(np.interp(math.log(n), np.log(self.samples), norms))
+        return Required(n, (float(low), float(high)), "below" if n <= least else "no", reached, norm)
+
+
+def sample_complexity(cells: Sequence[Measured], error: float) -> dict[str, dict[Quality, Required]]:
+    """Method -> quality -> the samples that ``error`` takes.
+
+    Args:
+        cells: of ``run_grid``; every method must have all its cells.
+        error: e, in the units of the cells.
+
+    Raises:
+        InputError: a cell is missing or there twice, or no cell reaches the error.
+    """
+    found = {method: surface.required(error) for method, surface in surfaces(cells).items()}
+    if all(each.censored == "above" for required in found.values() for each in required.values()):
+        lowest = min((cell.error for cell in cells if math.isfinite(cell.error)), default=math.nan)
+        raise InputError(f"`error` {error:g}: no cells reach it on average, the lowest of one is {lowest:.3g}; ask for a higher error")
+    return found
+
+
+def surfaces(cells: Sequence[Measured]) -> dict[str, Surface]:
+    """Method -> its surface.
+
+    Raises:
+        InputError: a cell is missing or there twice.
+    """
+    found = {}
+    for method in dict.fromkeys(cell.method for cell in cells):
+        mine = [cell for cell in cells if cell.method == method]
+        qualities = tuple(dict.fromkeys(cell.quality for cell in mine))
+        samples, seeds = tuple(sorted({cell.samples for cell in mine})), tuple(dict.fromkeys(cell.seed for cell in mine))
+        errors, norms = np.full((2, len(qualities), len(samples), len(seeds)), np.nan)
+        there = np.zeros(errors.shape, int)
+        for cell in mine:
+            place = qualities.index(cell.quality), samples.index(cell.samples), seeds.index(cell.seed)
+            there[place] += 1
+            errors[place], norms[place] = cell.error, cell.norm
+        if (there != 1).any():
+            q, n, s = np.argwhere(there != 1)[0]
+            which = f"{method}, quality {qualities[q]}, n {samples[n]}, seed {seeds[s]}"
+            raise InputError(f"`cells`: {which} is there {there[q, n, s]} times; every cell is required once")
+        found[method] = Surface(qualities, samples, seeds, np.where(np.isfinite(errors), errors, np.inf), norms)
+    return found
+
+
+def n_required(means: np.ndarray, samples: Sequence[int], error: float) -> np.ndarray:
+    """Smallest n at which the monotone mean error is at most ``error``: (..., N) -> (...), infinite where none is."""
+    falling, logs = non_increasing(means), np.log(samples)
+    good = falling <= error
+    first = np.where(good.any(axis=-1), good.argmax(axis=-1), 0)
+    before = np.maximum(first - 1, 0)
+    after_y, before_y = (np.take_along_axis(falling, at[..., None], axis=-1)[..., 0] for at in (first, before))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        part = np.where(np.isfinite(before_y) & (before_y > after_y), (before_y - error) / (before_y - after_y), 1.0)
+    log_n = logs[before] + part * (logs[first] - logs[before])
+    return np.where(good.any(axis=-1), np.exp(log_n), np.inf)
+
+
+def non_increasing(values: np.ndarray) -> np.ndarray:
+    """The non-increasing sequence nearest in squares along the last axis: (..., N), by the min-max formula of isotonic regression.
+
+    References:
+        R. E. Barlow et al., "Statistical Inference under Order Restrictions" (1972), eq. 1.9.
+    """
+    n = values.shape[-1]
+    sums = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(np.where(np.isfinite(values), values, 1e30), axis=-1)], axis=-1)
+    result = np.full(values.shape, np.inf)
+    for i in range(n):
+        for a in range(i + 1):
+            means = np.stack([(sums[..., b + 1] - sums[..., a]) / (b + 1 - a) for b in range(i, n)])
+            result[..., i] = np.minimum(result[..., i], means.max(axis=0))
+    return np.where(result > 1e25, np.inf, result)
+
+
+def slope(required: np.ndarray, sources: np.ndarray) -> tuple[float, tuple[float, float], int]:
+    """Slope of log n_req against log source error over the qualities, by least squares, with its 95 % interval.
+
+    Args:
+        required: (R, Q) n_req, row 0 of the sample, the others of bootstrap resamples (``Surface.weights``); infinite where censored.
+        sources: (R, Q) source errors of the same resamples.
+
+    Returns:
+        The slope, its interval over the resamples that have two qualities or more, and the qualities that row 0 used.
+    """
+    slopes = np.full(len(required), np.nan)
+    for number, (n, source) in enumerate(zip(required, sources, strict=True)):
+        there = np.isfinite(n)
+        if there.sum() >= 2 and np.ptp(np.log(source[there])) > 0:
+            slopes[number] = np.polyfit(np.log(source[there]), np.log(n[there]), 1)[0]
+    low, high = np.nanquantile(slopes[1:], [0.025, 0.975]) if np.isfinite(slopes[1:]).any() else (math.nan, math.nan)
+    return float(slopes[0]), (float(low), float(high)), int(np.isfinite(required[0]).sum())
+
+
+def source_slope(surface: Surface, source_errors: Mapping[float, Sequence[float]], error: float) -> tuple[float, tuple[float, float], int]:
+    """``slope`` of a method, from the errors of each quality's bases on the source, one a seed (in the order of ``surface.seeds``)."""
+    sources = np.array([source_errors[quality] for quality in surface.qualities if quality is not None], float)
+    required = n_required(_weighted(surface.errors, surface.weights), surface.samples, error)
+    return slope(required, _weighted(sources, surface.weights))
+
+
+def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means over the last axis by each row of weights: (..., S), (R, S) -> (R, ...). A seed of weight 0 adds nothing, infinite or not."""
+    finite = np.where(np.isfinite(values), values, 0.0)
+    bad = np.einsum("rs,...s->r...", weights, (~np.isfinite(values)).astype(float)) > 0
+    return np.where(bad, np.inf, np.einsum("rs,...s->r...", weights, finite))

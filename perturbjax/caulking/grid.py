@@ -1,0 +1,197 @@
+"""``run_grid``: every cell (method, quality, n, seed) trained once, by one compiled program a method, and committed chunk by chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from perturbjax import sharding
+from perturbjax.caulking.cells import Cell, CellTable, Measured, grid_cells
+from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Loss, Method, Shared
+from perturbjax.errors import InputError
+from perturbjax.records import to_json
+from perturbjax.runs.config import positive_integer
+from perturbjax.runs.console import SILENT, Progress
+from perturbjax.runs.files import MetricsLog
+from perturbjax.tree import Params, fingerprint
+
+Bases = Mapping[float, Params | Callable[[], Params]]
+"""Quality of the pretraining -> parameters, or a function that makes them when they are needed."""
+
+
+def run_grid(
+    loss: Loss,
+    error: Loss,
+    bases: Bases,
+    methods: Mapping[str, Method],
+    data: Any,
+    test: Any,
+    samples: Sequence[int],
+    seeds: int | Sequence[int] = 5,
+    fitting: Fitting | None = None,
+    *,
+    init: Callable[[jax.Array], Params] | None = None,
+    per_seed: bool = False,
+    classes: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+    in_flight: int = 16,
+    out: Path | None = None,
+    keep: Callable[[Cell, Any], None] | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Measured, ...]:
+    """Trains a caulk for every pretraining quality, number of target samples, seed and method.
+
+    A seed's rows are nested: those of n = 16 are among those of n = 32, whatever the quality and the method. So differences between two
+    qualities or methods are paired by seed.
+
+    Args:
+        loss: ``loss(params, batch)`` -> (), differentiable; minimized.
+        error: ``error(params, test)`` -> (), what is reported.
+        bases: quality -> parameters; all of one structure, never written.
+        methods: name -> method.
+        data: target rows to train on, arrays with leading N.
+        test: what ``error`` takes; rows that are not in ``data``.
+        samples: numbers of rows n, each at most N.
+        seeds: how many, from 0, or which.
+        fitting: steps and batch of every cell.
+        init: key -> parameters, for methods from scratch.
+        per_seed: ``bases``, ``data`` and ``test`` have a leading axis of the seeds: each has a target of its own.
+        classes: (N,) labels; the first n rows of a seed then hold all classes as evenly as the rows allow.
+        mesh: cells are sharded over "data"; all devices when left out.
+        in_flight: cells vmapped together on each device; on a CPU more than a dozen gain nothing, accelerators take more.
+        out: directory of committed cells: a second call goes on where the first stopped. It is refused where settings, arrays or
+            bases differ; ``loss`` and ``error``, and bases that are functions, cannot be compared.
+        keep: called with every cell and what it trained, ``{"caulk": ..., "head": ...}``, before its chunk is committed.
+        progress: told of chunks.
+
+    Returns:
+        All cells, in the order method, quality, n, seed.
+
+    Raises:
+        InputError: an n above the rows, a seed twice, a rule that matches nothing, a rank above the smaller dim.
+    """
+    fitting, mesh = fitting or Fitting(), mesh or sharding.make_mesh()
+    fitting.validate()
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    rows = jax.tree.leaves(data)[0].shape[1 if per_seed else 0]
+    check_samples(samples, rows)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"`seeds` {seeds}: at least one, and each once, is required")
+    positive_integer("in_flight", in_flight)
+    for name, method in methods.items():
+        if method.scratch and init is None:
+            raise InputError(f"`init` None: method {name} starts from scratch and needs key -> parameters")
+    cells = grid_cells(bases, samples, chosen, {name: method.scratch for name, method in methods.items()})
+    programs = {
+        name: GridProgram(loss, error, method, fitting, mesh, in_flight, per_seed, init, keep is not None)
+        for name, method in methods.items()
+    }
+    order = np.stack([row_order(rows, seed, classes) for seed in chosen])
+    identity = {"fitting": to_json(fitting), "methods": {name: repr(method) for name, method in methods.items()}, "in_flight": in_flight}
+    identity |= {"cells": [cell.name for cell in cells], "data": fingerprint({"data": data, "test": test, "order": order})}
+    identity["bases"] = [None if callable(base) else fingerprint(base) for base in bases.values()]
+    with contextlib.ExitStack() as stack:
+        table, state, metrics = CellTable(cells), None, None
+        if out is not None:
+            from perturbjax.runs.state import RunState
+
+            out.mkdir(parents=True, exist_ok=True)
+            state, metrics = stack.enter_context(RunState.open(out / "state", identity, table.tree)), MetricsLog(out / "metrics.jsonl")
+        train_cells(table, programs, bases, Shared(None, data, test, order), chosen, mesh, state, metrics, keep, progress)
+    return table.measured()
+
+
+def train_cells(
+    table: CellTable,
+    programs: Mapping[str, GridProgram],
+    bases: Bases,
+    shared: Shared,
+    seeds: Sequence[int],
+    mesh: Mesh,
+    state: Any = None,
+    metrics: MetricsLog | None = None,
+    keep: Callable[[Cell, Any], None] | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Trains the cells that are not done yet, chunk by chunk, each of one method and quality, and commits every chunk.
+
+    Args:
+        table: filled in place, from ``state`` first.
+        programs: one a method.
+        shared: on the host; its base is None, ``bases`` have it.
+        state: ``RunState`` of ``table.tree``, with ``metrics``; None: nothing is committed.
+        keep: called with what the cells of programs that return it have trained.
+    """
+    if state is not None and metrics is not None:
+        metrics.rewind(state.step)
+        if state.step:
+            table.load(state.tree, state.record)
+    if table.done.all():
+        return
+    put = sharding.put_replicated((shared.data, shared.test, shared.order), mesh)
+    position = {seed: number for number, seed in enumerate(seeds)}
+    groups = dict.fromkeys((cell.method, cell.quality) for cell in table.cells)
+    qualities = list(dict.fromkeys(quality for _, quality in groups))
+    with progress.bar("training", len(table.cells), int(table.done.sum()), unit="cell") as bar:
+        held: tuple[float | None, Any] = (None, None)
+        # All methods of a base one after the other: it may be made for them.
+        for method, quality in sorted(groups, key=lambda group: qualities.index(group[1])):
+            wanted = [(c.method, c.quality) == (method, quality) for c in table.cells]
+            numbers = np.flatnonzero(np.array(wanted) & ~table.done)
+            if not len(numbers):
+                continue
+            if quality is not None and held[0] != quality:
+                base: Any = bases[quality]
+                held = quality, sharding.put_replicated(base() if callable(base) else base, mesh)
+            program = programs[method]
+            for start in range(0, len(numbers), program.chunk):
+                chunk, began = numbers[start : start + program.chunk], time.perf_counter()
+                cells = [table.cells[number] for number in chunk]
+                arrays = CellArrays(
+                    np.array([cell.seed for cell in cells], np.uint32),
+                    np.array([position[cell.seed] for cell in cells], np.int32),
+                    np.array([cell.samples for cell in cells], np.int32),
+                )
+                results = program(Shared(held[1] if quality is not None else (), *put), arrays)
+                table.record(chunk, results)
+                table.seconds += time.perf_counter() - began
+                if keep is not None and "trained" in results:
+                    for number, cell in enumerate(cells):
+                        keep(cell, jax.tree.map(lambda leaf, number=number: leaf[number], results["trained"]))
+                if state is not None and metrics is not None:
+                    done = int(table.done.sum())
+                    line = {"chunk": state.step + 1, "method": method, "quality": quality, "cells": len(cells), "done": done}
+                    metrics.append(line | {"seconds": round(time.perf_counter() - began, 3)})
+                    state.commit(table.tree, {"seconds": round(table.seconds, 3)})
+                bar.update(int(table.done.sum()), now=f"{method} {'scratch' if quality is None else format(quality, 'g')}")
+
+
+def check_samples(samples: Sequence[int], rows: int) -> None:
+    """Raise ``InputError`` unless these are numbers of rows, each once, and there are as many rows."""
+    for n in samples:
+        positive_integer("samples", n)
+        if n > rows:
+            raise InputError(f"`samples` {n}: the target has {rows} rows to train on; ask for fewer")
+    if not samples or list(samples) != sorted(set(samples)):
+        raise InputError(f"`samples` {','.join(map(str, samples)) or 'none'}: growing numbers of rows are required")
+
+
+def row_order(rows: int, seed: int, classes: np.ndarray | None = None) -> np.ndarray:
+    """The order of the target's rows for a seed, (N,) int32: a permutation; with ``classes`` one in which they take turns."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), rows)
+        order = np.asarray(jax.random.permutation(key, rows))
+    if classes is not None:
+        labels = np.asarray(classes)[order]
+        turn = np.zeros(rows, np.int64)
+        for label in np.unique(labels):
+            turn[labels == label] = np.arange((labels == label).sum())
+        order = order[np.argsort(turn, kind="stable")]
+    return order.astype(np.int32)

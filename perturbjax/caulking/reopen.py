@@ -1,0 +1,97 @@
+"""A finished grid on a language model, opened again: one of its caulks on its base, for answers and export."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from perturbjax.caulking.cells import Cell, read_cells
+from perturbjax.caulking.config import KEPT, Config
+from perturbjax.caulking.files import read_caulk
+from perturbjax.caulking.language import make_methods
+from perturbjax.caulking.program import Method
+from perturbjax.caulking.setup import load_split, moved_base
+from perturbjax.errors import InputError
+from perturbjax.inference.fingerprint import task_fingerprint
+from perturbjax.pretrained import Model, load_model
+from perturbjax.runs.rundir import RunDirectory
+from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tree import fingerprint
+
+
+@dataclass(frozen=True)
+class Caulked:
+    """One caulk of a run.
+
+    Attributes:
+        cell: which.
+        task: the target, and ``template`` of its prompts; ``known``: its examples.
+        base: the model that it was trained on, moved if its sigma is not 0.
+        method: how; ``trained``: the caulk.
+    """
+
+    cell: Cell
+    task: Task
+    template: Template
+    known: tuple[Example, ...]
+    base: Model
+    method: Method
+    trained: Any
+
+    @property
+    def model(self) -> Model:
+        """The adapted model; LoRA is merged."""
+        trained, adapter = self.trained["caulk"], self.method.adapter
+        params = adapter.apply(self.base.params, trained)
+        return dataclasses.replace(self.base, name=f"{self.base.name}, {self.cell.name}", params=jax.tree.map(np.asarray, params))
+
+
+def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Collection[str] = ()) -> Caulked:
+    """A caulk of a run, refused unless its base is still the same.
+
+    Args:
+        run: its directory.
+        name: of the cell; the first method's, on the first base, with the most examples and seed 0, when left out.
+        note: told what was loaded.
+        trusted: each ``module:attribute`` that the person who opens the run named.
+
+    Raises:
+        InputError: no run there, it names code that is not ``trusted``, it has not finished, it has no such cell or no file of it, or
+            something it was made from has changed.
+    """
+    directory = RunDirectory(run)
+    content = directory.read_config()
+    config = directory.read_settings(Config, trusted)
+    if not directory.results.exists():
+        raise InputError(f"{directory.path}: the run has not finished; continue it with `resume`")
+    cell = _cell(directory.path, config, name)
+    task, template, train, test = load_split(config)
+    if task_fingerprint(task, (*train, *test)) != content["identity"].get("task_fingerprint"):
+        raise InputError(f"{directory.path}: the examples of {task.name} are not those of the run; restore the file that they came from")
+    base = load_model(config.bases.base, config.bases.dtype)
+    note(f"base {base.name}: {base.source}")
+    if fingerprint(base.params) != content["identity"].get("model_fingerprint"):
+        raise InputError(f"{directory.path}: its caulks were trained on another {base.name}; restore that model")
+    base.tokenizer.clock = content["prompt_clock"]
+    # No caulk that is kept trains a head, so the base needs none of its own here.
+    method = make_methods(config.grid, base.config)[cell.method]
+    assert cell.quality is not None
+    moved = dataclasses.replace(base, params=moved_base(base.params, cell.quality))
+    return Caulked(cell, task, template, (*train, *test), moved, method, read_caulk(directory.path / "caulks", cell))
+
+
+def _cell(run: Path, config: Config, name: str | None) -> Cell:
+    cells = [cell for cell in read_cells(run / "cells.parquet") if cell.method in KEPT]
+    if not cells:
+        raise InputError(f"{run}: caulks of {', '.join(config.grid.methods)} are not kept; train some of {', '.join(KEPT)}")
+    if name is None:
+        first = [cell for cell in cells if (cell.method, cell.quality, cell.seed) == (cells[0].method, cells[0].quality, 0)]
+        return max(first, key=lambda cell: cell.samples)
+    for cell in cells:
+        if cell.name == name:
+            return cell
+    raise InputError(f"`cell` {name}: the run keeps no such caulk; give e.g. {cells[0].name} or {cells[-1].name}")

@@ -1,0 +1,84 @@
+"""The report page of a grid: how many examples an adapter needs, and how that falls with the quality of the base."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from perturbjax.caulking.caveats import caveats
+from perturbjax.caulking.config import Config
+from perturbjax.caulking.headline import curve_name, headline
+from perturbjax.caulking.results import Results, read_results
+from perturbjax.records import from_json
+from perturbjax.report.page import missing_extra, reproduce_command, write_page
+from perturbjax.report.schema import Devices
+from perturbjax.report.words import count
+from perturbjax.runs.files import read_json
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the page reads of config.json."""
+
+    config: Config
+    devices: Devices
+    versions: dict[str, str]
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` of a finished run; a second call gives the same bytes.
+
+    Args:
+        run_dir: holds results.json and config.json.
+
+    Raises:
+        InputError: one of them is missing or damaged, or an extra is not installed.
+    """
+    run = Path(run_dir)
+    results, content = read_results(run / "results.json"), read_json(run / "config.json")
+    record = from_json(RunRecord, {name: content.get(name) for name in ("config", "devices", "versions")}, str(run / "config.json"))
+    values = {
+        "results": results,
+        "headline": headline(results),
+        "caveats": caveats(results, record.config),
+        "setup": _setup(results, record),
+        "settings": record.config,
+        "command": reproduce_command("caulking", record.config),
+        "config": content,
+    }
+    page = run / "report.html"
+    write_page(page, "perturbjax.caulking", values, {"curve_name": curve_name}, _plots(run, results))
+    return page
+
+
+def _plots(run: Path, results: Results) -> list[Path]:
+    try:
+        from perturbjax.caulking.plots import plot_curves, plot_needed
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+
+    folder = run / "plots"
+    folder.mkdir(exist_ok=True)
+    plots = [folder / "curves.png"]
+    plot_curves(plots[0], results)
+    if len(results.bases) > 1:
+        plots.append(folder / "needed.png")
+        plot_needed(plots[1], results)
+    return plots
+
+
+def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
+    config, devices = record.config, record.devices
+    grid, fitting = config.grid, config.fitting
+    rates = ", ".join(f"{name} {grid.rate(name):g}" for name in grid.methods)
+    return [
+        ("Base", f"{results.model.name}: {results.model.source}"),
+        ("Quality", f"moved by gaussian noise of sigma {', '.join(f'{sigma:g}' for sigma in config.bases.sigmas)}"),
+        ("Task", f"{results.task.name}: {results.task.source}"),
+        ("Prompt", results.template),
+        ("Examples", f"drawn from {count(results.pool)}, measured on {count(results.n)} others; {results.seeds} seeds"),
+        ("Methods", ", ".join(f"{name} ({count(results.trained[name])} parameters)" for name in grid.methods)),
+        ("LoRA, adapter", f"rank {grid.rank}, alpha {2 * grid.rank}; bottleneck {grid.bottleneck}"),
+        ("Optimizer", f"AdamW, {fitting.steps} steps of {fitting.batch} examples; learning rates {rates}"),
+        ("Weights of the base", config.bases.dtype),
+        ("Ran on", f"{devices.count} device(s): {', '.join(devices.kinds)} ({devices.backend})"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
+    ]

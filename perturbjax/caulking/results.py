@@ -1,0 +1,224 @@
+"""results.json of a grid on a language model, as typed records."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from perturbjax.caulking.cells import Measured
+from perturbjax.caulking.complexity import Censored, Required, Surface, source_slope, surfaces
+from perturbjax.caulking.laws import FOLDS, compare_laws
+from perturbjax.records import from_json
+from perturbjax.report.accounting import wilson
+from perturbjax.report.schema import Interval, Source
+from perturbjax.runs.files import read_json
+
+VERSION = 1
+"""Of the layout of results.json."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """All seeds of one method, base and number of examples.
+
+    Attributes:
+        samples: n.
+        error: mean over the seeds; ``interval``: 95 % over seeds; infinite errors (a training that diverged) count as 1.
+        norm: mean size of the caulk.
+    """
+
+    samples: int
+    error: float
+    interval: Interval
+    norm: float
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Examples that an accuracy takes.
+
+    Attributes:
+        accuracy: asked for.
+        samples: n_req, or the largest or smallest n of the grid where ``censored`` says so.
+        low, high: 95 % over seeds; None: above the largest n.
+        censored: see ``complexity.Required``.
+        reached: fraction of the resamples of the seeds that reach the accuracy.
+        norm: of the caulk there; None where it is not reached.
+    """
+
+    accuracy: float
+    samples: float
+    low: float | None
+    high: float | None
+    censored: Censored
+    reached: float
+    norm: float | None
+
+    @staticmethod
+    def of(accuracy: float, required: Required) -> "Needed":
+        low, high, norm = (value if math.isfinite(value) else None for value in (*required.interval, required.norm))
+        return Needed(accuracy, required.samples, low, high, required.censored, required.reached, norm)
+
+    @property
+    def words(self) -> str:
+        """``120 [90, 160]``, ``more than 512``, ``at most 16``."""
+        low, high = (math.inf if value is None else value for value in (self.low, self.high))
+        return Required(self.samples, (low, high), self.censored, self.reached, math.nan).words
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method on one base.
+
+    Attributes:
+        method: its name.
+        sigma: of the noise that moved the base; None: from scratch.
+        points: one for each n.
+        needed: one for each accuracy asked for.
+        floor: fitted eps of eps + (c / n)^k, ``size`` c, and ``exponent`` k, which the method's curves share; None with fewer than four n.
+    """
+
+    method: str
+    sigma: float | None
+    points: tuple[Point, ...]
+    needed: tuple[Needed, ...]
+    floor: float | None
+    size: float | None
+    exponent: float | None
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Slope of log n_req against log error of the base alone, over the bases that reach an accuracy.
+
+    Attributes:
+        method: its name.
+        accuracy: asked for.
+        slope: by least squares; ``interval``: 95 % over seeds.
+        bases: that reach it.
+    """
+
+    method: str
+    accuracy: float
+    slope: float
+    interval: Interval
+    bases: int
+
+
+@dataclass(frozen=True)
+class BaseAlone:
+    """A base without a caulk: error on the test questions, with Wilson's interval."""
+
+    sigma: float
+    error: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Results:
+    """The content of results.json.
+
+    Attributes:
+        version: of this format.
+        task: the target; model: the base.
+        template: of the prompts.
+        seeds: how many; ``n``: test questions.
+        pool: examples that cells draw from.
+        bases: each without a caulk.
+        curves: each method on each base.
+        slopes: where two bases or more reach an accuracy.
+        trained: method -> numbers that it trains.
+        cells: how many; ``diverged``: of them, with an error that is not finite.
+        tokens: put through the model by all trainings, padding included; ``test_tokens``: to measure them.
+        unseen: numbers of examples that are fewer than the different answers.
+        seconds: of trainings.
+    """
+
+    version: int
+    task: Source
+    model: Source
+    template: str
+    seeds: int
+    n: int
+    pool: int
+    bases: tuple[BaseAlone, ...]
+    curves: tuple[Curve, ...]
+    slopes: tuple[Slope, ...]
+    trained: dict[str, int]
+    cells: int
+    diverged: int
+    tokens: int
+    test_tokens: int
+    unseen: tuple[int, ...]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise ValueError(f"version {self.version}: this release reads {VERSION}; use the release that wrote it")
+        if not self.curves:
+            raise ValueError("curves: is empty, nothing was measured")
+
+    @property
+    def scratch(self) -> Curve | None:
+        """The control that starts from random weights, if it was asked for."""
+        return next((curve for curve in self.curves if curve.sigma is None), None)
+
+    @property
+    def caulked(self) -> tuple[Curve, ...]:
+        """The others."""
+        return tuple(curve for curve in self.curves if curve.sigma is not None)
+
+
+def base_alone(sigma: float, error: float, n: int) -> BaseAlone:
+    """One base without a caulk; NaN, of a base that the noise has broken, counts as wrong everywhere."""
+    error = error if math.isfinite(error) else 1.0
+    low, high = wilson(round(error * n), n)
+    return BaseAlone(sigma, error, (low, high))
+
+
+def make_curves(cells: Sequence[Measured], accuracies: Sequence[float]) -> tuple[Curve, ...]:
+    """The curves of all methods. Errors that are not finite count as 1: every answer wrong."""
+    return tuple(curve for method, surface in surfaces(cells).items() for curve in _curves(method, surface, accuracies))
+
+
+def make_slopes(cells: Sequence[Measured], bases: Sequence[BaseAlone], accuracies: Sequence[float]) -> tuple[Slope, ...]:
+    """Slopes where two bases or more reach an accuracy."""
+    found = []
+    for method, surface in surfaces(cells).items():
+        # A base that makes no mistake has no logarithm; half a question stands for it.
+        sources = {base.sigma: [max(base.error, 1e-4)] * len(surface.seeds) for base in bases}
+        for accuracy in accuracies if surface.qualities != (None,) else ():
+            slope, interval, used = source_slope(surface, sources, 1 - accuracy)
+            if used >= 2 and all(map(math.isfinite, (slope, *interval))):
+                found.append(Slope(method, accuracy, slope, interval, used))
+    return tuple(found)
+
+
+def _curves(method: str, surface: Surface, accuracies: Sequence[float]) -> list[Curve]:
+    means, intervals = np.minimum(surface.mean, 1.0), np.minimum(surface.interval(), 1.0)
+    norms = np.nan_to_num(surface.norms.mean(axis=-1), nan=0.0, posinf=0.0)
+    law = None
+    if len(surface.samples) >= FOLDS and (means > 0).all():
+        law = compare_laws(means, [0.0] * len(means), surface.samples).floor
+    required = {accuracy: surface.required(1 - accuracy) for accuracy in accuracies}
+    curves = []
+    for q, sigma in enumerate(surface.qualities):
+        points = tuple(
+            Point(n, float(means[q, i]), (float(intervals[q, i, 0]), float(intervals[q, i, 1])), float(norms[q, i]))
+            for i, n in enumerate(surface.samples)
+        )
+        needed = tuple(Needed.of(accuracy, found[sigma]) for accuracy, found in required.items())
+        fitted = (law.floors[q], law.sizes[q], law.exponent) if law else (None, None, None)
+        curves.append(Curve(method, sigma, points, needed, *fitted))
+    return curves
+
+
+def read_results(path: Path) -> Results:
+    """results.json of a finished run.
+
+    Raises:
+        InputError: the file is missing or damaged; the field is named.
+    """
+    return from_json(Results, read_json(path), str(path))

@@ -1,0 +1,199 @@
+"""What a grid on a language model is made of: loading its parts, checking them against each other, making bases and programs."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from perturbjax.caulking.cells import Cell, grid_cells
+from perturbjax.caulking.config import KEPT, Config
+from perturbjax.caulking.language import ChoiceProblem, Questions, encode_questions, make_methods, random_params
+from perturbjax.caulking.program import GridProgram, Method
+from perturbjax.cluster import on_main
+from perturbjax.errors import InputError
+from perturbjax.inference.fingerprint import task_fingerprint
+from perturbjax.models.config import untied
+from perturbjax.noise import Noise, Population, perturb
+from perturbjax.pretrained import Model, load_model
+from perturbjax.pretrained.params import DTYPES
+from perturbjax.records import to_json
+from perturbjax.runs.config import Machine, Run, absolute_if_there
+from perturbjax.runs.machine import devices, resolve_dtype, versions
+from perturbjax.runs.rundir import fields_of
+from perturbjax.tasks import load_task, template_by_name
+from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.splits import make_splits, same_question_key
+from perturbjax.tree import fingerprint
+
+CHAPTER = "caulking"
+NOISE_SEED = 0
+"""Of the direction in which bases are moved."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a grid is made of, loaded and checked; nothing is written yet.
+
+    Attributes:
+        config: the settings they were made from.
+        model: the base, with a head of its own where one is trained.
+        task: the target, and ``template`` of its prompts.
+        train: examples that cells draw from; ``test``: those that measure them.
+        dtype: of the base's weights.
+        fingerprint: of the base's weights.
+        methods: name -> method.
+        identity: what makes two runs the same run.
+    """
+
+    config: Config
+    model: Model
+    task: Task
+    template: Template
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    dtype: str
+    fingerprint: str
+    methods: dict[str, Method]
+    identity: dict[str, Any]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        grid = self.config.grid
+        methods = {name: method.scratch for name, method in self.methods.items()}
+        return grid_cells(self.config.bases.sigmas, grid.samples, range(grid.seeds), methods)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The number of each training example's answer among its choices."""
+        return np.array([example.choices.index(example.answer) for example in self.train])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Training and test questions in one shape."""
+
+    train: Questions
+    test: Questions
+
+
+def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
+    """Loads data and the base and makes everything that follows from them and the settings; data first, because they are read in a moment.
+
+    Args:
+        config: the settings.
+        note: told what was loaded, a line each.
+
+    Raises:
+        InputError: any of it cannot be used.
+    """
+    config.validate()
+    task, template, train, test = load_split(config)
+    dtype = resolve_dtype(config.bases.dtype)
+    model = load_model(config.bases.base, dtype)
+    note(f"base {model.name}: {model.source}")
+    base = on_main(lambda: fingerprint(model.params))
+    if "head" in config.grid.methods:
+        shape, params = untied(model.config, model.params)
+        model = dataclasses.replace(model, config=shape, params=params)
+    methods = make_methods(config.grid, model.config)
+    for method in methods.values():
+        if method.caulk is not None:  # a rank above the smaller dim, a rule that matches nothing: said now
+            method.caulk.init(model.params, 0)
+    identity = {
+        "chapter": CHAPTER,
+        **fields_of(config),
+        "template": template.name,
+        "dtype": dtype,
+        "model_fingerprint": base,
+        "task_fingerprint": task_fingerprint(task, (*train, *test)),
+    }
+    return Parts(config, model, task, template, train, test, dtype, base, methods, identity)
+
+
+def load_split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[Example, ...]]:
+    """The task, its template, the examples to draw from, and the test examples: disjoint, the same for all seeds.
+
+    Raises:
+        InputError: the task has no given answers, or too few examples.
+    """
+    data, most = config.data, config.grid.samples[-1]
+    task = load_task(data.target)
+    if task.kind != "choice":
+        raise InputError(f"`target` {task.name}: a task of given answers is required, this one generates text; give e.g. sst2, boolq, rte")
+    template = task.templates[0] if data.template is None else template_by_name(task, data.template)
+    examples = task.examples()
+    left = len({same_question_key(example) for example in examples}) - data.test_examples - 1
+    if left < most:
+        has = f"{task.name} has {max(0, left)} different ones beside `test_examples` {data.test_examples}"
+        raise InputError(f"`samples` {most}: {has}; ask for fewer of either")
+    splits = make_splits(examples, left, 1, data.test_examples, 0)
+    return task, template, (*splits.search, *splits.select), splits.test
+
+
+def encode(parts: Parts) -> Encoded:
+    """Both splits, once the prompts' date is known.
+
+    Raises:
+        InputError: as ``encode_questions``.
+    """
+    train = encode_questions(parts.model, parts.task, parts.train, parts.template)
+    test = encode_questions(parts.model, parts.task, parts.test, parts.template, train.arrays["tokens"].shape[-1])
+    if train.single != test.single:
+        raise InputError(f"`target` {parts.task.name}: the choices of all questions must be one token, or those of none; give another task")
+    return Encoded(train, test)
+
+
+def moved_base(params: Any, sigma: float) -> Any:
+    """The base moved by noise of this sigma. Embeddings and norms move too, as in RandOpt with its default rules."""
+    return perturb(params, Population(NOISE_SEED, 1, (sigma,))[0], Noise()) if sigma else params
+
+
+def make_bases(parts: Parts) -> dict[float, Callable[[], Any]]:
+    """sigma -> a function that makes the base moved by it."""
+    return {sigma: (lambda sigma=sigma: moved_base(parts.model.params, sigma)) for sigma in parts.config.bases.sigmas}
+
+
+def make_programs(parts: Parts, encoded: Encoded, mesh: Mesh) -> dict[str, GridProgram]:
+    """One program a method. All parameters of several models do not fit beside each other, so those methods train cell by cell."""
+    grid, shape = parts.config.grid, parts.model.config
+    problem = ChoiceProblem(shape, encoded.train.single, grid.remat)
+    test = ChoiceProblem(shape, encoded.test.single)
+    init = random_params(shape, DTYPES[parts.dtype])
+    return {
+        name: GridProgram(
+            problem.loss,
+            test.error,
+            method,
+            parts.config.fitting,
+            mesh,
+            in_flight(parts.config, name),
+            init=init,
+            keep=name in KEPT,
+        )
+        for name, method in parts.methods.items()
+    }
+
+
+def in_flight(config: Config, method: str) -> int:
+    """Cells of a method trained together on each device."""
+    return 1 if method in ("full", "scratch") else config.grid.in_flight
+
+
+def describe_run(parts: Parts) -> dict[str, Any]:
+    """The record in config.json: resolved settings, what they were run with and on."""
+    config = parts.config
+    bases = dataclasses.replace(config.bases, base=absolute_if_there(config.bases.base), dtype=parts.dtype)
+    data = dataclasses.replace(config.data, target=absolute_if_there(config.data.target))
+    settings = dataclasses.replace(config, bases=bases, data=data, machine=Machine(), run=Run())
+    return {
+        "chapter": CHAPTER,
+        "config": to_json(settings),
+        "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
+        "task": {"name": parts.task.name, "source": parts.task.source, "fingerprint": parts.identity["task_fingerprint"]},
+        "prompt_clock": parts.model.tokenizer.clock,
+        "versions": versions(),
+        "devices": devices(),
+    }

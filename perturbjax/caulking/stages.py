@@ -1,0 +1,166 @@
+"""A whole grid on a language model, from settings to report, stage by stage, resumable at every chunk of cells."""
+
+import contextlib
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from perturbjax import sharding
+from perturbjax.caulking.cells import Cell, CellTable, Measured, write_cells
+from perturbjax.caulking.config import KEPT, Config
+from perturbjax.caulking.files import write_caulk
+from perturbjax.caulking.grid import row_order, train_cells
+from perturbjax.caulking.language import ChoiceProblem
+from perturbjax.caulking.plan import missing_classes, plan_lines, trainable, trained_tokens
+from perturbjax.caulking.program import Shared
+from perturbjax.caulking.report import write_report
+from perturbjax.caulking.results import VERSION, BaseAlone, Results, base_alone, make_curves, make_slopes
+from perturbjax.caulking.results_table import results_table
+from perturbjax.caulking.setup import CHAPTER, Encoded, Parts, describe_run, encode, load_parts, make_bases, make_programs
+from perturbjax.cluster import is_main, on_main
+from perturbjax.cluster.peers import Peers
+from perturbjax.errors import InputError
+from perturbjax.records import from_json, to_json
+from perturbjax.report import Source
+from perturbjax.runs.console import SILENT, Progress
+from perturbjax.runs.files import MetricsLog, read_json, write_json
+from perturbjax.runs.machine import make_mesh, require
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
+from perturbjax.runs.state import RunState
+
+
+def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
+    """Trains and measures every cell, writes the run directory.
+
+    Everything is validated before the run directory is made, and no cell that is done is done again. In a run of several processes all of
+    them call it; process 0 writes.
+
+    Args:
+        config: the settings.
+        progress: told what goes on, on process 0.
+        peers: the other processes, if a command runs this.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: the settings, or what they name, cannot be used; no directory was made or changed.
+        Exception: anything else, with a note that says what is safe and how to go on.
+    """
+    config.validate()
+    progress, peers = progress if is_main() else SILENT, peers or Peers(None, SILENT.note)
+    on_main(lambda: _check(config))
+    parts = load_parts(config, progress.note)
+    check_agreement(parts.identity)
+    mesh = make_mesh(config.machine)
+    directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.model.name, parts.identity))
+    clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    parts = replace(parts, identity=identity)
+    parts.model.tokenizer.clock = clock
+    encoded = encode(parts)
+    on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
+    peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax caulking ... --out {directory.path} --resume"
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(directory.locked()))
+        try:
+            if not on_main(lambda: directory.results.exists()):
+                _stages(parts, encoded, mesh, directory, progress, peers)
+            results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
+            on_main(lambda: _finish(directory, results, progress))
+            return results
+        except InputError:
+            raise
+        except BaseException as error:
+            error.add_note(peers.advice)
+            raise
+
+
+def _check(config: Config) -> None:
+    """Refuses what would fail after hours, before anything is loaded."""
+    require("jinja2", "matplotlib", "optax", "safetensors")
+    if config.run.out is not None:
+        RunDirectory(config.run.out).check_usable(config.run.resume)
+
+
+def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
+    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
+    if directory.check_usable(parts.config.run.resume):
+        identity = directory.check_identity(parts.identity, fields_of(Config()))
+        progress.note(f"continuing the run in {directory.path}")
+        return directory.read_config()["prompt_clock"], dict(identity)
+    return parts.model.tokenizer.clock, parts.identity
+
+
+def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory, progress: Progress, peers: Peers) -> None:
+    """The plan, the cells, the bases alone, and the results, each written when it is known."""
+    config, table = parts.config, CellTable(parts.cells)
+    with RunState.open(directory.state, parts.identity, table.tree) as state:
+        peers.freeze = state.freeze
+        for warning in state.warnings:
+            progress.note(f"perturbjax: warning: {warning}")
+        if state.step:
+            table.load(state.tree, state.record)
+        left = int((~table.done).sum())
+        for line in on_main(lambda: plan_lines(parts, encoded, left, mesh.shape[sharding.DATA])) if left else ():
+            progress.note(line)
+        for n in missing_classes(parts):
+            progress.note(f"perturbjax: warning: {n} examples are fewer than the different answers; some answer is never seen")
+        seeds = range(config.grid.seeds)
+        order = np.stack([row_order(len(parts.train), seed, parts.classes) for seed in seeds])
+        shared = Shared(None, encoded.train.arrays, encoded.test.arrays, order)
+        programs, bases = make_programs(parts, encoded, mesh), make_bases(parts)
+        keep = partial(_keep, directory)
+        train_cells(table, programs, bases, shared, tuple(seeds), mesh, state, MetricsLog(directory.metrics), keep, progress)
+    cells = table.measured()
+    on_main(lambda: write_cells(directory.path / "cells.parquet", cells))
+    alone = bases_alone(parts, encoded)
+    on_main(lambda: write_json(directory.results, to_json(_results(parts, encoded, cells, alone, table.seconds))))
+
+
+def _keep(directory: RunDirectory, cell: Cell, trained: Any) -> None:
+    if cell.method in KEPT:
+        on_main(lambda: write_caulk(directory.path / "caulks", cell, trained))
+
+
+def bases_alone(parts: Parts, encoded: Encoded) -> tuple[BaseAlone, ...]:
+    """Every base without a caulk, on the test questions."""
+    error = jax.jit(ChoiceProblem(parts.model.config, encoded.test.single).error)
+    bases = make_bases(parts)
+    return tuple(base_alone(sigma, float(error(make(), encoded.test.arrays)), len(parts.test)) for sigma, make in bases.items())
+
+
+def _results(parts: Parts, encoded: Encoded, cells: tuple[Measured, ...], alone: tuple[BaseAlone, ...], seconds: float) -> Results:
+    config, accuracies = parts.config, parts.config.data.accuracies
+    training, testing = trained_tokens(parts, encoded)
+    return Results(
+        VERSION,
+        Source(parts.task.name, parts.task.source),
+        Source(parts.model.name, parts.model.source),
+        parts.template.name,
+        config.grid.seeds,
+        len(parts.test),
+        len(parts.train),
+        alone,
+        make_curves(cells, accuracies),
+        make_slopes(cells, alone, accuracies),
+        trainable(parts),
+        len(cells),
+        sum(not np.isfinite(cell.error) for cell in cells),
+        training * len(cells),
+        testing * len(cells),
+        tuple(missing_classes(parts)),
+        round(seconds, 3),
+    )
+
+
+def _finish(directory: RunDirectory, results: Results, progress: Progress) -> None:
+    """On process 0: writes the report, shows the table, says where things are."""
+    report = write_report(directory.path)
+    progress.line(results_table(results))
+    progress.line()
+    progress.line(f"run directory  {directory.path.absolute()}")
+    progress.line(f"report         {report.absolute()}")

@@ -1,0 +1,116 @@
+"""Required samples and laws, against synthetic errors whose answers are known."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import isotonic_regression
+
+from perturbjax import InputError
+from perturbjax.caulking.cells import Measured, read_cells, write_cells
+from perturbjax.caulking.complexity import n_required, non_increasing, sample_complexity, source_slope, surfaces
+from perturbjax.caulking.laws import FloorLaw, ProductLaw, compare_laws
+
+SOURCES, SAMPLES = (256.0, 1024.0, 4096.0), (16, 32, 64, 128, 256, 512, 1024)
+
+
+def cells(errors, method="lora", sources=SOURCES, samples=SAMPLES):
+    """Cells of errors (Q, N, S); norms grow with n and are lower for a better source."""
+    numbered = itertools.product(enumerate(sources), enumerate(samples), range(errors.shape[2]))
+    return [Measured(method, m, n, s, float(errors[q, i, s]), 0.0, math.log2(n) / (q + 1), 0.0) for (q, m), (i, n), s in numbered]
+
+
+def test_isotonic_regression_is_scipys():
+    values = np.random.default_rng(0).normal(size=(40, 7))
+    np.testing.assert_allclose(non_increasing(values), [isotonic_regression(row, increasing=False).x for row in values], atol=1e-12)
+
+
+def test_required_samples_of_a_power_law_are_exact_on_the_grid_and_near_between():
+    # E = c / sqrt(n): n_req(e) = (c / e)^2; linear interpolation in log n of a convex curve asks for a little more.
+    errors = np.array([8.0, 4.0, 2.0])[:, None, None] / np.sqrt(SAMPLES)[None, :, None] * np.ones(3)
+    found = sample_complexity(cells(errors), 0.25)["lora"]
+    assert [found[m].samples for m in SOURCES] == pytest.approx([1024, 256, 64])
+    assert all(each.interval == pytest.approx((each.samples, each.samples)) and each.reached == 1 for each in found.values())
+    assert found[4096.0].norm == pytest.approx(6 / 3)
+    for level in (0.3, 0.4):
+        found = sample_complexity(cells(errors), level)["lora"]
+        for c, m in zip((8.0, 4.0, 2.0), SOURCES, strict=True):
+            assert (c / level) ** 2 <= found[m].samples <= 1.05 * (c / level) ** 2
+
+
+def test_an_error_that_is_not_reached_is_said_and_not_dropped():
+    errors = np.array([8.0, 4.0, 0.4])[:, None, None] / np.sqrt(SAMPLES)[None, :, None] * np.ones(2)
+    found = sample_complexity(cells(errors), 0.2)["lora"]
+    assert found[256.0].censored == "above" and found[256.0].words == "more than 1,024" and math.isnan(found[256.0].norm)
+    assert found[1024.0].censored == "no" and found[1024.0].samples == pytest.approx(405, abs=6)
+    assert found[4096.0].censored == "below" and found[4096.0].words == "at most 16"
+    with pytest.raises(InputError, match=r"`error` 0.001: no cells reach it on average, the lowest of one is 0.0125"):
+        sample_complexity(cells(errors), 0.001)
+
+
+def test_intervals_are_those_of_all_resamples_of_the_seeds():
+    rng = np.random.default_rng(1)
+    errors = 2 / np.sqrt(SAMPLES)[None, :, None] * np.exp(rng.normal(0, 0.3, (1, 7, 4)))
+    found = sample_complexity(cells(errors, sources=(1.0,)), 0.2)["lora"][1.0]
+    every = [n_required(errors[0][:, list(drawn)].mean(axis=1), SAMPLES, 0.2) for drawn in itertools.product(range(4), repeat=4)]
+    low, high = np.quantile(every, [0.025, 0.975], method="inverted_cdf")
+    assert found.interval == (pytest.approx(low, rel=0.05), pytest.approx(high, rel=0.05)) and low < found.samples < high
+
+
+def test_a_seed_that_diverged_reaches_nothing():
+    errors = np.full((1, 7, 2), 0.1)
+    errors[0, :, 1] = np.nan
+    with pytest.raises(InputError, match="no cells reach it"):
+        sample_complexity(cells(errors, sources=(1.0,)), 0.2)
+    errors[0, 2:, 1] = 0.1
+    assert sample_complexity(cells(errors, sources=(1.0,)), 0.2)["lora"][1.0].samples == pytest.approx(64)
+
+
+def test_cells_that_are_missing_or_doubled_are_refused():
+    some = cells(np.full((3, 7, 2), 0.1))
+    with pytest.raises(InputError, match=r"lora, quality 256\.0, n 16, seed 1 is there 0 times"):
+        surfaces([some[0], *some[2:]])
+    with pytest.raises(InputError, match="is there 2 times"):
+        surfaces([*some, some[3]])
+
+
+def test_the_slope_is_that_of_the_law():
+    # n_req = (c / e)^2 with c = source^0.35: slope 0.7.
+    sources = {256.0: [0.4, 0.4], 1024.0: [0.1, 0.1], 4096.0: [0.025, 0.025]}
+    c = np.array([values[0] ** 0.35 for values in sources.values()])
+    surface = surfaces(cells(2 * c[:, None, None] / np.sqrt(SAMPLES)[None, :, None] * np.ones(2)))["lora"]
+    value, (low, high), used = source_slope(surface, sources, 0.1)
+    assert used == 3 and low == pytest.approx(value) == high
+    assert value == pytest.approx(0.7, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "law", [FloorLaw((0.3, 0.1, 0.03), (100.0, 50.0, 30.0), 0.8), ProductLaw(20.0, 0.01, 0.6, 0.7)], ids=lambda law: type(law).__name__
+)
+def test_a_law_is_found_again_and_wins_on_held_out_cells(law):
+    means = law(SAMPLES) if isinstance(law, FloorLaw) else law(SOURCES, SAMPLES)
+    found = compare_laws(means, SOURCES, SAMPLES)
+    assert found.product is not None and found.product_held_out is not None
+    if isinstance(law, FloorLaw):
+        assert found.floor.exponent == pytest.approx(0.8, rel=1e-3) and found.floor.floors == pytest.approx(law.floors, rel=1e-3)
+        assert found.floor_held_out < 1e-3 < found.product_held_out
+    else:
+        assert (found.product.alpha, found.product.beta) == (pytest.approx(0.6, rel=1e-3), pytest.approx(0.7, rel=1e-3))
+        assert found.product_held_out < 1e-3
+
+
+def test_qualities_that_are_no_sizes_have_no_product_law():
+    found = compare_laws(FloorLaw((0.1, 0.2), (10.0, 20.0), 1.0)(SAMPLES), (0.0, 1e-3), SAMPLES)
+    assert found.product is None and found.floor_held_out < 1e-3
+
+
+def test_cells_are_read_as_written(tmp_path):
+    some = [*cells(np.full((3, 7, 2), 0.5)), Measured("scratch", None, 16, 0, math.nan, 0.0, 0.5, 1.0)]
+    write_cells(tmp_path / "cells.parquet", some)
+    again = read_cells(tmp_path / "cells.parquet")
+    assert [vars(cell) | {"error": 0, "norm": 0} for cell in again] == [vars(cell) | {"error": 0, "norm": 0} for cell in some]
+    np.testing.assert_allclose([cell.norm for cell in again], [cell.norm for cell in some], rtol=1e-6)
+    (tmp_path / "cells.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_cells(tmp_path / "cells.parquet")

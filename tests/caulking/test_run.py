@@ -1,0 +1,162 @@
+"""A whole grid on a model of random weights: the battery of chapters, and the commands on its run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.chapter import ChapterBattery, call
+from support.cli_tiny import write_questions
+from support.paths import FIXTURES
+
+from perturbjax import InputError, caulking
+from perturbjax.caulking.cells import read_cells
+from perturbjax.inference import Engine
+from perturbjax.models.adapters import LoRA
+from perturbjax.noise import Noise
+from perturbjax.pretrained import load_model
+from perturbjax.pretrained.adapter_files import read_adapter
+from perturbjax.tasks import load_task
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
+BASE = FIXTURES / "tiny_llama_tied"
+SETTINGS = {
+    "samples": "4,8",
+    "seeds": 2,
+    "in-flight": 2,
+    "sigmas": "0,0.1",
+    "test-examples": 8,
+    "steps": 4,
+    "batch": 2,
+    "rank": 2,
+    "learning-rates": 0.05,
+    "accuracies": "0.3,0.9",
+}
+
+
+class TestCaulking(ChapterBattery):
+    compared = ("cells.parquet", "caulks/lora-q0.1-n8-s1.safetensors")
+    commits = 4
+
+    @classmethod
+    def prepare(cls, folder: Path) -> None:
+        write_questions(folder / "even.jsonl", 24)
+
+    @classmethod
+    def arguments(cls, folder: Path, out: Path) -> list[str]:
+        given = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+        return ["caulking", "--base", str(BASE), "--target", str(folder / "even.jsonl"), "--out", str(out), *given]
+
+    @classmethod
+    def run(cls, folder: Path, out: Path, resume: bool = False) -> Any:
+        config = caulking.Config(
+            caulking.Bases(str(BASE), sigmas=(0.0, 0.1)),
+            caulking.Data(str(folder / "even.jsonl"), test_examples=8, accuracies=(0.3, 0.9)),
+            caulking.Grid(samples=(4, 8), seeds=2, rank=2, learning_rates=(0.05,), in_flight=2),
+            caulking.Fitting(steps=4, batch=2),
+            run=caulking.Run(out, resume),
+        )
+        return caulking.run(config)
+
+    def test_the_plan_is_said_before_anything_is_trained(self, finished, tmp_path, capsys):
+        arguments = self.arguments(finished, finished / "run")
+        shutil.copytree(finished / "run", tmp_path / "run", ignore=shutil.ignore_patterns("results.json", "state", "caulks"))
+        arguments[arguments.index("--out") + 1] = str(tmp_path / "run")
+        code, out, err = call([*arguments, "--resume"], capsys)
+        lines = err.splitlines()
+        plan = next(
+            n for n, line in enumerate(lines) if line.startswith("plan       8 cells (lora; 2 bases, 2 numbers of examples, 2 seeds)")
+        )
+        assert code == 0 and lines[plan + 3].startswith("expected   about ") and lines[plan + 4].startswith("training")
+        assert "examples that an accuracy takes" in out and self.content(tmp_path / "run") == self.content(finished / "run")
+
+    def test_predict_answers_as_the_exported_adapter_does(self, finished, tmp_path, capsys):
+        rows = [json.loads(line) for line in (finished / "even.jsonl").read_text().splitlines()[:6]]
+        questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+        questions.write_text("".join(json.dumps({"question": row["question"]}) + "\n" for row in rows))
+        run, cell = str(finished / "run"), "lora-q0-n8-s1"
+        code, _, _ = call(["predict", run, "--cell", cell, "--questions", str(questions), "--out", str(answers)], capsys)
+        assert code == 0
+        code, out, _ = call(["export", run, "--cell", cell, "--out", str(tmp_path / "peft")], capsys)
+        assert code == 0 and "as a PEFT adapter" in out
+        base, task = load_model(str(BASE)), load_task(str(finished / "even.jsonl"))
+        lora, trained = read_adapter(tmp_path / "peft", base)
+        assert (lora.rank, lora.scale) == (2, 2.0) and float(lora.norm(base.params, trained)) > 0
+        batch_of = {example.question: example for example in task.examples()}
+        merged = base.__class__(**vars(base) | {"params": lora.apply(base.params, trained)})
+        engine = Engine(merged, task, Noise(), chunk=1)
+        batch = engine.prepare([batch_of[row["question"]] for row in rows], task.templates[0])
+        expected = engine.run_plain(batch).answers[0]
+        assert tuple(json.loads(line)["answer"] for line in answers.read_text().splitlines()) == expected
+
+    def test_a_caulk_of_a_moved_base_is_exported_with_it(self, finished, tmp_path, capsys):
+        code, out, _ = call(["export", str(finished / "run"), "--cell", "lora-q0.1-n8-s0", "--out", str(tmp_path / "merged")], capsys)
+        assert code == 0 and "merged into it" in out
+        moved = load_model(str(tmp_path / "merged")).params["embed"]["embedding"]
+        assert 0.05 < np.std(moved - load_model(str(BASE)).params["embed"]["embedding"]) < 0.2
+
+    def test_cells_are_in_the_table_and_the_page(self, finished):
+        cells = read_cells(finished / "run" / "cells.parquet")
+        assert len(cells) == 8 and {cell.quality for cell in cells} == {0.0, 0.1} and all(0 <= cell.error <= 1 for cell in cells)
+        page = (finished / "run" / "report.html").read_text()
+        assert "accuracy takes" in page and "reconstruction" in page and page.count("data:image/png") == 2
+
+    @pytest.mark.parametrize(
+        ("command", "said"),
+        [
+            (["evaluate", "RUN"], "every cell of a run of caulking was measured already"),
+            (["predict", "RUN", "--alpha", "2", "--questions", "Q", "--out", "OUT"], "--alpha 2.0: RUN is a run of caulking"),
+            (["export", "RUN", "--cell", "lora-q0-n5-s0", "--out", "OUT"], "--cell lora-q0-n5-s0: the run keeps no such caulk"),
+            (["export", "RUN", "--merge", "--out", "OUT"], "--merge True: RUN is a run of caulking, which does not take it"),
+        ],
+    )
+    def test_bad_commands_are_one_line(self, finished, tmp_path, capsys, command, said):
+        places = {"RUN": str(finished / "run"), "OUT": str(tmp_path / "out"), "Q": str(finished / "even.jsonl")}
+        code, out, err = call([str(places.get(word, word)) for word in command], capsys)
+        assert code == 2 and out == "" and said.replace("RUN", places["RUN"]) in err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+    def test_a_damaged_or_missing_caulk_is_refused(self, finished, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(finished / "run", run)
+        path = run / "caulks" / "lora-q0-n8-s1.safetensors"
+        path.write_bytes(path.read_bytes()[:100])
+        code, _, err = call(["export", str(run), "--cell", "lora-q0-n8-s1", "--out", str(tmp_path / "out")], capsys)
+        assert code == 2 and "cannot be read" in err.splitlines()[-1]
+
+    def test_an_adapter_of_another_base_is_refused(self, finished, tmp_path, capsys):
+        call(["export", str(finished / "run"), "--cell", "lora-q0-n8-s1", "--out", str(tmp_path / "peft")], capsys)
+        other = load_model(str(BASE))
+        other.params["norm"]["scale"] = other.params["norm"]["scale"] * 2
+        with pytest.raises(InputError, match="it was trained on another base"):
+            read_adapter(tmp_path / "peft", other)
+        assert isinstance(read_adapter(tmp_path / "peft", load_model(str(BASE)))[0], LoRA)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--samples", "4,40"], "--samples 40: even has 15 different ones beside --test-examples 8; ask for fewer of either"),
+        (["--samples", "8,4"], "--samples 8,4: growing numbers of examples are required"),
+        (["--methods", "lora,magic"], "--methods magic: some of lora, adapter, head, bitfit, full, scratch are required"),
+        (["--methods", "lora,head", "--learning-rates", "0.1"], "--learning-rates 0.1: one for each of --methods is required"),
+        (["--methods", "bitfit", "--target", "gsm8k"], "--target gsm8k: a task of given answers is required"),
+        (["--rank", "4000"], "--rank 4000: at most "),
+        (["--sigmas", "0.1,0"], "--sigmas 0.1,0.0: growing numbers of at least 0 are required"),
+        (["--accuracies", "80"], "--accuracies 80.0: fractions between 0 and 1 are required"),
+        (["--mesh", "1x2"], "--mesh 1x2: cells are sharded, models are not; use DATAx1"),
+        (["--target", "MIXED"], "--target mixed: questions of one number of choices are required, these have 2 to 3"),
+    ],
+)
+def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, said):
+    write_questions(tmp_path / "even.jsonl", 24)
+    mixed = [{"question": f"{n}?", "answer": "a", "choices": ["a", "b", "c"][: 2 + n % 2]} for n in range(24)]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    flags = [str(tmp_path / "mixed.jsonl") if word == "MIXED" else word for word in flags]
+    common = {"--base": str(BASE), "--target": str(tmp_path / "even.jsonl"), "--samples": "4,8", "--test-examples": "8"}
+    given = [word for name in common if name not in flags for word in (name, common[name])]
+    code, out, err = call(["caulking", *given, *flags, "--out", str(tmp_path / "run")], capsys)
+    assert code == 2 and out == "" and said in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
