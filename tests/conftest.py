@@ -69,6 +69,8 @@ LONGEST = (
     "randopt/test_ensemble.py",
     "ivl/test_changes.py",
     "train/test_fit.py",
+    "caulking/test_run.py",
+    "caulking/test_grid.py",
     "ivl/test_value.py",
 )
 

@@ -63,8 +63,9 @@ def test_the_error_is_that_of_the_engine(model, kind):
 @pytest.mark.parametrize("kind", CHOICES)
 def test_the_loss_is_that_of_whole_sequences(model, kind):
     task, questions = encoded(model, kind)
-    rows = [(model.tokenizer.encode_prompt(prompt), model.tokenizer.encode(choice))
-            for prompt in (task.prompt(example, TEMPLATE) for example in task.examples()) for choice in prompt.choices]  # fmt: skip
+    prompts = [task.prompt(example, TEMPLATE) for example in task.examples()]
+    starts = model.tokenizer.encode_prompts(prompts)
+    rows = [(start, model.tokenizer.encode(choice)) for start, prompt in zip(starts, prompts, strict=True) for choice in prompt.choices]
     tokens = np.zeros((len(rows), max(len(start) + len(ids) for start, ids in rows)), np.int32)
     for number, (start, ids) in enumerate(rows):
         tokens[number, : len(start) + len(ids)] = [*start, *ids]
