@@ -1,0 +1,56 @@
+"""Run by ``vpretrain/test_mesh`` with 8 forced devices: a steered training on one device and on a mesh of 4x2.
+
+Prints one line a case: the part, ``ok`` or ``WRONG``, and the case.
+"""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from perturbjax.runs.files import MetricsLog
+from perturbjax.sharding import make_mesh
+from perturbjax.train import Training
+from perturbjax.train.loop import fit
+from perturbjax.train.optimizer import learning_rates
+from perturbjax.train.problem import Fitted
+from perturbjax.vpretrain.arms import Experiment
+from perturbjax.vpretrain.steering import Steering
+from support import vpretrain_cases as cases
+
+LOSSES, VALUES = 1e-5, 1e-4
+"""Relative. A value is a sum of products of both signs, so that more of its rounding is left."""
+STEPS = 4
+TRAINING = Training(steps=STEPS, batch_rows=8, row_tokens=20, every=2, learning_rate=3e-3)
+
+
+def steered(devices: int, model: int) -> Fitted:
+    learner, feedback = cases.SMALL, {"one": cases.rows(40, seed=1)}
+    layout = learner.config.partition(model)
+    dims = layout.dims(learner.config) if layout else {}
+    task, start = cases.task(learner=learner), (cases.params(learner.config), None, cases.designer_params())
+    rate, settings = learning_rates(TRAINING, STEPS), Steering(every=2, learning_rate=0.01)
+    experiment = Experiment(task, *start, settings, cases.rows(60), feedback, 8, rate, feedback, dims)
+    with tempfile.TemporaryDirectory() as name:
+        metrics = MetricsLog(Path(name) / "metrics.jsonl")
+        mesh = make_mesh(jax.devices()[:devices], model)
+        return fit(experiment.problem("value"), TRAINING, 0, Path(name) / "state", {"seed": 0}, mesh, metrics)
+
+
+def figures(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of training, validation and feedback; values and what they were predicted to do."""
+    updates = [update for look in fitted.looks for update in look.updates]
+    losses = [look.losses[name] for look in fitted.looks for name in ("loss", "plain")]
+    losses += [loss for look in fitted.looks for loss in look.validation.values()] + [update["feedback_loss"] for update in updates]
+    return np.array(losses), np.array([update[name] for update in updates for name in ("value", "direction_norm")])
+
+
+def main() -> None:
+    one, several = figures(steered(1, 1)), figures(steered(8, 2))
+    off = [float(np.abs(found / here - 1).max()) for found, here in zip(several, one, strict=True)]
+    print(f"steered {'ok' if off[0] < LOSSES and off[1] < VALUES else 'WRONG'} 4x2: losses {off[0]:.1e} apart, values {off[1]:.1e}")
+
+
+if __name__ == "__main__":
+    main()
