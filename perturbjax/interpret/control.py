@@ -99,7 +99,10 @@ def _cond(run: Interpreter, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
         return [run.materialize(output, "cond", "an output of a branch") for output in run.run_nested(closed, operands)]
 
     index = run.materialize(values[0], "cond", "the index of the branch")
-    return _switch([partial(branch, closed) for closed in eqn.params["branches"]])(index, values[1:])
+    branches = [partial(branch, closed) for closed in eqn.params["branches"]]
+    if any(_compat.open_jaxpr(closed)[0].effects for closed in eqn.params["branches"]):
+        return jax.lax.switch(index, branches, values[1:])  # a branch that is not taken must write nothing, so none is merely selected
+    return _switch(branches)(index, values[1:])
 
 
 def _switch(branches: list[Callable[[list[Any]], list[Any]]]) -> Callable[[jax.Array, list[Any]], list[Any]]:
