@@ -1,6 +1,5 @@
 """A whole grid on a language model, from settings to report, stage by stage, resumable at every chunk of cells."""
 
-import contextlib
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +22,6 @@ from perturbjax.caulking.results_table import results_table
 from perturbjax.caulking.setup import CHAPTER, Encoded, Parts, describe_run, encode, load_parts, make_bases, make_programs
 from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
-from perturbjax.errors import InputError
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
@@ -58,25 +56,17 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     check_agreement(parts.identity)
     mesh = make_mesh(config.machine)
     directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.model.name, parts.identity))
-    clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, fields_of(Config()), progress.note)
     parts = replace(parts, identity=identity)
     parts.model.tokenizer.clock = clock
     encoded = encode(parts)
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
-    peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax caulking ... --out {directory.path} --resume"
-    with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(directory.locked()))
-        try:
-            if not on_main(lambda: directory.results.exists()):
-                _stages(parts, encoded, mesh, directory, progress, peers)
-            results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
-            on_main(lambda: _finish(directory, results, progress))
-            return results
-        except InputError:
-            raise
-        except BaseException as error:
-            error.add_note(peers.advice)
-            raise
+    with directory.written("caulking", peers):
+        if not on_main(lambda: directory.results.exists()):
+            _stages(parts, encoded, mesh, directory, progress, peers)
+        results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
+        on_main(lambda: _finish(directory, results, progress))
+        return results
 
 
 def _check(config: Config) -> None:
@@ -84,15 +74,6 @@ def _check(config: Config) -> None:
     require("jinja2", "matplotlib", "optax", "safetensors")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
-
-
-def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
-    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
-    if directory.check_usable(parts.config.run.resume):
-        identity = directory.check_identity(parts.identity, fields_of(Config()))
-        progress.note(f"continuing the run in {directory.path}")
-        return directory.read_config()["prompt_clock"], dict(identity)
-    return parts.model.tokenizer.clock, parts.identity
 
 
 def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory, progress: Progress, peers: Peers) -> None:

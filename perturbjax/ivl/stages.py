@@ -1,6 +1,5 @@
 """A whole training of a value network, from settings to report, stage by stage, resumable at every commit."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +9,6 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
-from perturbjax.errors import InputError
 from perturbjax.ivl.artifacts import save_value
 from perturbjax.ivl.combined import combine
 from perturbjax.ivl.config import Config
@@ -70,7 +68,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     mesh = make_mesh(config.machine)
     check_layout(config, mesh)
     directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.models[0].name, parts.identity))
-    clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    first, defaults = parts.models[0], fields_of(Config())
+    clock, identity = directory.claim(parts.identity, first.tokenizer.clock, config.run.resume, defaults, progress.note)
     parts = replace(parts, identity=identity)
     for model in parts.models:
         model.tokenizer.clock = clock
@@ -78,22 +77,12 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     logits = bases_logits(parts, packed, directory.path / "logits")
     on_main(lambda: None if directory.results.exists() else check_room(logits, progress.note))
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
-    peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax ivl ... --out {directory.path} --resume"
-    with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(directory.locked()))
-        try:
-            if not on_main(lambda: directory.results.exists()):
-                _stages(parts, packed, logits, mesh, directory, progress, peers)
-            results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
-            on_main(lambda: _finish(directory, results, progress))
-            return results
-        except InputError:
-            if is_main():
-                directory.withdraw()
-            raise
-        except BaseException as error:
-            error.add_note(peers.advice)
-            raise
+    with directory.written("ivl", peers):
+        if not on_main(lambda: directory.results.exists()):
+            _stages(parts, packed, logits, mesh, directory, progress, peers)
+        results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
+        on_main(lambda: _finish(directory, results, progress))
+        return results
 
 
 def _check(config: Config) -> None:
@@ -101,15 +90,6 @@ def _check(config: Config) -> None:
     require("grain", "jinja2", "matplotlib", "optax", "safetensors")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
-
-
-def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
-    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
-    if directory.check_usable(parts.config.run.resume):
-        identity = directory.check_identity(parts.identity, fields_of(Config()))
-        progress.note(f"continuing the run in {directory.path}")
-        return directory.read_config()["prompt_clock"], dict(identity)
-    return parts.models[0].tokenizer.clock, parts.identity
 
 
 def _stages(

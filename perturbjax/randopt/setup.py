@@ -150,17 +150,8 @@ def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()
     """
     directory = RunDirectory(run)
     parts = load_parts(directory.read_settings(Config, trusted), note)
-    return continue_run(directory, parts)
-
-
-def continue_run(directory: RunDirectory, parts: Parts) -> Parts:
-    """Check that ``parts`` are those of the run, and give them its identity; its prompts show the date that they showed when it began.
-
-    Raises:
-        InputError: another run, the differences named.
-    """
     identity = directory.check_identity(parts.identity, fields_of(Config()))
-    parts.model.tokenizer.clock = directory.read_config()["prompt_clock"]
+    parts.model.tokenizer.clock = directory.read_config()["prompt_clock"]  # prompts show the date that they showed when it began
     return dataclasses.replace(parts, identity=dict(identity))
 
 

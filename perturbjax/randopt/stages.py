@@ -1,6 +1,5 @@
 """The whole RandOpt run, from settings to report, stage by stage, resumable at every point."""
 
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.flow import Flow, SearchRecord, run_base
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.results import Results, read_results
-from perturbjax.randopt.setup import Parts, continue_run, describe_run, load_parts, make_engine
+from perturbjax.randopt.setup import Parts, describe_run, load_parts, make_engine
 from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
@@ -27,7 +26,7 @@ from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, write_json
 from perturbjax.runs.machine import require
 from perturbjax.runs.profile import check_profile, trace
-from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path
+from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
 
 
 def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
@@ -56,30 +55,21 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     check_agreement(parts.identity)
     directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity))
     # Prompts that show the date show the same one on all processes, and after a resume that of the first day.
-    parts.model.tokenizer.clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    clock, defaults = parts.model.tokenizer.clock, fields_of(Config())
+    parts.model.tokenizer.clock, identity = directory.claim(parts.identity, clock, config.run.resume, defaults, progress.note)
     parts = replace(parts, identity=identity)
     engine = make_engine(parts)
     whole = prepare_all(parts, engine)
     slices = prepare_rounds(parts, engine, whole)
     progress.note(f"strategy {', '.join(dict.fromkeys(part.strategy for part in slices))}")
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
-    peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax randopt ... --out {directory.path} --resume"
-    with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(directory.locked()))
-        try:
-            results = _stages(parts, engine, whole, slices, directory, progress, peers)
-            if results is not None:
-                content = to_json(replace(results, seconds=results.seconds | {"process": time.perf_counter() - started}))
-                # Last, so that a run with results.json is a run with everything before it.
-                on_main(lambda: write_json(directory.results, content))
-            return from_json(Results, on_main(lambda: _finish(directory, progress)), str(directory.results))
-        except InputError:
-            if is_main():
-                directory.withdraw()
-            raise
-        except BaseException as error:
-            error.add_note(peers.advice)
-            raise
+    with directory.written("randopt", peers):
+        results = _stages(parts, engine, whole, slices, directory, progress, peers)
+        if results is not None:
+            content = to_json(replace(results, seconds=results.seconds | {"process": time.perf_counter() - started}))
+            # Last, so that a run with results.json is a run with everything before it.
+            on_main(lambda: write_json(directory.results, content))
+        return from_json(Results, on_main(lambda: _finish(directory, progress)), str(directory.results))
 
 
 def _check(config: Config) -> None:
@@ -89,14 +79,6 @@ def _check(config: Config) -> None:
     require("jinja2", "matplotlib")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
-
-
-def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
-    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
-    if directory.check_usable(parts.config.run.resume):
-        parts = continue_run(directory, parts)
-        progress.note(f"continuing the run in {directory.path}")
-    return parts.model.tokenizer.clock, parts.identity
 
 
 def _stages(

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from perturbjax.cluster import broadcast_json
+from perturbjax.cluster import broadcast_json, is_main, on_main
+from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.records import from_json, refuse, to_json
 from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
@@ -203,6 +204,51 @@ class RunDirectory:
             names = ",".join(dict.fromkeys(code))
             raise InputError(f"{self.path}: the run names Python code, which would be run; if you trust it, add `trust` {names}")
         return config
+
+    def claim(
+        self, identity: Identity, clock: str | None, resume: bool, defaults: Identity, note: Callable[[str], None]
+    ) -> tuple[str | None, dict[str, Any]]:
+        """Checks, on process 0, that the run of ``identity`` may be written here; all processes of a run call it.
+
+        Args:
+            identity: as this version makes it.
+            clock: the date that prompts show if the run begins now.
+            resume: a run that is here may be continued.
+            defaults: as for ``check_identity``.
+            note: told that a run is continued.
+
+        Returns:
+            The date that prompts show, that of the first day, and the identity as the run has it.
+
+        Raises:
+            InputError: as ``check_usable`` and ``check_identity``.
+        """
+
+        def on_process_0() -> tuple[str | None, dict[str, Any]]:
+            if not self.check_usable(resume):
+                return clock, dict(identity)
+            theirs = self.check_identity(identity, defaults)
+            note(f"continuing the run in {self.path}")
+            return self.read_config()["prompt_clock"], dict(theirs)
+
+        return on_main(on_process_0)
+
+    @contextlib.contextmanager
+    def written(self, chapter: str, peers: Peers) -> Iterator[None]:
+        """Holds the run, on process 0, while all processes work on it. Refused input leaves nothing behind of a run without a commit; any
+        other error gets a note that says what is safe and how to go on, which ``peers`` are told too."""
+        peers.advice = f"what {self.path} had committed is intact; continue with: perturbjax {chapter} ... --out {self.path} --resume"
+        with contextlib.ExitStack() as stack:
+            on_main(lambda: stack.enter_context(self.locked()))
+            try:
+                yield
+            except InputError:
+                if is_main():
+                    self.withdraw()
+                raise
+            except BaseException as error:
+                error.add_note(peers.advice)
+                raise
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

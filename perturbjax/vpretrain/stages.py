@@ -1,6 +1,5 @@
 """A whole steered pretraining with its controls, from settings to report, arm by arm, resumable at every commit."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
-from perturbjax.errors import InputError
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
@@ -75,27 +73,17 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     mesh = make_mesh(config.machine)
     check_layout(config, mesh)
     directory = RunDirectory(config.run.out or default_path(CHAPTER, parts.model.name, parts.identity))
-    clock, identity = on_main(lambda: _claim(directory, parts, progress))
+    clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, fields_of(Config()), progress.note)
     parts = replace(parts, identity=identity)
     parts.model.tokenizer.clock = clock
     packed = pack(parts, progress.note)
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
-    peers.advice = f"what {directory.path} had committed is intact; continue with: perturbjax vpretrain ... --out {directory.path} --resume"
-    with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(directory.locked()))
-        try:
-            if not on_main(lambda: directory.results.exists()):
-                _Stages(parts, packed, mesh, directory, progress, peers).all()
-            results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
-            on_main(lambda: _finish(directory, results, progress))
-            return results
-        except InputError:
-            if is_main():
-                directory.withdraw()
-            raise
-        except BaseException as error:
-            error.add_note(peers.advice)
-            raise
+    with directory.written("vpretrain", peers):
+        if not on_main(lambda: directory.results.exists()):
+            _Stages(parts, packed, mesh, directory, progress, peers).all()
+        results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
+        on_main(lambda: _finish(directory, results, progress))
+        return results
 
 
 def _check(config: Config) -> None:
@@ -103,15 +91,6 @@ def _check(config: Config) -> None:
     require("grain", "jinja2", "matplotlib", "optax", "safetensors")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
-
-
-def _claim(directory: RunDirectory, parts: Parts, progress: Progress) -> tuple[str | None, dict[str, Any]]:
-    """On process 0: checks that the run may be written there; returns the date that its prompts show, and its identity."""
-    if directory.check_usable(parts.config.run.resume):
-        identity = directory.check_identity(parts.identity, fields_of(Config()))
-        progress.note(f"continuing the run in {directory.path}")
-        return directory.read_config()["prompt_clock"], dict(identity)
-    return parts.model.tokenizer.clock, parts.identity
 
 
 class _Stages:
