@@ -7,6 +7,7 @@ import numpy as np
 
 from perturbjax.caulking.cells import Cell
 from perturbjax.errors import InputError
+from perturbjax.records import open_regular
 from perturbjax.runs.files import write_atomically
 from perturbjax.tree import leaf_paths, nest
 
@@ -36,6 +37,7 @@ def read_caulk(folder: Path, cell: Cell) -> Any:
 
     path = caulk_path(folder, cell)
     try:
-        return nest(load(path.read_bytes()))
+        with open_regular(path) as file:
+            return nest(load(file.read()))
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); restore the file, or train anew in another `out`") from error

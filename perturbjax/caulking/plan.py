@@ -12,6 +12,7 @@ from perturbjax.caulking.setup import Encoded, Parts
 from perturbjax.models.adapters import trainable_count
 from perturbjax.models.config import param_shapes
 from perturbjax.report.words import count, size
+from perturbjax.runs.console import duration
 
 REACHED = 0.5
 """Part of the rate of large matrix products that a training is expected to reach."""
@@ -48,13 +49,6 @@ def plan_lines(parts: Parts, encoded: Encoded, left: int, devices: int) -> list[
     ]
     seconds = left * _flops(parts, training, testing) / (REACHED * _rate(parts) * devices)
     return [*lines, f"expected   about {duration(seconds)}, by matrix products timed here; the bar tells more after the first cells"]
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def missing_classes(parts: Parts) -> Sequence[int]:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax.cluster import on_main
@@ -258,7 +256,3 @@ def describe_run(parts: Parts) -> dict[str, Any]:
         "versions": versions(),
         "devices": devices(),
     }
-
-
-def parameter_count(params: Any) -> int:
-    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(params))

@@ -27,8 +27,8 @@ from perturbjax.ivl.setup import (
     load_parts,
     make_problem,
     pack,
-    parameter_count,
 )
+from perturbjax.models.adapters import trainable_count
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
@@ -123,7 +123,7 @@ def _stages(
         Source(parts.task.name, parts.task.source),
         parts.template.name,
         packed.demonstrated,
-        parameter_count(params),
+        trainable_count(params),
         fitted.looks,
         fitted.step,
         fitted.stopped_early,

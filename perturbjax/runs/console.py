@@ -66,9 +66,9 @@ class Bar:
             rate = (done - self._from) / elapsed if elapsed > 0 else 0.0
             parts = [f"{done}/{self._total}"]
             if rate > 0 and done < self._total:
-                parts.append(f"{rate:.2f} {self._unit}s/s, {_duration((self._total - done) / rate)} left")
+                parts.append(f"{rate:.2f} {self._unit}s/s, {duration((self._total - done) / rate)} left")
             elif done >= self._total:
-                parts.append(f"in {_duration(elapsed)}")
+                parts.append(f"in {duration(elapsed)}")
             parts += [f"{name} {value}" for name, value in figures.items()]
             self._console.note(f"{self._label}: {', '.join(parts)}")
 
@@ -83,6 +83,7 @@ class Bar:
             self._bar.close()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min 05 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

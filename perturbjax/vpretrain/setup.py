@@ -248,7 +248,3 @@ def describe_run(parts: Parts) -> dict[str, Any]:
         "versions": versions(),
         "devices": devices(),
     }
-
-
-def parameter_count(params: Any) -> int:
-    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(params))

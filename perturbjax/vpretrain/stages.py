@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
+from perturbjax.models.adapters import trainable_count
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
@@ -42,7 +43,6 @@ from perturbjax.vpretrain.setup import (
     merged,
     model_dims,
     pack,
-    parameter_count,
 )
 
 
@@ -116,9 +116,9 @@ class _Stages:
             len(corpus.left_out),
             config.training.total_steps(len(corpus)),
             parts.overlaps,
-            parameter_count(experiment.trained),
+            trainable_count(experiment.trained),
             sum(int(np.prod(leaf.shape)) for leaf in jax.eval_shape(subset.take, experiment.trained).values()),
-            parameter_count(parts.designer_params),
+            trainable_count(parts.designer_params),
         )
         names = ", ".join(map(label, parts.feedback))
         task = Source(names, "; ".join(each.source for each in parts.feedback.values()))

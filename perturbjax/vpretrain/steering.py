@@ -152,11 +152,7 @@ def designer_auxiliary(
                     prepared = scores(unit(scaled))
                 own_part = norm(scaled) * value(new, prepared)[0]
                 momentum = dot(scaled, task.subset.take(optax.tree.get(training.optimizer, "mu")))
-                pace = jnp.asarray(rate(step), jnp.float32)
-                figures |= {
-                    "predicted": fall_by_adamw(pace, momentum, own_part, step),
-                    "predicted_alone": jnp.where(step == 0, jnp.nan, pace * own_part),
-                }
+                figures |= _predictions(jnp.asarray(rate(step), jnp.float32), momentum, own_part, step)
         return {"designer": new, "optimizer": moments, **_counted(state, good)}, figures
 
     designer = jax.tree.map(jnp.asarray, designer)
@@ -207,6 +203,12 @@ def _designed_gradient(task: DesignedTask, trained: Any, frozen: Any, designer: 
         return sums["loss"].sum() / jnp.maximum(sums["weight"].sum(), 1e-30)
 
     return jax.grad(loss)(task.subset.take(trained))
+
+
+def _predictions(rate: jax.Array, momentum: jax.Array, value: jax.Array, step: jax.Array) -> Figures:
+    """The fall by the whole step of AdamW, and by the task's own part of it; of ``fall_by_adamw``'s arguments."""
+    alone = jnp.where(step == 0, jnp.nan, rate * value)
+    return {"predicted": fall_by_adamw(rate, momentum, value, step), "predicted_alone": alone}
 
 
 def _counted(state: Any, good: jax.Array) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ from perturbjax.tasks.jsonl import JsonlGeneration
 from perturbjax.tasks.safe_eval import evaluate
 
 SIZE = 100_000
+LIMIT = 0.05  # seconds for SIZE characters, on a machine of ordinary speed
 PIECES = (
     *("1", "a", " ", "\n", "\t", "-", ".", ",", "#", "(", ")", "$", "\u00a0", "\u2212", "\ud7ff", "\U0001f600", "\\"),
     *("1,111", ",111", "1,", "1.1", "-1", "$1", "1 ", "1\n", "0", "1,111,1111", ".1", "1e1"),
@@ -47,15 +48,20 @@ for task in (Countdown(), Gsm8k(), Arithmetic(), WORDS, NUMBERS):
     READERS[f"key {task.name}"] = lambda text, task=task: task.vote_key(text, EXAMPLE)
 
 
+def seconds(read, text):
+    """CPU seconds of a reading: the best of three, or the first that is below the limit."""
+    taken = []
+    while len(taken) < 3 and (not taken or min(taken) >= LIMIT):  # again where another process was in the way
+        start = time.process_time()
+        read(text)
+        taken.append(time.process_time() - start)
+    return min(taken)
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_replies_are_read_in_linear_time(name):
-    slowest = (0.0, "")
     for text in TEXTS:
-        taken = []
-        while len(taken) < 3 and (not taken or min(taken) >= 0.05):  # again where another process was in the way
-            start = time.process_time()
-            READERS[name](text)
-            taken.append(time.process_time() - start)
-        slowest = max(slowest, (min(taken), text[:40]))
-    print(slowest)
-    assert slowest[0] < 0.05, slowest
+        taken = seconds(READERS[name], text)
+        if taken >= LIMIT:  # a slow machine, or a reader that is not linear: on half the text it would take a quarter of the time
+            half = seconds(READERS[name], text[: SIZE // 2])
+            assert taken < 10 * LIMIT and taken < 3 * half, (taken, half, text[:40])
