@@ -32,8 +32,8 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra perturbjax[tpu] holds the TPU compiler"
 )
 def test_candidates_never_talk_and_weights_are_never_gathered():
-    small = ("--topology", "v5e:2x2", "--mesh", "2x2", "--prompts", "8", "--prompt-tokens", "128", "--max-new-tokens", "128", "--no-search")
-    done = plan("--model", str(CONFIG), "--chunk", "50", *small)
+    small = ("--topology", "v5e:2x2", "--mesh", "2x2", "--rows", "8", "--row-tokens", "128", "--prompts", "4", "--prompt-tokens", "32")
+    done = plan("--model", str(CONFIG), "--chunk", "50", *small, "--max-new-tokens", "32", "--no-search")
     assert done.returncode == 0, done.stderr
     verdicts = re.findall(r'on "data" inside the loop: (\d+); all-gathers over "model" beyond 4 MiB .*: (\d+)', done.stdout)
     assert verdicts[:2] == [("0", "0")] * 2 and [gathers for _, gathers in verdicts] == ["0"] * 3, done.stdout
@@ -41,9 +41,9 @@ def test_candidates_never_talk_and_weights_are_never_gathered():
     assert (many[1], few[1]) == ("100", "2")
     assert float(many[0]) == pytest.approx(float(few[0]), rel=0.05), "temporaries do not grow with the population"
     # 24 layers, one sum after attention and one after the mlp.
-    assert re.search(r"all-reduce +model +inside 3 loops +48 x 7.00 MiB", done.stdout), done.stdout
+    assert re.search(r"all-reduce +model +inside 3 loops +48 x 1.75 MiB", done.stdout), done.stdout
     assert "6,400 takes 64, N = 640,000 takes 6400" in done.stdout
-    assert "TRAINING of all parameters, 16 rows of 512 tokens a step" in done.stdout
+    assert "TRAINING of all parameters, 16 rows of 128 tokens a step" in done.stdout
 
 
 @pytest.mark.parametrize(
