@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,7 +48,7 @@ def leaf_paths(params: Params) -> dict[str, Any]:
 
     Raises:
         ValueError: two leaves share a path or the crc32 of one, and would share their noise.
-        TypeError: a leaf is lazy.
+        TypeError: a leaf is lazy, or neither an array nor a number.
     """
     leaves: dict[str, Any] = {}
     hashes: dict[int, str] = {}
@@ -54,11 +56,28 @@ def leaf_paths(params: Params) -> dict[str, Any]:
         path = leaf_path(keypath)
         if _is_unmade(leaf):
             raise TypeError(Unmade.refusal(path))
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+            raise TypeError(
+                f"parameter {path!r} is no array but of type {type(leaf).__name__}: give the arrays alone and close over the rest, e.g. "
+                "params, rest = equinox.partition(model, equinox.is_array)"
+            )
         other = hashes.setdefault(path_hash(path), path)
         if path in leaves or other != path:
             raise ValueError(f"parameters {other!r} and {path!r} have one crc32, so they would get the same noise: rename one of them")
         leaves[path] = leaf
     return leaves
+
+
+def state_paths(params: Params) -> frozenset[str]:
+    """Paths of what a Flax NNX state holds besides parameters: batch statistics, counts, keys. Empty for any other tree."""
+    nnx = sys.modules.get("flax.nnx")  # who has such a state has imported it
+    if nnx is None:
+        return frozenset()
+    found = []
+    for keypath, node in jax.tree_util.tree_flatten_with_path(params, lambda node: isinstance(node, nnx.Variable))[0]:
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.Param):
+            found += [leaf_path((*keypath, *inner)) for inner, _ in jax.tree_util.tree_flatten_with_path(node)[0]]
+    return frozenset(found)
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from perturbjax.inference.outputs import EncodedBatch, Outputs, ProgramName, gra
 from perturbjax.inference.packing import ScoringExample, common_prefix, pack, unpack
 from perturbjax.inference.programs import batch_prompts, choice_values, generate_replies
 from perturbjax.noise import Candidate, Noise
+from perturbjax.noise.spec import moving
 from perturbjax.noise.values import fold_in, root_key_data
 from perturbjax.pretrained import Model
 from perturbjax.scoring import ChunkProgram
@@ -107,7 +108,8 @@ class Engine:
         """What was asked for, or the cost model's choice. ``all_logits``: all are needed, not those of a few ids."""
         if self.strategy != "auto":
             return self.strategy
-        sizes = {path: leaf.size for path, leaf in leaf_paths(self.params.arrays).items() if self.noise.scale_of(path)}
+        leaves = leaf_paths(self.params.arrays)
+        sizes = {path: leaves[path].size for path in moving(leaves, self.noise)}
         embeddings = sum(size for path, size in sizes.items() if path.endswith(EMBEDDING))
         looked_up = embeddings if not (all_logits and self.model.config.tied_head) else 0
         in_dots = 1 - looked_up / max(1, sum(sizes.values()))

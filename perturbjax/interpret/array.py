@@ -23,6 +23,7 @@ from perturbjax.noise import Candidate
 from perturbjax.noise.block import Block, Slice
 from perturbjax.noise.dense import Blocks, perturb_block
 from perturbjax.noise.low_rank import low_rank_factors, low_rank_product
+from perturbjax.noise.population import check_candidate
 from perturbjax.noise.spec import Noise, scales, wide_dtype
 from perturbjax.noise.values import fold_in
 from perturbjax.tree import Params, leaf_paths, map_with_paths, path_hash
@@ -211,13 +212,14 @@ def lazy(
 
     Returns:
         The same tree: a ``LazyArray`` for every leaf that moves, the perturbed leaf where it is less than 1/1024 of what moves, and the
-        leaf itself where it does not move (integers, excluded by a rule).
+        leaf itself where it does not move (integers, excluded by a rule, statistics of an NNX state).
 
     >>> import perturbjax as pj
     >>> theta = lazy({"w": jnp.ones((2, 3)), "steps": jnp.int32(4)}, pj.Population(seed=0, size=4)[1], pj.Noise())
     >>> theta["w"].shape, theta["steps"]
     ((2, 3), Array(4, dtype=int32))
     """
+    check_candidate(candidate)
     leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
     step = candidate.sigma * candidate.sign
     leaves = leaf_paths(params)

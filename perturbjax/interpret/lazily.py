@@ -53,7 +53,7 @@ def lazily(fn: Callable[..., Any], *, strict: bool = False) -> Lazily:
     result under ``jax.jit``, and ``jax.vmap`` it over candidates. Forward only: differentiating it raises ``TypeError``.
 
     Args:
-        fn: function of arrays or pytrees of arrays; close over anything else.
+        fn: function of arrays or pytrees of arrays. Booleans, strings and functions that are given to it stay as they are.
         strict: raise where a matrix or more would have to be materialized, naming primitive and parameter.
 
     Returns:
@@ -90,11 +90,13 @@ class Lazily:
         return usage
 
     def _run(self, usage: Usage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, LazyArray))
+        flattened, structure = jax.tree.flatten((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, LazyArray))
+        leaves = [leaf for leaf in flattened if not _is_static(leaf)]
 
         def flat(*leaves: Any) -> list[Any]:
             nonlocal result
-            args, kwargs = jax.tree.unflatten(structure, leaves)
+            given = iter(leaves)
+            args, kwargs = jax.tree.unflatten(structure, [leaf if _is_static(leaf) else next(given) for leaf in flattened])
             outputs, result = jax.tree.flatten(self._fn(*args, **kwargs))
             return outputs
 
@@ -107,6 +109,11 @@ class Lazily:
         run = Interpreter(usage)
         outputs = run.run(jaxpr, consts, leaves)
         return jax.tree.unflatten(result, [run.materialize(output, "return", "the function returns it") for output in outputs])
+
+
+def _is_static(leaf: Any) -> bool:
+    # ``fn(params, x, True)`` may branch in Python on what it is given.
+    return isinstance(leaf, bool | str | bytes) or (callable(leaf) and not hasattr(leaf, "dtype"))
 
 
 def _forward_only(values: Any) -> Any:

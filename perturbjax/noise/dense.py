@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float32
 from perturbjax.noise import low_rank
 from perturbjax.noise.block import Block
 from perturbjax.noise.distributions import DISTRIBUTIONS
-from perturbjax.noise.population import Candidate
+from perturbjax.noise.population import Candidate, check_candidate
 from perturbjax.noise.spec import Noise, scales, wide_dtype
 from perturbjax.noise.values import KeyData, fold_in
 from perturbjax.tree import Params, map_with_paths, path_hash
@@ -47,6 +47,7 @@ def perturb(
     >>> jnp.abs(theta["w"]).tolist(), theta["norm"].tolist(), int(theta["steps"])
     ([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], [1.0, 1.0, 1.0], 7)
     """
+    check_candidate(candidate)
     leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
     step = candidate.sigma * candidate.sign
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,18 @@ class Candidate(NamedTuple):
         return Candidate(
             jnp.zeros(shape, jnp.uint32), jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32), jnp.zeros((*shape, 2), jnp.uint32)
         )
+
+
+def check_candidate(candidate: Any) -> None:
+    """Refuses anything but one candidate.
+
+    Raises:
+        ValueError: it is something else, or a batch of them.
+    """
+    if not isinstance(candidate, Candidate):
+        raise ValueError(f"candidate {type(candidate).__name__}: a Candidate is required, such as population[3]")
+    if jnp.ndim(candidate.index):
+        raise ValueError(f"candidate of shape {jnp.shape(candidate.index)}: one is required; use jax.vmap for several")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from perturbjax.errors import InputError
 from perturbjax.noise.distributions import DISTRIBUTIONS
-from perturbjax.tree import Params, leaf_paths
+from perturbjax.tree import Params, leaf_paths, state_paths
 
 Scale = Literal["absolute", "rms", "modular"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -59,7 +59,8 @@ class Noise:
             that takes the sum's place.
             Embeddings (path holds "embed") and leaves of fewer than two dims get 1: their norm is the RMS of a row.
             The formula is ours after that paper; Modular-Norm RandOpt (arXiv 2609.25745) weighs modules otherwise.
-        rules: first match wins.
+        rules: first match wins. What no rule names has ``scale``, but for what a Flax NNX state holds besides ``nnx.Param``s (batch
+            statistics): that does not move.
     """
 
     distribution: str = "gaussian"
@@ -76,17 +77,32 @@ class Noise:
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
             raise ValueError(f"rank {self.rank}: must be an integer of at least 1, or None for full rank")
 
-    def scale_of(self, path: str) -> Scale | None:
-        """The scale of a leaf, or None where a rule excludes it."""
-        for rule in self.rules:
-            if rule.matches(path):
-                return rule.scale
-        return self.scale
+    def rule_of(self, path: str) -> Rule | None:
+        """The rule that decides about a leaf."""
+        return next((rule for rule in self.rules if rule.matches(path)), None)
 
 
 def is_perturbable(leaf: Any) -> bool:
     """Floating-point arrays move; integers, booleans and complex numbers never do."""
     return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
+def moving(params: Params, noise: Noise) -> dict[str, Scale]:
+    """Path -> scale of the leaves that move, in tree order; shapes and types are enough.
+
+    Raises:
+        ValueError: ``noise`` is no ``Noise``.
+    """
+    if not isinstance(noise, Noise):
+        raise ValueError(f"noise {type(noise).__name__}: a Noise is required, such as Noise('rademacher')")
+    found: dict[str, Scale] = {}
+    state = state_paths(params)
+    for path, leaf in leaf_paths(params).items():
+        rule = noise.rule_of(path)
+        scale = rule.scale if rule else None if path in state else noise.scale
+        if scale is not None and is_perturbable(leaf):
+            found[path] = scale
+    return found
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -118,15 +134,14 @@ def scales(params: Params, noise: Noise, squares: Callable[[str, Any], jax.Array
     Raises:
         InputError: no parameter moves; every candidate would be the base.
     """
-    leaves = leaf_paths(params)
-    moving: dict[str, Scale] = {path: name for path, leaf in leaves.items() if (name := noise.scale_of(path)) and is_perturbable(leaf)}
-    if not moving:
-        excluded = sum(noise.scale_of(path) is None for path in leaves)
+    found, leaves = moving(params, noise), leaf_paths(params)
+    if not found:
+        fixed = sum(not is_perturbable(leaf) for leaf in leaves.values())
         raise InputError(
-            f"`noise`: moves none of the {len(leaves)} parameters ({excluded} excluded by rules, {len(leaves) - excluded} not "
-            "floating-point): at least one must move; change the rules, or give real floating-point arrays"
+            f"`noise`: moves none of the {len(leaves)} parameters ({fixed} not floating-point, {len(leaves) - fixed} excluded): "
+            "at least one must move; change the rules, or give real floating-point arrays"
         )
-    return {path: _scale(path, leaves[path], noise, name, squares) for path, name in moving.items()}
+    return {path: _scale(path, leaves[path], noise, name, squares) for path, name in found.items()}
 
 
 def _scale(path: str, leaf: Any, noise: Noise, name: Scale, squares: Callable[[str, Any], jax.Array]) -> jax.Array:
@@ -142,11 +157,13 @@ def _scale(path: str, leaf: Any, noise: Noise, name: Scale, squares: Callable[[s
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a noise setting does to a tree: ``moved`` of ``total`` elements, and the rules that matched no leaf."""
+    """What a noise setting does to a tree: ``moved`` of ``total`` elements, the rules that matched no leaf, and the leaves that stay
+    because a Flax NNX state holds them besides its parameters."""
 
     moved: int
     total: int
     unused_rules: tuple[Rule, ...]
+    state: tuple[str, ...] = ()
 
     @property
     def fraction(self) -> float:
@@ -157,6 +174,7 @@ def coverage(params: Params, noise: Noise) -> Coverage:
     """Reports which fraction of the parameters moves and which rules match nothing."""
     leaves = leaf_paths(params)
     sizes = {path: math.prod(jnp.shape(leaf)) for path, leaf in leaves.items()}
-    moved = sum(sizes[path] for path, leaf in leaves.items() if noise.scale_of(path) and is_perturbable(leaf))
+    found = moving(params, noise)
     unused = tuple(rule for rule in noise.rules if not any(map(rule.matches, leaves)))
-    return Coverage(moved, sum(sizes.values()), unused)
+    state = tuple(sorted(state_paths(params) - found.keys()))
+    return Coverage(sum(sizes[path] for path in found), sum(sizes.values()), unused, state)

@@ -14,6 +14,7 @@ from perturbjax import _compat, sharding
 from perturbjax.cluster import on_main
 from perturbjax.interpret import lazily, lazy
 from perturbjax.noise import Candidate, Noise, Population, coverage
+from perturbjax.noise.spec import moving
 from perturbjax.scoring.program import ChunkProgram
 from perturbjax.scoring.strategy import Strategy, Work, cheapest, has_factors
 from perturbjax.tree import Params
@@ -36,6 +37,8 @@ class Scorer:
             noise of float32 parameters, and else lazy or copy by which makes less noise.
 
     Raises:
+        TypeError: a parameter that is no array.
+        ValueError: ``noise`` is no ``Noise``.
         InputError: an unknown strategy; "low_rank" with noise of full rank or parameters that are not float32; noise that moves nothing.
 
     >>> import jax.numpy as jnp
@@ -58,7 +61,8 @@ class Scorer:
         in_flight: int = 1,
         strategy: Literal["auto", Strategy] = "auto",
     ):
-        self._fn, self._noise, self._mesh = fn, noise or Noise(), mesh or sharding.make_mesh()
+        self._fn, self._noise, self._mesh = fn, Noise() if noise is None else noise, mesh or sharding.make_mesh()
+        moving(params, self._noise)  # says what is wrong with them before anything is on a device
         put = sharding.shard_params if sharding.DATA in self._mesh.axis_names else sharding.keep_params
         self._params = put(params, self._mesh)
         self._chunk, self._in_flight = chunk, in_flight
@@ -73,7 +77,12 @@ class Scorer:
 
         Returns:
             float array (n,) or (n, B).
+
+        Raises:
+            ValueError: anything but batched candidates.
         """
+        if not isinstance(candidates, Candidate) or candidates.index.ndim != 1:
+            raise ValueError(f"candidates {type(candidates).__name__}: batched candidates are required, such as population[:]")
         if self._program is None:
             self._program = self._compile(self._cheapest(batch))
         return self._program(candidates, sharding.put_replicated(batch, self._mesh))

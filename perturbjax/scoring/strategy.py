@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from perturbjax.errors import InputError
 from perturbjax.noise import DISTRIBUTIONS, Noise
-from perturbjax.noise.spec import is_perturbable
+from perturbjax.noise.spec import moving
 from perturbjax.tree import Params, leaf_paths
 
 Strategy = Literal["lazy", "copy", "low_rank"]
@@ -65,7 +65,8 @@ class Work:
 
 def has_factors(params: Params, noise: Noise) -> bool:
     """Whether low-rank noise can be applied as factors beside the weights: every matrix that moves is float32 and so rounds nothing."""
-    matrices = (leaf for path, leaf in leaf_paths(params).items() if noise.scale_of(path) and is_perturbable(leaf) and jnp.ndim(leaf) >= 2)
+    leaves = leaf_paths(params)
+    matrices = (leaves[path] for path in moving(params, noise) if jnp.ndim(leaves[path]) >= 2)
     return noise.rank is not None and all(leaf.dtype == jnp.float32 for leaf in matrices)
 
 

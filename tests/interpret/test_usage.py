@@ -101,6 +101,17 @@ def test_python_numbers_and_weakly_typed_leaves_promote_as_the_oracle_does():
             assert found.dtype == expected.dtype == jnp.float32 and found == expected
 
 
+def test_booleans_strings_and_functions_stay_as_they_are_given():
+    def fn(p, x, train, activation, *, kind="plain"):
+        h = x @ p["square"] if kind == "square" else x
+        return activation(h) if train else h
+
+    for train in (True, False):
+        args = INPUTS, train, jax.nn.relu
+        found = pj.perturbed(fn, pj.Noise())(POPULATION[1], MATRICES, *args, kind="square")
+        assert relative_error(found, fn(pj.perturb(MATRICES, POPULATION[1], pj.Noise()), *args, kind="square")) < 1e-6
+
+
 def test_integers_booleans_and_excluded_leaves_are_passed_as_they_are():
     params = {"steps": jnp.int32(3), "mask": jnp.ones(4, bool), "norm": jnp.ones(4), "w": jnp.ones((4, 4))}
     moved = theta(params, pj.Noise(rules=(pj.Rule("norm", None),)))

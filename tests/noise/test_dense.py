@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import perturbjax as pj
+from perturbjax.interpret import lazy
 from perturbjax.noise import DISTRIBUTIONS, Candidate, Noise, Population, Rule, coverage, perturb, scales
 from perturbjax.noise.spec import SCALES
 from perturbjax.tree import fingerprint, leaf_paths
@@ -164,6 +166,37 @@ def test_rules_first_match_wins_and_coverage_reports():
     report = coverage(params, noise)
     assert report.unused_rules == (rules[2],)
     assert (report.moved, report.total) == (40 * 16 + 3 * 16 * 40 + 33 + 1, 40 * 16 + 3 * 16 * 40 + 48 + 33 + 1 + 4 + 2)
+
+
+def test_statistics_of_an_nnx_state_stay_unless_a_rule_names_them():
+    class Module(nnx.Module):
+        def __init__(self):
+            self.norm, self.drop = nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+    state = nnx.state(Module())
+    assert set(scales(state, Noise())) == {"norm/scale/value", "norm/bias/value"}
+    statistics = {"norm/mean/value", "norm/var/value"}
+    assert statistics < set(coverage(state, Noise()).state) and not coverage(base("float32"), Noise()).state
+    assert statistics < set(scales(state, Noise(rules=(Rule("mean|var", "absolute"),))))
+    moved = perturb(state, POPULATION[1], Noise())
+    assert (moved["norm"]["var"].get_value() == 1).all() and (moved["norm"]["scale"].get_value() != 1).all()
+
+
+@pytest.mark.parametrize(
+    ("params", "candidate", "noise", "message"),
+    [
+        ({"w": jnp.ones(3), "act": jax.nn.relu}, POPULATION[0], Noise(), "parameter 'act' is no array but of type custom_jvp: give"),
+        ({"w": jnp.ones(3), "name": "a"}, POPULATION[0], Noise(), "parameter 'name' is no array but of type str: give"),
+        ({"w": jnp.ones(3)}, POPULATION[0], "gaussian", "noise str: a Noise is required"),
+        ({"w": jnp.ones(3)}, 3, Noise(), "candidate int: a Candidate is required"),
+        ({"w": jnp.ones(3)}, POPULATION, Noise(), "candidate Population: a Candidate is required"),
+        ({"w": jnp.ones(3)}, POPULATION[:2], Noise(), r"candidate of shape \(2,\): one is required"),
+    ],
+)
+@pytest.mark.parametrize("function", [perturb, lazy])
+def test_what_is_no_parameter_noise_or_candidate_is_named(function, params, candidate, noise, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        function(params, candidate, noise)
 
 
 def test_leaves_with_one_crc_are_refused():
