@@ -18,12 +18,16 @@ from perturbjax.caulking import Config as CaulkingConfig
 from perturbjax.cli.arguments import UsageError, flag_names, parse, with_flags
 from perturbjax.cli.bench import BenchConfig, run_bench
 from perturbjax.cli.caulking import run_caulking
+from perturbjax.cli.compare import CompareConfig, run_compare
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.export import ExportConfig, run_export
 from perturbjax.cli.ivl import run_ivl
 from perturbjax.cli.plan import PlanConfig, run_plan
 from perturbjax.cli.predict import PredictConfig, run_predict
 from perturbjax.cli.randopt import run_randopt
+from perturbjax.cli.report import ReportConfig, run_report
+from perturbjax.cli.scores import ScoresConfig, run_scores
+from perturbjax.cli.select import SelectConfig, run_select
 from perturbjax.cli.vpretrain import run_vpretrain
 from perturbjax.errors import InputError, shortened
 from perturbjax.ivl import Config as IvlConfig
@@ -53,6 +57,10 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "evaluate": (EvaluateConfig, run_evaluate),
     "predict": (PredictConfig, run_predict),
     "export": (ExportConfig, run_export),
+    "report": (ReportConfig, run_report),
+    "select": (SelectConfig, run_select),
+    "scores": (ScoresConfig, run_scores),
+    "compare": (CompareConfig, run_compare),
     "bench": (BenchConfig, run_bench),
     "plan": (PlanConfig, run_plan),
 }

@@ -1,13 +1,11 @@
 """``perturbjax caulking``: the grid on a language model, on one process or several; and what ``predict`` and ``export`` do with its run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perturbjax.caulking import Config
 from perturbjax.cli.randopt import in_cluster
 from perturbjax.errors import InputError
 from perturbjax.runs.console import Console
-from perturbjax.runs.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from perturbjax.cli.export import ExportConfig
@@ -20,15 +18,6 @@ def run_caulking(config: Config, console: Console) -> None:
     from perturbjax.caulking.stages import run
 
     in_cluster(config.machine, console, lambda peers: run(config, console, peers))
-
-
-def is_caulking_run(run: Path) -> bool:
-    """Whether a run directory is one of ``perturbjax caulking``.
-
-    Raises:
-        InputError: there is no run.
-    """
-    return RunDirectory(run).read_config().get("chapter") == "caulking"
 
 
 def predict_caulk(config: "PredictConfig", console: Console) -> None:

@@ -1,6 +1,5 @@
 """``perturbjax evaluate``: a saved ensemble and its base on questions that the run has not used."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from perturbjax.cli.caulking import is_caulking_run
-from perturbjax.cli.pretrained import evaluate_pretrained, is_pretraining_run
-from perturbjax.cli.value import EVALUATE_OPTIONS, evaluate_value, is_value_run, refuse_options
+from perturbjax.cli.outputs import check_file_name
+from perturbjax.cli.pretrained import evaluate_pretrained
+from perturbjax.cli.value import EVALUATE_OPTIONS, evaluate_value, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
 from perturbjax.records import to_json
@@ -20,6 +19,7 @@ from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.config import check_positive
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Task
 from perturbjax.tasks.splits import same_question_key
 from perturbjax.tree import digest
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure what a run made, and its base, on questions that chose nothing; writes RUN/evaluation-NAME.json.
+    """Measure what a run made, and its base, on questions that chose nothing; writes RUN/evaluation-NAME.json (an
+    ensemble's scores by question beside it, for perturbjax compare).
 
     - rows left over: perturbjax evaluate RUN --examples 200
     - your own rows: perturbjax evaluate RUN --task more.jsonl
@@ -72,20 +73,21 @@ class EvaluateConfig:
 def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     """Measure, write, show."""
     check_positive(config, "examples")
-    if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
-        raise InputError(f"--name {config.name!r}: letters, digits, '.', '_' and '-' only, it becomes part of a file name")
-    if is_caulking_run(config.run):
+    check_file_name("name", config.name)
+    chapter = RunDirectory(config.run).chapter
+    if chapter == "caulking":
         raise InputError(f"{config.run}: every cell of a run of caulking was measured already; its report and cells.parquet say how it did")
-    if is_pretraining_run(config.run):
+    if chapter == "vpretrain":
         use_compile_cache(config.compile_cache, console)
         return evaluate_pretrained(config, console)
-    if is_value_run(config.run):
+    if chapter == "ivl":
         use_compile_cache(config.compile_cache, console)
         return evaluate_value(config, console)
     refuse_options(config, EVALUATE_OPTIONS, "randopt")
     use_compile_cache(config.compile_cache, console)
     from perturbjax.inference.fingerprint import task_fingerprint
     from perturbjax.randopt.ensembles import compare_to_base
+    from perturbjax.randopt.questions import write_question_scores
     from perturbjax.randopt.setup import make_engine, reopen_ensemble
     from perturbjax.tasks import load_task
 
@@ -100,8 +102,8 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         raise InputError(f"--task {task.name}: no rows that the run has not used; give --task with other questions")
     template = parts.template if own else task.templates[0]
     engine = make_engine(parts, task)
-    compared = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, console)
-    path = config.run / f"evaluation-{config.name or re.sub(r'[^A-Za-z0-9_.-]', '_', task.name)}.json"
+    compared, scores = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, console)
+    path = RunDirectory(config.run).evaluation(config.name or task.name)
     record = {
         "task": {"name": task.name, "source": task.source, "fingerprint": task_fingerprint(task, rows)},
         "template": template.name,
@@ -109,6 +111,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
         "members": [int(index) for index in ensemble.members],
         "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
     }
+    write_question_scores(path.with_suffix(".parquet"), rows, scores)
     write_json(path, record | to_json(compared))
     console.line(f"{len(rows)} questions of {task.name} that the run has not used, prompt {template.name}")
     console.line(_line("base model", compared.base))

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import tyro
 
-from perturbjax.cli.caulking import export_caulk, is_caulking_run
-from perturbjax.cli.pretrained import export_pretrained, is_pretraining_run
-from perturbjax.cli.value import export_value, is_value_run, refuse_options
+from perturbjax.cli.caulking import export_caulk
+from perturbjax.cli.outputs import check_new_directory
+from perturbjax.cli.pretrained import export_pretrained
+from perturbjax.cli.value import export_value, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
+from perturbjax.runs.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -51,22 +53,23 @@ class ExportConfig:
 
 def run_export(config: ExportConfig, console: Console) -> None:
     """Rebuild the asked model from ensemble.json and write it."""
-    if is_caulking_run(config.run):
+    chapter = RunDirectory(config.run).chapter
+    if chapter == "caulking":
         refuse_options(config, ("rank", "merge", "base", "beside", "vocabulary"), "caulking")
-        _check_empty(config.out)
+        check_new_directory(config.out)
         return export_caulk(config, console)
     refuse_options(config, ("cell",), "another chapter than caulking")
-    if is_pretraining_run(config.run):
-        _check_empty(config.out)
+    if chapter == "vpretrain":
+        check_new_directory(config.out)
         return export_pretrained(config, console)
-    if is_value_run(config.run):
+    if chapter == "ivl":
         refuse_options(config, ("rank", "merge", "base"), "ivl")
-        _check_empty(config.out)
+        check_new_directory(config.out)
         return export_value(config, console)
     refuse_options(config, ("beside", "vocabulary"), "randopt")
     if [config.rank is not None, config.merge, config.base].count(True) != 1:
         raise InputError("export: exactly one of --rank, --merge and --base is required")
-    _check_empty(config.out)
+    check_new_directory(config.out)
     use_compile_cache(config.compile_cache, console)
     from perturbjax.noise import perturb
     from perturbjax.pretrained.export import export_safetensors
@@ -85,8 +88,3 @@ def run_export(config: ExportConfig, console: Console) -> None:
         params, what = merge(params, ensemble.candidates, ensemble.noise), f"the average of the {len(ensemble)} members"
     export_safetensors(parts.model, params, config.out)
     console.line(f"wrote {what} to {config.out}")
-
-
-def _check_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out}: exists and is not an empty directory; give a new one")

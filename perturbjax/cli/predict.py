@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from perturbjax.cli.caulking import is_caulking_run, predict_caulk
-from perturbjax.cli.pretrained import is_pretraining_run, predict_pretrained
-from perturbjax.cli.value import VALUE_OPTIONS, is_value_run, predict_value, refuse_options
+from perturbjax.cli.caulking import predict_caulk
+from perturbjax.cli.outputs import check_new_file
+from perturbjax.cli.pretrained import predict_pretrained
+from perturbjax.cli.value import VALUE_OPTIONS, predict_value, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
 from perturbjax.records import from_json, read_json_lines, refuse
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.layout import LETTERS, option_fields
 
@@ -55,19 +57,19 @@ class PredictConfig:
 
 def run_predict(config: PredictConfig, console: Console) -> None:
     """Read, vote, write."""
-    if (config.out.exists() and not config.out.is_file()) or not config.out.absolute().parent.is_dir():
-        raise InputError(f"--out {config.out}: a file in an existing directory is required")
+    check_new_file(config.out)
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
-    if is_caulking_run(config.run):
+    chapter = RunDirectory(config.run).chapter
+    if chapter == "caulking":
         refuse_options(config, VALUE_OPTIONS, "caulking")
         use_compile_cache(config.compile_cache, console)
         return predict_caulk(config, console)
     refuse_options(config, ("cell",), "another chapter than caulking")
-    if is_pretraining_run(config.run):
+    if chapter == "vpretrain":
         use_compile_cache(config.compile_cache, console)
         return predict_pretrained(config, console)
-    if is_value_run(config.run):
+    if chapter == "ivl":
         use_compile_cache(config.compile_cache, console)
         return predict_value(config, console)
     refuse_options(config, VALUE_OPTIONS, "randopt")

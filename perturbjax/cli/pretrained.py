@@ -1,7 +1,5 @@
 """What ``evaluate``, ``predict`` and ``export`` do with a run of ``perturbjax vpretrain``: its model."""
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perturbjax.cli.value import EVALUATE_OPTIONS, VALUE_OPTIONS, refuse_options
@@ -17,15 +15,6 @@ if TYPE_CHECKING:
     from perturbjax.cli.evaluate import EvaluateConfig
     from perturbjax.cli.export import ExportConfig
     from perturbjax.cli.predict import PredictConfig
-
-
-def is_pretraining_run(run: Path) -> bool:
-    """Whether a run directory is one of ``perturbjax vpretrain``.
-
-    Raises:
-        InputError: there is no run.
-    """
-    return RunDirectory(run).read_config().get("chapter") == "vpretrain"
 
 
 def evaluate_pretrained(config: "EvaluateConfig", console: Console) -> None:
@@ -54,7 +43,7 @@ def evaluate_pretrained(config: "EvaluateConfig", console: Console) -> None:
     scores = [np.asarray(each.scores) for each in (before, after)]
     plain, own = (entry(s, np.asarray(each.lenient), each.tokens) for s, each in zip(scores, (before, after), strict=True))
     compared = compared_entry(own, scores[1], scores[0], derived_seed(run.config.steer.seed, "bootstrap"))
-    path = config.run / f"evaluation-{config.name or re.sub(r'[^A-Za-z0-9_.-]', '_', task.name)}.json"
+    path = RunDirectory(config.run).evaluation(config.name or task.name)
     record = {
         "task": {"name": task.name, "source": task.source, "fingerprint": task_fingerprint(task, questions)},
         "template": template.name,

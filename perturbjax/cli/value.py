@@ -1,8 +1,6 @@
 """What ``evaluate``, ``predict`` and ``export`` do with a run of ``perturbjax ivl``: its value network on one base."""
 
 import contextlib
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perturbjax.errors import InputError
@@ -20,15 +18,6 @@ if TYPE_CHECKING:
     from perturbjax.cli.evaluate import EvaluateConfig
     from perturbjax.cli.export import ExportConfig
     from perturbjax.cli.predict import PredictConfig
-
-
-def is_value_run(run: Path) -> bool:
-    """Whether a run directory is one of ``perturbjax ivl``.
-
-    Raises:
-        InputError: there is no run.
-    """
-    return RunDirectory(run).read_config().get("chapter") == "ivl"
 
 
 def refuse_options(config: "EvaluateConfig | PredictConfig | ExportConfig", names: tuple[str, ...], chapter: str) -> None:
@@ -92,8 +81,7 @@ def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
     kind = on.vocabulary.kind if on.vocabulary is not None else None
     source = Source(task.name, task.source)
     evaluation = Evaluation(VERSION, source, template.name, config.alpha, config.gate, kind, entries)
-    name = config.name or re.sub(r"[^A-Za-z0-9_.-]", "_", f"{on.base.name}-{task.name}")
-    path = config.run / f"evaluation-{name}.json"
+    path = RunDirectory(config.run).evaluation(config.name or f"{on.base.name}-{task.name}")
     write_json(path, to_json(evaluation))
     console.line(
         f"{len(questions)} questions of {task.name} ({task_fingerprint(task, questions)[:19]}), prompt {template.name}, {on.base.name}"

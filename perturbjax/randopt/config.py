@@ -12,7 +12,6 @@ from perturbjax.noise import Noise, Population, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
-from perturbjax.randopt.voting import MAJORITY
 from perturbjax.runs import config as runs
 from perturbjax.runs.config import Base, check_choices, check_positive, check_text
 from perturbjax.scoring.strategy import Strategy
@@ -154,11 +153,6 @@ class Config:
     def race(self) -> Race:
         """The race that these settings make."""
         return Race(self.search.racing, self.search.population, self.data.search_examples, self.search.top_k)
-
-    @property
-    def vote_rule(self) -> str:
-        """The rule by which the members of this run vote. There is one; a setting that chooses between several is read here."""
-        return MAJORITY
 
 
 def _field(error: ValueError, name: str, field: str) -> str:

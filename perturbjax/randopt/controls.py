@@ -13,8 +13,10 @@ import numpy as np
 from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.entries import Against, BaseEntry, ControlEntry, PromptEntry, RandomEntry, RandOptEntry, SelfConsistencyEntry
 from perturbjax.randopt.flow import Flow, VoteCurve, run_base, run_members, vote_curve
+from perturbjax.randopt.pools import pool_of
+from perturbjax.randopt.questions import BASE, RANDOPT
 from perturbjax.randopt.results import RESULTS_VERSION, Results, SplitSizes, TaskSource, Throughput
-from perturbjax.randopt.selection import Chosen, choose_on_select, k_curve, pool_of
+from perturbjax.randopt.selection import Chosen, choose_on_select, k_curve
 from perturbjax.randopt.summaries import population_summary, racing_summary, tie_summary, vote_entry
 from perturbjax.report import Source, compared_entry, comparison, entry
 from perturbjax.tree import derived_seed
@@ -31,11 +33,13 @@ class Evaluation:
         results: the content of results.json.
         members: (K,) candidate indices of the chosen ensemble, best first, K as chosen on select.
         scores: (K,) their mean search scores.
+        by_question: the (B,) test scores of every system, at K votes.
     """
 
     results: Results
     members: np.ndarray
     scores: np.ndarray
+    by_question: dict[str, np.ndarray]
 
 
 def evaluate_run(flow: Flow, model: Source) -> Evaluation:
@@ -56,10 +60,10 @@ def evaluate_run(flow: Flow, model: Source) -> Evaluation:
         model: what the base is called, for the results.
     """
     chosen = choose_on_select(flow)
-    entries, seconds = measure_on_test(flow, chosen)
+    entries, by_question, seconds = measure_on_test(flow, chosen)
     results = _results(flow, model, chosen, entries, {"search": flow.record.seconds, "select": chosen.seconds, "test": seconds})
     members = np.asarray(chosen.selection.members[: chosen.selection.K])
-    return Evaluation(results, members, flow.record.mean_scores[members])
+    return Evaluation(results, members, flow.record.mean_scores[members], by_question)
 
 
 def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any], seconds: dict[str, float]) -> Results:
@@ -94,8 +98,8 @@ def _throughput(flow: Flow) -> Throughput:
     )
 
 
-def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], float]:
-    """The entries of the results by name, and the seconds that they took."""
+def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], dict[str, np.ndarray], float]:
+    """The entries of the results by name, the (B,) scores of each system, and the seconds that they took."""
     examples, template, selection = flow.splits.test, flow.template, chosen.selection
     prepared = flow.engine.prepare(examples, template)
     generator = np.random.Generator(np.random.PCG64(derived_seed(flow.seed, "random members")))
@@ -104,6 +108,7 @@ def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], float]:
     union = np.unique(np.concatenate([members, random_members]))
     outputs = run_members(flow.engine, flow.population, union, prepared, "test split: candidates", flow.progress)
     voters = outputs.take(np.searchsorted(union, members))
+    votes = vote_curve(voters, flow.voting(members))
     unselected = vote_curve(outputs.take(np.searchsorted(union, random_members)))
 
     with flow.progress.bar("test split: base and its samples", 3) as bar:
@@ -123,13 +128,14 @@ def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], float]:
     drawn = _control(flow, unselected, selection.K, base_scores)
     rivals = {"self_consistency": consistency.scores, "best_prompt": prompted.scores.repeat(flow.top_k, 0), "random_k": unselected.scores}
     measured = {
-        "base": BaseEntry(**vars(entry(base_scores, base.lenient[0], base.tokens[0])), prompt=template.name),
+        BASE: BaseEntry(**vars(entry(base_scores, base.lenient[0], base.tokens[0])), prompt=template.name),
         "self_consistency": SelfConsistencyEntry(**vars(sampled), temperature=selection.temperature),
         "best_prompt": PromptEntry(**vars(prompt_entry), prompt=chosen.template.name),
         "random_k": RandomEntry(**vars(drawn), members=tuple(int(i) for i in random_members)),
-        "randopt": _randopt(flow, chosen, voters, base_scores, rivals),
+        RANDOPT: _randopt(flow, chosen, voters, votes, base_scores, rivals),
     }
-    return measured, outputs.seconds + base.seconds + samples.seconds + (0.0 if same else prompted.seconds)
+    by_question = {name: scores[selection.K - 1] for name, scores in ({RANDOPT: votes.scores} | rivals).items()} | {BASE: base_scores}
+    return measured, by_question, outputs.seconds + base.seconds + samples.seconds + (0.0 if same else prompted.seconds)
 
 
 def _control(flow: Flow, votes: VoteCurve, k: int, base_scores: np.ndarray, search_tokens: int = 0) -> ControlEntry:
@@ -138,10 +144,9 @@ def _control(flow: Flow, votes: VoteCurve, k: int, base_scores: np.ndarray, sear
 
 
 def _randopt(
-    flow: Flow, chosen: Chosen, voters: Outputs, base_scores: np.ndarray, rivals: dict[str, np.ndarray]
+    flow: Flow, chosen: Chosen, voters: Outputs, votes: VoteCurve, base_scores: np.ndarray, rivals: dict[str, np.ndarray]
 ) -> dict[str, RandOptEntry]:
     """RandOpt at every K, beside rivals of (K, B) scores."""
-    votes = vote_curve(voters, flow.voting(chosen.selection.members))
     tokens = flow.record.total_tokens + chosen.member_tokens
     means = flow.record.mean_scores[list(chosen.selection.members)]
     entries = {}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perturbjax.noise import Noise, Population
+from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.records import from_json, refuse, to_json
 from perturbjax.runs.files import read_json, write_atomically
 
@@ -24,7 +25,7 @@ class Member:
 
 @dataclass(frozen=True)
 class EnsembleDocument:
-    """The content of ensemble.json; ``members`` stand best first.
+    """The content of ensemble.json; ``members`` stand in the order in which they vote, best first, by the rule ``vote``.
 
     Raises:
         ValueError: the parts contradict each other; the field is named.
@@ -36,6 +37,7 @@ class EnsembleDocument:
     noise: Noise
     population: Population
     members: tuple[Member, ...]
+    vote: str = MAJORITY
 
     def __post_init__(self) -> None:
         if not (self.base_fingerprint.startswith("sha256:") and len(self.base_fingerprint) == len("sha256:") + 64):
@@ -52,6 +54,8 @@ class EnsembleDocument:
             raise ValueError(f"members {[member.index for member in self.members]}: every member may occur once")
         if len({member.score is None for member in self.members}) > 1:
             raise ValueError("members.score null: either every member has a score or none")
+        if self.vote not in VOTE_RULES:
+            raise ValueError(f"vote {self.vote[:80]!r}: one of {', '.join(VOTE_RULES)} is required")
 
 
 def write_document(path: Path, document: EnsembleDocument) -> None:

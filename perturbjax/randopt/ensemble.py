@@ -46,7 +46,7 @@ class Ensemble:
             noise: the noise of the search.
             params: the base parameters, or their fingerprint if that is at hand.
             scores: (K,) search scores of the members, in their order.
-            rule: by which they vote, one of ``VOTE_RULES``; not part of what ``save`` writes.
+            rule: by which they vote, one of ``VOTE_RULES``.
 
         Raises:
             InputError: no members, an index twice or outside the population, or scores that are not one finite number per member.
@@ -126,18 +126,20 @@ class Ensemble:
         scores = [None] * len(self) if self.scores is None else self.scores.tolist()
         ranked = zip(self.members.tolist(), scores, strict=True)
         members = tuple(Member(index, sigma_as_written(self.population, index), score) for index, score in ranked)
-        write_document(Path(path), EnsembleDocument(FORMAT, VERSION, self.fingerprint, self.noise, self.population, members))
+        document = EnsembleDocument(FORMAT, VERSION, self.fingerprint, self.noise, self.population, members, self.voting.rule)
+        write_document(Path(path), document)
 
     @classmethod
-    def load(cls, path: str | Path, rule: str = MAJORITY) -> "Ensemble":
-        """Read ensemble.json; its members vote by ``rule``.
+    def load(cls, path: str | Path) -> "Ensemble":
+        """Read ensemble.json.
 
         Raises:
             InputError: the file is missing, not JSON, of another format or version, or says something that cannot be.
         """
         document = read_document(Path(path))
         indices, scores = zip(*((member.index, member.score) for member in document.members), strict=True)
-        return cls(document.population, indices, document.noise, document.base_fingerprint, None if None in scores else scores, rule)
+        scores = None if None in scores else scores
+        return cls(document.population, indices, document.noise, document.base_fingerprint, scores, document.vote)
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "noise"))

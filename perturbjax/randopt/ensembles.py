@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.entries import VoteEntry
 from perturbjax.randopt.flow import Engine, run_base, run_members, vote_curve
+from perturbjax.randopt.questions import BASE, RANDOPT
 from perturbjax.randopt.selection import k_curve
 from perturbjax.randopt.summaries import vote_entry
 from perturbjax.randopt.voting import tally
@@ -52,13 +55,16 @@ def predict(engine: Engine, ensemble: Ensemble, prepared: Any, progress: Progres
     return tuple(predictions)
 
 
-def compare_to_base(engine: Engine, ensemble: Ensemble, prepared: Any, seed: int = 0, progress: Progress = SILENT) -> BaseComparison:
-    """Base and ensemble on one prepared split with gold answers; entries are as in results.json."""
+def compare_to_base(
+    engine: Engine, ensemble: Ensemble, prepared: Any, seed: int = 0, progress: Progress = SILENT
+) -> tuple[BaseComparison, dict[str, np.ndarray]]:
+    """Base and ensemble on one prepared split with gold answers: entries as in results.json, and the (B,) scores of both by question."""
     outputs = run_members(engine, ensemble.population, ensemble.members, prepared, "members", progress)
     curve = vote_curve(outputs, ensemble.voting)
     base = run_base(engine, prepared)
     bootstrap = derived_seed(seed, "bootstrap")
-    return BaseComparison(
+    compared = BaseComparison(
         base=entry(base.scores[0], base.lenient[0], base.tokens[0]),
         randopt={str(k): vote_entry(curve, k, base.scores[0], bootstrap) for k in k_curve(len(ensemble))},
     )
+    return compared, {BASE: base.scores[0], RANDOPT: curve.scores[-1]}

@@ -31,6 +31,22 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Way:
+    """One way to make an ensemble, and the accuracy on select that the vote of as many as may vote has.
+
+    Attributes:
+        members: the rule that chose them, one of ``MEMBER_RULES``.
+        sigma: of the candidates that they were chosen from, or ``"all"``.
+        vote: the rule by which they vote, one of ``VOTE_RULES``.
+    """
+
+    members: str
+    sigma: str | float
+    vote: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Options:
     """Everything that select chose from."""
 

@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.noise import Population
 from perturbjax.randopt.flow import Flow, run_base, run_members, vote_curve
-from perturbjax.randopt.results import Option, Options, Selection
-from perturbjax.scoring import top_k
+from perturbjax.randopt.members import BEST, MEMBER_RULES
+from perturbjax.randopt.results import Option, Options, Selection, Way
+from perturbjax.randopt.voting import Voting
 from perturbjax.tasks.base import Template
-
-ALL = "all"
-"""The pool of every candidate, whatever its sigma."""
 
 
 def k_curve(largest: int) -> tuple[int, ...]:
@@ -26,41 +23,56 @@ def k_curve(largest: int) -> tuple[int, ...]:
     return (*(k for k in series if k < largest), largest)
 
 
-def finalists(scores: np.ndarray) -> np.ndarray:
-    """Indices of the candidates that were scored on every example: (N, D) with NaN where not scored, or (N,), -> ascending."""
-    missing = np.isnan(scores)
-    return np.flatnonzero(~(missing.any(axis=1) if missing.ndim == 2 else missing))
-
-
-def pools(population: Population, scores: np.ndarray, k: int) -> dict[str | float, np.ndarray]:
-    """The ``k`` best finalists among all, and among those of each sigma, by search score; best first, ties to the lower index.
-
-    Args:
-        population: N candidates.
-        scores: (N, D) search scores, NaN where a race did not ask, or (N,) their means.
-        k: members per pool.
-
-    Returns:
-        ``"all"`` first, then each sigma in the population's order, each with (k,) candidate indices. A sigma with fewer than k finalists
-        cannot field k members and is left out.
-    """
-    members: dict[str | float, np.ndarray] = {}
-    for sigma in (ALL, *map(float, population.sigmas)):
-        mine = pool_of(population, scores, sigma)
-        if sigma == ALL or len(mine) >= k:
-            members[sigma] = mine[top_k(scores[mine], k)]
-    return members
-
-
-def pool_of(population: Population, scores: np.ndarray, sigma: str | float) -> np.ndarray:
-    """Indices of the finalists of one sigma, or of ``ALL``, ascending."""
-    ranked = finalists(scores)
-    return ranked if sigma == ALL else ranked[population.sigma_of(ranked) == np.float32(sigma)]
-
-
 def best_option(options: Sequence[Option]) -> Any:
     """The value of the option with the highest accuracy; a tie goes to the earliest, so callers list the more general option first."""
     return max(options, key=lambda option: option.accuracy).value
+
+
+@dataclass(frozen=True)
+class MemberChoice:
+    """Who votes, as select chose.
+
+    Attributes:
+        way: by which the members were chosen; ``tried`` are all that were compared.
+        order: (top K,) candidate indices in the order in which they vote, ``K`` of them as members.
+        by_k: the numbers of members that were compared, and their accuracies.
+        tokens: spent on it; ``seconds``: too.
+    """
+
+    way: Way
+    tried: tuple[Way, ...]
+    order: np.ndarray
+    K: int
+    by_k: tuple[Option, ...]
+    tokens: int
+    seconds: float
+
+
+def choose_members(flow: Flow, prepared: Any, rules: Sequence[str] = (BEST,), votes: Sequence[str] | None = None) -> MemberChoice:
+    """The way to make an ensemble whose vote of ``top_k`` is best on select, then K. Every candidate is run once.
+
+    Ties go to the earlier rule, to the pool of all sigmas, to the earlier vote, and to more members.
+
+    Args:
+        flow: of the search.
+        prepared: its select split under its template.
+        rules: of ``MEMBER_RULES``.
+        votes: of ``VOTE_RULES``; that of the flow when None.
+    """
+    means, count = flow.record.mean_scores, flow.top_k
+    found = [(rule, *pool) for rule in rules for pool in MEMBER_RULES[rule].pools(flow.population, flow.record.scores, count).items()]
+    union = np.unique(np.concatenate([pool for _, _, pool in found]))
+    outputs = run_members(flow.engine, flow.population, union, prepared, "select split: candidates", flow.progress)
+    tried, orders, curves = [], [], []
+    for rule, sigma, pool in found:
+        for vote in votes or (flow.rule,):
+            order, accuracies = MEMBER_RULES[rule].order(outputs.take(np.searchsorted(union, pool)), Voting(vote, means[pool]), count)
+            tried.append(Way(rule, sigma, vote, float(accuracies[-1])))
+            orders.append(pool[order])
+            curves.append(accuracies)
+    best = max(range(len(tried)), key=lambda way: tried[way].accuracy)
+    by_k = _options(k_curve(count), [curves[best][k - 1] for k in k_curve(count)])
+    return MemberChoice(tried[best], tuple(tried), orders[best], best_option(by_k[::-1]), by_k, int(outputs.tokens.sum()), outputs.seconds)
 
 
 TEMPERATURES = (0.7, 1.0, 0.4)
@@ -83,15 +95,8 @@ def choose_on_select(flow: Flow) -> Chosen:
     """Sigma and K by the votes of the best, then the prompt by the base's accuracy, then the temperature by the votes of K samples."""
     examples, template = flow.splits.select, flow.template
     prepared = flow.engine.prepare(examples, template)
-
-    by_pool = pools(flow.population, flow.record.scores, flow.top_k)
-    union = np.unique(np.concatenate(list(by_pool.values())))
-    outputs = run_members(flow.engine, flow.population, union, prepared, "select split: candidates", flow.progress)
-    curves = {pool: vote_curve(outputs.take(np.searchsorted(union, members)), flow.voting(members)) for pool, members in by_pool.items()}
-    sigmas = _options(list(curves), [curve.accuracies[-1] for curve in curves.values()])
-    sigma = best_option(sigmas)
-    ks = _options(k_curve(flow.top_k), [curves[sigma].accuracies[k - 1] for k in k_curve(flow.top_k)])
-    k = best_option(ks[::-1])
+    members = choose_members(flow, prepared)
+    k = members.K
 
     templates = [template, *(other for other in flow.task.templates if other.name != template.name)]
     by_template = []
@@ -109,21 +114,22 @@ def choose_on_select(flow: Flow) -> Chosen:
             bar.update(number)
     temperatures = _options(TEMPERATURES, [vote_curve(o).accuracies[-1] for o in by_temperature])
 
+    sigmas = tuple(Option(way.sigma, way.accuracy) for way in members.tried)
     return Chosen(
         selection=Selection(
-            sigma=sigma,
+            sigma=members.way.sigma,
             K=k,
             prompt=prompt,
             temperature=best_option(temperatures),
-            members=tuple(int(i) for i in by_pool[sigma]),
-            candidates=Options(sigmas, ks, prompts, temperatures),
+            members=tuple(int(i) for i in members.order),
+            candidates=Options(sigmas, members.by_k, prompts, temperatures),
             search_prompt=template.name,
         ),
         template=next(t for t in templates if t.name == prompt),
-        member_tokens=int(outputs.tokens.sum()),
+        member_tokens=members.tokens,
         prompt_tokens=sum(int(o.tokens.sum()) for o in by_template),
         temperature_tokens=sum(int(o.tokens.sum()) for o in by_temperature),
-        seconds=sum(o.seconds for o in (outputs, *by_template, *by_temperature)),
+        seconds=members.seconds + sum(o.seconds for o in (*by_template, *by_temperature)),
     )
 
 

@@ -1,7 +1,7 @@
 """What a search is made of: loading its parts, checking them against each other, reopening a run."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,48 @@ from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
 from perturbjax.runs.rundir import RunDirectory, fields_of
 from perturbjax.tasks import load_task, template_by_name
-from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.base import Task, Template
 from perturbjax.tasks.splits import Splits, make_splits
 from perturbjax.tree import digest, fingerprint
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a search asks.
+
+    Attributes:
+        task: with the generation budget in use.
+        template: the prompt of the candidates.
+        splits: three disjoint sets of examples.
+    """
+
+    task: Task
+    template: Template
+    splits: Splits
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part of a run's identity that follows from them."""
+        parts = {name: list(examples) for name, examples in vars(self.splits).items()}
+        return {
+            "template": self.template.name,
+            "max_new_tokens": self.task.max_new_tokens,
+            "task_fingerprint": task_fingerprint(self.task, (example for part in parts.values() for example in part)),
+            "split_ids": digest({name: [example.id for example in part] for name, part in parts.items()}),
+        }
+
+
+def load_questions(config: Config) -> Questions:
+    """Loads the task and assigns its examples to the splits.
+
+    Raises:
+        InputError: it cannot be used, or has too few examples.
+    """
+    data = config.data
+    task = load_task(data.task, data.max_new_tokens)
+    template = task.templates[0] if data.template is None else template_by_name(task, data.template)
+    splits = make_splits(task.examples(), data.search_examples, data.select_examples, data.test_examples, config.search.seed)
+    return Questions(task, template, splits)
 
 
 @dataclass(frozen=True)
@@ -66,10 +105,8 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         InputError: any of it cannot be used.
     """
     config.validate()
-    data, search = config.data, config.search
-    task = load_task(data.task, data.max_new_tokens)
-    template = task.templates[0] if data.template is None else template_by_name(task, data.template)
-    splits = make_splits(task.examples(), data.search_examples, data.select_examples, data.test_examples, search.seed)
+    search, questions = config.search, load_questions(config)
+    task = questions.task
     noise, population = search.to_noise(), search.to_population()
     dtype = resolve_dtype(config.base.dtype)
     model = load_model(config.base.model, dtype, stored=shares_a_model(config.machine))
@@ -85,32 +122,20 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         note(f"perturbjax: warning: noise rule {rule.pattern!r} matches no parameter")
     note(f"noise {noise.distribution}: moves {covered.fraction:.1%} of {covered.total:,} parameters")
     base = on_main(lambda: fingerprint(model.params))  # reads all of the weights, of which the others read their part alone
-    identity = make_identity(config, base, dtype, task, template.name, vars(splits))
-    return Parts(config, task, template, splits, model, noise, population, dtype, base, identity)
+    identity = make_identity(config, base, dtype, questions)
+    return Parts(config, task, questions.template, questions.splits, model, noise, population, dtype, base, identity)
 
 
-def make_identity(
-    config: Config, base: str, dtype: str, task: Task, template: str, splits: Mapping[str, Iterable[Example]]
-) -> dict[str, Any]:
+def make_identity(config: Config, base: str, dtype: str, questions: Questions) -> dict[str, Any]:
     """The identity of a run: the fields of ``Config.IDENTITY``, resolved, and fingerprints.
 
     Args:
         config: the settings, validated.
         base: ``fingerprint(params)`` of the base.
         dtype: the resolved type of the weights.
-        task: the loaded task, with its ``max_new_tokens`` as used.
-        template: the resolved template name.
-        splits: split name -> its examples.
+        questions: what is asked.
     """
-    parts = {name: list(examples) for name, examples in splits.items()}
-    return fields_of(config) | {
-        "template": template,
-        "max_new_tokens": task.max_new_tokens,
-        "dtype": dtype,
-        "model_fingerprint": base,
-        "task_fingerprint": task_fingerprint(task, (example for part in parts.values() for example in part)),
-        "split_ids": digest({name: [example.id for example in part] for name, part in parts.items()}),
-    }
+    return fields_of(config) | questions.identity | {"dtype": dtype, "model_fingerprint": base}
 
 
 def make_engine(parts: Parts, task: Task | None = None) -> Engine:
@@ -155,6 +180,19 @@ def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()
     return dataclasses.replace(parts, identity=dict(identity))
 
 
+def reopen_questions(run: Path, trusted: Collection[str] = ()) -> tuple[Config, Questions]:
+    """The settings and the questions of an existing run, without its model; refused unless task and splits are still the same.
+
+    Raises:
+        InputError: no run there, it names code that is not ``trusted``, or its task has changed.
+    """
+    directory = RunDirectory(run)
+    config = directory.read_settings(Config, trusted)
+    questions = load_questions(config)
+    directory.check_identity({**directory.read_config()["identity"], **questions.identity}, {})
+    return config, questions
+
+
 def reopen_ensemble(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()) -> tuple[Parts, Ensemble]:
     """The parts and the saved ensemble of a finished run.
 
@@ -167,7 +205,7 @@ def reopen_ensemble(run: Path, note: Callable[[str], None], trusted: Collection[
     if not directory.ensemble.exists():
         again = f"perturbjax randopt ... --out {run} --resume"
         raise InputError(f"{run}: no ensemble.json, the search has not finished; continue it with: {again}")
-    ensemble = Ensemble.load(directory.ensemble, settings.vote_rule)
+    ensemble = Ensemble.load(directory.ensemble)
     search = settings.search
     for theirs, ours in ((ensemble.population, search.to_population()), (ensemble.noise, search.to_noise())):
         if theirs != ours:

@@ -17,6 +17,7 @@ from perturbjax.randopt.controls import Evaluation, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.flow import Flow, SearchRecord, run_base
 from perturbjax.randopt.loop import search
+from perturbjax.randopt.questions import write_question_scores
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.randopt.setup import Parts, describe_run, load_parts, make_engine
 from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
@@ -103,6 +104,7 @@ def _stages(
         return None
     evaluation = evaluate_population(parts, engine, base, table, progress)
     ensemble = Ensemble(parts.population, evaluation.members, parts.noise, parts.fingerprint, scores=evaluation.scores)
+    on_main(lambda: write_question_scores(directory.test, parts.splits.test, evaluation.by_question))
     on_main(lambda: ensemble.save(directory.ensemble))
     return evaluation.results
 
@@ -166,9 +168,8 @@ def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, in
         record,
         settings.top_k,
         parts.template,
-        parts.config.vote_rule,
-        settings.seed,
-        progress,
+        seed=settings.seed,
+        progress=progress,
     )
     return evaluate_run(flow, Source(parts.model.name, parts.model.source))
 

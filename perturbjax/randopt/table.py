@@ -1,5 +1,6 @@
 """What a search knows of its candidates, and candidates.parquet: one row a candidate, the same bytes for the same scores."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,9 +11,18 @@ import pyarrow.parquet as pq
 
 from perturbjax.errors import InputError
 from perturbjax.randopt.racing import Race
+from perturbjax.records import from_json, refuse, to_json
 from perturbjax.runs.files import write_atomically
-from perturbjax.runs.rundir import Identity
+from perturbjax.runs.rundir import Identity, RunDirectory
 from perturbjax.runs.state import RunState
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is committed beside the arrays of a ``ScoreTable``."""
+
+    nonfinite: tuple[int, ...]
+    seconds: float
 
 
 @dataclass
@@ -43,11 +53,15 @@ class ScoreTable:
         """As last committed."""
         if not state.step:
             return cls.empty(race)
-        return cls(state.tree["scores"].copy(), state.tree["tokens"].copy(), list(state.record["nonfinite"]), state.record["seconds"])
+        where = f"{state.directory}: step {state.step}"
+        record = from_json(_Record, state.record, where)
+        if len(record.nonfinite) != len(race.ends):
+            refuse(where, "nonfinite", state.record["nonfinite"], f"{len(race.ends)} numbers are required")
+        return cls(state.tree["scores"].copy(), state.tree["tokens"].copy(), list(record.nonfinite), record.seconds)
 
     def commit(self, state: RunState) -> None:
         """Starts to write the table as the state's next step."""
-        state.commit(self._tree, {"nonfinite": list(self.nonfinite), "seconds": self.seconds})
+        state.commit(self._tree, to_json(_Record(tuple(self.nonfinite), self.seconds)))
 
     @property
     def done(self) -> np.ndarray:
@@ -61,7 +75,35 @@ class ScoreTable:
 
 def open_state(directory: Path, race: Race, identity: Identity) -> RunState:
     """The state of a search; ``ScoreTable.of`` reads it. Raises as ``RunState.open``."""
-    return RunState.open(directory, identity, ScoreTable.empty(race)._tree)
+    return RunState.open(directory, identity, _like(race))
+
+
+def read_table(directory: RunDirectory, race: Race, note: Callable[[str], None]) -> ScoreTable:
+    """As last committed by a run, which is not changed and may be in progress.
+
+    Args:
+        directory: of the run.
+        race: of the run's own settings.
+        note: told of damage that was worked around.
+
+    Raises:
+        InputError: nothing was committed, or what was is damaged.
+    """
+    state = RunState.read(directory.state, directory.read_config()["identity"], _like(race))
+    if not state.step:
+        raise InputError(f"{directory.path}: no scores were committed; search with: perturbjax randopt ... --out {directory.path} --resume")
+    for warning in state.warnings:
+        note(f"perturbjax: warning: {warning}")
+    return ScoreTable.of(state, race)
+
+
+def _like(race: Race) -> dict[str, Any]:
+    """Shapes and dtypes of a table, without its memory: the settings of a run from elsewhere may ask for any."""
+    candidates = race.candidates
+    return {
+        "scores": np.broadcast_to(np.float32(np.nan), (candidates, race.examples)),
+        "tokens": np.broadcast_to(np.int64(0), (candidates, len(race.ends))),
+    }
 
 
 def write_candidates(path: Path, sigmas: np.ndarray, scores: np.ndarray) -> None:

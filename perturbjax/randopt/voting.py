@@ -20,8 +20,8 @@ from perturbjax.errors import InputError
 Answers = Sequence[str | None]
 """One answer per member, best-ranked member first; None is an abstention."""
 
-MAJORITY = "majority"
-VOTE_RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {MAJORITY: np.ones_like}
+MAJORITY, WEIGHTED = "majority", "weighted"
+VOTE_RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {MAJORITY: np.ones_like, WEIGHTED: np.copy}
 """Rule -> (K,) search scores of the members, best first, to (K,) weights of their votes. Scores are NaN where nobody knows them."""
 
 
@@ -43,10 +43,18 @@ class Voting:
         Raises:
             InputError: the rule gives no weights for these scores.
         """
-        weights = VOTE_RULES[self.rule](np.full(len(answers), np.nan) if self.scores is None else self.scores)
+        return vote_winners(list(zip(*answers, strict=True)), list(zip(*keys, strict=True)), self.weights(len(answers)))
+
+    def weights(self, members: int) -> np.ndarray:
+        """(K,) what the vote of each of the K members weighs. Raises as ``winners``."""
+        weights = VOTE_RULES[self.rule](np.full(members, np.nan) if self.scores is None else self.scores)
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise InputError(f"scores: vote rule {self.rule} has no weights for them; give the ensemble scores, or another rule")
-        return vote_winners(list(zip(*answers, strict=True)), list(zip(*keys, strict=True)), weights)
+        return weights
+
+    def of(self, members: np.ndarray) -> Voting:
+        """How these of the members vote, in the given order."""
+        return Voting(self.rule, None if self.scores is None else self.scores[members])
 
 
 BY_MAJORITY = Voting(MAJORITY)

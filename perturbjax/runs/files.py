@@ -1,10 +1,11 @@
 """Whole files or none: everything a run directory holds is written beside its place and moved there; metrics.jsonl grows line by line."""
 
+import contextlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which appears at ``path`` (not there yet, or empty) when the block has ended, and not at all if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent) as temporary:
+        filled = Path(temporary) / path.name
+        filled.mkdir()
+        yield filled
+        os.replace(filled, path)
 
 
 def write_fault(directory: Path) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -102,7 +103,13 @@ class RunDirectory:
     candidates = _file("candidates.parquet")
     ensemble = _file("ensemble.json")
     results = _file("results.json")
+    selection = _file("selection.json")
+    test = _file("test.parquet")
     metrics = _file("metrics.jsonl")
+
+    def evaluation(self, name: str) -> Path:
+        """The file of an evaluation; of a name's characters only those of a file name are kept."""
+        return self.path / f"evaluation-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.json"
 
     def check_usable(self, resume: bool) -> bool:
         """Whether a search may write here, before anything else is known of it; changes nothing.
@@ -120,6 +127,8 @@ class RunDirectory:
             return False
         if not self.path.is_dir() or not os.access(self.path, os.W_OK | os.X_OK):
             raise InputError(f"`out` {self.path}: not a directory that can be written; give another `out`")
+        if self.selection.exists():
+            raise InputError(f"`out` {self.path}: holds what perturbjax select made, which cannot be continued; give another `out`")
         if self.config.exists():
             if not resume:
                 raise InputError(f"`out` {self.path}: already holds a run; continue it with `resume`, or give another `out`")
@@ -180,6 +189,22 @@ class RunDirectory:
         except (TypeError, ValueError):
             refuse(str(self.config), "prompt_clock", clock, "a moment in ISO 8601, or null, is required")
         return content
+
+    @property
+    def chapter(self) -> str:
+        """The chapter whose run this is.
+
+        Raises:
+            InputError: as ``read_config``.
+        """
+        chapter = self.read_config().get("chapter", "randopt")
+        return chapter if isinstance(chapter, str) else refuse(str(self.config), "chapter", chapter, "the name of a chapter is required")
+
+    def check_finished(self) -> None:
+        """Raise ``InputError`` unless the run has come to its end."""
+        if not self.results.exists():
+            again = f"perturbjax {self.chapter} ... --out {self.path} --resume"
+            raise InputError(f"{self.path}: no results.json, the run has not finished; continue it with: {again}")
 
     def read_settings(self, kind: type[T], trusted: Collection[str] = ()) -> T:
         """The settings of an existing run, a chapter's ``Config``.

@@ -79,10 +79,37 @@ class RunState:
         _check_visible(directory)
         reader = _reader(directory)
         try:
-            state._restore(reader, steps)
+            damaged = state._restore(reader, steps)
+            # Out of the way of the commit that will take its number.
+            on_main(lambda: [reader.delete(step) for step in damaged] and None)
         finally:
             reader.close()
         state._manager = _writer(directory)
+        return state
+
+    @classmethod
+    def read(cls, directory: Path, identity: Identity, like: Any) -> Self:
+        """The newest commit that is whole, to be looked at: nothing is changed, so the run may be in progress. ``step`` is 0 where nothing
+        was committed.
+
+        Args:
+            directory: as for ``open``; it need not exist.
+            identity, like: as for ``open``.
+
+        Raises:
+            InputError: as ``open``.
+        """
+        state = cls(directory, identity_digest(identity), like)
+        try:
+            names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
+        except OSError as error:
+            raise _damaged(directory, f"it cannot be opened ({first_line(error)})") from error
+        if steps := sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+            reader = _reader(directory)
+            try:
+                state._restore(reader, steps)
+            finally:
+                reader.close()
         return state
 
     def commit(self, tree: Any, record: dict[str, Any]) -> None:
@@ -144,7 +171,8 @@ class RunState:
             reason = f"not all processes wrote their part within {WRITE_S} s; is a disk full?"
         return OSError(f"{self.directory}: commit {self.step} could not be written ({reason})")
 
-    def _restore(self, reader: Any, steps: list[int]) -> None:
+    def _restore(self, reader: Any, steps: list[int]) -> list[int]:
+        """Takes the newest of these steps that is whole; returns the newer ones, which are not."""
         reasons: list[str] = []
         for step in steps:
             found = on_main(lambda step=step: self._read_record(reader, step))
@@ -153,16 +181,14 @@ class RunState:
             if gather(np.int32(reason is not None)).any():
                 reasons.append(f"step {step}: {reason or 'damaged for another process'}")
                 continue
-            newer = [other for other in steps if other > step]
-            # Out of the way of the commit that will take its number.
-            on_main(lambda newer=newer: [reader.delete(other) for other in newer] and None)
             self.step = step
             if reasons:
                 why = "; ".join(reasons)
                 self.warnings.append(f"{self.directory}: damaged ({why}); continuing from step {step}, what came after it is done again")
-            return
+            return [other for other in steps if other > step]
         if reasons:
             raise _damaged(self.directory, "; ".join(reasons))
+        return []
 
     def _read_record(self, reader: Any, step: int) -> dict[str, Any] | str:
         """What is written beside the tree of a step, or why it is damaged."""

@@ -24,7 +24,17 @@ from perturbjax.runs.console import Console
 from perturbjax.tasks.base import Example
 from perturbjax.tasks.splits import make_splits
 
-FILES = {"candidates.parquet", "config.json", "ensemble.json", "metrics.jsonl", "plots", "report.html", "results.json", "state"}
+FILES = {
+    "candidates.parquet",
+    "config.json",
+    "ensemble.json",
+    "metrics.jsonl",
+    "plots",
+    "report.html",
+    "results.json",
+    "state",
+    "test.parquet",
+}
 
 
 def refuses(arguments: list[str], capsys) -> str:
@@ -49,7 +59,10 @@ def test_version(capsys):
     assert call(["--version"], capsys) == (0, f"perturbjax {perturbjax.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["randopt"], ["evaluate"], ["predict"], ["export"], ["bench"], ["plan"]])
+VERBS = ["evaluate", "predict", "export", "report", "select", "scores", "bench", "plan"]
+
+
+@pytest.mark.parametrize("command", [[], ["randopt"], *([verb] for verb in VERBS)])
 def test_help_is_on_stdout_and_shows_examples(command, capsys):
     code, out, err = call([*command, "--help"], capsys)
     assert code == 0 and err == ""
@@ -91,7 +104,7 @@ def test_help_and_import_cost_little_more_than_importing_jax():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {randopt, ivl, vpretrain, caulking, evaluate, predict, export, bench, plan}; see perturbjax --help"),
+        ([], f"Expected one of {{randopt, ivl, vpretrain, caulking, {', '.join(VERBS)}}}; see perturbjax --help"),
         (["randotp"], "Unrecognized options: randotp; see perturbjax --help"),
         (["randopt", "--popluation", "3"], "Unrecognized options: --popluation, 3; see perturbjax randopt --help"),
         (["randopt", "--population", "many"], "--population 'many': an integer is required; see perturbjax randopt --help"),

@@ -12,9 +12,10 @@ from perturbjax.randopt.controls import evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.ensembles import compare_to_base, predict
 from perturbjax.randopt.flow import Flow, SearchRecord
+from perturbjax.randopt.pools import pools
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.results import Option, Results, Ties
-from perturbjax.randopt.selection import TEMPERATURES, best_option, k_curve, pools
+from perturbjax.randopt.selection import TEMPERATURES, best_option, k_curve
 from perturbjax.randopt.summaries import tie_summary
 from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.records import from_json, to_json
@@ -346,7 +347,10 @@ def test_a_saved_ensemble_votes_as_in_the_run(run, tmp_path):
     ensemble.save(tmp_path / "ensemble.json")
     loaded = Ensemble.load(tmp_path / "ensemble.json")
     prepared = run.engine.prepare(run.splits.test, run.task.templates[0])
-    compared = to_json(compare_to_base(run.engine, loaded, prepared))
+    compared, by_question = compare_to_base(run.engine, loaded, prepared)
+    for name, scores in by_question.items():
+        np.testing.assert_array_equal(scores, run.evaluation.by_question[name])
+    compared = to_json(compared)
     for k, entry in compared["randopt"].items():
         expected = run.results["randopt"][k]
         assert entry == {key: value for key, value in expected.items() if key in entry} | {"search_tokens": 0}

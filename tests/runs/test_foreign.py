@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 from support.chapter import call
-from support.cli_tiny import MODEL, search_arguments, write_questions
+from support.cli_tiny import search_arguments, write_questions
+from support.searched import save_ensemble, searched_parts, searched_run
 
 from perturbjax.errors import InputError
 from perturbjax.ivl import config as ivl
 from perturbjax.randopt import config as randopt
-from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.setup import describe_run, load_parts, reopen, reopen_ensemble
+from perturbjax.randopt.setup import reopen, reopen_ensemble
 from perturbjax.records import to_json
-from perturbjax.runs.config import Base
 from perturbjax.runs.rundir import RunDirectory, identity_digest
 from perturbjax.vpretrain import config as vpretrain
 
@@ -90,11 +89,8 @@ def test_other_data_need_no_trust(text, tmp_path):
 def searched(tmp_path_factory) -> Path:
     """What reopening a finished search reads; nothing was searched."""
     folder = tmp_path_factory.mktemp("searched")
-    data = randopt.Data(str(write_questions(folder / "even.jsonl", 24)), 4, 3, 5)
-    parts = load_parts(randopt.Config(Base(str(MODEL), "float32"), data, randopt.Search(6, 2, (0.01, 0.1))), lambda _: None)
-    directory = RunDirectory(folder / "run")
-    directory.create(parts.identity, describe_run(parts))
-    Ensemble(parts.population, [5, 2], parts.noise, parts.fingerprint, [0.5, 0.25]).save(directory.ensemble)
+    parts = searched_parts(folder)
+    save_ensemble(parts, searched_run(parts, folder / "run"))
     return folder
 
 

@@ -13,13 +13,14 @@ from support.configs import config_of
 from perturbjax.errors import InputError
 from perturbjax.noise import Rule
 from perturbjax.randopt import Config
-from perturbjax.randopt.setup import make_identity
+from perturbjax.randopt.setup import Questions, make_identity
 from perturbjax.randopt.table import write_candidates
 from perturbjax.runs import console as module
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
 from perturbjax.runs.rundir import RunDirectory, default_path, differences, identity_digest
 from perturbjax.tasks.base import Example, Prompt, Template
+from perturbjax.tasks.splits import Splits
 
 
 class TinyTask:
@@ -51,8 +52,8 @@ class TinyTask:
 def identity(task=None, fingerprint="sha256:aa", rotate=0, **changes):
     task = task or TinyTask()
     rows = task.rows[rotate:] + task.rows[:rotate]
-    splits = {"search": rows[:2], "select": rows[2:4], "test": rows[4:]}
-    return make_identity(config_of(**changes), fingerprint, "float32", task, "plain", splits)
+    questions = Questions(task, task.templates[0], Splits(tuple(rows[:2]), tuple(rows[2:4]), tuple(rows[4:])))
+    return make_identity(config_of(**changes), fingerprint, "float32", questions)
 
 
 def test_the_same_settings_are_the_same_run_whatever_the_paths_and_chunks():

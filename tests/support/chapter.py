@@ -4,6 +4,7 @@ A chapter's test module subclasses ``ChapterBattery`` and says how the chapter i
 """
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ class ChapterBattery:
         assert not any(line.startswith(("search", "train")) for line in err.splitlines())  # nothing was done again
         self.run(finished, finished / "run", resume=True)
         assert {path: path.read_bytes() for path in (finished / "run").glob("*.*")} == before
+
+    def test_the_report_is_written_again_to_the_same_bytes(self, finished, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(finished / "run", run)
+        (run / "report.html").unlink()
+        shutil.rmtree(run / "plots")
+        code, out, err = call(["report", str(run)], capsys)
+        assert code == 0 and err == "" and out.endswith(f"\n\nreport  {run / 'report.html'}\n") and len(out.splitlines()) > 8
+        for path in sorted((finished / "run").rglob("*")):
+            assert path.is_dir() or (run / path.relative_to(finished / "run")).read_bytes() == path.read_bytes()
+        (run / "results.json").unlink()
+        code, out, err = call(["report", str(run)], capsys)
+        again = f"perturbjax {self.arguments(finished, run)[0]} ... --out {run} --resume"
+        assert (code, out) == (2, "") and err.endswith(f"no results.json, the run has not finished; continue it with: {again}\n")
 
     def test_a_failure_says_that_the_run_is_intact_and_it_ends_the_same(self, finished, tmp_path, capsys, monkeypatch):
         commit, run = RunState.commit, tmp_path / "run"
