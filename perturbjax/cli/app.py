@@ -28,6 +28,7 @@ from perturbjax.cli.randopt import run_randopt
 from perturbjax.cli.report import ReportConfig, run_report
 from perturbjax.cli.scores import ScoresConfig, run_scores
 from perturbjax.cli.select import SelectConfig, run_select
+from perturbjax.cli.tasks import TasksConfig, run_tasks
 from perturbjax.cli.vpretrain import run_vpretrain
 from perturbjax.errors import InputError, shortened
 from perturbjax.ivl import Config as IvlConfig
@@ -46,6 +47,7 @@ caulking: measure how many labeled examples an adapter of a model needs.
 - a first run: perturbjax randopt
 - on your own data: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
 - after a kill: the same command with --resume
+- what a task asks, and how it grades: perturbjax tasks sst2
 
 RUN, for the other commands, is the run directory that one of these prints. Each command explains itself: perturbjax randopt --help"""
 
@@ -61,6 +63,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "select": (SelectConfig, run_select),
     "scores": (ScoresConfig, run_scores),
     "compare": (CompareConfig, run_compare),
+    "tasks": (TasksConfig, run_tasks),
     "bench": (BenchConfig, run_bench),
     "plan": (PlanConfig, run_plan),
 }

@@ -7,6 +7,7 @@ import io
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +60,16 @@ def parse(commands: Mapping[str, type], argv: Sequence[str], prog: str, descript
         if stop.code in (0, None):
             raise
         command = next((word for word in argv if word in commands), "")
-        raise UsageError(f"{_one_line(said.getvalue())}; see {f'{prog} {command}'.strip()} --help") from None
+        known = [f"--{name.replace('_', '-')}" for name in flag_names(commands[command])] if command else list(commands)
+        message = _with_near_names(_one_line(said.getvalue()), known)
+        raise UsageError(f"{message}; see {f'{prog} {command}'.strip()} --help") from None
+
+
+def _with_near_names(message: str, known: Sequence[str]) -> str:
+    """The message about unknown words, with the names that they are most like."""
+    words = message.removeprefix("Unrecognized options: ").split(", ") if message.startswith("Unrecognized options: ") else []
+    near = dict.fromkeys(name for word in words for name in get_close_matches(word[:80].partition("=")[0], known, n=1))
+    return f"{message} (did you mean {' '.join(near)}?)" if near else message
 
 
 def _description(kind: type, whole: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -89,7 +89,7 @@ _PER_MODEL = ("scores", "lenient", "tokens", "log_probs", "row_steps", "reply_to
 def grade(
     task: Task, examples: Sequence[Example], texts: Sequence[Sequence[str]], finite: np.ndarray
 ) -> tuple[list[list[str | None]], list[list[str | None]], np.ndarray]:
-    """Extracts answers and scores them, by the task's own code.
+    """Extracts answers and scores them, by the task's own code, which sees each distinct reply to an example once.
 
     Args:
         task: says what an answer is and what it is worth.
@@ -100,18 +100,38 @@ def grade(
     Returns:
         (n, E) answers and vote keys, and (2, n, E) float32 strict and lenient scores.
     """
-    choice = task.kind == "choice"
+    rows = [[text if ok else None for text in replies] for replies, ok in zip(texts, finite, strict=True)]
+    # Candidates are close relatives of one base and mostly say the same; a task's own code may take long.
+    worths: list[dict[str | None, _Worth]] = [{} for _ in examples]
+    for replies in rows:
+        for example, worth, text in zip(examples, worths, replies, strict=True):
+            if text not in worth:
+                worth[text] = _worth(task, example, text)
+    table = [[worth[text] for worth, text in zip(worths, replies, strict=True)] for replies in rows]
+    answers, keys = ([[getattr(each, name) for each in row] for row in table] for name in ("answer", "key"))
+    return (
+        answers,
+        keys,
+        np.array([[[each.strict for each in row] for row in table], [[each.lenient for each in row] for row in table]], np.float32),
+    )
 
-    def extracted(strict: bool) -> list[list[str | None]]:
-        return [
-            [(text if choice else task.extract(text, e, strict)) if ok else None for text, e in zip(replies, examples, strict=True)]
-            for replies, ok in zip(texts, finite, strict=True)
-        ]
 
-    def scored(answers: list[list[str | None]]) -> np.ndarray:
-        return np.array([[task.score(a, e) for a, e in zip(given, examples, strict=True)] for given in answers], np.float32)
+class _Worth(NamedTuple):
+    """What the task says of one reply."""
 
-    answers = extracted(strict=True)
-    keys = [[None if a is None else task.vote_key(a, e) for a, e in zip(given, examples, strict=True)] for given in answers]
-    scores = scored(answers)
-    return answers, keys, np.stack([scores, scores if choice else scored(extracted(strict=False))])
+    answer: str | None
+    key: str | None
+    strict: float
+    lenient: float
+
+
+def _worth(task: Task, example: Example, text: str | None) -> _Worth:
+    """``text`` is None where the model had no finite logits."""
+
+    def extracted(strict: bool) -> str | None:
+        return text if text is None or task.kind == "choice" else task.extract(text, example, strict)
+
+    answer = extracted(strict=True)
+    key = None if answer is None else task.vote_key(answer, example)
+    score = task.score(answer, example)
+    return _Worth(answer, key, score, score if task.kind == "choice" else task.score(extracted(strict=False), example))

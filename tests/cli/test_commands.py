@@ -59,7 +59,7 @@ def test_version(capsys):
     assert call(["--version"], capsys) == (0, f"perturbjax {perturbjax.__version__}\n", "")
 
 
-VERBS = ["evaluate", "predict", "export", "report", "select", "scores", "bench", "plan"]
+VERBS = ["evaluate", "predict", "export", "report", "select", "scores", "compare", "tasks", "bench", "plan"]
 
 
 @pytest.mark.parametrize("command", [[], ["randopt"], *([verb] for verb in VERBS)])
@@ -105,8 +105,13 @@ def test_help_and_import_cost_little_more_than_importing_jax():
     ("arguments", "message"),
     [
         ([], f"Expected one of {{randopt, ivl, vpretrain, caulking, {', '.join(VERBS)}}}; see perturbjax --help"),
-        (["randotp"], "Unrecognized options: randotp; see perturbjax --help"),
-        (["randopt", "--popluation", "3"], "Unrecognized options: --popluation, 3; see perturbjax randopt --help"),
+        (["randotp"], "Unrecognized options: randotp (did you mean randopt?); see perturbjax --help"),
+        (
+            ["randopt", "--popluation", "3"],
+            "Unrecognized options: --popluation, 3 (did you mean --population?); see perturbjax randopt --help",
+        ),
+        (["randopt", "--top_kk=3"], "Unrecognized options: --top_kk=3 (did you mean --top-k?); see perturbjax randopt --help"),
+        (["randopt", "--qqqq"], "Unrecognized options: --qqqq; see perturbjax randopt --help"),
         (["randopt", "--population", "many"], "--population 'many': an integer is required; see perturbjax randopt --help"),
         (["randopt", "--population", "2.5"], "--population '2.5': an integer is required; see perturbjax randopt --help"),
         (["randopt", "--rank", "x"], "--rank 'x': an integer is required; see perturbjax randopt --help"),
