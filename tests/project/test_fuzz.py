@@ -64,6 +64,10 @@ def test_any_setting_of_a_run(data):
         RunDirectory(run).create({}, {})
         (run / "config.json").write_text(json.dumps(json.loads((run / "config.json").read_text()) | content))
         refused(["evaluate", str(run), "--compile-cache", "off"])
+        refused(["select", str(run), "--compile-cache", "off"])
+        refused(["scores", str(run), "--out", str(Path(name) / "scores.npz")])
+        refused(["compare", str(run), str(run)])
+        refused(["report", str(run)])
         assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
