@@ -5,16 +5,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
 from support.chapter import ChapterBattery
 from support.cli_tiny import MODEL, SMALL, search_arguments, write_questions
 from support.configs import config_of
 from support.paths import SCRIPTS
 
 from perturbjax import randopt
+from perturbjax.randopt.entries import CONTROLS
+from perturbjax.randopt.reselection import reselect
+from perturbjax.randopt.results import read_results
 
 
 class TestRandOpt(ChapterBattery):
-    compared = ("candidates.parquet", "ensemble.json")
+    compared = ("candidates.parquet", "ensemble.json", "test.parquet")
     commits = 3
 
     @classmethod
@@ -36,3 +42,20 @@ class TestRandOpt(ChapterBattery):
         done = subprocess.run([sys.executable, script, finished / "run", "--members", "2"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("equal to the run's") == 4
+
+    def test_choosing_again_by_the_same_rules_chooses_the_same(self, finished):
+        found, ensemble = reselect(finished / "run")
+        selection = read_results(finished / "run" / "results.json").selection
+        assert (found.way.sigma, found.K) == (selection.sigma, selection.K)
+        assert found.by_k == selection.candidates.K and [w.accuracy for w in found.tried] == [
+            o.accuracy for o in selection.candidates.sigma
+        ]
+        ensemble.save(finished / "again.json")
+        assert (finished / "again.json").read_bytes() == (finished / "run" / "ensemble.json").read_bytes()
+
+    def test_scores_by_question_are_those_of_the_results(self, finished):
+        results, table = read_results(finished / "run" / "results.json"), pq.read_table(finished / "run" / "test.parquet")
+        entries = {"randopt": results.chosen, **{name: getattr(results, name) for name in ("base", *CONTROLS)}}
+        assert {*table.column_names} == {"id", "question", *entries}
+        for name, entry in entries.items():
+            assert table[name].to_numpy().mean(dtype=np.float64) == pytest.approx(entry.accuracy)
