@@ -14,6 +14,7 @@ from perturbjax import randopt
 from perturbjax.errors import InputError
 from perturbjax.randopt import reselection
 from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.setup import reopen_ensemble
 from perturbjax.randopt.table import open_state
 
 SCORES = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]], np.float32)
@@ -148,7 +149,8 @@ def test_members_are_chosen_again_and_used_like_a_run(runs, tmp_path, capsys, mo
     assert ensemble.voting.rule == record["way"]["vote"] and record["way"] in record["tried"] and len(record["tried"]) == 8
     assert ensemble.scores is not None
     np.testing.assert_array_equal(ensemble.scores, SCORES.mean(axis=1)[ensemble.members])
-    assert call(["export", str(chosen), "--rank", "1", "--out", str(tmp_path / "best")], capsys)[0] == 0
+    _, reopened = reopen_ensemble(chosen, lambda _: None)  # as predict, evaluate and export begin
+    assert reopened.members.tolist() == ensemble.members.tolist() and reopened.voting.rule == ensemble.voting.rule
     for command in (["select", chosen], ["scores", chosen, "--out", tmp_path / "s.npz"]):
         assert "made by perturbjax select, without scores" in refused(command, capsys)
     assert "made by perturbjax select, without a test" in refused(["report", chosen], capsys)
