@@ -33,6 +33,7 @@ from perturbjax.report.words import percent, percent_range
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_json
+from perturbjax.runs.machine import resolve_dtype
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Task
 from perturbjax.tasks.gsm8k import SOURCE
@@ -102,7 +103,7 @@ def perturbjax(*arguments: str | Path) -> None:
 
 def prompted(base: Path, task: Task, choosing: tuple[Example, ...], test: tuple[Example, ...], out: Path) -> dict[str, Any]:
     """B alone with each prompt on the questions to choose by, and with the best of them on the test."""
-    model = load_model(str(base), "auto")
+    model = load_model(str(base), resolve_dtype("auto"))
 
     def ask(examples: tuple[Example, ...], name: str, part: str) -> Any:
         file = out / f"prompt-{name}-{part}.json"
