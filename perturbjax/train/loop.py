@@ -106,6 +106,8 @@ class _Training:
             everywhere = jax.tree.map(lambda leaf: leaf.sharding, self.auxiliary)
             self._update = jax.jit(auxiliary.update, donate_argnums=0, out_shardings=(everywhere, None))
             self._after = jax.jit(auxiliary.after) if auxiliary.after is not None else None
+            follow = auxiliary.follow
+            self._follow = jax.jit(follow, donate_argnums=0, out_shardings=(everywhere, None)) if follow is not None else None
         self.step, self.best, self.looks = 0, 0, list[Look]()
         self._pending: list[Sums] = []
         self._updates: list[tuple[int, Figures]] = []
@@ -160,6 +162,8 @@ class _Training:
             self._updates.append((self.step, figures))
         given = frozen if auxiliary is None else (frozen, self.auxiliary)
         self._state, sums = self._steps[which](self._state, given, arrays)
+        if auxiliary is not None and self._follow is not None:
+            self.auxiliary, sums = self._follow(self.auxiliary, self._state, sums)
         if due and self._after is not None:
             figures |= self._after(self._state, frozen, own, figures)
         self._pending.append(sums)

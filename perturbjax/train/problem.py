@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from perturbjax.sharding import ShardedDim
-from perturbjax.train.step import Loss, TrainState
+from perturbjax.train.step import Loss, Sums, TrainState
 
 
 class TrainingRows(Protocol):
@@ -28,23 +28,26 @@ Figures = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """What is updated before some of the steps, and what the loss reads besides: a designer of tasks, say.
+    """What is updated before some of the steps or after each, and what the loss reads besides: a designer of tasks, say.
 
     The loss then gets (frozen, state) in place of ``frozen``. The state is replicated over the mesh and committed with the training.
 
     Attributes:
         state: the pytree that it begins with.
-        due: step, from 0 -> whether there is an update before it.
+        due: step, from 0 -> whether there is an update before it; never when left out.
         batch: step -> arrays with leading B that the update reads besides the batch of the step; the same for every call with one step.
         update: (state, training state, frozen, batch of the step (A, B, ...), own batch (1, B, ...), step) -> new state, figures. Traced.
         after: (training state after the step, frozen, own batch, figures of the update) -> more figures; None: nothing is measured. Traced.
+        follow: (state, training state after the step, sums of the step) -> new state, sums that are reported: an average of the parameters,
+            say. After every step; the sums that only it reads may be of any shape. None: nothing follows. Traced.
     """
 
     state: Any
-    due: Callable[[int], bool]
-    batch: Callable[[int], Any]
-    update: Callable[[Any, TrainState, Any, Any, Any, jax.Array], tuple[Any, Figures]]
+    due: Callable[[int], bool] = lambda step: False
+    batch: Callable[[int], Any] = lambda step: {}
+    update: Callable[[Any, TrainState, Any, Any, Any, jax.Array], tuple[Any, Figures]] = lambda state, *_: (state, {})
     after: Callable[[TrainState, Any, Any, Figures], Figures] | None = None
+    follow: Callable[[Any, TrainState, Sums], tuple[Any, Sums]] | None = None
 
 
 RowArrays = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
