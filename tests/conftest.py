@@ -51,6 +51,7 @@ LONGEST = (
     "models/test_decoder.py",
     "ivl/test_run.py",
     "vpretrain/test_run.py",
+    "vpretrain/test_vision.py",
     "vpretrain/test_loop.py",
     "vpretrain/test_text.py",
     "vpretrain/test_value.py",

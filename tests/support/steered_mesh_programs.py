@@ -1,4 +1,4 @@
-"""Run by ``vpretrain/test_mesh`` with 8 forced devices: a steered training on one device and on a mesh of 4x2.
+"""Run by ``vpretrain/test_mesh`` with 8 forced devices: a steered training of text on one device and on a mesh of 4x2; sums on images.
 
 Prints one line a case: the part, ``ok`` or ``WRONG``, and the case.
 """
@@ -14,9 +14,12 @@ from perturbjax.sharding import make_mesh
 from perturbjax.train import Training
 from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import learning_rates
+from perturbjax.train.placement import put_batch
 from perturbjax.train.problem import Fitted
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.steering import Steering
+from perturbjax.vpretrain.vision import learner_loss
+from support import vision_cases
 from support import vpretrain_cases as cases
 
 LOSSES, VALUES = 1e-5, 1e-4
@@ -46,10 +49,23 @@ def figures(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
     return np.array(losses), np.array([update[name] for update in updates for name in ("value", "direction_norm")])
 
 
+def on_images(devices: int) -> dict[str, np.ndarray]:
+    """The sums of a step, with rows sharded over devices: they are of all views, masks and targets."""
+    mesh, task = make_mesh(jax.devices()[:devices]), vision_cases.task(vision_cases.SMALL)
+    student = vision_cases.student(vision_cases.SMALL)
+    state = {"teacher": task.learner.start(student), "steering": {"designer": vision_cases.designer_params()}}
+    batch = put_batch(vision_cases.images(8).batch(np.arange(8)), 1, mesh)
+    loss = jax.jit(lambda batch: learner_loss(task.learner, task.designer)(student, (None, state), jax.tree.map(lambda a: a[0], batch)))
+    return jax.device_get(loss(batch))
+
+
 def main() -> None:
     one, several = figures(steered(1, 1)), figures(steered(8, 2))
     off = [float(np.abs(found / here - 1).max()) for found, here in zip(several, one, strict=True)]
     print(f"steered {'ok' if off[0] < LOSSES and off[1] < VALUES else 'WRONG'} 4x2: losses {off[0]:.1e} apart, values {off[1]:.1e}")
+    one, several = on_images(1), on_images(8)
+    off = max(float(np.abs(several[name] - found).max() / np.abs(found).max()) for name, found in one.items())
+    print(f"images {'ok' if off < LOSSES else 'WRONG'} 8x1: sums {off:.1e} apart")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,230 @@
+"""Designed masks for self-distillation (``dino``), steered by dense labels of few images (arXiv 2601.22108, vision).
+
+A designer masks the student's large views. Feedback are segmentation and depth at the resolution of patches: a linear head is fitted on
+some labelled images, with features as constants, and g_down is the gradient of its loss on others.
+
+Axis letters: B images, S pixels of a side, C channels, P patches, D model, K prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from perturbjax.train.optimizer import promoting
+from perturbjax.train.problem import Auxiliary, Problem, TrainingRows
+from perturbjax.train.step import Loss, Sums, TrainState
+from perturbjax.vpretrain.dino import Batch, Dino
+from perturbjax.vpretrain.masks import MaskDesigner
+from perturbjax.vpretrain.steering import Steering, designer_auxiliary, feedback_batches
+from perturbjax.vpretrain.value import Part, Subset, designed_value
+from perturbjax.vpretrain.views import GLOBALS
+
+VisionMode = Literal["plain", "random_masks", "value", "random"]
+"""No masks; masks without a designer; a designer that follows g_down; one that follows a random direction."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of images for ``train.loop.fit``: ``image`` (N, S, S, C), and of labelled ones ``classes`` (N, P) int32 and ``depth`` (N, P)."""
+
+    arrays: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.arrays["image"])
+
+    @property
+    def tokens(self) -> int:
+        """Images: what the loop counts."""
+        return len(self)
+
+    def batch(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of some rows, with ``row``, their numbers, by which their views are drawn."""
+        found = {name: array[numbers] for name, array in self.arrays.items()}
+        return found | {"row": numbers.astype(np.int32), "segments": np.zeros((len(numbers), 1), np.int32)}
+
+
+def learner_loss(learner: Dino, designer: MaskDesigner | None) -> Loss:
+    """What the student minimizes, under the state of ``with_teacher``: with the masks of the designer, which are constants to it, or with
+    masks without logits where the state has no designer; no masks for None. ``entropy``: of the teacher's distributions, in nats."""
+
+    def loss(trained: Any, frozen: Any, batch: Batch) -> Sums:
+        _, auxiliary = frozen
+        prepared, masks = learner.prepare(auxiliary["teacher"], batch), None
+        if designer is not None:
+            steered = auxiliary["steering"].get("designer")
+            masks, _ = jax.lax.stop_gradient(_masks(designer, steered, prepared))
+        targets = prepared["targets"]
+        return {
+            "loss": learner.loss(trained, prepared, masks),
+            "entropy": -jax.scipy.special.xlogy(targets, targets).sum() / GLOBALS,
+            "outputs": prepared["outputs"].mean(axis=1).sum(axis=0),
+            "weight": jnp.float32(len(targets)),
+        }
+
+    return loss
+
+
+def with_teacher(learner: Dino, steering: Auxiliary, student: Any) -> Auxiliary:
+    """``steering``, of a ``VisionTask`` whose ``frozen`` is the teacher, with the teacher beside it, which follows every step."""
+
+    def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Sums]:
+        new, figures = steering.update(state["steering"], training, state["teacher"], batch, own, step)
+        return state | {"steering": new}, figures
+
+    def follow(state: Any, training: TrainState, sums: Sums) -> tuple[Any, Sums]:
+        teacher = learner.follow(state["teacher"], training.params, sums)
+        return state | {"teacher": teacher}, {name: total for name, total in sums.items() if name != "outputs"}
+
+    return replace(steering, state={"steering": steering.state, "teacher": learner.start(student)}, update=update, follow=follow)
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear head with batch normalization before it, fitted by Adam on all rows at once.
+
+    Attributes:
+        steps, rate: of Adam, from a kernel of zeros.
+    """
+
+    steps: int = 50
+    rate: float = 0.1
+
+    def fit(self, features: jax.Array, outputs: int, loss: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
+        """The head that makes a loss of its outputs small: features (..., D), loss (..., outputs) -> ()."""
+        features = jax.lax.stop_gradient(features)
+        flat = features.reshape(-1, features.shape[-1])
+        fixed = {"mean": flat.mean(axis=0), "scale": 1 / jnp.sqrt(flat.var(axis=0) + 1e-5)}
+        adam = optax.adam(self.rate)
+
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            head, moments = carry
+            gradient = jax.grad(lambda head: loss(self.apply(fixed | head, features)))(head)
+            updates, moments = promoting(adam.update)(gradient, moments)
+            return (optax.apply_updates(head, updates), moments), None
+
+        head = {"kernel": jnp.zeros((features.shape[-1], outputs)), "bias": jnp.zeros(outputs)}
+        (head, _), _ = jax.lax.scan(step, (head, promoting(adam.init)(head)), length=self.steps)
+        return fixed | head
+
+    @staticmethod
+    def apply(head: Mapping[str, jax.Array], features: jax.Array) -> jax.Array:
+        """(..., D) -> (..., outputs)."""
+        kernel = head["scale"][:, None] * head["kernel"]
+        bias = head["bias"] - head["mean"] @ kernel
+        return features @ kernel + bias.reshape((1,) * (features.ndim - 1) + (-1,))
+
+
+def dense_losses(outputs_BxPxO: jax.Array, labels: Batch) -> dict[str, jax.Array]:
+    """``segmentation``, the cross-entropy of ``classes`` in nats a patch, and ``depth``, the mean absolute error: () each. Outputs are a
+    logit for each class and a depth."""
+    log_probs = jax.nn.log_softmax(outputs_BxPxO[..., :-1], axis=-1)
+    picked = jnp.take_along_axis(log_probs, labels["classes"][..., None], axis=-1)
+    return {"segmentation": -picked.mean(), "depth": jnp.abs(outputs_BxPxO[..., -1] - labels["depth"]).mean()}
+
+
+@dataclass(frozen=True)
+class VisionTask:
+    """Designed masks, as ``steering`` asks of a designed task. ``frozen`` is the teacher's state.
+
+    Attributes:
+        learner: student and teacher.
+        designer: of the masks.
+        subset: what the value looks at.
+        classes: how many there are, the background included.
+        weights: of the losses of ``dense_losses``.
+        head: how heads are fitted.
+    """
+
+    learner: Dino
+    designer: MaskDesigner
+    subset: Subset
+    classes: int
+    weights: Mapping[str, float]
+    head: LinearHead = LinearHead()
+
+    def feedback_loss(self, trained: Any, frozen: Any, feedback: Mapping[str, Batch]) -> jax.Array:
+        """The weighted loss on the ``meta`` batch of a head that is fitted on the ``train`` batch."""
+        vit, total = self.learner.vit, sum(self.weights.values())
+
+        def loss(labels: Batch) -> Callable[[jax.Array], jax.Array]:
+            def of(outputs: jax.Array) -> jax.Array:
+                losses = dense_losses(outputs, labels)
+                return sum((weight / total * losses[name] for name, weight in self.weights.items()), jnp.float32(0))
+
+            return of
+
+        train, meta = feedback["train"], feedback["meta"]
+        _, features = vit.build(jax.lax.stop_gradient(trained)["vit"])(train["image"])
+        head = self.head.fit(features, self.classes + 1, loss(train))
+        _, features = vit.build(trained["vit"])(meta["image"], None, self.subset.layers)
+        return loss(meta)(self.head.apply(head, features))
+
+    def prepare(self, trained: Any, frozen: Any, direction: Part, batch: Batch) -> dict[str, Any]:
+        """Views, the teacher's targets, noise; and the direction."""
+        return self.learner.prepare(frozen, batch) | {"direction": direction}
+
+    def value(self, designer: Any, trained: Any, frozen: Any, prepared: Batch) -> Sums:
+        """``value``: the derivative of the loss in the direction, forward; ``logit``, the mean size of the designer's."""
+        masks, logits = _masks(self.designer, designer, prepared)
+
+        def loss(params: Any, masks: jax.Array, prepared: Batch) -> jax.Array:
+            return self.learner.loss(params, prepared, masks, self.subset.layers)
+
+        value = designed_value(loss, trained, self.subset, prepared["direction"], masks, prepared)
+        count = jnp.float32(len(masks))
+        return {"value": value, "logit": jnp.abs(logits).mean() * count, "weight": count}
+
+    def designed_loss(self, trained: Any, frozen: Any, designer: Any, batch: Batch) -> Sums:
+        """The student's loss under the designer, for the gradient of a cosine."""
+        prepared = self.learner.prepare(frozen, batch)
+        masks, _ = _masks(self.designer, designer, prepared)
+        return {"loss": self.learner.loss(trained, prepared, masks, self.subset.layers), "weight": jnp.float32(len(masks))}
+
+
+@dataclass(frozen=True)
+class VisionExperiment:
+    """What the arms have in common.
+
+    Attributes:
+        task: student, designer, subset, weights of the losses.
+        student: its parameters at the start; ``designer``: the designer's.
+        steering: settings of the updates.
+        rows: unlabelled images.
+        feedback: labelled images: ``train``, that heads are fitted on, and ``meta``, that g_down is taken on.
+        feedback_rows: rows of each in one update.
+        rate: step -> learning rate of the student.
+    """
+
+    task: VisionTask
+    student: Any
+    designer: Any
+    steering: Steering
+    rows: TrainingRows
+    feedback: Mapping[str, TrainingRows]
+    feedback_rows: int
+    rate: Callable[[Any], Any]
+
+    def problem(self, mode: VisionMode) -> Problem:
+        """What ``train.loop.fit`` trains in this mode."""
+        steering = Auxiliary({})
+        if mode in ("value", "random"):
+            batches = feedback_batches(self.feedback, self.feedback_rows, self.steering)
+            settings = replace(self.steering, random=mode == "random")
+            steering = designer_auxiliary(self.task, settings, self.designer, batches, self.rate)
+        loss = learner_loss(self.task.learner, None if mode == "plain" else self.task.designer)
+        return Problem(self.student, [(loss, None)], self.rows, auxiliary=with_teacher(self.task.learner, steering, self.student))
+
+
+def _masks(designer: MaskDesigner, params: Any, prepared: Batch) -> tuple[jax.Array, jax.Array]:
+    """Masks of the student's large views, and the designer's logits, which are 0 without parameters: (B, 2, P) each."""
+    noise, views = prepared["noise"], prepared["views"][0]
+    flat = views.reshape(-1, *views.shape[2:])
+    logits = jnp.zeros(noise.shape) if params is None else designer.logits(params, flat).reshape(noise.shape)
+    return designer.masks(logits, noise), logits
