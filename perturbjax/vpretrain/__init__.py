@@ -1,6 +1,7 @@
 """V-Pretraining (Ke & Fanti, arXiv 2601.22108): verified feedback steers further pretraining, which never trains on it.
 
-``run(Config(...))`` does from Python what ``perturbjax vpretrain`` does; ``value`` and ``steering`` serve any designed task.
+``run(Config(...))`` does from Python what ``perturbjax vpretrain`` does; ``value`` and ``steering`` serve any designed task, and ``vision``
+has one on images.
 """
 
 from typing import TYPE_CHECKING
