@@ -1,6 +1,6 @@
 """Scenes whose segmentation and depth are known: a figure of a data set, enlarged, at a place of its own on a texture.
 
-A figure's pixels are as far away as it is small, the texture is farther than any. Labels are those of patches.
+A figure's pixels are as far away as it is small, the texture is farther than any, and mostly darker. Labels are those of patches.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def read_figures(name: str) -> Figures:
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:
     """Three waves of random direction, length and color around a random color: (side, side, 3)."""
     rows, columns = np.mgrid[:side, :side]
-    found = np.broadcast_to(rng.uniform(0.25, 0.75, 3), (side, side, 3)).copy()
+    found = np.broadcast_to(rng.uniform(0.2, 0.6, 3), (side, side, 3)).copy()
     for _ in range(3):
         angle, length = rng.uniform(0, np.pi), rng.uniform(3, 16)
         phase = 2 * np.pi * (np.cos(angle) * rows + np.sin(angle) * columns) / length + rng.uniform(0, 2 * np.pi)
@@ -73,7 +73,7 @@ def compose(figures: Figures, count: int, side: int, patch: int, rng: np.random.
         row, column = rng.integers(0, side - size + 1, 2)
         ink = np.zeros((side, side))
         ink[row : row + size, column : column + size] = large
-        scene = (1 - ink[..., None]) * texture(rng, side) + ink[..., None] * rng.uniform(0, 1, 3)
+        scene = (1 - ink[..., None]) * texture(rng, side) + ink[..., None] * rng.uniform(0.45, 1.0, 3)
         images[number], labels[number] = scene + rng.normal(0, 0.02, scene.shape), figures.labels[which]
         covered = (ink >= INK).reshape(grid, patch, grid, patch).mean(axis=(1, 3)).ravel() >= COVERED
         classes[number, covered], depth[number, covered] = 1, SIZES[0] / size
