@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -108,10 +109,10 @@ def designer_auxiliary(
 
     def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Figures]:
         trained, feedback = training.params, jax.tree.map(lambda array: array[0], own)
-        cosine: Any = None
         with jax.named_scope("feedback"):
             down, g_down = _gradient(task, trained, frozen, feedback)
             scaled = preconditioned(g_down, task.subset.take(optax.tree.get(training.optimizer, "nu")), step)
+        cosine: Any = None
         if steering.random:
             direction = unit(_random(g_down, jax.random.fold_in(jax.random.key(steering.seed), step)))
         elif steering.similarity == "cosine":
@@ -122,30 +123,17 @@ def designer_auxiliary(
         def scores(direction: Part) -> Any:
             return _over_parts(lambda part: task.prepare(trained, frozen, direction, part), batch)
 
-        def value(designer: Any, prepared: Any) -> tuple[jax.Array, Sums]:
-            sums = _over_parts(lambda part: task.value(designer, trained, frozen, part), prepared)
-            sums = jax.tree.map(jnp.sum, sums)
-            weight = jnp.maximum(sums.pop("weight"), 1e-30)
-            means = jax.tree.map(lambda total: total / weight, sums)
-            return means.pop("value"), means
-
+        value = partial(_mean_value, task, trained, frozen)
         with jax.named_scope("scores"):
             prepared = scores(direction)
         with jax.named_scope("designer"):
             (found, means), gradients = jax.value_and_grad(value, has_aux=True)(state["designer"], prepared)
             updates, moments = advance(jax.tree.map(jnp.negative, gradients), state["optimizer"], state["designer"])
             good = jnp.isfinite(found) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(norm(g_down))
-            new, moments = jax.tree.map(
-                lambda new, old: jnp.where(good, new, old),
-                (optax.apply_updates(state["designer"], updates), moments),
-                (state["designer"], state["optimizer"]),
-            )
-        figures = means | {
-            "value": found if cosine is None else cosine,
-            "feedback_loss": down,
-            "direction_norm": norm(g_down),
-            "skipped": 1.0 - good.astype(jnp.float32),
-        }
+            after, before = (optax.apply_updates(state["designer"], updates), moments), (state["designer"], state["optimizer"])
+            new, moments = jax.tree.map(partial(jnp.where, good), after, before)
+        figures = means | {"value": found if cosine is None else cosine, "feedback_loss": down}
+        figures |= {"direction_norm": norm(g_down), "skipped": 1.0 - good.astype(jnp.float32)}
         if steering.probe:
             with jax.named_scope("probe"):
                 if steering.random or steering.similarity != "preconditioned":
@@ -158,6 +146,14 @@ def designer_auxiliary(
     designer = jax.tree.map(jnp.asarray, designer)
     start = {"designer": designer, "optimizer": init(designer), "updates": jnp.int32(0), "skipped": jnp.int32(0)}
     return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None)
+
+
+def _mean_value(task: DesignedTask, trained: Any, frozen: Any, designer: Any, prepared: Any) -> tuple[jax.Array, Sums]:
+    """() the value over a whole batch, and the means of what ``task.value`` sums besides."""
+    sums = jax.tree.map(jnp.sum, _over_parts(lambda part: task.value(designer, trained, frozen, part), prepared))
+    weight = jnp.maximum(sums.pop("weight"), 1e-30)
+    means = jax.tree.map(lambda total: total / weight, sums)
+    return means.pop("value"), means
 
 
 def oracle_auxiliary(task: DesignedTask, steering: Steering, trained: Any, batches: Callable[[int], Any]) -> Auxiliary:
