@@ -20,6 +20,9 @@ _SCALE = "|".join((*SCALES, "exclude"))
 _RULE = re.compile(rf"(?P<pattern>.+?)=(?P<scale>{_SCALE})(?:,|$)")
 _LISTS: dict[Any, tuple[type, str]] = {tuple[float, ...]: (float, "FLOAT"), tuple[int, ...]: (int, "INT"), tuple[str, ...]: (str, "TEXT")}
 
+_COMMA = re.compile(r",(?![^()]*\))")
+"""Between items of a list; one between parentheses belongs to its item: ``my_task.py:Sums(2, 3)``."""
+
 
 class UsageError(Exception):
     """Arguments that cannot be read; the message is one line."""
@@ -86,7 +89,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         if info.type in _LISTS:
             kind, name = _LISTS[info.type]
             return _spec(
-                f"{name},{name},...", lambda text: tuple(map(kind, text.split(","))), tuple, lambda value: ",".join(map(str, value))
+                f"{name},{name},...", lambda text: tuple(map(kind, _COMMA.split(text))), tuple, lambda value: ",".join(map(str, value))
             )
         if info.type == tuple[Rule, ...]:
             return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: ",".join(map(str, rules)) or "none")

@@ -21,7 +21,7 @@ class TasksConfig:
     - their names: perturbjax tasks
     - one of them: perturbjax tasks gsm8k
     - what a reply is worth: perturbjax tasks gsm8k --reply "That makes 7 eggs. #### 7"
-    - your own rows or code: perturbjax tasks questions.jsonl; perturbjax tasks my_module:my_task
+    - your own rows or code: perturbjax tasks questions.jsonl; perturbjax tasks "my_task.py:Sums(3)"
 
     No model is loaded: the chat template that goes around a prompt is the model's."""
 

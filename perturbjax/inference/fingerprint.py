@@ -9,8 +9,10 @@ from perturbjax.tree import digest
 def task_fingerprint(task: Task, examples: Iterable[Example]) -> str:
     """``sha256:<hex>`` over the task's name, kind, templates and the content of the examples used, in order.
 
-    The prompt and the scorer are code and are seen only through the rendered prompts of every template.
+    The prompt and the scorer are code. Prompts are seen as they are rendered by every template; of a scorer nothing is seen but the task's
+    ``version``, if it has one.
     """
+    version = getattr(task, "version", None)
     content = {
         "name": task.name,
         "kind": task.kind,
@@ -21,5 +23,5 @@ def task_fingerprint(task: Task, examples: Iterable[Example]) -> str:
             + [repr(task.prompt(e, template)) for template in task.templates]
             for e in examples
         ],
-    }
+    } | ({} if version is None else {"version": repr(version)})
     return digest(content)

@@ -22,7 +22,8 @@ class Data:
     """The questions, in three splits that never meet."""
 
     task: str = "sst2"
-    """A task's name; a .jsonl file with question, answer and optional choices; or module:attribute for your own Task."""
+    """A task's name; a .jsonl file with question, answer and optional choices; or your own Task, as module:attribute
+    or path.py:attribute, with arguments if any: ./my_task.py:Sums(3)."""
     search_examples: int = 64
     """Examples that score the candidates."""
     select_examples: int = 64

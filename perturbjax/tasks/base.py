@@ -58,6 +58,9 @@ class Task(Protocol):
 
     ``kind == "choice"``: the reply is the choice with the highest log-probability, an element of ``example.choices``.
     ``kind == "generation"``: the reply is generated text; ``extract`` finds the answer in it.
+
+    A task may have a ``version`` too, of any printable kind: change it with ``extract`` or ``score``, and a run that was graded in another
+    way is not continued.
     """
 
     name: str

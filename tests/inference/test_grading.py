@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.numpy_engine import ColorTask
 
+from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.inference.outputs import grade
 
 
@@ -47,3 +48,11 @@ def test_every_reply_is_graded_as_by_itself_and_equal_ones_once(kind):
     calls = sum(count for key, count in task.asked.items() if key[0] == "score")
     assert calls == distinct * (2 if kind == "generation" else 1)
     assert scores.dtype == np.float32 and scores.shape == (2, 30, 6)
+
+
+def test_a_version_is_part_of_what_a_task_is_known_by():
+    task = ColorTask("generation", count=6)
+    first = task_fingerprint(task, task.examples())
+    assert task_fingerprint(task, task.examples()) == first != task_fingerprint(task, task.examples()[:5])
+    task.version = 2  # pyright: ignore[reportAttributeAccessIssue]
+    assert task_fingerprint(task, task.examples()) != first

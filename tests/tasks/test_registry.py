@@ -1,5 +1,6 @@
 """What --task may say: names, files, and a user's own objects."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from perturbjax.errors import InputError
 from perturbjax.inference.outputs import grade
 from perturbjax.tasks import TASK_NAMES, load_task
 from perturbjax.tasks.mmlu import SUBJECTS
+from perturbjax.tasks.registry import names_code
 
 MODULE = """
 import sys
@@ -45,6 +47,12 @@ def changed(**attributes):
 
 class Bare:
     name = "bare"
+
+class Few(Parity):
+    def __init__(self, count, *, names=()):
+        self.count, self.names = count, names
+    def examples(self):
+        return super().examples()[:self.count]
 
 class Needs(Parity):
     def __init__(self, path):
@@ -92,7 +100,7 @@ def refused(spec: str) -> str:
     with pytest.raises(InputError) as caught:
         load_task(spec)
     message = str(caught.value)
-    assert "\n" not in message and message.startswith("task '")
+    assert "\n" not in message and message.startswith(("task '", 'task "'))
     return message
 
 
@@ -102,6 +110,34 @@ def test_a_users_task(module: str, attribute: str) -> None:
     task = load_task(f"{module}:{attribute}")
     assert task.name == "parity" and len(task.examples()) == 9
     assert sys.path == before
+
+
+def test_a_users_task_is_called_with_literals(module: str) -> None:
+    assert len(load_task(f"{module}:Few(3)").examples()) == 3
+    spec = f"{module}:Few(count=4, names=['a(b', 'c,d'])"
+    assert load_task(spec).names == ["a(b", "c,d"] and names_code(spec)  # pyright: ignore[reportAttributeAccessIssue]
+    assert "calling it with these arguments failed (TypeError" in refused(f"{module}:Few(3, 4)")
+    assert "task is a Parity, which takes no arguments" in refused(f"{module}:task(3)")
+    code = ("(open('x'))", "(__import__('os'))", "(n)", "(*[1])", "(**{'count': 1})")
+    for arguments in (*code, "(1", "(1) + (2)", "(1))", "(" + "[" * 5000 + ")"):
+        message = refused(f"{module}:Few{arguments}")
+        assert "its arguments must be" in message or "not a task name" in message, message
+
+
+def test_a_users_task_in_a_file(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my tasks"
+    folder.mkdir()
+    (folder / "beside_under_test.py").write_text("from my_tasks_under_test import Few\n")
+    (folder / "json.py").write_text("from beside_under_test import Few\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(load_task("my tasks/json.py:Few(2)").examples()) == 2
+    assert len(load_task(f"{folder}/json.py:Few(5)").examples()) == 5
+    assert importlib.import_module("json").loads("1") == 1 and names_code("my tasks/json.py:Few(2)")
+    message = refused("my tasks/jsn.py:Few")
+    assert f"there is no file {folder / 'jsn.py'}" in message
+    (folder / "bad.py").write_text("1 / 0\n")
+    assert "importing my tasks/bad.py failed (ZeroDivisionError" in refused("my tasks/bad.py:Few")
+    sys.modules.pop("beside_under_test")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +222,7 @@ def test_modules_that_cannot_be_imported(module: str) -> None:
     assert "importing broken_under_test failed (SyntaxError" in refused("broken_under_test:f")
     assert "No module named 'a_package_that_is_not_there'" in refused("needy_under_test:task")
     for spec in ("a b:c", ":task", "module:", "C:/tasks/mine", "os:path:join", "../up:task"):
-        assert "not a task name, a path.jsonl or module:attribute" in refused(spec)
+        assert "not a task name, a path.jsonl, module:attribute" in refused(spec)
 
 
 @pytest.mark.parametrize("spec", ["", "sst", "SST2", "gsm8", "imdb", "mine.json", "path/to/rows.csv"])
