@@ -4,6 +4,7 @@
 |---|---|---|
 | grid, by cells | a Python loop over the same compiled training, cell by cell, over the grid | at least 20 |
 | grid, by steps | a Python loop over cells and compiled steps, over the grid | at least 20 |
+| grid on D devices | cells a second of the grid sharded over all D devices, over those on one; where there are several | at least 0.9 |
 | caulks on one base | one fine-tuning of all weights over so many LoRA caulks at the same total batch | at least 0.9 |
 """
 
@@ -57,12 +58,12 @@ SIZES = Sizes(64, 144, 16, 300, 32, 4, shape(16384, 384, 8, 1024, 6, 2, True), 8
 
 def measure(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
     """The rows, one after the other."""
-    yield from _grid(sizes, rounds)
+    yield from grid_rows(sizes, rounds)
     yield _caulks(sizes, rounds)
 
 
-def _grid(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
-    """LoRA on the second layer and a new head, as in the toy."""
+def grid_rows(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
+    """Those of grids: LoRA on the second layer and a new head, as in the toy."""
     rng, w = np.random.default_rng(0), sizes.width
 
     def layer(rows: int, columns: int) -> dict[str, np.ndarray]:
@@ -81,8 +82,8 @@ def _grid(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
         return jnp.square(h @ params["head"]["kernel"] + params["head"]["bias"][None] - batch[1]).mean()
 
     method, fitting = Method(LoRA(2, 2.0, ("second/kernel",)), head(), attach=True), Fitting(sizes.steps, sizes.batch)
-    mesh = make_mesh(jax.devices()[:1])
-    shared = put_replicated(Shared(base, data, test, np.arange(1024, dtype=np.int32)[None]), mesh)
+    mesh, rows = make_mesh(jax.devices()[:1]), Shared(base, data, test, np.arange(1024, dtype=np.int32)[None])
+    shared = put_replicated(rows, mesh)
     together, alone = (GridProgram(loss, loss, method, fitting, mesh, n) for n in (sizes.in_flight, 1))
     cells = CellArrays(
         np.arange(sizes.cells, dtype=np.uint32),
@@ -90,7 +91,7 @@ def _grid(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
         np.resize(np.array([16, 128, 1024], np.int32), sizes.cells),
     )
 
-    def in_chunks(program: GridProgram) -> None:
+    def in_chunks(program: GridProgram, shared: Shared = shared) -> None:
         for start in range(0, sizes.cells, program.chunk):
             program(shared, jax.tree.map(lambda leaf, start=start: leaf[start : start + program.chunk], cells))
 
@@ -102,6 +103,12 @@ def _grid(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
     what = f"the same, of {sizes.looped} cells, scaled to all"
     programs = {"grid": programs["grid"], "steps": by_steps}
     yield ratio_row("grid, by steps", what, 20.0, True, programs, rounds, lambda s: scale * s["steps"] / s["grid"])
+    if (devices := jax.device_count()) > 1:
+        mesh = make_mesh()
+        spread, on_all = GridProgram(loss, loss, method, fitting, mesh, max(1, sizes.in_flight // devices)), put_replicated(rows, mesh)
+        what = f"{sizes.cells} cells, {spread.chunk} together; forced devices of a CPU share its cores"
+        programs = {"one": programs["grid"], "all": lambda: in_chunks(spread, on_all)}
+        yield ratio_row(f"grid on {devices} devices", what, 0.9, True, programs, rounds, lambda s: s["one"] / s["all"])
 
 
 def _loop_of_steps(sizes: Sizes, loss: Any, method: Method, shared: Shared) -> Callable[[], Any]:

@@ -9,10 +9,11 @@ from perturbjax.bench.values import shape
 from perturbjax.cli import main
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
+SMALL = caulks.Sizes(4, 4, 2, 3, 2, 2, shape(64, 16, 1, 16, 1, 1, True), 2, 1, 8, 1)
 
 
 def test_rows_are_shown_and_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(caulks, "SIZES", caulks.Sizes(4, 4, 2, 3, 2, 2, shape(64, 16, 1, 16, 1, 1, True), 2, 1, 8, 1))
+    monkeypatch.setattr(caulks, "SIZES", SMALL)
     assert main(["bench", "--chapter", "caulking", "--rounds", "1", "--out", str(tmp_path)]) == 0
     cells, steps, one_base = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert cells["rounds"] == pytest.approx([cells["seconds"]["cells"][0] / cells["seconds"]["grid"][0]])

@@ -1,4 +1,4 @@
-"""Run by ``caulking/test_mesh`` with 8 forced devices: a grid on one device, on eight, and resumed on four.
+"""Run by ``caulking/test_mesh`` with 8 forced devices: a grid on one device, on eight, and resumed on four; the benchmark's row of it.
 
 Prints one line a case: the part, ``ok`` or ``WRONG``, and the case.
 """
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perturbjax.bench import caulks
+from perturbjax.bench.values import shape
 from perturbjax.caulking import Fitting, Method, run_grid
 from perturbjax.caulking.cells import FIGURES
 from perturbjax.models.adapters import LoRA
@@ -19,6 +21,7 @@ from perturbjax.sharding import make_mesh
 
 TOLERANCE = 2e-6
 """Relative. On one device and on several the sums of a vmapped product are rounded otherwise in a cell or two."""
+BENCH = caulks.Sizes(4, 8, 8, 2, 2, 1, shape(64, 16, 1, 16, 1, 1, True), 2, 1, 8, 1)
 
 
 def loss(params, batch):
@@ -64,6 +67,9 @@ def main() -> None:
             with pytest.raises(KeyboardInterrupt):
                 grid(2, Path(folder))
         compared("resume", grid(4, Path(folder)), one, "begun on 2 devices, ended on 4")
+    row = list(caulks.grid_rows(BENCH, 1))[-1]
+    right = row.label == "grid on 8 devices" and row.rounds == [row.seconds["one"][0] / row.seconds["all"][0]]
+    print(f"bench {'ok' if right else 'WRONG'} {row.line}")
 
 
 if __name__ == "__main__":
