@@ -5,7 +5,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -160,7 +160,8 @@ class RunDirectory:
     def create(self, identity: Identity, record: dict[str, Any]) -> None:
         """Make the directory and its ``config.json``: ``record`` plus the format and the identity."""
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, **record, "identity": dict(identity), "identity_digest": identity_digest(identity)}
+        made = {"format": FORMAT, "directory": os.getcwd()}
+        content = made | record | {"identity": dict(identity), "identity_digest": identity_digest(identity)}
         write_json(self.config, content)
 
     def withdraw(self) -> None:
@@ -217,7 +218,8 @@ class RunDirectory:
             trusted: each ``module:attribute`` that the person named.
 
         Raises:
-            InputError: as ``read_config``; the settings are damaged, or name code that is not trusted.
+            InputError: as ``read_config``; the settings are damaged, name code that is not trusted, or name files relative to the working
+                directory of the run, which is another.
         """
         config: Any = from_json(kind, self.read_config().get("config"), f"{self.config}: config")
         try:
@@ -228,6 +230,8 @@ class RunDirectory:
         if not set(code) <= set(trusted):
             names = ",".join(dict.fromkeys(code))
             raise InputError(f"{self.path}: the run names Python code, which would be run; if you trust it, add `trust` {names}")
+        if left := _left_behind(_texts(to_json(config)), str(self.read_config().get("directory", ""))):
+            raise InputError(f"{self.path}: the run names {left[0]}, which lies in {left[1]}; start the command there")
         return config
 
     def claim(
@@ -298,6 +302,12 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, dict | list):
         return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
     return [value] if isinstance(value, str) else []
+
+
+def _left_behind(texts: Iterable[str], directory: str) -> tuple[str, str] | None:
+    """The first path among these that there is in a directory and not here, and the directory."""
+    paths = (re.sub(r"(?<=\.py):.*", "", text, flags=re.DOTALL) for text in texts if text)
+    return next(((path, directory) for path in paths if os.path.exists(os.path.join(directory, path)) and not os.path.exists(path)), None)
 
 
 def default_path(task_name: str, model_name: str, identity: Identity) -> Path:

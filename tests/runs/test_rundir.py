@@ -15,6 +15,7 @@ from perturbjax.noise import Rule
 from perturbjax.randopt import Config
 from perturbjax.randopt.setup import Questions, make_identity
 from perturbjax.randopt.table import write_candidates
+from perturbjax.records import to_json
 from perturbjax.runs import console as module
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
@@ -113,6 +114,22 @@ def test_a_new_directory_is_made_with_its_config_and_found_again(tmp_path):
         directory.check_usable(resume=False)
     with pytest.raises(InputError, match=r"`resume`: `seed` 1, the run has 0 \(in "):
         directory.check_identity(identity(seed=1), {})
+
+
+def test_a_run_whose_files_are_relative_to_another_directory_says_which(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (there / "rows.jsonl").write_text("")
+    (there / "my_task.py").write_text("")
+    for task, trusted in (("rows.jsonl", ()), ("./my_task.py:Task(1)", ("./my_task.py:Task(1)",))):
+        monkeypatch.chdir(there)
+        run, config = RunDirectory(tmp_path / f"run-{task[-3:]}"), config_of(task=task)
+        run.create(identity(), {"config": to_json(config)})
+        assert run.read_settings(Config, trusted) == config
+        monkeypatch.chdir(here)
+        with pytest.raises(InputError, match=f"the run names {task.split(':')[0]}, which lies in {there}; start the command there"):
+            run.read_settings(Config, trusted)
 
 
 def test_a_run_older_than_a_setting_is_the_run_with_its_default(tmp_path):

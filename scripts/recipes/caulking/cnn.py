@@ -35,8 +35,8 @@ PACKAGE = Path("/usr/share/datasets/fashion-mnist")
 SOURCE, TARGET = range(5), range(5, 10)
 """Classes of the pretraining and of the target."""
 STAGES = ("stage1", "stage2", "stage3")
-WINDOW = 3
-"""Pixels of a side of a convolution, which has stride 2 but in the last stage."""
+WINDOW, STRIDE = 3, 2
+"""Pixels of a side of a convolution, and from one to the next."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,20 @@ class Sizes:
         test: images that measure errors, of the target; as many choose the steps of pretraining, as many measure errors of the source.
         lengths: steps of pretraining, of which the best are taken for each m and seed.
         steps, batch: of a cell of the target; ``pretraining_batch``.
-        rate: highest learning rate, of pretraining and from scratch too.
+        rate: highest learning rate, from scratch too; ``pretraining_rate``.
         rank, bottleneck: of the caulks.
     """
 
     channels: tuple[int, int, int] = (16, 32, 64)
-    sources: tuple[int, ...] = (250, 2000, 16000)
+    sources: tuple[int, ...] = (100, 1000, 16000)
     samples: tuple[int, ...] = (10, 40, 160, 640)
     test: int = 1000
-    lengths: tuple[int, ...] = (50, 400)
+    lengths: tuple[int, ...] = (100, 1500)
     steps: int = 200
     batch: int = 32
     pretraining_batch: int = 64
-    rate: float = 3e-3
+    pretraining_rate: float = 1e-2
+    rate: float = 5e-3
     rank: int = 4
     bottleneck: int = 8
 
@@ -129,17 +130,17 @@ def forward(params: Any, images: jax.Array) -> jax.Array:
     """Logits (B, 5): stages of convolution, bottleneck if there is one, and ReLU; the mean over places; the head."""
     x = images
     for name in STAGES:
-        x = jax.nn.relu(bottleneck(params[name], _convolved(params[name], x, 1 if name == STAGES[-1] else 2)))
+        x = jax.nn.relu(bottleneck(params[name], _convolved(params[name], x)))
     return x.mean(axis=(1, 2)) @ params["head"]["kernel"] + params["head"]["bias"][None]
 
 
-def _convolved(layer: Any, x: jax.Array, stride: int) -> jax.Array:
+def _convolved(layer: Any, x: jax.Array) -> jax.Array:
     """A convolution with zeros around, as a product of its windows: many kernels at once, one for each cell, are then a batched product,
     where ``lax.conv_general_dilated`` becomes one of many groups, which is slow on CPU."""
-    side = -(-x.shape[1] // stride)
+    side = -(-x.shape[1] // STRIDE)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     places = [(row, column) for row in range(WINDOW) for column in range(WINDOW)]
-    windows = [x[:, row : row + stride * side : stride, column : column + stride * side : stride] for row, column in places]
+    windows = [x[:, row : row + STRIDE * side : STRIDE, column : column + STRIDE * side : STRIDE] for row, column in places]
     return jnp.concatenate(windows, axis=-1) @ layer["kernel"] + layer["bias"][None, None, None]
 
 
@@ -167,7 +168,7 @@ def pretrain(
     for steps in sizes.lengths:
         kept: dict[tuple[int, int], Any] = {}
         cells = run_grid(
-            loss, wrong, {}, {"source": Method(None, learning_rate=sizes.rate)}, rows, sets.validation, sizes.sources, seeds,
+            loss, wrong, {}, {"source": Method(None, learning_rate=sizes.pretraining_rate)}, rows, sets.validation, sizes.sources, seeds,
             Fitting(steps, sizes.pretraining_batch), init=network(sizes.channels), keep=keep, progress=progress,
         )  # fmt: skip
         for cell in cells:
@@ -257,7 +258,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first of them (default: %(default)s)")
-    parser.add_argument("--error", type=float, default=0.1, help="share of wrong answers whose images are asked for (default: %(default)s)")
+    parser.add_argument("--error", type=float, default=0.2, help="share of wrong answers whose images are asked for (default: %(default)s)")
     parser.add_argument("--plot", type=Path, help="PNG of the curves")
     args = parser.parse_args()
     if args.seeds < 1 or args.first < 0:
