@@ -75,7 +75,7 @@ class Grid:
     """Highest learning rate of each method, in the order of --methods; 1e-3 for lora, adapter and head, 3e-3 for bitfit, 5e-5 for full,
     5e-4 for scratch when left out."""
     in_flight: int = 4
-    """Caulks trained together on each device, on one copy of the base; full and scratch are trained one by one."""
+    """Most caulks trained together on each device, on one copy of the base; full and scratch are trained one by one."""
     remat: bool = False
     """Compute each layer's activations again in the backward pass, to save memory."""
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from perturbjax import sharding
 from perturbjax.caulking.cells import Cell, CellTable, Measured, grid_cells
-from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Loss, Method, Shared
+from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Loss, Method, Shared, evenly_in_flight
 from perturbjax.errors import InputError
 from perturbjax.records import to_json
 from perturbjax.runs.config import positive_integer
@@ -65,7 +65,7 @@ def run_grid(
         per_seed: ``bases``, ``data`` and ``test`` have a leading axis of the seeds: each has a target of its own.
         classes: (N,) labels; the first n rows of a seed then hold all classes as evenly as the rows allow.
         mesh: cells are sharded over "data"; all devices when left out.
-        in_flight: cells vmapped together on each device; on a CPU more than a dozen gain nothing, accelerators take more.
+        in_flight: cells vmapped together on each device, at most; on a CPU more than a dozen gain nothing, accelerators take more.
         out: directory of committed cells: a second call goes on where the first stopped. It is refused where settings, arrays or
             bases differ; ``loss`` and ``error``, and bases that are functions, cannot be compared.
         keep: called with every cell and what it trained, ``{"caulk": ..., "head": ...}``, before its chunk is committed.
@@ -89,8 +89,9 @@ def run_grid(
         if method.scratch and init is None:
             raise InputError(f"`init` None: method {name} starts from scratch and needs key -> parameters")
     cells = grid_cells(bases, samples, chosen, {name: method.scratch for name, method in methods.items()})
+    together = evenly_in_flight(in_flight, len(samples) * len(chosen), mesh)
     programs = {
-        name: GridProgram(loss, error, method, fitting, mesh, in_flight, per_seed, init, keep is not None)
+        name: GridProgram(loss, error, method, fitting, mesh, together, per_seed, init, keep is not None)
         for name, method in methods.items()
     }
     order = np.stack([row_order(rows, seed, classes) for seed in chosen])

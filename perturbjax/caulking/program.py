@@ -92,6 +92,19 @@ class Fitting:
             raise InputError(f"`clip` {self.clip}: a number above 0 is required")
 
 
+def evenly_in_flight(in_flight: int, cells: int, mesh: Mesh) -> int:
+    """Cells vmapped together on each device, at most ``in_flight``, so that the chunks of so many cells are as equal as they can be: what a
+    chunk lacks is computed all the same.
+
+    >>> from perturbjax.sharding import make_mesh
+    >>> evenly_in_flight(16, 20, make_mesh())
+    10
+    """
+    devices = mesh.shape[sharding.DATA]
+    chunks = -(-cells // (in_flight * devices))
+    return -(-cells // (chunks * devices))
+
+
 class CellArrays(NamedTuple):
     """Cells as arrays with one leading axis.
 

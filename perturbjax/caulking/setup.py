@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from perturbjax.caulking.cells import Cell, grid_cells
 from perturbjax.caulking.config import KEPT, Config
 from perturbjax.caulking.language import ChoiceProblem, Questions, encode_questions, make_methods, random_params
-from perturbjax.caulking.program import GridProgram, Method
+from perturbjax.caulking.program import GridProgram, Method, evenly_in_flight
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference.fingerprint import task_fingerprint
@@ -169,7 +169,7 @@ def make_programs(parts: Parts, encoded: Encoded, mesh: Mesh) -> dict[str, GridP
             method,
             parts.config.fitting,
             mesh,
-            in_flight(parts.config, name),
+            in_flight(parts.config, name, mesh),
             init=init,
             keep=name in KEPT,
         )
@@ -177,9 +177,10 @@ def make_programs(parts: Parts, encoded: Encoded, mesh: Mesh) -> dict[str, GridP
     }
 
 
-def in_flight(config: Config, method: str) -> int:
+def in_flight(config: Config, method: str, mesh: Mesh) -> int:
     """Cells of a method trained together on each device."""
-    return 1 if method in ("full", "scratch") else config.grid.in_flight
+    grid = config.grid
+    return 1 if method in ("full", "scratch") else evenly_in_flight(grid.in_flight, len(grid.samples) * grid.seeds, mesh)
 
 
 def describe_run(parts: Parts) -> dict[str, Any]:
