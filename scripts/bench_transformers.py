@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Our forward pass, whole candidates and training beside PyTorch + transformers, on this machine's CPU.
 
-    python scripts/bench_transformers.py [--model smollm2-135m] [--rounds 5] [--threads 2]
+    python scripts/bench_transformers.py [--model smollm2-135m] [--rounds 5] [--threads 2] [--only training]
 
 Needs torch and transformers, which perturbjax itself never does; says so and exits with 2 where they are missing. What is measured:
 
@@ -153,11 +153,16 @@ def measure(runs: Runs, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def show(what: str, rate: float, reference: float) -> None:
+    print(f"{what:<24} {rate:>12.3f} {reference:>14.3f} {rate / reference:>7.2f}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--threads", type=at_least(1), default=os.cpu_count())
+    parser.add_argument("--only", choices=("prefill", "candidate", "training"), help="measure this alone")
     options = parser.parse_args()
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -173,20 +178,21 @@ def main() -> int:
     mine, other = ours(model, prefill, prompts) | {"training": our_training(model, tokens)}, theirs(model, prefill, prompts, tokens)
     apart = np.abs(mine["prefill"]() - other["prefill"]()).max() / np.abs(other["prefill"]()).max()
     losses = mine["training"](), other["training"]()
+    if options.only is not None:
+        names = (*NOISES, "candidate") if options.only == "candidate" else (options.only,)
+        mine, other = ({name: run for name, run in runs.items() if name in names} for runs in (mine, other))
     runs = {f"ours, {name}": run for name, run in mine.items()} | {f"torch, {name}": run for name, run in other.items()}
     seconds = measure(runs, options.rounds)
     print(f"{model.name}, float32, {jax.devices()[0].device_kind}, {options.threads} threads, medians of {options.rounds} rounds")
     print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
     print(f"largest difference of the logits: {apart:.1e} of the largest logit; training losses {losses[0]:.5f} and {losses[1]:.5f}")
     print(f"{'':<24} {'ours':>12} {'transformers':>14} {'ratio':>7}")
-    rate, reference = (ROWS * PREFILL / seconds[f"{who}, prefill"] for who in ("ours", "torch"))
-    print(f"{'prefill, tokens/s':<24} {rate:>12.0f} {reference:>14.0f} {rate / reference:>7.2f}")
-    rate, reference = (TRAINED[0] * TRAINED[1] / seconds[f"{who}, training"] for who in ("ours", "torch"))
-    print(f"{'training, tokens/s':<24} {rate:>12.0f} {reference:>14.0f} {rate / reference:>7.2f}")
-    reference = 1 / seconds["torch, candidate"]
+    for name, count in (("prefill", ROWS * PREFILL), ("training", TRAINED[0] * TRAINED[1])):
+        if name in mine:
+            show(f"{name}, tokens/s", count / seconds[f"ours, {name}"], count / seconds[f"torch, {name}"])
     for name in NOISES:
-        rate = CANDIDATES / seconds[f"ours, {name}"]
-        print(f"{name + ', cand./s':<24} {rate:>12.3f} {reference:>14.3f} {rate / reference:>7.2f}")
+        if name in mine:
+            show(f"{name}, cand./s", CANDIDATES / seconds[f"ours, {name}"], 1 / seconds["torch, candidate"])
     return 0
 
 
