@@ -1,6 +1,7 @@
 """The network of ``scripts/recipes/caulking/cnn.py``, and the rows that it reads."""
 
 import gzip
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ def images():
 
 
 def test_stages_are_convolutions(params, images):
-    x = images
+    x: Any = images
     for name, inputs, outputs in zip(STAGES, (1, *SIZES.channels), SIZES.channels, strict=False):
         kernel = params[name]["kernel"].reshape(3, 3, inputs, outputs)
         y = jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
