@@ -1,6 +1,7 @@
-"""The one exception that means "the user gave us something we cannot use", and other exceptions said in one line of its message."""
+"""The one exception that means "the user gave us something we cannot use", a check that raises it, and other exceptions in one line."""
 
 import re
+from typing import Any
 
 
 class InputError(ValueError):
@@ -8,6 +9,12 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2; every other exception is a failure (code 1).
     """
+
+
+def positive_integer(name: str, value: Any) -> None:
+    """Raise ``InputError`` unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"`{name}` {value}: an integer of at least 1 is required")
 
 
 def one_line(error: BaseException, length: int = 300) -> str:

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from perturbjax.caulking.program import Fitting
-from perturbjax.errors import InputError
-from perturbjax.runs.config import Machine, Run, check_choices, check_text, positive_integer
+from perturbjax.errors import InputError, positive_integer
+from perturbjax.runs.config import Machine, Run, check_choices, check_text
 
 RATES: Mapping[str, float] = MappingProxyType({"lora": 1e-3, "adapter": 1e-3, "head": 1e-3, "bitfit": 3e-3, "full": 5e-5, "scratch": 5e-4})
 """Methods, with AdamW's highest learning rate where none is given."""

@@ -17,9 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from perturbjax import sharding
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.adapters import Adapter, distance, full
-from perturbjax.runs.config import positive_integer
 from perturbjax.tree import Params
 
 Loss = Callable[[Params, Any], jax.Array]

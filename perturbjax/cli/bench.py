@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, positive_integer
 from perturbjax.noise import DISTRIBUTIONS, Noise
 from perturbjax.records import to_json
 from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.config import check_choices, check_positive, positive_integer
+from perturbjax.runs.config import check_choices, check_positive
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
 from perturbjax.runs.machine import devices, resolve_dtype, versions

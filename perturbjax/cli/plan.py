@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, positive_integer
 from perturbjax.noise import DISTRIBUTIONS, Noise
-from perturbjax.runs.config import check_choices, positive_integer
+from perturbjax.runs.config import check_choices
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json
 

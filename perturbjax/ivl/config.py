@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, positive_integer
 from perturbjax.ivl.value import CASCADES, PROBES, Connection, Outputs
-from perturbjax.runs.config import Machine, Run, check_choices, check_text, positive_integer
+from perturbjax.runs.config import Machine, Run, check_choices, check_text
 from perturbjax.train.config import Training
 
 LOGITS_K = 64

@@ -36,7 +36,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.adapter_layers import BOTTLENECK, FACTORS
 from perturbjax.models.adapter_rules import STACKED, Leaves, Matrix, Rules, as_rules, select
 from perturbjax.tree import Params, leaf_paths, map_with_paths, nest, path_hash
@@ -96,7 +96,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", as_rules(self.rules))
-        _positive("rank", self.rank)
+        positive_integer("rank", self.rank)
         if not 0 < self.alpha < math.inf:
             raise InputError(f"`alpha` {self.alpha}: a number above 0 is required")
 
@@ -166,7 +166,7 @@ class Bottleneck:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", as_rules(self.rules))
-        _positive("size", self.size)
+        positive_integer("size", self.size)
 
     def init(self, params: Params, key: jax.Array | int) -> Any:
         flat = {}
@@ -252,11 +252,6 @@ def distance(start: Any, trained: Any) -> jax.Array:
 
 def _rules(adapter: LoRA | Bottleneck | Partial) -> Rules:
     return as_rules(adapter.rules)
-
-
-def _positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"`{name}` {value}: a positive integer is required")
 
 
 def _key(key: jax.Array | int, path: str) -> jax.Array:

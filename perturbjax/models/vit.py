@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from perturbjax.errors import InputError, positive_integer
+
 MLP = 4
 """Width of the hidden layer of an MLP, in D."""
 
@@ -29,6 +31,9 @@ class ViTConfig:
         layers: L.
         heads: H, which divides D.
         channels: C.
+
+    Raises:
+        InputError: a size below 1, or one that does not divide what it should.
     """
 
     image: int
@@ -37,6 +42,13 @@ class ViTConfig:
     layers: int
     heads: int
     channels: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            positive_integer(name, value)
+        for part, whole in (("patch", "image"), ("heads", "hidden")):
+            if getattr(self, whole) % getattr(self, part):
+                raise InputError(f"`{part}` {getattr(self, part)}: a divisor of `{whole}` {getattr(self, whole)} is required")
 
     @property
     def grid(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, positive_integer
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.flow import Flow, SearchRecord, run_base
@@ -18,7 +18,6 @@ from perturbjax.randopt.setup import make_engine, reopen
 from perturbjax.randopt.table import ScoreTable, read_table
 from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.records import to_json
-from perturbjax.runs.config import positive_integer
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import new_directory, read_json, write_json
 from perturbjax.runs.rundir import RunDirectory

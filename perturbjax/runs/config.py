@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from perturbjax.cluster.distributed import CLUSTER
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, positive_integer
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,6 @@ class Run:
     """Run directory, seen by all processes; runs/<task>-<model>-<hash of the settings> when left out."""
     resume: bool = False
     """Continue the run in --out where it stopped; starts it if there is none."""
-
-
-def positive_integer(name: str, value: Any) -> None:
-    """Raise ``InputError`` unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"`{name}` {value}: an integer of at least 1 is required")
 
 
 def check_positive(config: Any, *names: str) -> None:

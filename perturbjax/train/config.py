@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from perturbjax.errors import InputError
-from perturbjax.runs.config import check_choices, positive_integer
+from perturbjax.errors import InputError, positive_integer
+from perturbjax.runs.config import check_choices
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from perturbjax.errors import InputError
-from perturbjax.runs.config import Base, Machine, Run, check_choices, check_text, positive_integer
+from perturbjax.errors import InputError, positive_integer
+from perturbjax.runs.config import Base, Machine, Run, check_choices, check_text
 from perturbjax.train.config import Training
 
 Mode = Literal["plain", "value", "random", "uniform", "self", "oracle", "fine_tuning"]

@@ -9,6 +9,7 @@ Axis letters: B images, S pixels of a side, C channels, P patches, D model, K pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.vit import ViTConfig
 from perturbjax.train.step import Sums
 from perturbjax.vpretrain.views import GLOBALS, Views, row_keys
@@ -36,6 +38,9 @@ class Dino:
         student_temperature, teacher_temperature: that outputs are divided by.
         momentum: of the teacher in each step; ``center_momentum``: of the center.
         seed: of the views.
+
+    Raises:
+        InputError: one of them cannot be used, or small views are not whole patches.
     """
 
     vit: ViTConfig
@@ -48,6 +53,19 @@ class Dino:
     momentum: float = 0.99
     center_momentum: float = 0.9
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("prototypes", "width", "bottleneck"):
+            positive_integer(name, getattr(self, name))
+        for name in ("student_temperature", "teacher_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"`{name}` {getattr(self, name)}: a number above 0 is required")
+        for name in ("momentum", "center_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"`{name}` {getattr(self, name)}: a number from 0 to 1 is required")
+        if self.views.locals and (self.views.local % self.vit.patch or self.views.local > self.vit.image):
+            sizes = f"a multiple of `patch` {self.vit.patch}, at most `image` {self.vit.image}"
+            raise InputError(f"`local` {self.views.local}: {sizes}, is required")
 
     def init(self, seed: int) -> dict[str, Any]:
         """The student's random parameters, nested dicts of float32 numpy arrays."""

@@ -8,12 +8,15 @@ Axis letters: B images, S pixels of a side, C channels, P patches.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from perturbjax.errors import InputError, positive_integer
 
 HALVINGS = 24
 """Of the bracket of a root, which a Newton step then finds to float32."""
@@ -29,6 +32,9 @@ class MaskDesigner:
         width: channels of the U-Net at the grid; twice as many at half of it.
         temperature: of the relaxation; the lower, the nearer masks are to 0 and 1.
         channels: C.
+
+    Raises:
+        InputError: one of them cannot be used.
     """
 
     patch: int
@@ -36,6 +42,14 @@ class MaskDesigner:
     width: int = 16
     temperature: float = 0.5
     channels: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "width", "channels"):
+            positive_integer(name, getattr(self, name))
+        if not 0 <= self.ratio < 1:
+            raise InputError(f"`ratio` {self.ratio}: a share of the patches, from 0 to below 1, is required")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"`temperature` {self.temperature}: a number above 0 is required")
 
     def init(self, seed: int) -> dict[str, Any]:
         """Random parameters as nested dicts of float32 numpy arrays; logits are 0 at the start."""

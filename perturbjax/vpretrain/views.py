@@ -6,10 +6,13 @@ s pixels of a side of a small view, C channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+from perturbjax.errors import InputError, positive_integer
 
 GLOBALS = 2
 """Large views of an image: each is the other's target."""
@@ -23,6 +26,9 @@ class Views:
         local: s; ``locals``: how many small views of an image, if any.
         global_area, local_area: shares of the image that views show, drawn uniformly between the two.
         jitter: how far at most a channel's gain lies from 1, and its offset from 0.
+
+    Raises:
+        InputError: one of them cannot be used.
     """
 
     local: int
@@ -30,6 +36,17 @@ class Views:
     global_area: tuple[float, float] = (0.5, 1.0)
     local_area: tuple[float, float] = (0.15, 0.5)
     jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        positive_integer("local", self.local)
+        if self.locals:
+            positive_integer("locals", self.locals)
+        for name in ("global_area", "local_area"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise InputError(f"`{name}` {low}, {high}: two shares of the image, above 0 and growing to at most 1, are required")
+        if not 0 <= self.jitter < math.inf:
+            raise InputError(f"`jitter` {self.jitter}: 0 or a number above it is required")
 
     def make(self, images_BxSxSxC: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, ...]:
         """Large views (B, 2, S, S, C), and small ones if any (B, locals, s, s, C), of images with values of about 0 to 1; a typed key for

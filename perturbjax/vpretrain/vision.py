@@ -8,19 +8,21 @@ Axis letters: B images, S pixels of a side, C channels, P patches, D model, K pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from perturbjax.errors import InputError
 from perturbjax.train.optimizer import promoting
-from perturbjax.train.problem import Auxiliary, Problem, TrainingRows
+from perturbjax.train.problem import Auxiliary, Problem
 from perturbjax.train.step import Loss, Sums, TrainState
 from perturbjax.vpretrain.dino import Batch, Dino
+from perturbjax.vpretrain.images import Images, check_images
 from perturbjax.vpretrain.masks import MaskDesigner
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary, feedback_batches
 from perturbjax.vpretrain.value import Part, Subset, designed_value
@@ -28,26 +30,6 @@ from perturbjax.vpretrain.views import GLOBALS
 
 VisionMode = Literal["plain", "random_masks", "value", "random"]
 """No masks; masks without a designer; a designer that follows g_down; one that follows a random direction."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Rows of images for ``train.loop.fit``: ``image`` (N, S, S, C), and of labelled ones ``classes`` (N, P) int32 and ``depth`` (N, P)."""
-
-    arrays: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.arrays["image"])
-
-    @property
-    def tokens(self) -> int:
-        """Images: what the loop counts."""
-        return len(self)
-
-    def batch(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays of some rows, with ``row``, their numbers, by which their views are drawn."""
-        found = {name: array[numbers] for name, array in self.arrays.items()}
-        return found | {"row": numbers.astype(np.int32), "segments": np.zeros((len(numbers), 1), np.int32)}
 
 
 def learner_loss(learner: Dino, designer: MaskDesigner | None) -> Loss:
@@ -121,6 +103,10 @@ class LinearHead:
         return features @ kernel + bias.reshape((1,) * (features.ndim - 1) + (-1,))
 
 
+DENSE = "segmentation", "depth"
+"""Losses of dense labels."""
+
+
 def dense_losses(outputs_BxPxO: jax.Array, labels: Batch) -> dict[str, jax.Array]:
     """``segmentation``, the cross-entropy of ``classes`` in nats a patch, and ``depth``, the mean absolute error: () each. Outputs are a
     logit for each class and a depth."""
@@ -140,6 +126,9 @@ class VisionTask:
         classes: how many there are, the background included.
         weights: of the losses of ``dense_losses``.
         head: how heads are fitted.
+
+    Raises:
+        InputError: one of them cannot be used, or does not fit the student.
     """
 
     learner: Dino
@@ -148,6 +137,17 @@ class VisionTask:
     classes: int
     weights: Mapping[str, float]
     head: LinearHead = LinearHead()
+
+    def __post_init__(self) -> None:
+        vit, designer = self.learner.vit, self.designer
+        if (designer.patch, designer.channels) != (vit.patch, vit.channels):
+            raise InputError(
+                f"`patch` {designer.patch}, `channels` {designer.channels}: the student's {vit.patch} and {vit.channels} are required"
+            )
+        if isinstance(self.classes, bool) or not self.classes >= 2:
+            raise InputError(f"`classes` {self.classes}: at least 2, the background included, are required")
+        if not self.weights or not set(self.weights) <= set(DENSE) or not all(0 < weight < math.inf for weight in self.weights.values()):
+            raise InputError(f"`weights` {dict(self.weights)}: a weight above 0 for some of {', '.join(DENSE)} is required")
 
     def feedback_loss(self, trained: Any, frozen: Any, feedback: Mapping[str, Batch]) -> jax.Array:
         """The weighted loss on the ``meta`` batch of a head that is fitted on the ``train`` batch."""
@@ -200,16 +200,29 @@ class VisionExperiment:
         feedback: labelled images: ``train``, that heads are fitted on, and ``meta``, that g_down is taken on.
         feedback_rows: rows of each in one update.
         rate: step -> learning rate of the student.
+
+    Raises:
+        InputError: images or labels of another shape than the student's, a class that there is not, or too few rows.
     """
 
     task: VisionTask
     student: Any
     designer: Any
     steering: Steering
-    rows: TrainingRows
-    feedback: Mapping[str, TrainingRows]
+    rows: Images
+    feedback: Mapping[str, Images]
     feedback_rows: int
     rate: Callable[[Any], Any]
+
+    def __post_init__(self) -> None:
+        vit = self.task.learner.vit
+        check_images("rows", self.rows, vit, None)
+        for name in ("train", "meta"):
+            if name not in self.feedback:
+                raise InputError(f"`feedback` {', '.join(self.feedback) or 'none'}: train and meta are required")
+            check_images(f"feedback {name}", self.feedback[name], vit, self.task.classes)
+            if not 1 <= self.feedback_rows <= len(self.feedback[name]):
+                raise InputError(f"`feedback_rows` {self.feedback_rows}: 1 to {len(self.feedback[name])}, the rows of {name}, are required")
 
     def problem(self, mode: VisionMode) -> Problem:
         """What ``train.loop.fit`` trains in this mode."""

@@ -293,7 +293,7 @@ def test_a_tied_decoder_gets_a_head_to_train():
         (lambda params: LoRA(rules=("q/kernel", "q/")).init(params, 0), "`rules` 'q/': matches no matrix that an earlier rule has left"),
         (lambda params: LoRA(rules=("norm/scale",)).init(params, 0), "`rules` 'norm/scale': matches no matrix"),
         (lambda params: head().init(params, 0), r"`rules` '\^head/': matches no floating-point leaf"),
-        (lambda params: LoRA(rank=0), "`rank` 0: a positive integer is required"),
+        (lambda params: LoRA(rank=0), "`rank` 0: an integer of at least 1 is required"),
         (lambda params: LoRA(alpha=0), "`alpha` 0: a number above 0"),
         (lambda params: Bottleneck(size=10**6).init(params, 0), "`size` 1000000: at most"),
         (lambda params: Partial(()), "`rules` .*: one that trains leaves is required"),

@@ -10,12 +10,14 @@ from support import vision_cases as cases
 from support.vpretrain_cases import jit
 
 from perturbjax import sharding
+from perturbjax.errors import InputError
 from perturbjax.runs.files import MetricsLog
 from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import make_optimizer
 from perturbjax.train.problem import Auxiliary
 from perturbjax.train.step import TrainState, make_step
 from perturbjax.tree import fingerprint, leaf_paths
+from perturbjax.vpretrain.images import Images
 from perturbjax.vpretrain.masks import with_mean
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 from perturbjax.vpretrain.value import dot
@@ -27,6 +29,10 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 TASK, STUDENT, PHI = cases.task(), cases.student(), cases.designer_params()
 BATCH = cases.batch(cases.images(4), 2)
 FEEDBACK = {name: cases.batch(cases.images(4, seed, labelled=True), 2) for name, seed in (("train", 1), ("meta", 2))}
+
+
+def experiment(**changes):
+    return dataclasses.replace(cases.experiment(), **changes)
 
 
 def flat(tree):
@@ -200,3 +206,39 @@ def test_the_teacher_is_the_average_of_the_students(steered):
     c = learner.center_momentum
     np.testing.assert_allclose(teacher["center"], (1 - c) * (c * outputs[0] + outputs[1]) / 4, rtol=1e-5)
     assert int(teacher["step"]) == 2 and int(steered.auxiliary["teacher"]["step"]) == cases.TRAINING.steps
+
+
+LABELLED = cases.images(6, 1, labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda: dataclasses.replace(cases.VIT, patch=5), "`patch` 5: a divisor of `image` 16 is required"),
+        (lambda: dataclasses.replace(cases.VIT, heads=3), "`heads` 3: a divisor of `hidden` 8 is required"),
+        (lambda: dataclasses.replace(cases.VIT, layers=0), "`layers` 0: an integer of at least 1 is required"),
+        (lambda: Views(local=8, local_area=(0.5, 0.2)), "`local_area` 0.5, 0.2: two shares"),
+        (lambda: Views(local=8, jitter=float("nan")), "`jitter` nan: 0 or a number above it is required"),
+        (lambda: dataclasses.replace(cases.LEARNER, views=Views(local=6)), "`local` 6: a multiple of `patch` 4, at most"),
+        (lambda: dataclasses.replace(cases.LEARNER, teacher_temperature=0.0), "`teacher_temperature` 0.0: a number above 0 is required"),
+        (lambda: dataclasses.replace(cases.LEARNER, momentum=1.5), "`momentum` 1.5: a number from 0 to 1 is required"),
+        (lambda: dataclasses.replace(cases.DESIGNER, ratio=1.0), "`ratio` 1.0: a share of the patches"),
+        (lambda: dataclasses.replace(TASK, designer=cases.MaskDesigner(8)), "`patch` 8, `channels` 3: the student's 4 and 3 are required"),
+        (lambda: dataclasses.replace(TASK, classes=1), "`classes` 1: at least 2"),
+        (lambda: dataclasses.replace(TASK, weights={"depht": 1.0}), "`weights` {'depht': 1.0}: a weight above 0 for some"),
+        (lambda: experiment(rows=Images({"image": np.zeros((4, 20, 16, 3))})), "`rows` image (4, 20, 16, 3): an array of shape (4, 16,"),
+        (lambda: experiment(feedback={"train": LABELLED}), "`feedback` train: train and meta are required"),
+        (lambda: experiment(feedback={"train": LABELLED, "meta": cases.images(6)}), "`feedback meta` classes not there: an array"),
+        (lambda: experiment(feedback_rows=7), "`feedback_rows` 7: 1 to 6, the rows of train, are required"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_used(changed, said):
+    with pytest.raises(InputError) as caught:
+        changed()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_class_that_there_is_not_is_refused():
+    wrong = Images(LABELLED.arrays | {"classes": np.full_like(LABELLED.arrays["classes"], cases.CLASSES)})
+    with pytest.raises(InputError, match="`feedback train` classes 3 to 3: 0 to 2 are required"):
+        experiment(feedback={"train": wrong, "meta": LABELLED})

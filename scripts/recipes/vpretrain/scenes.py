@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from perturbjax.vpretrain.vision import Images
+from perturbjax.vpretrain.images import Images
 
 INK = 0.4
 """From this strength on a pixel is one of the figure."""

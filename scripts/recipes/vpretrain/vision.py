@@ -34,12 +34,13 @@ from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import learning_rates
 from perturbjax.train.problem import Fitted
 from perturbjax.vpretrain.dino import Dino
+from perturbjax.vpretrain.images import Images
 from perturbjax.vpretrain.masks import MaskDesigner
 from perturbjax.vpretrain.results import correlation, probe_pairs
 from perturbjax.vpretrain.steering import Steering
 from perturbjax.vpretrain.value import make_subset
 from perturbjax.vpretrain.views import Views
-from perturbjax.vpretrain.vision import Images, LinearHead, VisionExperiment, VisionMode, VisionTask, dense_losses
+from perturbjax.vpretrain.vision import LinearHead, VisionExperiment, VisionMode, VisionTask, dense_losses
 
 START = "step 0"
 ARMS: dict[str, VisionMode] = {"plain": "plain", "random masks": "random_masks", "value": "value", "random direction": "random"}
