@@ -24,6 +24,7 @@ from matplotlib.ticker import NullLocator
 
 from perturbjax.caulking import Cell, Fitting, Measured, Method, run_grid, sample_complexity
 from perturbjax.caulking.complexity import Surface, source_slope, surfaces
+from perturbjax.errors import InputError
 from perturbjax.models.adapter_layers import bottleneck
 from perturbjax.models.adapters import Bottleneck, LoRA, head
 from perturbjax.report.figure import BLUE, GREY, PURPLE, VERMILLION, label_right, new_figure, percent_axis, save
@@ -220,7 +221,11 @@ def report(cells: Sequence[Measured], source: Mapping[float, Sequence[float]], l
     for name, surface in table.items():
         print_surface(name, surface, source)
     print(f"images for {level:.0%} wrong answers, 95 % intervals over seeds")
-    for name, each in sample_complexity(cells, level).items():
+    try:
+        found = sample_complexity(cells, level)
+    except InputError as error:  # not one cell reaches it
+        return print(error)
+    for name, each in found.items():
         for m, required in each.items():
             norm = "" if m is None or required.censored == "above" else f"   norm {required.norm:.2f}"
             print(f"{name:8} {'' if m is None else f'm = {m:.0f}':10} {required.words:>22}{norm}")
