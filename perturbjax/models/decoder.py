@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models.adapter_layers import adapter_shapes
-from perturbjax.models.attention import Attention, KVCache, Past, Prefix, rotary
+from perturbjax.models.attention import Attention, KVCache, Past, Prefix
 from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.models.context import Context, Layer
 from perturbjax.models.linear import Linear
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
@@ -44,6 +45,18 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs, dtype)
         self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.mlp = MLP(config, rngs, dtype)
+
+    def __call__(self, x: jax.Array, context: Context, layer: Layer, parallel: TensorParallel | None) -> tuple[jax.Array, KVCache]:
+        """The residual stream after this layer, and the keys and values of the new tokens."""
+        with jax.named_scope("attention"):
+            q, k, v = self.attention.project(self.attention_norm(x), context.rotation)
+            own = KVCache(k, v)
+            mixed = _summed(self.attention.attend(q, context.parts(own, layer), context.past, layer.number), parallel and parallel.attention)
+            x = x + self.attention.o.bottleneck(mixed)
+        with jax.named_scope("mlp"):
+            mixed = _summed(self.mlp(self.mlp_norm(x)), parallel and parallel.mlp)
+            x = x + self.mlp.down.bottleneck(mixed)
+        return x, own
 
 
 class Decoder(nnx.Module):
@@ -98,33 +111,14 @@ class Decoder(nnx.Module):
         """
         with jax.named_scope("embed"):
             x = self.vocabulary.look_up(self.embed, tokens_BxT) if inputs_BxTxD is None else inputs_BxTxD
-        rotation = rotary(self.config, positions_BxT)
-        mask = mask_BxTxT
-        if lead is not None:
-            mask = jnp.concatenate([jnp.broadcast_to(lead[:, None], (*mask.shape[:2], lead.shape[1])), mask], axis=2)
+        context = Context.of(self.config, positions_BxT, mask_BxTxT, prefix, past, lead)
         graphdef, stacked = nnx.split(self.layers)
 
-        def layer(x, scanned):
-            state, shared, number = scanned
-            block = nnx.merge(graphdef, state)
-            with jax.named_scope("attention"):
-                q, k, v = block.attention.project(block.attention_norm(x), rotation)
-                own = KVCache(k, v)
-                if lead is not None:
-                    # Beside the row's own keys, so that attention stays one part: a second part costs more than this copy.
-                    own = KVCache(_after_lead(k, lead.shape[1]), _after_lead(v, lead.shape[1]))
-                parts = [(own, mask)]
-                if prefix is not None:
-                    parts.append((shared, prefix.valid[None, None]))
-                mixed = self._summed(block.attention.attend(q, parts, past, number), self.parallel and self.parallel.attention)
-                x = x + block.attention.o.bottleneck(mixed)
-            with jax.named_scope("mlp"):
-                mixed = self._summed(block.mlp(block.mlp_norm(x)), self.parallel and self.parallel.mlp)
-                x = x + block.mlp.down.bottleneck(mixed)
-            return x, KVCache(k, v)
+        def layer(x: jax.Array, scanned: tuple[Any, Layer]) -> tuple[jax.Array, KVCache]:
+            state, its = scanned
+            return nnx.merge(graphdef, state)(x, context, its, self.parallel)
 
-        shared = prefix.cache if prefix is not None else None
-        scanned, constant = (stacked, shared, jnp.arange(self.config.num_layers)), self.config.num_layers - (differentiated or 0)
+        scanned, constant = (stacked, context.layers), self.config.num_layers - (differentiated or 0)
         again = jax.checkpoint(layer) if remat else layer
         if differentiated is None or constant <= 0:
             x, new = jax.lax.scan(again, x, scanned)
@@ -139,11 +133,6 @@ class Decoder(nnx.Module):
         config, dtype = self.config, self.norm.dtype
         shape = (config.num_layers, rows, config.num_kv_heads, columns, config.head_dim)
         return jnp.zeros((rows, config.hidden_size), dtype), KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-    @staticmethod
-    def _summed(x: jax.Array, sharded: bool | None) -> jax.Array:
-        """The sum over the devices, where the matrix that made ``x`` is sharded by rows."""
-        return jax.lax.psum(x, MODEL) if sharded else x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of hidden states (..., D): float32 (..., V), of this device's tokens; ``vocabulary`` knows how to use them."""
@@ -164,10 +153,9 @@ class Decoder(nnx.Module):
             return values if here is None else jax.lax.psum(jnp.where(here, values, 0.0), MODEL)
 
 
-def _after_lead(heads_BxKxTxE: jax.Array, count: int) -> jax.Array:
-    """The first ``count`` positions of row 0, then the row's own: (B, K, count + T, E)."""
-    lead = heads_BxKxTxE[:1, :, :count]
-    return jnp.concatenate([jnp.broadcast_to(lead, (len(heads_BxKxTxE), *lead.shape[1:])), heads_BxKxTxE], axis=2)
+def _summed(x: jax.Array, sharded: bool | None) -> jax.Array:
+    """The sum over the devices, where the matrix that made ``x`` is sharded by rows."""
+    return jax.lax.psum(x, MODEL) if sharded else x
 
 
 def decoder_from_params(config: DecoderConfig, params: Any, parallel: TensorParallel | None = None) -> Decoder:
