@@ -72,11 +72,16 @@ class Attention(nnx.Module):
         self.k = Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.v = Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.o = Linear(heads, config.hidden_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.head_dim = config.head_dim
+        if config.qk_norm is not None:
+            norm = functools.partial(nnx.RMSNorm, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
+            self.q_norm, self.k_norm = norm(config.head_dim), norm(config.head_dim)
+        self.head_dim, self.qk_norm = config.head_dim, config.qk_norm
 
     def project(self, x_BxTxD: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, H, T, E), keys (B, K, T, E), values (B, K, T, E); queries and keys rotated."""
         q, k, v = (self._heads(projection(x_BxTxD)) for projection in (self.q, self.k, self.v))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, rotation), rotate(k, rotation), v
 
     def _heads(self, x_BxTxHE: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from perturbjax.models.decoder import Decoder
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A pre-norm, rotary, grouped-query, SwiGLU decoder (Llama 2/3.x, SmolLM2, Qwen2, Qwen2.5).
+    """A rotary, grouped-query decoder with gated ffns. The defaults are Llama's; each other field is what some family computes otherwise.
 
     Attributes:
         architecture: name of the model family in the table of ``pretrained.families``; nothing in this room reads it.
@@ -30,6 +30,8 @@ class DecoderConfig:
         tied_head: the head is the transposed embedding.
         qkv_bias: query, key and value projections have biases (Qwen2).
         max_positions: longest context the model was made for, in tokens.
+        qk_norm: queries and keys are normalized before they are rotated: "head", each head by itself, with one scale for all heads; None:
+            they are not.
     """
 
     architecture: str
@@ -46,6 +48,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     rope_factors: tuple[float, ...] | None = None
     max_positions: int = 8192
+    qk_norm: Literal["head"] | None = None
 
     def partition(self, size: int) -> TensorParallel | None:
         """The layout on a "model" axis of ``size``; None where one device has all of it."""
@@ -90,6 +93,8 @@ def param_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.qkv_bias:
         shapes |= {f"layers/attention/{name}/bias": (n, size) for name, size in (("q", q), ("k", kv), ("v", kv))}
+    if config.qk_norm is not None:
+        shapes |= {f"layers/attention/{name}_norm/scale": (n, config.head_dim) for name in ("q", "k")}
     if not config.tied_head:
         shapes["head/kernel"] = (d, config.vocab_size)
     return shapes

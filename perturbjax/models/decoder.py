@@ -1,4 +1,4 @@
-"""One decoder-only transformer for the Llama and Qwen2 families, in Flax NNX, scanned over its layers.
+"""One decoder-only transformer for every family of ``pretrained.families``, in Flax NNX, scanned over its layers.
 
 Axis letters: B rows, T new tokens of a row, S key positions, P positions of a shared prefix, D model, F ffn, V vocab, L layers, H query
 heads, K key/value heads, G = H / K, E head dim. Parameters are laid out as ``config.param_shapes`` says and travel as a plain nested dict
@@ -51,7 +51,8 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             q, k, v = self.attention.project(self.attention_norm(x), context.rotation)
             own = KVCache(k, v)
-            mixed = _summed(self.attention.attend(q, context.parts(own, layer), context.past, layer.number), parallel and parallel.attention)
+            mixed = self.attention.attend(q, context.parts(own, layer), context.past, layer.number)
+            mixed = _summed(mixed, parallel and parallel.attention)
             x = x + self.attention.o.bottleneck(mixed)
         with jax.named_scope("mlp"):
             mixed = _summed(self.mlp(self.mlp_norm(x)), parallel and parallel.mlp)

@@ -24,6 +24,7 @@ from perturbjax.tree import leaf_paths
 
 FIXTURE_NAMES = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"]
 ROWS = [[5, 9, 200, 31], [7, 8]]
+STORED = {"tiny_qwen2": "bfloat16", "tiny_qwen3": "bfloat16"}
 
 
 def moved(model):
@@ -48,9 +49,9 @@ def test_round_trip_is_exact(fixture, dtype, tmp_path):
     assert {path.name for path in out.parent.iterdir()} == {"out"}
 
 
-@pytest.mark.parametrize("fixture", FIXTURE_NAMES)
+@pytest.mark.parametrize("fixture", [*FIXTURE_NAMES, "tiny_qwen3"])
 def test_tensors_keep_the_names_and_orientation_of_transformers(fixture, tmp_path):
-    model = load_model(str(FIXTURES / fixture), "bfloat16" if fixture == "tiny_qwen2" else "float32")
+    model = load_model(str(FIXTURES / fixture), STORED.get(fixture, "float32"))
     out = export_safetensors(model, model.params, tmp_path / "out")
     original = {name: tensor for file in (FIXTURES / fixture).glob("*.safetensors") for name, tensor in load_file(file).items()}
     written = load_file(out / "model.safetensors")
@@ -107,7 +108,7 @@ def _llama(rope):
     return raw | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e8} | rope}
 
 
-@pytest.mark.parametrize(("fixture", "dtype"), [("tiny_llama3", "float32"), ("tiny_llama_tied", "float32"), ("tiny_qwen2", "bfloat16")])
+@pytest.mark.parametrize(("fixture", "dtype"), [*((name, STORED.get(name, "float32")) for name in (*FIXTURE_NAMES, "tiny_qwen3"))])
 def test_transformers_reads_the_same_model(fixture, dtype, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -43,7 +43,7 @@ def refused(path, *fragments):
     return message
 
 
-@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"])
+@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3"])
 def test_same_model_as_the_directory(fixture, tmp_path):
     directory = load_model(str(FIXTURES / fixture))
     tensors = gguf_tensors(fixture)

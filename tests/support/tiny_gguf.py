@@ -21,6 +21,8 @@ _BLOCK = {
     "self_attn.k_proj.weight": "attn_k.weight",
     "self_attn.v_proj.weight": "attn_v.weight",
     "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
     "self_attn.q_proj.bias": "attn_q.bias",
     "self_attn.k_proj.bias": "attn_k.bias",
     "self_attn.v_proj.bias": "attn_v.bias",
@@ -31,8 +33,8 @@ _BLOCK = {
 }
 _OTHER = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
 
-_PRE_TOKENIZERS = {"llama": "llama-bpe", "qwen2": "qwen2"}
-_INTERLEAVED = {"llama": ("self_attn.q_proj.weight", "self_attn.k_proj.weight"), "qwen2": ()}
+_PRE_TOKENIZERS = {"llama": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2"}
+_INTERLEAVED = {"llama": ("self_attn.q_proj.weight", "self_attn.k_proj.weight")}
 
 
 def gguf_tensors(fixture: str) -> dict[str, np.ndarray]:
@@ -46,7 +48,7 @@ def gguf_tensors(fixture: str) -> dict[str, np.ndarray]:
                 tensors[_OTHER[name]] = tensor
                 continue
             layer, rest = name.removeprefix("model.layers.").split(".", 1)
-            if rest in _INTERLEAVED[config["model_type"]]:
+            if rest in _INTERLEAVED.get(config["model_type"], ()):
                 tensor = interleaved(tensor, config["num_attention_heads" if "q_proj" in rest else "num_key_value_heads"])
             tensors[f"blk.{layer}.{_BLOCK[rest]}"] = tensor
     return tensors

@@ -1,0 +1,80 @@
+"""Families beside Llama and Qwen2: one program against transformers, against NumPy, and with noise against the dense oracle."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from support.numpy_decoder import numpy_logits
+from support.oracle import jit
+from support.paths import FIXTURES
+
+import perturbjax as pj
+from perturbjax.models.attention import causal_mask
+from perturbjax.pretrained import load_model
+from perturbjax.pretrained.export import hf_tensors
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
+NAMES = ["tiny_qwen3"]
+NOISE = pj.Noise("rademacher")
+CANDIDATE = pj.Population(seed=1, size=2, sigmas=(0.05,))[1]
+BASE = jax.tree.map(lambda leaf: leaf[0], pj.Candidate.base(1))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return load_model(str(FIXTURES / name))
+
+
+@pytest.fixture(scope="module")
+def rows(name):
+    """Sequences of several lengths, with their logits by transformers."""
+    reference = np.load(FIXTURES / name / "reference.npz")
+    return [(reference[f"ids_{index}"], reference[f"logits_{index}"]) for index in range(3)]
+
+
+@pytest.fixture(scope="module")
+def raw(name):
+    return json.loads((FIXTURES / name / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def logits(model, rows):
+    """Candidate -> the logits of all rows under its noise, which is made where it is used."""
+    longest = max(len(ids) for ids, _ in rows)
+    tokens = jnp.asarray([np.pad(ids, (0, longest - len(ids))) for ids, _ in rows])
+
+    def forward(params):
+        decoder = model.config.build(params)
+        positions = jnp.broadcast_to(jnp.arange(longest), tokens.shape)
+        hidden, _ = decoder(tokens, positions, causal_mask(jnp.ones(tokens.shape, bool)))
+        return decoder.logits(hidden)
+
+    return jit(lambda its: pj.lazily(forward, strict=True)(pj.lazy(model.params, its, NOISE)))
+
+
+def assert_close(found, expected):
+    assert np.abs(found - expected).max() <= 5e-6 * np.abs(expected).max()
+
+
+def test_the_base_equals_transformers_and_numpy(name, raw, rows, logits):
+    (file,) = (FIXTURES / name).glob("*.safetensors")
+    for (ids, expected), found in zip(rows, logits(BASE), strict=True):
+        assert_close(found[: len(ids)], expected)
+        assert_close(found[: len(ids)], numpy_logits(raw, load_file(file), ids))
+
+
+def test_a_candidate_equals_the_dense_oracle(model, raw, rows, logits):
+    theta = jit(lambda its: pj.perturb(model.params, its, NOISE))(CANDIDATE)
+    tensors = dict(hf_tensors(model.config, theta))
+    for (ids, base), found in zip(rows, logits(CANDIDATE), strict=True):
+        assert_close(found[: len(ids)], numpy_logits(raw, tensors, ids))
+        assert np.abs(found[: len(ids)] - base).max() > 0.01 * np.abs(base).max()
