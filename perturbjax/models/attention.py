@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.linear import Linear
+from perturbjax.models.linear import Linear, rms_norm
 
 MASKED = -1e30
 """Score of a key that may not be attended to; finite, so that a row with no key at all stays finite too."""
@@ -66,20 +66,34 @@ class _Attended(NamedTuple):
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
+    """Attention over heads that one device has.
+
+    Args:
+        config: their number and sizes.
+        rngs, dtype: of the parameters.
+        axis: the mesh axis that heads are sharded over, or None.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any, axis: str | None = None):
         heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q = Linear(config.hidden_size, heads, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.k = Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.v = Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.o = Linear(heads, config.hidden_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
         if config.qk_norm is not None:
-            norm = functools.partial(nnx.RMSNorm, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
-            self.q_norm, self.k_norm = norm(config.head_dim), norm(config.head_dim)
+            # Every device has as many heads as every other, so the mean square of all is the mean of theirs.
+            whole = config.qk_norm == "projection"
+            self.q_norm, self.k_norm = (
+                rms_norm(config, size if whole else config.head_dim, rngs, dtype, axis if whole else None) for size in (heads, kv)
+            )
         self.head_dim, self.qk_norm = config.head_dim, config.qk_norm
 
     def project(self, x_BxTxD: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, H, T, E), keys (B, K, T, E), values (B, K, T, E); queries and keys rotated."""
-        q, k, v = (self._heads(projection(x_BxTxD)) for projection in (self.q, self.k, self.v))
+        q, k, v = (projection(x_BxTxD) for projection in (self.q, self.k, self.v))
+        if self.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = map(self._heads, (q, k, v))
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, rotation), rotate(k, rotation), v

@@ -30,8 +30,9 @@ class DecoderConfig:
         tied_head: the head is the transposed embedding.
         qkv_bias: query, key and value projections have biases (Qwen2).
         max_positions: longest context the model was made for, in tokens.
-        qk_norm: queries and keys are normalized before they are rotated: "head", each head by itself, with one scale for all heads; None:
-            they are not.
+        norms: where attention and ffn have norms: "pre", before them; "post", after them, before they are added to the residual stream.
+        qk_norm: queries and keys are normalized before they are rotated: "head", each head by itself, with one scale for all heads;
+            "projection", all heads as one vector; None: they are not.
     """
 
     architecture: str
@@ -48,7 +49,8 @@ class DecoderConfig:
     qkv_bias: bool = False
     rope_factors: tuple[float, ...] | None = None
     max_positions: int = 8192
-    qk_norm: Literal["head"] | None = None
+    norms: Literal["pre", "post"] = "pre"
+    qk_norm: Literal["head", "projection"] | None = None
 
     def partition(self, size: int) -> TensorParallel | None:
         """The layout on a "model" axis of ``size``; None where one device has all of it."""
@@ -93,8 +95,13 @@ def param_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.qkv_bias:
         shapes |= {f"layers/attention/{name}/bias": (n, size) for name, size in (("q", q), ("k", kv), ("v", kv))}
+    if config.norms != "pre":
+        shapes |= {f"layers/{part}_post_norm/scale": (n, d) for part in ("attention", "mlp")}
+    if config.norms == "post":
+        del shapes["layers/attention_norm/scale"], shapes["layers/mlp_norm/scale"]
     if config.qk_norm is not None:
-        shapes |= {f"layers/attention/{name}_norm/scale": (n, config.head_dim) for name in ("q", "k")}
+        sizes = {"head": (config.head_dim, config.head_dim), "projection": (q, kv)}[config.qk_norm]
+        shapes |= {f"layers/attention/{name}_norm/scale": (n, size) for name, size in zip(("q", "k"), sizes, strict=True)}
     if not config.tied_head:
         shapes["head/kernel"] = (d, config.vocab_size)
     return shapes

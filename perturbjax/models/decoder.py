@@ -21,7 +21,7 @@ from perturbjax.models.adapter_layers import adapter_shapes
 from perturbjax.models.attention import Attention, KVCache, Past, Prefix
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.context import Context, Layer
-from perturbjax.models.linear import Linear
+from perturbjax.models.linear import Linear, rms_norm
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
@@ -40,23 +40,32 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
-        self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.attention = Attention(config, rngs, dtype)
-        self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    """One layer. A norm that the family does not have is None."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any, parallel: TensorParallel | None):
+        def norm(there: bool) -> nnx.RMSNorm | None:
+            return rms_norm(config, config.hidden_size, rngs, dtype) if there else None
+
+        before, after = config.norms != "post", config.norms != "pre"
+        self.attention_norm = norm(before)
+        self.attention = Attention(config, rngs, dtype, MODEL if parallel and parallel.attention else None)
+        self.attention_post_norm = norm(after)
+        self.mlp_norm = norm(before)
         self.mlp = MLP(config, rngs, dtype)
+        self.mlp_post_norm = norm(after)
 
     def __call__(self, x: jax.Array, context: Context, layer: Layer, parallel: TensorParallel | None) -> tuple[jax.Array, KVCache]:
         """The residual stream after this layer, and the keys and values of the new tokens."""
         with jax.named_scope("attention"):
-            q, k, v = self.attention.project(self.attention_norm(x), context.rotation)
+            q, k, v = self.attention.project(_normed(self.attention_norm, x), context.rotation)
             own = KVCache(k, v)
             mixed = self.attention.attend(q, context.parts(own, layer), context.past, layer.number)
-            mixed = _summed(mixed, parallel and parallel.attention)
-            x = x + self.attention.o.bottleneck(mixed)
+            mixed = self.attention.o.bottleneck(_summed(mixed, parallel and parallel.attention))
+            x = x + _normed(self.attention_post_norm, mixed)
         with jax.named_scope("mlp"):
-            mixed = _summed(self.mlp(self.mlp_norm(x)), parallel and parallel.mlp)
-            x = x + self.mlp.down.bottleneck(mixed)
+            mixed = self.mlp(_normed(self.mlp_norm, x))
+            mixed = self.mlp.down.bottleneck(_summed(mixed, parallel and parallel.mlp))
+            x = x + _normed(self.mlp_post_norm, mixed)
         return x, own
 
 
@@ -74,8 +83,8 @@ class Decoder(nnx.Module):
         self.parallel, self.vocabulary = parallel, Vocabulary(config.vocab_size, parallel.size if parallel else 1)
         self.config = config = parallel.local(config) if parallel else config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.layers = nnx.vmap(lambda rngs: Block(config, rngs, dtype))(rngs.split(config.num_layers))
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.layers = nnx.vmap(lambda rngs: Block(config, rngs, dtype, parallel))(rngs.split(config.num_layers))
+        self.norm = rms_norm(config, config.hidden_size, rngs, dtype)
         if not config.tied_head:
             self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
@@ -152,6 +161,10 @@ class Decoder(nnx.Module):
             rows = jnp.take(self.embed.embedding[...], ids, axis=0)
             values = jnp.einsum("qd,qcd->qc", hidden_QxD, rows, preferred_element_type=jnp.float32)
             return values if here is None else jax.lax.psum(jnp.where(here, values, 0.0), MODEL)
+
+
+def _normed(norm: nnx.RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
 
 
 def _summed(x: jax.Array, sharded: bool | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The linear layer of the decoder, which has room for adapters."""
+"""The linear layer of the decoder, which has room for adapters, and its norm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flax import nnx
 
 from perturbjax.models import adapter_layers
 from perturbjax.models.adapter_layers import BOTTLENECK
+from perturbjax.models.config import DecoderConfig
 
 
 class Linear(nnx.Linear):
@@ -31,3 +32,8 @@ class Linear(nnx.Linear):
     def bottleneck(self, y: jax.Array) -> jax.Array:
         """What follows this layer's outputs, once they are summed over the devices; y itself without a bottleneck."""
         return adapter_layers.bottleneck({name: getattr(self, name)[...] for name in BOTTLENECK.values() if hasattr(self, name)}, y)
+
+
+def rms_norm(config: DecoderConfig, size: int, rngs: nnx.Rngs, dtype: Any, axis: str | None = None) -> nnx.RMSNorm:
+    """An RMS norm (arXiv 1910.07467) over the last dim, of ``size`` on each device; with ``axis``, that dim is sharded over a mesh axis."""
+    return nnx.RMSNorm(size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, axis_name=axis, rngs=rngs)

@@ -57,8 +57,9 @@ class TensorParallel:
             for name, dim in (("q", heads), ("k", keys), ("v", keys)):
                 dims[f"layers/attention/{name}/kernel"] = dim
                 dims[f"layers/attention/{name}/lora_b"] = dim
-                if config.qkv_bias:
-                    dims[f"layers/attention/{name}/bias"] = dataclasses.replace(dim, dim=1)
+                dims[f"layers/attention/{name}/bias"] = dataclasses.replace(dim, dim=1)
+                if config.qk_norm == "projection":
+                    dims[f"layers/attention/{name}_norm/scale"] = dataclasses.replace(dim, dim=1)
             dims["layers/attention/o/kernel"] = dims["layers/attention/o/lora_a"] = even(1, local.num_heads * size)
         if self.mlp:
             for name, factor, dim in (("gate", "lora_b", 2), ("up", "lora_b", 2), ("down", "lora_a", 1)):

@@ -97,6 +97,11 @@ _TENSORS = {
     "head/kernel": TensorNames("lm_head.weight", "output.weight"),
 }
 
+_POST_NORMS = {
+    "layers/attention_post_norm/scale": TensorNames("model.layers.{}.post_attention_layernorm.weight", "blk.{}.post_attention_norm.weight"),
+    "layers/mlp_post_norm/scale": TensorNames("model.layers.{}.post_feedforward_layernorm.weight", "blk.{}.post_ffw_norm.weight"),
+}
+
 _RECORDS = (
     Family(
         name="llama",
@@ -129,6 +134,17 @@ _RECORDS = (
         refusals=(*_REFUSALS, _ATTENTION_BIAS, _SLIDING_WINDOW),
         hf_extras={"attention_bias": False, "use_sliding_window": False},
         tensors=_TENSORS,
+        gguf_permutes_qk=False,
+    ),
+    Family(
+        name="olmo2",
+        hf_class="Olmo2ForCausalLM",
+        model_type="olmo2",
+        decoder={"norms": "post", "qk_norm": "projection"},
+        defaults=_DEFAULTS | {"max_position_embeddings": 2048, "num_key_value_heads": None, "rms_norm_eps": 1e-5},
+        refusals=(*_REFUSALS, _ATTENTION_BIAS),
+        hf_extras={"attention_bias": False},
+        tensors=_TENSORS | _POST_NORMS,
         gguf_permutes_qk=False,
     ),
 )

@@ -18,7 +18,7 @@ from perturbjax.pretrained.export import hf_tensors
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
-NAMES = ["tiny_qwen3"]
+NAMES = ["tiny_qwen3", "tiny_olmo2"]
 NOISE = pj.Noise("rademacher")
 CANDIDATE = pj.Population(seed=1, size=2, sigmas=(0.05,))[1]
 BASE = jax.tree.map(lambda leaf: leaf[0], pj.Candidate.base(1))

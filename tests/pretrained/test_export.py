@@ -49,7 +49,7 @@ def test_round_trip_is_exact(fixture, dtype, tmp_path):
     assert {path.name for path in out.parent.iterdir()} == {"out"}
 
 
-@pytest.mark.parametrize("fixture", [*FIXTURE_NAMES, "tiny_qwen3"])
+@pytest.mark.parametrize("fixture", [*FIXTURE_NAMES, "tiny_qwen3", "tiny_olmo2"])
 def test_tensors_keep_the_names_and_orientation_of_transformers(fixture, tmp_path):
     model = load_model(str(FIXTURES / fixture), STORED.get(fixture, "float32"))
     out = export_safetensors(model, model.params, tmp_path / "out")
@@ -108,7 +108,9 @@ def _llama(rope):
     return raw | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e8} | rope}
 
 
-@pytest.mark.parametrize(("fixture", "dtype"), [*((name, STORED.get(name, "float32")) for name in (*FIXTURE_NAMES, "tiny_qwen3"))])
+@pytest.mark.parametrize(
+    ("fixture", "dtype"), [*((name, STORED.get(name, "float32")) for name in (*FIXTURE_NAMES, "tiny_qwen3", "tiny_olmo2"))]
+)
 def test_transformers_reads_the_same_model(fixture, dtype, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

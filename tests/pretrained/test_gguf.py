@@ -43,7 +43,7 @@ def refused(path, *fragments):
     return message
 
 
-@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3"])
+@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3", "tiny_olmo2"])
 def test_same_model_as_the_directory(fixture, tmp_path):
     directory = load_model(str(FIXTURES / fixture))
     tensors = gguf_tensors(fixture)
@@ -55,7 +55,7 @@ def test_same_model_as_the_directory(fixture, tmp_path):
     assert replace(model.config, rope_factors=directory.config.rope_factors) == directory.config
 
 
-@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_qwen2"])
+@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_qwen2", "tiny_olmo2"])
 def test_same_tokenizer_as_the_directory(fixture, tmp_path):
     model = load_model(str(write_gguf(tmp_path / "m.gguf", gguf_metadata(fixture), gguf_tensors(fixture))))
     reference = json.loads((FIXTURES / fixture / "reference.json").read_text())
@@ -225,7 +225,7 @@ def test_tensors_of_another_shape_or_not_finite(llama, tmp_path):
         ({"llama.rope.dimension_count": 4}, ("rope.dimension_count is 4",)),
         ({"llama.attention.sliding_window": 64}, ("sliding_window",)),
         ({"tokenizer.ggml.model": "llama"}, ("tokenizer model 'llama'", "gpt2")),
-        ({"tokenizer.ggml.pre": "tekken"}, ("pre-tokenizer 'tekken'", "smollm, llama-bpe, qwen2")),
+        ({"tokenizer.ggml.pre": "tekken"}, ("pre-tokenizer 'tekken'", "smollm, llama-bpe, dbrx, qwen2")),
         ({"tokenizer.ggml.merges": None}, ("tokenizer.ggml.merges is missing", "list")),
         ({"tokenizer.ggml.merges": ["zz qq"]}, ("merges do not fit",)),
         ({"tokenizer.ggml.eos_token_id": 4000}, ("outside the 384 tokens",)),

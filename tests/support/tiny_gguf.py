@@ -31,9 +31,11 @@ _BLOCK = {
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
 }
+_POST = {"post_attention_layernorm.weight": "post_attention_norm.weight", "post_feedforward_layernorm.weight": "post_ffw_norm.weight"}
+_OTHERWISE = {"olmo2": _POST}
 _OTHER = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
 
-_PRE_TOKENIZERS = {"llama": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2"}
+_PRE_TOKENIZERS = {"llama": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2", "olmo2": "dbrx"}
 _INTERLEAVED = {"llama": ("self_attn.q_proj.weight", "self_attn.k_proj.weight")}
 
 
@@ -50,7 +52,7 @@ def gguf_tensors(fixture: str) -> dict[str, np.ndarray]:
             layer, rest = name.removeprefix("model.layers.").split(".", 1)
             if rest in _INTERLEAVED.get(config["model_type"], ()):
                 tensor = interleaved(tensor, config["num_attention_heads" if "q_proj" in rest else "num_key_value_heads"])
-            tensors[f"blk.{layer}.{_BLOCK[rest]}"] = tensor
+            tensors[f"blk.{layer}.{(_BLOCK | _OTHERWISE.get(config['model_type'], {}))[rest]}"] = tensor
     return tensors
 
 
