@@ -12,6 +12,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class SlidingWindow:
+    """Layers that see only the last tokens, between layers that see all.
+
+    Attributes:
+        size: tokens that such a layer sees, the newest among them.
+        every: one layer in so many sees all: layers ``every``, 2 ``every``, ..., counted from 1.
+        rope_theta: rotary base of the layers that slide; their frequencies are not scaled.
+    """
+
+    size: int
+    every: int
+    rope_theta: float
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, sees only the window."""
+        return (layer + 1) % self.every != 0
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """A rotary, grouped-query decoder with gated ffns. The defaults are Llama's; each other field is what some family computes otherwise.
 
@@ -30,9 +49,15 @@ class DecoderConfig:
         tied_head: the head is the transposed embedding.
         qkv_bias: query, key and value projections have biases (Qwen2).
         max_positions: longest context the model was made for, in tokens.
-        norms: where attention and ffn have norms: "pre", before them; "post", after them, before they are added to the residual stream.
+        norms: where attention and ffn have norms: "pre", before them; "post", after them, before they are added to the residual stream;
+            "both".
+        norm_offset: what is added to the scale of every norm.
         qk_norm: queries and keys are normalized before they are rotated: "head", each head by itself, with one scale for all heads;
             "projection", all heads as one vector; None: they are not.
+        query_scalar: scores are divided by its root; None: by that of ``head_dim``.
+        window: which layers slide; None: all see all.
+        activation: of the gate of the ffn.
+        scaled_embedding: embeddings of tokens are multiplied by the root of D, rounded to their dtype.
     """
 
     architecture: str
@@ -49,8 +74,13 @@ class DecoderConfig:
     qkv_bias: bool = False
     rope_factors: tuple[float, ...] | None = None
     max_positions: int = 8192
-    norms: Literal["pre", "post"] = "pre"
+    norms: Literal["pre", "post", "both"] = "pre"
+    norm_offset: float = 0.0
     qk_norm: Literal["head", "projection"] | None = None
+    query_scalar: float | None = None
+    window: SlidingWindow | None = None
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    scaled_embedding: bool = False
 
     def partition(self, size: int) -> TensorParallel | None:
         """The layout on a "model" axis of ``size``; None where one device has all of it."""

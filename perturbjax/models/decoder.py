@@ -11,6 +11,8 @@ device's own, and sums over the "model" axis stand where the blocks of a matrix 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,6 +29,8 @@ from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
 from perturbjax.tree import leaf_paths, nest
 
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType({"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu})
+
 
 class MLP(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
@@ -34,9 +38,10 @@ class MLP(nnx.Module):
         self.gate = Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.up = Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.down = Linear(f, d, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
@@ -57,9 +62,9 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, context: Context, layer: Layer, parallel: TensorParallel | None) -> tuple[jax.Array, KVCache]:
         """The residual stream after this layer, and the keys and values of the new tokens."""
         with jax.named_scope("attention"):
-            q, k, v = self.attention.project(_normed(self.attention_norm, x), context.rotation)
+            q, k, v = self.attention.project(_normed(self.attention_norm, x), context.rotation(layer))
             own = KVCache(k, v)
-            mixed = self.attention.attend(q, context.parts(own, layer), context.past, layer.number)
+            mixed = self.attention.attend(q, context.parts(own, layer), context.past_of(layer), layer.number)
             mixed = self.attention.o.bottleneck(_summed(mixed, parallel and parallel.attention))
             x = x + _normed(self.attention_post_norm, mixed)
         with jax.named_scope("mlp"):
@@ -121,6 +126,8 @@ class Decoder(nnx.Module):
         """
         with jax.named_scope("embed"):
             x = self.vocabulary.look_up(self.embed, tokens_BxT) if inputs_BxTxD is None else inputs_BxTxD
+            if self.config.scaled_embedding:
+                x = x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)
         context = Context.of(self.config, positions_BxT, mask_BxTxT, prefix, past, lead)
         graphdef, stacked = nnx.split(self.layers)
 

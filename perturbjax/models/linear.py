@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models import adapter_layers
@@ -36,4 +38,22 @@ class Linear(nnx.Linear):
 
 def rms_norm(config: DecoderConfig, size: int, rngs: nnx.Rngs, dtype: Any, axis: str | None = None) -> nnx.RMSNorm:
     """An RMS norm (arXiv 1910.07467) over the last dim, of ``size`` on each device; with ``axis``, that dim is sharded over a mesh axis."""
-    return nnx.RMSNorm(size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, axis_name=axis, rngs=rngs)
+    kind = functools.partial(OffsetRMSNorm, config.norm_offset) if config.norm_offset else nnx.RMSNorm
+    return kind(size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, axis_name=axis, rngs=rngs)
+
+
+class OffsetRMSNorm(nnx.RMSNorm):
+    """An RMS norm that multiplies by ``offset`` + scale, float32 until the end: scales near 0 keep their bits in bfloat16."""
+
+    def __init__(self, offset: float, size: int, **settings: Any):
+        super().__init__(size, **settings)
+        if self.axis_name is not None:
+            raise ValueError("a norm with an offset is not sharded")
+        self.offset = offset
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        assert self.scale is not None and mask is None
+        wide = x.astype(jnp.float32)
+        scale = self.offset + self.scale[...].astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (normal * jax.lax.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
