@@ -11,8 +11,6 @@ device's own, and sums over the "model" axis stand where the blocks of a matrix 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,13 +21,12 @@ from perturbjax.models.adapter_layers import adapter_shapes
 from perturbjax.models.attention import Attention, KVCache, Past, Prefix
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.context import Context, Layer
-from perturbjax.models.linear import Linear, rms_norm
+from perturbjax.models.experts import Experts
+from perturbjax.models.linear import ACTIVATIONS, Linear, bottleneck_after, rms_norm
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
 from perturbjax.tree import leaf_paths, nest
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType({"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu})
 
 
 class MLP(nnx.Module):
@@ -56,7 +53,7 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs, dtype, MODEL if parallel and parallel.attention else None)
         self.attention_post_norm = norm(after)
         self.mlp_norm = norm(before)
-        self.mlp = MLP(config, rngs, dtype)
+        self.mlp = Experts(config, rngs, dtype) if config.num_experts else MLP(config, rngs, dtype)
         self.mlp_post_norm = norm(after)
 
     def __call__(self, x: jax.Array, context: Context, layer: Layer, parallel: TensorParallel | None) -> tuple[jax.Array, KVCache]:
@@ -65,11 +62,11 @@ class Block(nnx.Module):
             q, k, v = self.attention.project(_normed(self.attention_norm, x), context.rotation(layer))
             own = KVCache(k, v)
             mixed = self.attention.attend(q, context.parts(own, layer), context.past_of(layer), layer.number)
-            mixed = self.attention.o.bottleneck(_summed(mixed, parallel and parallel.attention))
+            mixed = bottleneck_after(self.attention.o, _summed(mixed, parallel and parallel.attention))
             x = x + _normed(self.attention_post_norm, mixed)
         with jax.named_scope("mlp"):
             mixed = self.mlp(_normed(self.mlp_norm, x))
-            mixed = self.mlp.down.bottleneck(_summed(mixed, parallel and parallel.mlp))
+            mixed = bottleneck_after(self.mlp.down, _summed(mixed, parallel and parallel.mlp))
             x = x + _normed(self.mlp_post_norm, mixed)
         return x, own
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,6 +14,8 @@ from flax import nnx
 from perturbjax.models import adapter_layers
 from perturbjax.models.adapter_layers import BOTTLENECK
 from perturbjax.models.config import DecoderConfig
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType({"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu})
 
 
 class Linear(nnx.Linear):
@@ -31,9 +35,10 @@ class Linear(nnx.Linear):
         with jax.named_scope("lora"):
             return outputs + (inputs @ self.lora_a[...].astype(inputs.dtype)) @ self.lora_b[...].astype(inputs.dtype)
 
-    def bottleneck(self, y: jax.Array) -> jax.Array:
-        """What follows this layer's outputs, once they are summed over the devices; y itself without a bottleneck."""
-        return adapter_layers.bottleneck({name: getattr(self, name)[...] for name in BOTTLENECK.values() if hasattr(self, name)}, y)
+
+def bottleneck_after(layer: nnx.Module, y: jax.Array) -> jax.Array:
+    """What follows the outputs of a layer, once they are summed over the devices; y itself without a bottleneck."""
+    return adapter_layers.bottleneck({name: getattr(layer, name)[...] for name in BOTTLENECK.values() if hasattr(layer, name)}, y)
 
 
 def rms_norm(config: DecoderConfig, size: int, rngs: nnx.Rngs, dtype: Any, axis: str | None = None) -> nnx.RMSNorm:

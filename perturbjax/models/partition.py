@@ -1,7 +1,7 @@
 """How a decoder is sharded over the devices of the "model" axis, as in Megatron-LM (arXiv 1909.08053).
 
 q, k, v, gate and up are sharded by column, o and down by row, with one sum over the axis after o and one after down; embedding and head by
-vocabulary, the cache by heads; norms are on every device.
+vocabulary, the cache by heads; norms and routers are on every device. Of experts, each has its columns and rows sharded so.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ class TensorParallel:
                     dims[f"layers/attention/{name}_norm/scale"] = dataclasses.replace(dim, dim=1)
             dims["layers/attention/o/kernel"] = dims["layers/attention/o/lora_a"] = even(1, local.num_heads * size)
         if self.mlp:
+            experts = 1 if config.num_experts else 0
             for name, factor, dim in (("gate", "lora_b", 2), ("up", "lora_b", 2), ("down", "lora_a", 1)):
                 for leaf in ("kernel", factor):
-                    dims[f"layers/mlp/{name}/{leaf}"] = even(dim, local.intermediate_size)
+                    dims[f"layers/mlp/{name}/{leaf}"] = even(dim + experts, local.intermediate_size)
         return dims
 
 

@@ -17,7 +17,7 @@ from perturbjax.pretrained.families import FAMILIES
 from perturbjax.pretrained.hf_config import decoder_config, same_factors
 from perturbjax.pretrained.hf_loader import INDEX, SINGLE
 from perturbjax.pretrained.model import Model
-from perturbjax.pretrained.params import DTYPES, LAYERS, transposed_kernel
+from perturbjax.pretrained.params import DTYPES, stacked, transposed_kernel
 from perturbjax.tree import leaf_paths
 
 SHARD_BYTES = 4 * 2**30
@@ -94,8 +94,8 @@ def hf_tensors(config: DecoderConfig, params: Mapping[str, Any]) -> Iterator[tup
     names = FAMILIES[config.architecture].tensors
     for path, array in leaf_paths(params).items():
         array = np.asarray(array)
-        for layer, tensor in enumerate(array if path.startswith(LAYERS) else array[None]):
-            yield names[path].hf.format(layer), transposed_kernel(path, tensor)
+        for place in np.ndindex(array.shape[: stacked(names[path].hf)]):
+            yield names[path].hf.format(*place), transposed_kernel(path, array[place])
 
 
 def _write_weights(folder: Path, config: DecoderConfig, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> None:

@@ -9,7 +9,7 @@ from perturbjax.models.config import DecoderConfig, SlidingWindow
 
 
 class TensorNames(NamedTuple):
-    """What the two file formats call a parameter; ``{}`` is the layer."""
+    """What the two file formats call a parameter; ``{}`` is the layer, a second one the expert, where each has a tensor of its own."""
 
     hf: str
     gguf: str
@@ -122,6 +122,12 @@ _POST_NORMS = {
     "layers/attention_post_norm/scale": TensorNames("model.layers.{}.post_attention_layernorm.weight", "blk.{}.post_attention_norm.weight"),
     "layers/mlp_post_norm/scale": TensorNames("model.layers.{}.post_feedforward_layernorm.weight", "blk.{}.post_ffw_norm.weight"),
 }
+_EXPERTS = {
+    "layers/mlp/router/kernel": TensorNames("model.layers.{}.mlp.gate.weight", "blk.{}.ffn_gate_inp.weight"),
+    "layers/mlp/gate/kernel": TensorNames("model.layers.{}.mlp.experts.{}.gate_proj.weight", "blk.{}.ffn_gate_exps.weight"),
+    "layers/mlp/up/kernel": TensorNames("model.layers.{}.mlp.experts.{}.up_proj.weight", "blk.{}.ffn_up_exps.weight"),
+    "layers/mlp/down/kernel": TensorNames("model.layers.{}.mlp.experts.{}.down_proj.weight", "blk.{}.ffn_down_exps.weight"),
+}
 
 _GEMMA3_27B_LAYERS = 62
 
@@ -165,6 +171,33 @@ _RECORDS = (
         hf_extras={"attention_bias": False, "use_sliding_window": False},
         tensors=_TENSORS,
         gguf_permutes_qk=False,
+    ),
+    Family(
+        name="qwen3moe",
+        hf_class="Qwen3MoeForCausalLM",
+        model_type="qwen3_moe",
+        decoder={"qk_norm": "head"},
+        defaults=_DEFAULTS | {"max_position_embeddings": 32768, "num_key_value_heads": 4, "intermediate_size": 6144},
+        refusals=(
+            *_REFUSALS,
+            _ACTIVATION,
+            _ATTENTION_BIAS,
+            Refusal("use_sliding_window", lambda raw: bool(raw.get("use_sliding_window")), "false"),
+            Refusal("norm_topk_prob", lambda raw: raw.get("norm_topk_prob") is not True, "true"),
+            Refusal("decoder_sparse_step", lambda raw: raw.get("decoder_sparse_step", 1) != 1, "1"),
+            Refusal("mlp_only_layers", lambda raw: bool(raw.get("mlp_only_layers")), "an empty list"),
+        ),
+        hf_extras={
+            **{"attention_bias": False, "use_sliding_window": False},
+            **{"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        },
+        tensors=_TENSORS | _EXPERTS,
+        gguf_permutes_qk=False,
+        numbers={
+            "intermediate_size": NumberNames(("moe_intermediate_size",), "expert_feed_forward_length"),
+            "num_experts": NumberNames(("num_experts", "num_local_experts"), "expert_count"),
+            "experts_per_token": NumberNames(("num_experts_per_tok",), "expert_used_count"),
+        },
     ),
     Family(
         name="olmo2",

@@ -45,8 +45,8 @@ def load_gguf(path: Path, dtype: str, name: str, stored: bool = False) -> Model:
     query_key = {"layers/attention/q/kernel": config.num_heads, "layers/attention/k/kernel": config.num_kv_heads}
     permuted = query_key if FAMILIES[config.architecture].gguf_permutes_qk else {}
 
-    def read(param: str, layer: int | None) -> np.ndarray:
-        tensor_name = names[param].format(layer)
+    def read(param: str, place: tuple[int, ...]) -> np.ndarray:
+        tensor_name = names[param].format(*place)
         tensor = _dequantized(tensors[tensor_name])
         if (heads := permuted.get(param)) is not None:
             if tensor.shape[0] != heads * config.head_dim:
@@ -57,10 +57,10 @@ def load_gguf(path: Path, dtype: str, name: str, stored: bool = False) -> Model:
             tensor = tensor - np.float32(config.norm_offset)
         return transposed_kernel(param, tensor)
 
-    def read_part(param: str, layer: int | None, index: tuple[slice, ...]) -> np.ndarray:
-        return read(param, layer)[index]
+    def read_part(param: str, place: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        return read(param, place)[index]
 
-    params = defer(config, dtype, read_part, path) if stored else assemble(config, dtype, read)
+    params = defer(config, dtype, names, read_part, path) if stored else assemble(config, dtype, names, read)
     tokenizer = tokenizer_from_gguf(metadata, name)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"{tokenizer.vocab_size} tokens but an embedding of {config.vocab_size} rows")

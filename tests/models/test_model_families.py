@@ -20,7 +20,7 @@ from perturbjax.pretrained.export import hf_tensors
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
-NAMES = ["tiny_qwen3", "tiny_olmo2", "tiny_gemma3"]
+NAMES = ["tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
 NOISE = pj.Noise("rademacher")
 CANDIDATE = pj.Population(seed=1, size=2, sigmas=(0.05,))[1]
 DRAWS = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def test_a_candidate_equals_the_dense_oracle(model, raw, rows, logits):
         assert np.abs(found[: len(ids)] - base).max() > 0.01 * np.abs(base).max()
 
 
-@pytest.mark.parametrize("name", ["tiny_gemma3"], indirect=True)
+@pytest.mark.parametrize("name", ["tiny_gemma3", "tiny_qwen3_moe"], indirect=True)
 def test_replies_through_prefix_and_cache_equal_the_whole_sequence(name, model, raw, tensors):
     """Prompts of several lengths after a shared prefix, all of them longer than the window of layers that slide."""
     prefix, prompts = DRAWS.integers(5, 300, 9), [DRAWS.integers(5, 300, length) for length in (4, 11, 7)]

@@ -23,8 +23,9 @@ from perturbjax.tasks.base import Prompt
 from perturbjax.tree import leaf_paths
 
 FIXTURE_NAMES = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"]
+ALL = [*FIXTURE_NAMES, "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
 ROWS = [[5, 9, 200, 31], [7, 8]]
-STORED = {"tiny_qwen2": "bfloat16", "tiny_qwen3": "bfloat16", "tiny_gemma3": "bfloat16"}
+STORED: dict[str, str] = {name: "bfloat16" for name in ALL if name.startswith(("tiny_qwen", "tiny_gemma"))}
 
 
 def moved(model):
@@ -49,7 +50,7 @@ def test_round_trip_is_exact(fixture, dtype, tmp_path):
     assert {path.name for path in out.parent.iterdir()} == {"out"}
 
 
-@pytest.mark.parametrize("fixture", [*FIXTURE_NAMES, "tiny_qwen3", "tiny_olmo2", "tiny_gemma3"])
+@pytest.mark.parametrize("fixture", ALL)
 def test_tensors_keep_the_names_and_orientation_of_transformers(fixture, tmp_path):
     model = load_model(str(FIXTURES / fixture), STORED.get(fixture, "float32"))
     out = export_safetensors(model, model.params, tmp_path / "out")
@@ -109,7 +110,8 @@ def _llama(rope):
 
 
 @pytest.mark.parametrize(
-    ("fixture", "dtype"), [*((name, STORED.get(name, "float32")) for name in (*FIXTURE_NAMES, "tiny_qwen3", "tiny_olmo2", "tiny_gemma3"))]
+    ("fixture", "dtype"),
+    [(name, STORED.get(name, "float32")) for name in ALL],
 )
 def test_transformers_reads_the_same_model(fixture, dtype, tmp_path):
     torch = pytest.importorskip("torch")

@@ -17,6 +17,7 @@ from perturbjax.pretrained.hf_config import same_factors
 from perturbjax.tasks.base import Prompt
 from perturbjax.tree import leaf_paths
 
+ALL = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
 Q8_0, Q4_0, F16 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F16
 
 
@@ -44,7 +45,9 @@ def refused(path, *fragments):
     return message
 
 
-@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3", "tiny_olmo2", "tiny_gemma3"])
+@pytest.mark.parametrize(
+    "fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
+)
 def test_same_model_as_the_directory(fixture, tmp_path):
     directory = load_model(str(FIXTURES / fixture))
     tensors = gguf_tensors(fixture)

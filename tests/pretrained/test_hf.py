@@ -194,6 +194,13 @@ def test_unused_sliding_window_is_no_obstacle(tmp_path):
         ("tiny_gemma3", {"query_pre_attn_scalar": -1}, ("query_pre_attn_scalar -1",)),
         ("tiny_qwen3", {"use_sliding_window": True, "layer_types": "absent", "max_window_layers": 0}, ("sliding window",)),
         ("tiny_olmo2", {"attention_bias": True}, ("attention_bias",)),
+        ("tiny_qwen3_moe", {"norm_topk_prob": False}, ("norm_topk_prob False", "true")),
+        ("tiny_qwen3_moe", {"norm_topk_prob": "absent"}, ("norm_topk_prob", "true")),
+        ("tiny_qwen3_moe", {"mlp_only_layers": [0]}, ("mlp_only_layers [0]", "empty")),
+        ("tiny_qwen3_moe", {"decoder_sparse_step": 2}, ("decoder_sparse_step 2", "1")),
+        ("tiny_qwen3_moe", {"num_experts_per_tok": 9}, ("experts of a token: 9", "at most 8")),
+        ("tiny_qwen3_moe", {"num_local_experts": 10**8}, ("2 layers of 100000000 experts",)),
+        ("tiny_qwen3_moe", {"num_local_experts": 7}, ("experts.7", "not part of a plain qwen3moe")),
     ],
 )
 def test_config_that_is_not_supported(fixture, changes, fragments, tmp_path):

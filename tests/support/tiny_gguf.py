@@ -27,6 +27,7 @@ _BLOCK = {
     "self_attn.k_proj.bias": "attn_k.bias",
     "self_attn.v_proj.bias": "attn_v.bias",
     "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate.weight": "ffn_gate_inp.weight",
     "mlp.gate_proj.weight": "ffn_gate.weight",
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
@@ -35,8 +36,8 @@ _POST = {"post_attention_layernorm.weight": "post_attention_norm.weight", "post_
 _OTHERWISE = {"olmo2": _POST, "gemma3_text": _POST | {"pre_feedforward_layernorm.weight": "ffn_norm.weight"}}
 _OTHER = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
 
-_PRE_TOKENIZERS = {"llama": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2", "olmo2": "dbrx", "gemma3": "dbrx"}
-_ARCHITECTURES = {"gemma3_text": "gemma3"}
+_PRE_TOKENIZERS = {"llama": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2", "olmo2": "dbrx", "gemma3": "dbrx", "qwen3moe": "qwen2"}
+_ARCHITECTURES = {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
 _INTERLEAVED = {"llama": ("self_attn.q_proj.weight", "self_attn.k_proj.weight")}
 
 
@@ -44,6 +45,7 @@ def gguf_tensors(fixture: str) -> dict[str, np.ndarray]:
     """The fixture's tensors under GGUF names, float32, q and k rows in llama.cpp's order for Llama models."""
     config = json.loads((FIXTURES / fixture / "config.json").read_text())
     tensors = {}
+    experts: dict[str, dict[int, np.ndarray]] = {}
     for file in sorted((FIXTURES / fixture).glob("*.safetensors")):
         for name, tensor in load_file(file).items():
             tensor = tensor.astype(np.float32)
@@ -53,10 +55,15 @@ def gguf_tensors(fixture: str) -> dict[str, np.ndarray]:
                 tensors[_OTHER[name]] = tensor
                 continue
             layer, rest = name.removeprefix("model.layers.").split(".", 1)
+            if rest.startswith("mlp.experts."):
+                *_, number, matrix, _ = rest.split(".")
+                stacked = experts.setdefault(f"blk.{layer}.ffn_{matrix.removesuffix('_proj')}_exps.weight", {})
+                stacked[int(number)] = tensor
+                continue
             if rest in _INTERLEAVED.get(config["model_type"], ()):
                 tensor = interleaved(tensor, config["num_attention_heads" if "q_proj" in rest else "num_key_value_heads"])
             tensors[f"blk.{layer}.{(_BLOCK | _OTHERWISE.get(config['model_type'], {}))[rest]}"] = tensor
-    return tensors
+    return tensors | {name: np.stack([matrices[number] for number in sorted(matrices)]) for name, matrices in experts.items()}
 
 
 def interleaved(matrix: np.ndarray, heads: int) -> np.ndarray:
@@ -102,6 +109,9 @@ def gguf_metadata(fixture: str) -> dict[str, Any]:
     }
     if rope["rope_type"] == "linear":
         metadata |= {f"{arch}.rope.scaling.type": "linear", f"{arch}.rope.scaling.factor": rope["factor"]}
+    if arch == "qwen3moe":
+        metadata |= {f"{arch}.expert_count": config["num_local_experts"], f"{arch}.expert_used_count": config["num_experts_per_tok"]}
+        metadata[f"{arch}.expert_feed_forward_length"] = config["moe_intermediate_size"]
     if arch == "gemma3":
         local = config["rope_parameters"]["sliding_attention"]["rope_theta"]
         every = config["layer_types"].index("full_attention") + 1
