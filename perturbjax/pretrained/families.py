@@ -1,7 +1,7 @@
 """The model families: what is particular to each, in one table that the loaders, export and every check read."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ class Family:
     hf_extras: Mapping[str, Any]
     tensors: Mapping[str, TensorNames]
     gguf_permutes_qk: bool
-    numbers: Mapping[str, NumberNames] = MappingProxyType({})
+    numbers: Mapping[str, NumberNames] = field(default_factory=dict)
     window: SlidingWindow | None = None
     gguf_completes: Callable[[DecoderConfig], DecoderConfig] = lambda config: config
 

@@ -24,7 +24,7 @@ from perturbjax.tree import leaf_paths
 
 FIXTURE_NAMES = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"]
 ALL = [*FIXTURE_NAMES, "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
-ROWS = [[5, 9, 200, 31], [7, 8]]
+ROWS = [[5, 9, 200, 31, *range(40, 60)], [7, 8]]
 STORED: dict[str, str] = {name: "bfloat16" for name in ALL if name.startswith(("tiny_qwen", "tiny_gemma"))}
 
 
@@ -124,7 +124,9 @@ def test_transformers_reads_the_same_model(fixture, dtype, tmp_path):
     for row, logits in zip(ROWS, logits_of(ours, ROWS), strict=True):
         with torch.no_grad():
             expected = theirs(torch.tensor([row])).logits[0].numpy()
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+        error = np.abs(logits - expected).max() / np.abs(expected).max()
+        print(f"{fixture}: largest difference {error:.1e} of the largest logit, {len(row)} tokens")
+        assert error < 1e-5
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     messages = [{"role": "system", "content": "One word."}, {"role": "user", "content": "It's 12, don't you think?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
