@@ -4,6 +4,7 @@ Run it with a Python that has torch, transformers, accelerate and gguf, never wi
 share code with what it is compared to, so this script does not import perturbjax.
 
     python scripts/make_fixtures.py --smollm2 PATH/SmolLM2-135M-Instruct.Q4_1.gguf
+    python scripts/make_fixtures.py --only tiny_qwen3
 """
 
 # pyright: reportMissingImports=false
@@ -22,11 +23,19 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -50,6 +59,15 @@ HEADERS = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|header|>' + message['role'] + '\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|header|>assistant\n\n' }}{% endif %}"
+)
+TULU = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+TURNS = (
+    "{{ bos_token }}{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 CHATS = {
     "user": [{"role": "user", "content": "What is the capital of France?"}],
@@ -128,6 +146,7 @@ class Style:
     names: dict[str, str]
     chat_template: str
     nfc: bool
+    adds_bos: bool = True
 
 
 STYLES = {
@@ -145,11 +164,41 @@ STYLES = {
         chat_template=CHATML,
         nfc=True,
     ),
+    "olmo2": Style(
+        digits=r"\p{N}{1,3}",
+        specials=("<|pad|>", "<|endoftext|>"),
+        names={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"},
+        chat_template=TULU,
+        nfc=False,
+        adds_bos=False,
+    ),
 }
+SENTENCEPIECE = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """A BPE over characters with bytes for what is unknown, as Gemma's: spaces are part of words, and a BOS stands first."""
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_next")
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB - 2 - len(SENTENCEPIECE) - 256, show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)
+    learned = json.loads(trained.to_str())["model"]
+    pieces = [*SENTENCEPIECE, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(learned["vocab"], key=learned["vocab"].__getitem__)]
+    merges = [tuple(merge) for merge in learned["merges"]]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(list(SENTENCEPIECE))
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)])
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TURNS, **names)
 
 
 def tiny_tokenizer(style: Style) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most ``VOCAB`` tokens, pre-tokenized as in the released models; it adds a BOS where the style names one."""
+    """A byte-level BPE of at most ``VOCAB`` tokens, pre-tokenized as in the released models; it adds a BOS where the style says so."""
     words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
     split = words + style.digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     backend = tokenizers.Tokenizer(models.BPE())
@@ -161,7 +210,7 @@ def tiny_tokenizer(style: Style) -> PreTrainedTokenizerFast:
     alphabet, specials = sorted(pre_tokenizers.ByteLevel.alphabet()), list(style.specials)
     trainer = trainers.BpeTrainer(vocab_size=VOCAB - 2, initial_alphabet=alphabet, special_tokens=specials, show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
-    if (bos := style.names.get("bos_token")) is not None:
+    if style.adds_bos and (bos := style.names.get("bos_token")) is not None:
         added = [(bos, backend.token_to_id(bos))]
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=added)
     return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=style.chat_template, **style.names)
@@ -173,10 +222,12 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            if weight.ndim == 2:
-                weight.copy_(noise * (0.5 if "embed" in name else 1.5 / weight.shape[1] ** 0.5))
+            if weight.ndim >= 2:
+                weight.copy_(noise * (0.5 if "embed" in name else 1.5 / weight.shape[-1] ** 0.5))
+            elif name.endswith("bias"):
+                weight.copy_(noise * 0.5)
             else:
-                weight.copy_(noise * 0.5 if name.endswith("bias") else 1 + 0.3 * noise)
+                weight.copy_((0 if isinstance(model, Gemma3ForCausalLM) else 1) + 0.3 * noise)
 
 
 def tiny_model(name: str, model: torch.nn.Module, kind: str, seed: int, dtype: torch.dtype, shard: str) -> None:
@@ -185,7 +236,7 @@ def tiny_model(name: str, model: torch.nn.Module, kind: str, seed: int, dtype: t
     shutil.rmtree(folder, ignore_errors=True)
     randomize(model, seed)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
-    tiny_tokenizer(STYLES[kind]).save_pretrained(folder)
+    (tiny_tokenizer(STYLES[kind]) if kind in STYLES else sentencepiece_tokenizer()).save_pretrained(folder)
     for path in folder.iterdir():
         path.chmod(0o644)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -309,24 +360,58 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smollm2", type=Path, help="the GGUF file; without it only the tiny models and the templates are written")
-    arguments = parser.parse_args()
-    FIXTURES.mkdir(parents=True, exist_ok=True)
+def tiny_models() -> dict[str, tuple[torch.nn.Module, str, int, torch.dtype, str]]:
+    """Directory -> model, its tokenizer, seed, dtype and largest file."""
     shape = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     rope: dict[str, object] = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     # 64 puts frequencies of head size 16 into all three ranges of the scaling.
     rope["original_max_position_embeddings"] = 64
     llama = shape | {"bos_token_id": 0, "eos_token_id": [1, 3]}
     scaled = LlamaConfig(**llama, num_key_value_heads=2, head_dim=16, max_position_embeddings=512, rope_parameters=rope)
-    tiny_model("tiny_llama3", LlamaForCausalLM(scaled), "llama", 1, torch.float32, "5GB")
     tied = LlamaConfig(**llama, num_key_value_heads=4, tie_word_embeddings=True, rms_norm_eps=1e-5, max_position_embeddings=256)
-    tiny_model("tiny_llama_tied", LlamaForCausalLM(tied), "llama", 2, torch.float32, "60KB")
+    shape |= {"num_key_value_heads": 2, "max_position_embeddings": 256}
     plain = {"rope_type": "default", "rope_theta": 1e6}
-    qwen = Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=256, rope_parameters=plain)
-    tiny_model("tiny_qwen2", Qwen2ForCausalLM(qwen), "qwen2", 3, torch.bfloat16, "5GB")
-    templates()
+    qwen2 = Qwen2Config(**shape, tie_word_embeddings=True, rope_parameters=plain)
+    qwen3 = Qwen3Config(**shape, head_dim=16, tie_word_embeddings=True, rope_parameters=plain)
+    olmo2 = Olmo2Config(**shape, rope_parameters=plain | {"rope_theta": 5e5}, bos_token_id=1, eos_token_id=1, pad_token_id=0)
+    # A window that most sequences outgrow, and a layer of each kind after one of the other.
+    both = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}
+    both["full_attention"] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    gemma3 = Gemma3TextConfig(
+        **shape | {"num_hidden_layers": 3},
+        head_dim=16,
+        query_pre_attn_scalar=24,
+        sliding_window=8,
+        layer_types=kinds,
+        rope_parameters=both,
+        eos_token_id=[1, 5],
+    )
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+    moe = Qwen3MoeConfig(**shape, **experts, head_dim=16, rope_parameters=plain)
+    one = "5GB"
+    return {
+        "tiny_llama3": (LlamaForCausalLM(scaled), "llama", 1, torch.float32, one),
+        "tiny_llama_tied": (LlamaForCausalLM(tied), "llama", 2, torch.float32, "60KB"),
+        "tiny_qwen2": (Qwen2ForCausalLM(qwen2), "qwen2", 3, torch.bfloat16, one),
+        "tiny_qwen3": (Qwen3ForCausalLM(qwen3), "qwen2", 4, torch.bfloat16, one),
+        "tiny_olmo2": (Olmo2ForCausalLM(olmo2), "olmo2", 5, torch.float32, one),
+        "tiny_gemma3": (Gemma3ForCausalLM(gemma3), "gemma3", 6, torch.bfloat16, one),
+        "tiny_qwen3_moe": (Qwen3MoeForCausalLM(moe), "qwen2", 7, torch.bfloat16, one),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smollm2", type=Path, help="the GGUF file; without it only the tiny models and the templates are written")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="write these tiny models alone")
+    arguments = parser.parse_args()
+    FIXTURES.mkdir(parents=True, exist_ok=True)
+    for name, settings in tiny_models().items():
+        if arguments.only is None or name in arguments.only:
+            tiny_model(name, *settings)
+    if arguments.only is None:
+        templates()
     if arguments.smollm2:
         smollm2(arguments.smollm2)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.linear import Linear
+from perturbjax.models.linear import Linear, rms_norm
 
 MASKED = -1e30
 """Score of a key that may not be attended to; finite, so that a row with no key at all stays finite too."""
@@ -44,7 +44,7 @@ class Past(NamedTuple):
 
     Attributes:
         cache: its S columns are a multiple of ``cache_block(S)``.
-        valid: which of them a row sees, bool (B, S).
+        valid: which of them a row sees, bool (B, S). They stand at the positions right before the row's first new token, in order.
         used: () none is valid from here on; what lies behind costs nothing, in whole blocks.
     """
 
@@ -66,17 +66,37 @@ class _Attended(NamedTuple):
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
+    """Attention over heads that one device has.
+
+    Args:
+        config: their number and sizes.
+        rngs, dtype: of the parameters.
+        axis: the mesh axis that heads are sharded over, or None.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any, axis: str | None = None):
         heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q = Linear(config.hidden_size, heads, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.k = Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.v = Linear(config.hidden_size, kv, use_bias=config.qkv_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.o = Linear(heads, config.hidden_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.head_dim = config.head_dim
+        if config.qk_norm is not None:
+            # Every device has as many heads as every other, so the mean square of all is the mean of theirs.
+            whole = config.qk_norm == "projection"
+            self.q_norm, self.k_norm = (
+                rms_norm(config, size if whole else config.head_dim, rngs, dtype, axis if whole else None) for size in (heads, kv)
+            )
+        self.head_dim, self.qk_norm = config.head_dim, config.qk_norm
+        self.scale = (config.query_scalar or config.head_dim) ** -0.5
 
     def project(self, x_BxTxD: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, H, T, E), keys (B, K, T, E), values (B, K, T, E); queries and keys rotated."""
-        q, k, v = (self._heads(projection(x_BxTxD)) for projection in (self.q, self.k, self.v))
+        q, k, v = (projection(x_BxTxD) for projection in (self.q, self.k, self.v))
+        if self.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = map(self._heads, (q, k, v))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, rotation), rotate(k, rotation), v
 
     def _heads(self, x_BxTxHE: jax.Array) -> jax.Array:
@@ -84,31 +104,33 @@ class Attention(nnx.Module):
         return x_BxTxHE.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def attend(
-        self, q_BxHxTxE: jax.Array, parts: Sequence[tuple[KVCache, jax.Array]], past: Past | None = None, layer: jax.Array | int = 0
+        self,
+        q_BxHxTxE: jax.Array,
+        parts: Sequence[tuple[KVCache, jax.Array]],
+        past: tuple[Past, jax.Array] | None = None,
+        layer: jax.Array | int = 0,
     ) -> jax.Array:
         """Softmax attention over the keys of all ``parts`` and of one layer of ``past`` together: (B, T, D).
 
         A part is keys and values, (B or 1, K, S, E) each, where 1 stands for keys that all rows share, and which of them each token sees,
         bool (B or 1, T or 1, S). Parts are attended to one by one and merged (as in FlashAttention, arXiv 2205.14135), so nothing is
-        concatenated, and the past is read a block at a time, as far as it is in use.
+        concatenated, and the past, with which of its columns each token sees, is read a block at a time, as far as it is in use.
         """
         b, h, t, e = q_BxHxTxE.shape
         kv = parts[0][0].keys.shape[1]
-        q = (q_BxHxTxE * e**-0.5).reshape(b, kv, h // kv * t, e)
+        q = (q_BxHxTxE * self.scale).reshape(b, kv, h // kv * t, e)
         attended = functools.reduce(_merge, [_attend(q, part, mask) for part, mask in parts])
         if past is not None:
-            width = cache_block(past.valid.shape[1])
+            (cache, _, used), mask = past
+            width = cache_block(mask.shape[2])
 
             def block(index: jax.Array, attended: _Attended) -> _Attended:
                 start = index * width
                 zero = jnp.int32(0)
-                columns = KVCache(
-                    *(jax.lax.dynamic_slice(c, (layer, zero, zero, start, zero), (1, b, kv, width, e))[0] for c in past.cache)
-                )
-                seen = jax.lax.dynamic_slice_in_dim(past.valid, start, width, axis=1)
-                return _merge(attended, _attend(q, columns, seen[:, None]))
+                columns = KVCache(*(jax.lax.dynamic_slice(c, (layer, zero, zero, start, zero), (1, b, kv, width, e))[0] for c in cache))
+                return _merge(attended, _attend(q, columns, jax.lax.dynamic_slice_in_dim(mask, start, width, axis=2)))
 
-            attended = jax.lax.fori_loop(0, -(-past.used // width), block, attended)
+            attended = jax.lax.fori_loop(0, -(-used // width), block, attended)
         heads = (attended.mixed / attended.total).astype(q.dtype).reshape(b, h, t, e)
         return self.o(heads.transpose(0, 2, 1, 3).reshape(b, t, h * e))
 
@@ -149,12 +171,12 @@ def causal_mask(valid_BxT: jax.Array) -> jax.Array:
     return valid_BxT[:, None, :] & jnp.tril(jnp.ones((1, t, t), bool))
 
 
-def rotary(config: DecoderConfig, positions_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotary(theta: float, factors: tuple[float, ...] | None, head_dim: int, positions_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the rotary angles (RoFormer, arXiv 2104.09864), each float32 (B, 1, T, E / 2)."""
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_factors is not None:
-        frequencies = frequencies / jnp.asarray(config.rope_factors, jnp.float32)
+    half = head_dim // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if factors is not None:
+        frequencies = frequencies / jnp.asarray(factors, jnp.float32)
     angles = positions_BxT[:, None, :, None].astype(jnp.float32) * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -1,4 +1,4 @@
-"""One decoder-only transformer for the Llama and Qwen2 families, in Flax NNX, scanned over its layers.
+"""One decoder-only transformer for every family of ``pretrained.families``, in Flax NNX, scanned over its layers.
 
 Axis letters: B rows, T new tokens of a row, S key positions, P positions of a shared prefix, D model, F ffn, V vocab, L layers, H query
 heads, K key/value heads, G = H / K, E head dim. Parameters are laid out as ``config.param_shapes`` says and travel as a plain nested dict
@@ -18,9 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models.adapter_layers import adapter_shapes
-from perturbjax.models.attention import Attention, KVCache, Past, Prefix, rotary
+from perturbjax.models.attention import Attention, KVCache, Past, Prefix
 from perturbjax.models.config import DecoderConfig, param_shapes
-from perturbjax.models.linear import Linear
+from perturbjax.models.context import Context, Layer
+from perturbjax.models.experts import Experts
+from perturbjax.models.linear import ACTIVATIONS, Linear, bottleneck_after, rms_norm
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
@@ -33,17 +35,40 @@ class MLP(nnx.Module):
         self.gate = Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.up = Linear(d, f, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.down = Linear(f, d, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any):
-        self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.attention = Attention(config, rngs, dtype)
-        self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.mlp = MLP(config, rngs, dtype)
+    """One layer. A norm that the family does not have is None."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: Any, parallel: TensorParallel | None):
+        def norm(there: bool) -> nnx.RMSNorm | None:
+            return rms_norm(config, config.hidden_size, rngs, dtype) if there else None
+
+        before, after = config.norms != "post", config.norms != "pre"
+        self.attention_norm = norm(before)
+        self.attention = Attention(config, rngs, dtype, MODEL if parallel and parallel.attention else None)
+        self.attention_post_norm = norm(after)
+        self.mlp_norm = norm(before)
+        self.mlp = Experts(config, rngs, dtype) if config.num_experts else MLP(config, rngs, dtype)
+        self.mlp_post_norm = norm(after)
+
+    def __call__(self, x: jax.Array, context: Context, layer: Layer, parallel: TensorParallel | None) -> tuple[jax.Array, KVCache]:
+        """The residual stream after this layer, and the keys and values of the new tokens."""
+        with jax.named_scope("attention"):
+            q, k, v = self.attention.project(_normed(self.attention_norm, x), context.rotation(layer))
+            own = KVCache(k, v)
+            mixed = self.attention.attend(q, context.parts(own, layer), context.past_of(layer), layer.number)
+            mixed = bottleneck_after(self.attention.o, _summed(mixed, parallel and parallel.attention))
+            x = x + _normed(self.attention_post_norm, mixed)
+        with jax.named_scope("mlp"):
+            mixed = self.mlp(_normed(self.mlp_norm, x))
+            mixed = bottleneck_after(self.mlp.down, _summed(mixed, parallel and parallel.mlp))
+            x = x + _normed(self.mlp_post_norm, mixed)
+        return x, own
 
 
 class Decoder(nnx.Module):
@@ -60,8 +85,8 @@ class Decoder(nnx.Module):
         self.parallel, self.vocabulary = parallel, Vocabulary(config.vocab_size, parallel.size if parallel else 1)
         self.config = config = parallel.local(config) if parallel else config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.layers = nnx.vmap(lambda rngs: Block(config, rngs, dtype))(rngs.split(config.num_layers))
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.layers = nnx.vmap(lambda rngs: Block(config, rngs, dtype, parallel))(rngs.split(config.num_layers))
+        self.norm = rms_norm(config, config.hidden_size, rngs, dtype)
         if not config.tied_head:
             self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
@@ -98,33 +123,16 @@ class Decoder(nnx.Module):
         """
         with jax.named_scope("embed"):
             x = self.vocabulary.look_up(self.embed, tokens_BxT) if inputs_BxTxD is None else inputs_BxTxD
-        rotation = rotary(self.config, positions_BxT)
-        mask = mask_BxTxT
-        if lead is not None:
-            mask = jnp.concatenate([jnp.broadcast_to(lead[:, None], (*mask.shape[:2], lead.shape[1])), mask], axis=2)
+            if self.config.scaled_embedding:
+                x = x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)
+        context = Context.of(self.config, positions_BxT, mask_BxTxT, prefix, past, lead)
         graphdef, stacked = nnx.split(self.layers)
 
-        def layer(x, scanned):
-            state, shared, number = scanned
-            block = nnx.merge(graphdef, state)
-            with jax.named_scope("attention"):
-                q, k, v = block.attention.project(block.attention_norm(x), rotation)
-                own = KVCache(k, v)
-                if lead is not None:
-                    # Beside the row's own keys, so that attention stays one part: a second part costs more than this copy.
-                    own = KVCache(_after_lead(k, lead.shape[1]), _after_lead(v, lead.shape[1]))
-                parts = [(own, mask)]
-                if prefix is not None:
-                    parts.append((shared, prefix.valid[None, None]))
-                mixed = self._summed(block.attention.attend(q, parts, past, number), self.parallel and self.parallel.attention)
-                x = x + block.attention.o.bottleneck(mixed)
-            with jax.named_scope("mlp"):
-                mixed = self._summed(block.mlp(block.mlp_norm(x)), self.parallel and self.parallel.mlp)
-                x = x + block.mlp.down.bottleneck(mixed)
-            return x, KVCache(k, v)
+        def layer(x: jax.Array, scanned: tuple[Any, Layer]) -> tuple[jax.Array, KVCache]:
+            state, its = scanned
+            return nnx.merge(graphdef, state)(x, context, its, self.parallel)
 
-        shared = prefix.cache if prefix is not None else None
-        scanned, constant = (stacked, shared, jnp.arange(self.config.num_layers)), self.config.num_layers - (differentiated or 0)
+        scanned, constant = (stacked, context.layers), self.config.num_layers - (differentiated or 0)
         again = jax.checkpoint(layer) if remat else layer
         if differentiated is None or constant <= 0:
             x, new = jax.lax.scan(again, x, scanned)
@@ -139,11 +147,6 @@ class Decoder(nnx.Module):
         config, dtype = self.config, self.norm.dtype
         shape = (config.num_layers, rows, config.num_kv_heads, columns, config.head_dim)
         return jnp.zeros((rows, config.hidden_size), dtype), KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-    @staticmethod
-    def _summed(x: jax.Array, sharded: bool | None) -> jax.Array:
-        """The sum over the devices, where the matrix that made ``x`` is sharded by rows."""
-        return jax.lax.psum(x, MODEL) if sharded else x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of hidden states (..., D): float32 (..., V), of this device's tokens; ``vocabulary`` knows how to use them."""
@@ -164,10 +167,13 @@ class Decoder(nnx.Module):
             return values if here is None else jax.lax.psum(jnp.where(here, values, 0.0), MODEL)
 
 
-def _after_lead(heads_BxKxTxE: jax.Array, count: int) -> jax.Array:
-    """The first ``count`` positions of row 0, then the row's own: (B, K, count + T, E)."""
-    lead = heads_BxKxTxE[:1, :, :count]
-    return jnp.concatenate([jnp.broadcast_to(lead, (len(heads_BxKxTxE), *lead.shape[1:])), heads_BxKxTxE], axis=2)
+def _normed(norm: nnx.RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
+
+
+def _summed(x: jax.Array, sharded: bool | None) -> jax.Array:
+    """The sum over the devices, where the matrix that made ``x`` is sharded by rows."""
+    return jax.lax.psum(x, MODEL) if sharded else x
 
 
 def decoder_from_params(config: DecoderConfig, params: Any, parallel: TensorParallel | None = None) -> Decoder:

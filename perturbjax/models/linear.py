@@ -1,14 +1,21 @@
-"""The linear layer of the decoder, which has room for adapters."""
+"""The linear layer of the decoder, which has room for adapters, and its norm."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models import adapter_layers
 from perturbjax.models.adapter_layers import BOTTLENECK
+from perturbjax.models.config import DecoderConfig
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType({"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu})
 
 
 class Linear(nnx.Linear):
@@ -28,6 +35,30 @@ class Linear(nnx.Linear):
         with jax.named_scope("lora"):
             return outputs + (inputs @ self.lora_a[...].astype(inputs.dtype)) @ self.lora_b[...].astype(inputs.dtype)
 
-    def bottleneck(self, y: jax.Array) -> jax.Array:
-        """What follows this layer's outputs, once they are summed over the devices; y itself without a bottleneck."""
-        return adapter_layers.bottleneck({name: getattr(self, name)[...] for name in BOTTLENECK.values() if hasattr(self, name)}, y)
+
+def bottleneck_after(layer: nnx.Module, y: jax.Array) -> jax.Array:
+    """What follows the outputs of a layer, once they are summed over the devices; y itself without a bottleneck."""
+    return adapter_layers.bottleneck({name: getattr(layer, name)[...] for name in BOTTLENECK.values() if hasattr(layer, name)}, y)
+
+
+def rms_norm(config: DecoderConfig, size: int, rngs: nnx.Rngs, dtype: Any, axis: str | None = None) -> nnx.RMSNorm:
+    """An RMS norm (arXiv 1910.07467) over the last dim, of ``size`` on each device; with ``axis``, that dim is sharded over a mesh axis."""
+    kind = functools.partial(OffsetRMSNorm, config.norm_offset) if config.norm_offset else nnx.RMSNorm
+    return kind(size, epsilon=config.norm_eps, dtype=dtype, param_dtype=dtype, axis_name=axis, rngs=rngs)
+
+
+class OffsetRMSNorm(nnx.RMSNorm):
+    """An RMS norm that multiplies by ``offset`` + scale, float32 until the end: scales near 0 keep their bits in bfloat16."""
+
+    def __init__(self, offset: float, size: int, **settings: Any):
+        super().__init__(size, **settings)
+        if self.axis_name is not None:
+            raise ValueError("a norm with an offset is not sharded")
+        self.offset = offset
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        assert self.scale is not None and mask is None
+        wide = x.astype(jnp.float32)
+        scale = self.offset + self.scale[...].astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (normal * jax.lax.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)

@@ -1,7 +1,7 @@
 """How a decoder is sharded over the devices of the "model" axis, as in Megatron-LM (arXiv 1909.08053).
 
 q, k, v, gate and up are sharded by column, o and down by row, with one sum over the axis after o and one after down; embedding and head by
-vocabulary, the cache by heads; norms are on every device.
+vocabulary, the cache by heads; norms and routers are on every device. Of experts, each has its columns and rows sharded so.
 """
 
 from __future__ import annotations
@@ -57,13 +57,15 @@ class TensorParallel:
             for name, dim in (("q", heads), ("k", keys), ("v", keys)):
                 dims[f"layers/attention/{name}/kernel"] = dim
                 dims[f"layers/attention/{name}/lora_b"] = dim
-                if config.qkv_bias:
-                    dims[f"layers/attention/{name}/bias"] = dataclasses.replace(dim, dim=1)
+                dims[f"layers/attention/{name}/bias"] = dataclasses.replace(dim, dim=1)
+                if config.qk_norm == "projection":
+                    dims[f"layers/attention/{name}_norm/scale"] = dataclasses.replace(dim, dim=1)
             dims["layers/attention/o/kernel"] = dims["layers/attention/o/lora_a"] = even(1, local.num_heads * size)
         if self.mlp:
+            experts = 1 if config.num_experts else 0
             for name, factor, dim in (("gate", "lora_b", 2), ("up", "lora_b", 2), ("down", "lora_a", 1)):
                 for leaf in ("kernel", factor):
-                    dims[f"layers/mlp/{name}/{leaf}"] = even(dim, local.intermediate_size)
+                    dims[f"layers/mlp/{name}/{leaf}"] = even(dim + experts, local.intermediate_size)
         return dims
 
 

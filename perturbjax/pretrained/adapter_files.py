@@ -21,7 +21,7 @@ from perturbjax.models.config import param_shapes
 from perturbjax.pretrained.families import FAMILIES
 from perturbjax.pretrained.files import one_line, read_json
 from perturbjax.pretrained.model import Model
-from perturbjax.pretrained.params import DTYPES, LAYERS
+from perturbjax.pretrained.params import DTYPES, stacked
 from perturbjax.tree import fingerprint, leaf_paths, nest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -80,7 +80,7 @@ def write_adapter(lora: LoRA, trained: Any, model: Model, folder: Path) -> Path:
         modules.add(names[0].rpartition(".")[2])
         for letter in ("a", "b"):
             stack = flat[f"{path}/{letter}"]
-            for name, factor in zip(names, stack if path.startswith(LAYERS) else stack[None], strict=True):
+            for name, factor in zip(names, stack if path.startswith("layers/") else stack[None], strict=True):
                 tensors[_tensor(name, letter)] = np.ascontiguousarray(factor.T)
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     config = _SAID | {"base_model_name_or_path": model.name, "r": lora.rank, "lora_alpha": alpha, "target_modules": sorted(modules)}
@@ -112,7 +112,7 @@ def read_adapter(folder: Path, model: Model) -> tuple[LoRA, dict[str, Any]]:
     flat: dict[str, np.ndarray] = {}
     left = dict(tensors)
     for path, shape in param_shapes(model.config).items():
-        names = _modules(model, path) if path.endswith("/kernel") else []
+        names = _modules(model, path) if path in _matrices(model) else []
         if not any(_tensor(name, "a") in tensors for name in names):
             continue
         for letter, want in (("a", (rank, shape[-2])), ("b", (shape[-1], rank))):
@@ -126,7 +126,7 @@ def read_adapter(folder: Path, model: Model) -> tuple[LoRA, dict[str, Any]]:
                 if not np.isfinite(factor).all():
                     raise InputError(f"{where}: {name} holds NaN or infinity; the file is damaged, copy it again")
                 stack.append(np.asarray(factor, np.float32).T)
-            flat[f"{path}/{letter}"] = np.stack(stack) if path.startswith(LAYERS) else np.ascontiguousarray(stack[0])
+            flat[f"{path}/{letter}"] = np.stack(stack) if path.startswith("layers/") else np.ascontiguousarray(stack[0])
     if left or not flat:
         what = f"{min(left)} belongs to no matrix of {model.name}" if left else "there are no LoRA factors"
         raise InputError(f"{where}: {what}; give an adapter of this base")
@@ -141,11 +141,17 @@ def _base_fingerprint(model: Model) -> str:
 
 def _modules(model: Model, path: str) -> list[str]:
     """The modules of transformers that a kernel is, one a layer."""
-    names = FAMILIES[model.config.architecture].tensors
-    if path not in names or not path.endswith("/kernel"):
+    matrices = _matrices(model)
+    if path not in matrices:
         raise ValueError(f"trained: {path} is no matrix of a decoder that PEFT has a name for")
-    layers = range(model.config.num_layers) if path.startswith(LAYERS) else range(1)
-    return [names[path].hf.format(layer).removesuffix(".weight") for layer in layers]
+    name = matrices[path].removesuffix(".weight")
+    return [name.format(layer) for layer in range(model.config.num_layers if stacked(name) else 1)]
+
+
+def _matrices(model: Model) -> dict[str, str]:
+    """Path -> tensor name of every kernel that PEFT adapts: not those of experts, which are one parameter in transformers."""
+    tensors = FAMILIES[model.config.architecture].tensors
+    return {path: names.hf for path, names in tensors.items() if path.endswith("/kernel") and stacked(names.hf) < 2}
 
 
 def _tensor(module: str, letter: str) -> str:

@@ -12,12 +12,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from perturbjax.errors import InputError
-from perturbjax.models.config import param_shapes
-from perturbjax.pretrained.families import FAMILIES, TensorNames
+from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.pretrained.families import FAMILIES
 from perturbjax.pretrained.hf_config import decoder_config, same_factors
 from perturbjax.pretrained.hf_loader import INDEX, SINGLE
 from perturbjax.pretrained.model import Model
-from perturbjax.pretrained.params import DTYPES, LAYERS, transposed_kernel
+from perturbjax.pretrained.params import DTYPES, stacked, transposed_kernel
 from perturbjax.tree import leaf_paths
 
 SHARD_BYTES = 4 * 2**30
@@ -57,7 +57,7 @@ def export_safetensors(model: Model, params: Mapping[str, Any], out_dir: str | o
     except OSError as error:
         raise InputError(f"out_dir {str(out)!r}: cannot be created: {error.strerror}") from error
     try:
-        _write_weights(partial, FAMILIES[model.config.architecture].tensors, arrays, shard_bytes)
+        _write_weights(partial, model.config, arrays, shard_bytes)
         dtype = str(next(iter(arrays.values())).dtype)
         # transformers 5 reads "dtype", older ones "torch_dtype".
         config = {key: value for key, value in model.hf_config.items() if key != "dtype"} | {"torch_dtype": dtype}
@@ -89,17 +89,19 @@ def _checked(model: Model, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _hf_tensors(names: Mapping[str, TensorNames], arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def hf_tensors(config: DecoderConfig, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of all layers by their Hugging Face names, as views in the orientation of the files."""
-    for path, array in arrays.items():
-        for layer, tensor in enumerate(array if path.startswith(LAYERS) else array[None]):
-            yield names[path].hf.format(layer), transposed_kernel(path, tensor)
+    names = FAMILIES[config.architecture].tensors
+    for path, array in leaf_paths(params).items():
+        array = np.asarray(array)
+        for place in np.ndindex(array.shape[: stacked(names[path].hf)]):
+            yield names[path].hf.format(*place), transposed_kernel(path, array[place])
 
 
-def _write_weights(folder: Path, names: Mapping[str, TensorNames], arrays: Mapping[str, np.ndarray], shard_bytes: int) -> None:
+def _write_weights(folder: Path, config: DecoderConfig, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> None:
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
-    for name, tensor in _hf_tensors(names, arrays):
+    for name, tensor in hf_tensors(config, arrays):
         if size + tensor.nbytes > shard_bytes and shards[-1]:
             shards.append({})
             size = 0

@@ -11,8 +11,8 @@ import numpy as np
 from gguf.quants import dequantize
 
 from perturbjax.errors import InputError, one_line
-from perturbjax.models.config import DecoderConfig
-from perturbjax.pretrained.families import FAMILIES
+from perturbjax.models.config import DecoderConfig, SlidingWindow
+from perturbjax.pretrained.families import FAMILIES, Family
 from perturbjax.pretrained.hf_config import hf_config
 from perturbjax.pretrained.model import Model
 from perturbjax.pretrained.params import assemble, check_names, defer, tensor_names, transposed_kernel
@@ -45,19 +45,22 @@ def load_gguf(path: Path, dtype: str, name: str, stored: bool = False) -> Model:
     query_key = {"layers/attention/q/kernel": config.num_heads, "layers/attention/k/kernel": config.num_kv_heads}
     permuted = query_key if FAMILIES[config.architecture].gguf_permutes_qk else {}
 
-    def read(param: str, layer: int | None) -> np.ndarray:
-        tensor_name = names[param].format(layer)
+    def read(param: str, place: tuple[int, ...]) -> np.ndarray:
+        tensor_name = names[param].format(*place)
         tensor = _dequantized(tensors[tensor_name])
         if (heads := permuted.get(param)) is not None:
             if tensor.shape[0] != heads * config.head_dim:
                 raise InputError(f"{tensor_name} has {tensor.shape[0]} rows, not {heads} heads of {config.head_dim}")
             tensor = _unpermuted(tensor, heads)
+        # llama.cpp multiplies by what the file holds, so the offset is in it.
+        if config.norm_offset and param.endswith("norm/scale"):
+            tensor = tensor - np.float32(config.norm_offset)
         return transposed_kernel(param, tensor)
 
-    def read_part(param: str, layer: int | None, index: tuple[slice, ...]) -> np.ndarray:
-        return read(param, layer)[index]
+    def read_part(param: str, place: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        return read(param, place)[index]
 
-    params = defer(config, dtype, read_part, path) if stored else assemble(config, dtype, read)
+    params = defer(config, dtype, names, read_part, path) if stored else assemble(config, dtype, names, read)
     tokenizer = tokenizer_from_gguf(metadata, name)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"{tokenizer.vocab_size} tokens but an embedding of {config.vocab_size} rows")
@@ -117,7 +120,7 @@ def _config(metadata: Mapping[str, Any], tensors: _Tensors) -> tuple[DecoderConf
         raise InputError(f"{heads} heads, {kv_heads} key-value heads, head size {head_dim} do not divide as a decoder needs")
     if layers > len(tensors):
         raise InputError(f"metadata {family.name}.block_count is {layers} but there are only {len(tensors)} tensors")
-    _refuse_unsupported(metadata, family.name, head_dim)
+    _refuse_unsupported(metadata, family, head_dim)
     if names[_EMBEDDING] not in tensors:
         raise InputError(f"tensor {names[_EMBEDDING]} is missing")
     config = DecoderConfig(
@@ -130,13 +133,16 @@ def _config(metadata: Mapping[str, Any], tensors: _Tensors) -> tuple[DecoderConf
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rope_theta=float(numbers.positive("rope.freq_base", 10000.0)),
-        rope_factors=_rope_factors(tensors, head_dim // 2),
+        rope_factors=_rope_factors(tensors, numbers, head_dim // 2),
         # The shortest decimal that rounds to the same float32: 1e-05 rather than 9.99999974e-06.
         norm_eps=float(str(np.float32(numbers.positive("attention.layer_norm_rms_epsilon")))),
         tied_head=names[_HEAD] not in tensors,
         max_positions=numbers.whole("context_length"),
+        window=_window(numbers, family),
         **family.decoder,
     )
+    config = replace(config, **{field: numbers.whole(names.gguf) for field, names in family.numbers.items() if names.gguf is not None})
+    config = family.gguf_completes(config)
     check_names(config, tensor_names(config, names), tensors.keys() - {_ROPE_FREQS})
     if not config.tied_head and _same_matrix(tensors[names[_EMBEDDING]], tensors[names[_HEAD]]):
         # The copy under the head's name is the one that llama.cpp multiplies with.
@@ -149,6 +155,9 @@ class _Numbers:
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
         self._metadata, self._architecture = metadata, architecture
+
+    def get(self, key: str) -> Any:
+        return self._metadata.get(f"{self._architecture}.{key}")
 
     def positive(self, key: str, default: float | None = None) -> float:
         key = f"{self._architecture}.{key}"
@@ -166,7 +175,17 @@ class _Numbers:
         return int(value)
 
 
-def _rope_factors(tensors: _Tensors, count: int) -> tuple[float, ...] | None:
+def _window(numbers: _Numbers, family: Family) -> SlidingWindow | None:
+    if (default := family.window) is None:
+        return None
+    size, every = numbers.whole("attention.sliding_window", default.size), numbers.whole("attention.sliding_window_pattern", default.every)
+    window = SlidingWindow(size, every, float(numbers.positive("rope.freq_base_swa", default.rope_theta)))
+    return window if every > 1 else None
+
+
+def _rope_factors(tensors: _Tensors, numbers: _Numbers, count: int) -> tuple[float, ...] | None:
+    if numbers.get("rope.scaling.type") == "linear":
+        return (float(numbers.positive("rope.scaling.factor")),) * count
     if _ROPE_FREQS not in tensors:
         return None
     values = _dequantized(tensors[_ROPE_FREQS])
@@ -175,19 +194,21 @@ def _rope_factors(tensors: _Tensors, count: int) -> tuple[float, ...] | None:
     return tuple(float(value) for value in values)
 
 
-def _refuse_unsupported(metadata: Mapping[str, Any], architecture: str, head_dim: int) -> None:
-    plain = {
-        "expert_count": 0,
-        "attention.sliding_window": 0,
-        "attention.causal": True,
-        "attention.value_length": head_dim,
-        "rope.dimension_count": head_dim,
-        "rope.scaling.type": "none",
+def _refuse_unsupported(metadata: Mapping[str, Any], family: Family, head_dim: int) -> None:
+    plain: dict[str, tuple[Any, ...]] = {
+        "expert_count": (0,),
+        "attention.causal": (True,),
+        "attention.value_length": (head_dim,),
+        "rope.dimension_count": (head_dim,),
+        "rope.scaling.type": ("none", "linear"),
     }
-    for key, required in plain.items():
-        value = metadata.get(f"{architecture}.{key}", required)
-        if value != required:
-            raise InputError(f"metadata {architecture}.{key} is {value!r} which is not supported; required: {required!r}")
+    if family.window is None:
+        plain["attention.sliding_window"] = (0,)
+    for key, supported in plain.items():
+        value = metadata.get(f"{family.name}.{key}", supported[0])
+        if key not in (names.gguf for names in family.numbers.values()) and value not in supported:
+            shown = " or ".join(map(repr, supported))
+            raise InputError(f"metadata {family.name}.{key} is {value!r} which is not supported; required: {shown}")
 
 
 def _same_matrix(embedding: gguf.ReaderTensor, head: gguf.ReaderTensor) -> bool:

@@ -3,16 +3,20 @@
 import reprlib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.models.config import DecoderConfig
+from perturbjax.models.config import DecoderConfig, SlidingWindow
 from perturbjax.pretrained.families import FAMILIES, Family
+from perturbjax.pretrained.hf_window import layer_types, split_ropes, window_defaults, window_every
 
 _LARGEST = 100_000_000
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ROPE_KEYS = {"default": (), "linear": ("factor",), "llama3": _LLAMA3_KEYS}
+"""Supported rope types, and the settings that each of them reads."""
 # Llama 3.1, 3.2 and 3.3 share these and differ in ``factor`` only (8 or 32).
 _LLAMA3_RELEASED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -55,8 +59,17 @@ def _decoder_config(raw: Mapping[str, Any]) -> DecoderConfig:
     if heads % kv_heads or head_dim % 2 or ("head_dim" not in raw and hidden % heads):
         sizes = f"hidden_size {hidden}, {heads} heads, {kv_heads} key-value heads and head_dim {head_dim}"
         raise InputError(f"{sizes} do not divide as a decoder needs")
+    window = None
+    if family.window is not None:
+        raw = window_defaults(family.window) | raw
+        every = window_every(raw, layers)
+        raw, local = split_ropes(raw)
+        local_theta, factors = _rope(local, head_dim)
+        if factors is not None:
+            raise InputError("scaled rotary frequencies in layers that slide are not supported; required: rope type 'default'")
+        window = SlidingWindow(_positive(raw, "sliding_window"), every, local_theta) if every > 1 else None
     theta, factors = _rope(raw, head_dim)
-    return DecoderConfig(
+    config = DecoderConfig(
         architecture=family.name,
         vocab_size=_positive(raw, "vocab_size"),
         hidden_size=hidden,
@@ -70,15 +83,18 @@ def _decoder_config(raw: Mapping[str, Any]) -> DecoderConfig:
         norm_eps=_number(raw, "rms_norm_eps"),
         tied_head=bool(raw["tie_word_embeddings"]),
         max_positions=_positive(raw, "max_position_embeddings"),
+        window=window,
         **family.decoder,
     )
+    keys = {field: next((key for key in names.hf if key in raw), names.hf[0]) for field, names in family.numbers.items()}
+    return replace(config, **{field: _positive(raw, key) for field, key in keys.items()})
 
 
 def hf_config(config: DecoderConfig, stop_ids: tuple[int, ...], bos_id: int | None, pad_id: int) -> dict[str, Any]:
     """A config.json for a model that came without one (GGUF).
 
-    Rotary factors are expressed as Llama 3 scaling when they are that of a released Llama 3.x; other factors are left out, and ``export``
-    refuses such a model because the file would describe another one.
+    Rotary factors are expressed as Llama 3 scaling when they are that of a released Llama 3.x, as linear scaling when they are all one;
+    others are left out, and ``export`` refuses such a model because the file would describe another one.
     """
     family = FAMILIES[config.architecture]
     raw: dict[str, Any] = {
@@ -104,11 +120,17 @@ def hf_config(config: DecoderConfig, stop_ids: tuple[int, ...], bos_id: int | No
         "eos_token_id": list(stop_ids),
         "pad_token_id": pad_id,
         **family.hf_extras,
+        **{names.hf[0]: getattr(config, field) for field, names in family.numbers.items()},
     }
+    if config.window is not None:
+        raw |= {"sliding_window": config.window.size, "layer_types": layer_types(config.window, config.num_layers)}
+        raw["rope_local_base_freq"] = config.window.rope_theta
     if config.rope_factors is not None:
         released = _LLAMA3_RELEASED | {"factor": max(config.rope_factors)}
         if same_factors(llama3_rope_factors(config.rope_theta, config.head_dim, released), config.rope_factors):
             raw["rope_scaling"] = {"rope_type": "llama3"} | released
+        elif same_factors((config.rope_factors[0],) * len(config.rope_factors), config.rope_factors):
+            raw["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_factors[0]}
     return raw
 
 
@@ -140,17 +162,19 @@ def _rope(raw: Mapping[str, Any], head_dim: int) -> tuple[float, tuple[float, ..
     if (partial := rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1.0:
         raise InputError(f"partial_rotary_factor {partial!r} is not supported; required: 1.0")
     kinds = [rope[key] for rope in ropes for key in ("rope_type", "type") if key in rope] or ["default"]
-    kind = next((kind for kind in kinds if kind not in ("default", "llama3")), kinds[0])
-    if kind not in ("default", "llama3") or kinds != [kind] * len(kinds):
+    kind = next((kind for kind in kinds if str(kind) not in _ROPE_KEYS), kinds[0])
+    if str(kind) not in _ROPE_KEYS or kinds != [kind] * len(kinds):
         shown = " and ".join(reprlib.repr(each) for each in dict.fromkeys(map(str, kinds)))
-        raise InputError(f"rope type {shown} is not supported; supported is one of 'default' and 'llama3'")
-    known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *(_LLAMA3_KEYS if kind == "llama3" else ()))
+        raise InputError(f"rope type {shown} is not supported; supported is one of {', '.join(map(repr, _ROPE_KEYS))}")
+    known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_KEYS[kind])
     if unknown := [key for key in rope if key not in known]:
         raise InputError(f"rope type {kind!r} with {', '.join(map(reprlib.repr, unknown))} is not supported; required: without")
     if kind == "default":
         return theta, None
-    for key in _LLAMA3_KEYS:
+    for key in _ROPE_KEYS[kind]:
         _number(rope, key)
+    if kind == "linear":
+        return theta, (float(rope["factor"]),) * (head_dim // 2)
     if not rope["low_freq_factor"] < rope["high_freq_factor"]:
         raise InputError(f"low_freq_factor {rope['low_freq_factor']} must be below high_freq_factor {rope['high_freq_factor']}")
     return theta, llama3_rope_factors(theta, head_dim, rope)

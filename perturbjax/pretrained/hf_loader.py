@@ -14,7 +14,7 @@ from perturbjax.pretrained.families import FAMILIES
 from perturbjax.pretrained.files import read_json
 from perturbjax.pretrained.hf_config import decoder_config
 from perturbjax.pretrained.model import Model
-from perturbjax.pretrained.params import LAYERS, ReadPart, assemble, check_names, defer, tensor_names, transposed_kernel
+from perturbjax.pretrained.params import ReadPart, assemble, check_names, defer, stacked, tensor_names, transposed_kernel
 from perturbjax.pretrained.tokenizer_sources import tokenizer_from_directory
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -56,8 +56,9 @@ def load_directory(directory: Path, dtype: str, name: str, stored: bool = False)
 
 def _params(config: DecoderConfig, tensors: Mapping[str, _Open], dtype: str, stored: Path | None) -> dict[str, Any]:
     """The parameters as arrays; with ``stored``, the model's directory, as leaves whose shapes and dtypes have been checked."""
-    if config.num_layers > len(tensors):
-        raise InputError(f"config.json asks for {config.num_layers} layers but there are only {len(tensors)} tensors")
+    if config.num_layers * max(1, config.num_experts) > len(tensors):
+        experts = f" of {config.num_experts} experts" if config.num_experts else ""
+        raise InputError(f"config.json asks for {config.num_layers} layers{experts} but there are only {len(tensors)} tensors")
     names = {path: tensor.hf for path, tensor in FAMILIES[config.architecture].tensors.items()}
     expected = tensor_names(config, names)
     # A tied model may store its head as well; transformers ignores it too.
@@ -68,27 +69,26 @@ def _params(config: DecoderConfig, tensors: Mapping[str, _Open], dtype: str, sto
         header = tensors[name].handle.get_slice(name)
         if (kind := header.get_dtype()) not in _FLOATS:
             raise InputError(f"tensor {name} is {kind}; supported are {', '.join(_FLOATS)}")
-        if stored is not None and tuple(header.get_shape()) != (wanted := _file_shape(config, path)):
+        if stored is not None and tuple(header.get_shape()) != (wanted := _file_shape(config, path, names[path])):
             raise InputError(f"tensor {name} has shape {tuple(header.get_shape())} where the configuration asks for {wanted}")
 
-    def read(path: str, layer: int | None) -> np.ndarray:
-        name = names[path].format(layer)
+    def read(path: str, place: tuple[int, ...]) -> np.ndarray:
+        name = names[path].format(*place)
         return transposed_kernel(path, tensors[name].handle.get_tensor(name))
 
     if stored is None:
-        return assemble(config, dtype, read)
-    return defer(config, dtype, _reader_of_parts(stored, names, {name: tensors[name].file for name in expected}), stored)
+        return assemble(config, dtype, names, read)
+    return defer(config, dtype, names, _reader_of_parts(stored, names, {name: tensors[name].file for name in expected}), stored)
 
 
-def _file_shape(config: DecoderConfig, path: str) -> tuple[int, ...]:
-    shape = param_shapes(config)[path]
-    shape = shape[1:] if path.startswith(LAYERS) else shape
+def _file_shape(config: DecoderConfig, path: str, name: str) -> tuple[int, ...]:
+    shape = param_shapes(config)[path][stacked(name) :]
     return shape[::-1] if path.endswith("kernel") else shape
 
 
 def _reader_of_parts(directory: Path, names: Mapping[str, str], files: Mapping[str, str]) -> ReadPart:
-    def read(path: str, layer: int | None, index: tuple[slice, ...]) -> np.ndarray:
-        name = names[path].format(layer)
+    def read(path: str, place: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        name = names[path].format(*place)
         try:
             with safe_open(directory / files[name], framework="numpy") as file:
                 part = file.get_slice(name)[index[::-1] if path.endswith("kernel") else index]

@@ -14,22 +14,21 @@ from perturbjax.tree import nest
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 """The dtypes that parameters are kept in, by name."""
 
-LAYERS = "layers/"
-"""Paths below this prefix are stacked along a leading axis of length L."""
-
 
 def tensor_names(config: DecoderConfig, names: Mapping[str, str]) -> dict[str, str]:
     """Tensor name -> path of its parameter, for all tensors that a model of this shape consists of.
 
     Args:
         config: the shape of the model.
-        names: path -> tensor name, ``{}`` being the layer.
+        names: path -> tensor name, ``{}`` being the layer, and a second one the expert.
     """
-    return {
-        names[path].format(layer): path
-        for path in param_shapes(config)
-        for layer in (range(config.num_layers) if path.startswith(LAYERS) else (0,))
-    }
+    shapes = param_shapes(config)
+    return {names[path].format(*place): path for path in shapes for place in np.ndindex(shapes[path][: stacked(names[path])])}
+
+
+def stacked(name: str) -> int:
+    """How many leading axes of a parameter are stacked from tensors of their own: 0, 1 (layers) or 2 (layers and experts)."""
+    return name.count("{}")
 
 
 def check_names(config: DecoderConfig, expected: Collection[str], found: Collection[str]) -> None:
@@ -49,38 +48,39 @@ def check_names(config: DecoderConfig, expected: Collection[str], found: Collect
 
 
 def transposed_kernel(path: str, tensor: np.ndarray) -> np.ndarray:
-    """A view of the tensor of one layer in the other orientation: kernels are (in, out) here and (out, in) in both file formats."""
-    return tensor.T if path.endswith("kernel") else tensor
+    """A view of a tensor in the other orientation: kernels are (in, out) here and (out, in) in both file formats."""
+    return tensor.swapaxes(-1, -2) if path.endswith("kernel") else tensor
 
 
-def assemble(config: DecoderConfig, dtype: str, read: Callable[[str, int | None], np.ndarray]) -> dict[str, Any]:
+def assemble(
+    config: DecoderConfig, dtype: str, names: Mapping[str, str], read: Callable[[str, tuple[int, ...]], np.ndarray]
+) -> dict[str, Any]:
     """Fills the tree of ``param_shapes(config)`` one tensor at a time, so that at most one float32 tensor is alive beside the result.
 
     Args:
         config: the shape of the model.
         dtype: a key of ``DTYPES``; values are rounded to it once.
-        read: (path, layer or None) -> that tensor in the layout of ``param_shapes`` without the L axis, any float dtype.
+        names: path -> tensor name, as for ``tensor_names``.
+        read: (path, place in the stack) -> that tensor in the layout of ``param_shapes`` without the stacked axes, any float dtype.
 
     Raises:
         InputError: a tensor has another shape, or holds NaN or infinity (a damaged file).
     """
     flat: dict[str, np.ndarray] = {}
     for path, shape in param_shapes(config).items():
-        if path.startswith(LAYERS):
+        count, out = stacked(names[path]), None
+        for place in np.ndindex(shape[:count]):
+            tensor = _checked(read(path, place), shape[count:], _of(path, place))
             # A damaged file can claim any size: nothing is allocated before a tensor of that size has been seen.
-            first = _checked(read(path, 0), shape[1:], f"{path} of layer 0")
-            out = np.empty(shape, DTYPES[dtype])
-            out[0] = first
-            for layer in range(1, config.num_layers):
-                out[layer] = _checked(read(path, layer), shape[1:], f"{path} of layer {layer}")
-        else:
-            out = np.array(_checked(read(path, None), shape, path), DTYPES[dtype])
+            out = np.empty(shape, DTYPES[dtype]) if out is None else out
+            out[place] = tensor
+        assert out is not None
         flat[path] = out
     return nest(flat)
 
 
-ReadPart = Callable[[str, int | None, tuple[slice, ...]], np.ndarray]
-"""(path, layer or None, index) -> that part of that tensor."""
+ReadPart = Callable[[str, tuple[int, ...], tuple[slice, ...]], np.ndarray]
+"""(path, place in the stack, index) -> that part of that tensor."""
 
 
 class StoredLeaf:
@@ -88,14 +88,15 @@ class StoredLeaf:
 
     Args:
         path: of the parameter.
-        shape: of the whole parameter, stacked over layers.
+        shape: of the whole parameter.
+        count: how many leading axes are stacked.
         dtype: a key of ``DTYPES``; values are rounded to it once.
-        read: (path, layer or None, index) -> that part of that tensor, without the L axis, any float dtype.
+        read: (path, place in the stack, index) -> that part of that tensor, without the stacked axes, any float dtype.
         source: the file or directory, for errors.
     """
 
-    def __init__(self, path: str, shape: tuple[int, ...], dtype: str, read: ReadPart, source: Path):
-        self.path, self.shape, self.dtype, self._read, self._source = path, shape, DTYPES[dtype], read, source
+    def __init__(self, path: str, shape: tuple[int, ...], count: int, dtype: str, read: ReadPart, source: Path):
+        self.path, self.shape, self.dtype, self._count, self._read, self._source = path, shape, DTYPES[dtype], count, read, source
 
     @property
     def ndim(self) -> int:
@@ -110,11 +111,10 @@ class StoredLeaf:
         index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True))
         out = np.empty([part.stop - part.start for part in index], self.dtype)
         try:
-            if self.path.startswith(LAYERS):
-                for row, layer in enumerate(range(index[0].start, index[0].stop)):
-                    out[row] = _checked(self._read(self.path, layer, index[1:]), out.shape[1:], f"{self.path} of layer {layer}")
-            else:
-                out[...] = _checked(self._read(self.path, None, index), out.shape, self.path)
+            for row in np.ndindex(out.shape[: self._count]):
+                place = tuple(part.start + at for part, at in zip(index, row, strict=False))
+                part = self._read(self.path, place, index[self._count :])
+                out[row] = _checked(part, out.shape[self._count :], _of(self.path, place))
         except InputError as error:
             raise InputError(f"{self._source}: {error}") from error
         return out
@@ -125,9 +125,14 @@ class StoredLeaf:
         return whole if dtype is None else whole.astype(dtype)
 
 
-def defer(config: DecoderConfig, dtype: str, read: ReadPart, source: Path) -> dict[str, Any]:
+def defer(config: DecoderConfig, dtype: str, names: Mapping[str, str], read: ReadPart, source: Path) -> dict[str, Any]:
     """The tree that ``assemble`` fills, with a ``StoredLeaf`` in place of every array: for processes that need only parts of it."""
-    return nest({path: StoredLeaf(path, shape, dtype, read, source) for path, shape in param_shapes(config).items()})
+    shapes = param_shapes(config)
+    return nest({path: StoredLeaf(path, shape, stacked(names[path]), dtype, read, source) for path, shape in shapes.items()})
+
+
+def _of(path: str, place: tuple[int, ...]) -> str:
+    return " ".join([path, *(f"of {what} {at}" for what, at in zip(("layer", "expert"), place, strict=False))])
 
 
 def _checked(tensor: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import tokenizers
 from perturbjax.errors import InputError
 from perturbjax.pretrained.chat_template import ChatTemplate
 
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>")
 """Tokens that end a reply wherever they are special tokens of the vocabulary, whatever the model's metadata names as its one EOS."""
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

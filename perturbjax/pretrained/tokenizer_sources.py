@@ -45,6 +45,8 @@ class _PreTokenizer:
 _PRE_TOKENIZERS = {
     "smollm": _PreTokenizer(lambda: pre_tokenizers.Digits(individual_digits=True), gpt2_words=True),
     "llama-bpe": _PreTokenizer(lambda: pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"), whole_words=True, adds_bos=True),
+    # What llama.cpp calls OLMo 2's: Llama 3's split without its whole words.
+    "dbrx": _PreTokenizer(lambda: pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")),
     "qwen2": _PreTokenizer(lambda: pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"), nfc=True),
 }
 """Every supported pre-tokenizer of GGUF files, by its name there."""

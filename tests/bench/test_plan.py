@@ -1,6 +1,8 @@
 """What a pod would need, asked of the TPU compiler, and the collectives that are read from compiled text."""
 
 import importlib.util
+import json
+import math
 import re
 import subprocess
 import sys
@@ -13,9 +15,10 @@ import pytest
 from support.paths import ROOT
 
 from perturbjax.bench.collectives import Collective, read_collectives
-from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, largest
+from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, forward_flops, largest
 from perturbjax.cli.plan import PlanConfig, run_plan
 from perturbjax.errors import InputError
+from perturbjax.models.config import SlidingWindow, param_shapes, used_parameters
 from perturbjax.noise import Noise
 from perturbjax.pretrained.hf_config import decoder_config
 from perturbjax.runs.console import Console
@@ -26,6 +29,27 @@ CONFIG = ROOT / "scripts" / "configs" / "qwen2.5-0.5b.json"
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "perturbjax", "plan", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "used"),
+    [
+        ("qwen3-8b", 8_190_735_360, 8_190_735_360),
+        ("qwen3-30b-a3b", 30_532_122_624, 3_353_032_704),
+        ("olmo2-7b", 7_298_617_344, 7_298_617_344),
+        ("gemma3-1b", 999_885_952, 999_885_952),
+    ],
+)
+def test_sizes_of_released_models(name, parameters, used):
+    config = decoder_config(json.loads((ROOT / "scripts" / "configs" / f"{name}.json").read_text()))
+    assert (sum(map(math.prod, param_shapes(config).values())), used_parameters(config)) == (parameters, used)
+
+
+def test_attention_of_a_window_is_counted():
+    """Of 10 tokens in a window of 4: 4 of the triangle's 10 rows have fewer; half a square, then a band."""
+    config = replace(decoder_config(json.loads(CONFIG.read_text())), num_layers=2)
+    whole, slides = (forward_flops(replace(config, window=window), 3, 10, 1) for window in (None, SlidingWindow(4, 2, 1e4)))
+    assert whole - slides == 2 * 2 * config.num_heads * config.head_dim * 3 * (10 * 10 / 2 - (4 * 4 / 2 + 4 * 6))
 
 
 @pytest.mark.skipif(

@@ -12,10 +12,12 @@ from support.tiny_gguf import FIXTURES, gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained import load_model
+from perturbjax.pretrained.families import FAMILIES
 from perturbjax.pretrained.hf_config import same_factors
 from perturbjax.tasks.base import Prompt
 from perturbjax.tree import leaf_paths
 
+ALL = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
 Q8_0, Q4_0, F16 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F16
 
 
@@ -43,7 +45,9 @@ def refused(path, *fragments):
     return message
 
 
-@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"])
+@pytest.mark.parametrize(
+    "fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
+)
 def test_same_model_as_the_directory(fixture, tmp_path):
     directory = load_model(str(FIXTURES / fixture))
     tensors = gguf_tensors(fixture)
@@ -52,10 +56,11 @@ def test_same_model_as_the_directory(fixture, tmp_path):
     model = load_model(str(write_gguf(tmp_path / "m.gguf", gguf_metadata(fixture), tensors)))
     assert_equal_params(model.params, directory.params)
     assert same_factors(model.config.rope_factors, directory.config.rope_factors)
-    assert replace(model.config, rope_factors=directory.config.rope_factors) == directory.config
+    said = {"rope_factors": directory.config.rope_factors, "query_scalar": directory.config.query_scalar}
+    assert replace(model.config, **said) == directory.config
 
 
-@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_qwen2"])
+@pytest.mark.parametrize("fixture", ["tiny_llama3", "tiny_qwen2", "tiny_olmo2"])
 def test_same_tokenizer_as_the_directory(fixture, tmp_path):
     model = load_model(str(write_gguf(tmp_path / "m.gguf", gguf_metadata(fixture), gguf_tensors(fixture))))
     reference = json.loads((FIXTURES / fixture / "reference.json").read_text())
@@ -221,11 +226,11 @@ def test_tensors_of_another_shape_or_not_finite(llama, tmp_path):
         ({"llama.attention.head_count": 0.5}, ("head_count is 0.5", "whole number")),
         ({"llama.attention.head_count_kv": 3}, ("3 key-value heads",)),
         ({"llama.expert_count": 8}, ("llama.expert_count is 8",)),
-        ({"llama.rope.scaling.type": "yarn"}, ("rope.scaling.type is 'yarn'", "'none'")),
+        ({"llama.rope.scaling.type": "yarn"}, ("rope.scaling.type is 'yarn'", "'none' or 'linear'")),
         ({"llama.rope.dimension_count": 4}, ("rope.dimension_count is 4",)),
         ({"llama.attention.sliding_window": 64}, ("sliding_window",)),
         ({"tokenizer.ggml.model": "llama"}, ("tokenizer model 'llama'", "gpt2")),
-        ({"tokenizer.ggml.pre": "tekken"}, ("pre-tokenizer 'tekken'", "smollm, llama-bpe, qwen2")),
+        ({"tokenizer.ggml.pre": "tekken"}, ("pre-tokenizer 'tekken'", "smollm, llama-bpe, dbrx, qwen2")),
         ({"tokenizer.ggml.merges": None}, ("tokenizer.ggml.merges is missing", "list")),
         ({"tokenizer.ggml.merges": ["zz qq"]}, ("merges do not fit",)),
         ({"tokenizer.ggml.eos_token_id": 4000}, ("outside the 384 tokens",)),
@@ -239,4 +244,11 @@ def test_metadata_that_is_not_supported(llama, change, fragments, tmp_path):
 
 def test_other_architectures_are_refused_by_name(llama, tmp_path):
     _, metadata, tensors = llama
-    refused(write_gguf(tmp_path / "m.gguf", metadata, tensors, architecture="gemma3"), "'gemma3' is not supported", "llama, qwen2")
+    refused(write_gguf(tmp_path / "m.gguf", metadata, tensors, architecture="gemma2"), "'gemma2' is not supported", "llama, qwen2")
+
+
+def test_gemma3_query_scale_is_known_by_the_number_of_layers(tmp_path):
+    """No key says it: 256 is the head size of all but the 27B, which has 62 layers and 5376 / 32."""
+    for layers, scalar in ((3, 16), (62, 8)):
+        config = replace(load_model(str(FIXTURES / "tiny_gemma3")).config, num_layers=layers)
+        assert FAMILIES["gemma3"].gguf_completes(config).query_scalar == scalar

@@ -13,6 +13,7 @@ from support.tiny_gguf import FIXTURES
 
 from perturbjax.errors import InputError
 from perturbjax.models import param_shapes
+from perturbjax.models.config import SlidingWindow
 from perturbjax.pretrained import load_model
 from perturbjax.pretrained.hf_config import decoder_config, llama3_rope_factors
 from perturbjax.tree import leaf_paths
@@ -102,6 +103,19 @@ def test_rope_settings_of_transformers_4_and_5_mean_the_same(tmp_path):
     assert load_model(str(directory)).config.rope_factors is None
 
 
+def test_window_settings_of_transformers_4_and_5_mean_the_same(tmp_path):
+    directory = copy("tiny_gemma3", tmp_path)
+    new = load_model(str(directory)).config
+    assert new.window == SlidingWindow(size=8, every=2, rope_theta=1e3) and new.rope_factors == (8.0,) * 8
+    old = {"rope_theta": 1e4, "rope_local_base_freq": 1e3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    edit_config(directory, rope_parameters="absent", layer_types="absent", sliding_window_pattern=2, **old)
+    assert load_model(str(directory)).config == new
+    edit_config(directory, sliding_window_pattern="absent", sliding_window="absent", rope_local_base_freq="absent")
+    assert load_model(str(directory)).config.window == SlidingWindow(size=4096, every=6, rope_theta=1e4)
+    edit_config(directory, layer_types=["full_attention"] * 3)
+    assert load_model(str(directory)).config.window is None
+
+
 def test_llama3_factors_follow_the_published_rule():
     rope = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     expected = []
@@ -149,7 +163,7 @@ def test_unused_sliding_window_is_no_obstacle(tmp_path):
         ("tiny_llama3", {"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, ("low_freq_factor is missing",)),
         ("tiny_llama3", {"rope_parameters": 3}, ("rope_parameters 3",)),
         ("tiny_llama3", {"rope_scaling": {"type": "yarn"}}, ("'yarn'", "'llama3'")),
-        ("tiny_llama3", {"rope_scaling": {"rope_type": "default", "factor": 2.0}}, ("'default' and 'llama3'",)),
+        ("tiny_llama3", {"rope_scaling": {"rope_type": "default", "factor": 2.0}}, ("'default', 'linear', 'llama3'",)),
         ("tiny_llama3", {"rope_parameters": {"rope_type": "default", "type": "yarn", "rope_theta": 1e4}}, ("'yarn'",)),
         ("tiny_llama3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 4.0}}, ("'default' with 'factor'",)),
         ("tiny_llama3", {"rope_parameters": {"rope_type": ["yarn"], "rope_theta": 1e4}}, ("yarn",)),
@@ -169,6 +183,24 @@ def test_unused_sliding_window_is_no_obstacle(tmp_path):
         ("tiny_qwen2", {"layer_types": "absent", "use_sliding_window": True, "max_window_layers": 1}, ("sliding window",)),
         ("tiny_qwen2", {"tie_word_embeddings": False}, ("lm_head.weight", "missing")),
         ("tiny_qwen2", {"eos_token_id": "two"}, ("eos_token_id 'two'",)),
+        ("tiny_gemma3", {"final_logit_softcapping": 30.0}, ("final_logit_softcapping 30.0", "null")),
+        ("tiny_gemma3", {"attn_logit_softcapping": 50.0}, ("attn_logit_softcapping 50.0", "null")),
+        ("tiny_gemma3", {"use_bidirectional_attention": True}, ("use_bidirectional_attention True", "false")),
+        ("tiny_gemma3", {"hidden_activation": "gelu"}, ("hidden_activation 'gelu'", "gelu_pytorch_tanh")),
+        ("tiny_gemma3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}, ("layer_types", "every n-th")),
+        ("tiny_gemma3", {"layer_types": "absent", "sliding_window_pattern": 0}, ("sliding_window_pattern 0",)),
+        ("tiny_gemma3", {"rope_parameters": {"rope_type": "default"}}, ("rope_parameters", "sliding_attention")),
+        ("tiny_gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, ("layers that slide",)),
+        ("tiny_gemma3", {"query_pre_attn_scalar": -1}, ("query_pre_attn_scalar -1",)),
+        ("tiny_qwen3", {"use_sliding_window": True, "layer_types": "absent", "max_window_layers": 0}, ("sliding window",)),
+        ("tiny_olmo2", {"attention_bias": True}, ("attention_bias",)),
+        ("tiny_qwen3_moe", {"norm_topk_prob": False}, ("norm_topk_prob False", "true")),
+        ("tiny_qwen3_moe", {"norm_topk_prob": "absent"}, ("norm_topk_prob", "true")),
+        ("tiny_qwen3_moe", {"mlp_only_layers": [0]}, ("mlp_only_layers [0]", "empty")),
+        ("tiny_qwen3_moe", {"decoder_sparse_step": 2}, ("decoder_sparse_step 2", "1")),
+        ("tiny_qwen3_moe", {"num_experts_per_tok": 9}, ("experts of a token: 9", "at most 8")),
+        ("tiny_qwen3_moe", {"num_local_experts": 10**8}, ("2 layers of 100000000 experts",)),
+        ("tiny_qwen3_moe", {"num_local_experts": 7}, ("experts.7", "not part of a plain qwen3moe")),
     ],
 )
 def test_config_that_is_not_supported(fixture, changes, fragments, tmp_path):

@@ -25,6 +25,9 @@ CHOICES = (
     ("tiny_llama3", "2x4", ("river of stone", "x"), Noise("rademacher", scale="rms"), "lazy"),
     ("tiny_qwen2", "1x5", ("river of stone", "x"), Noise("gaussian", scale="modular"), "copy"),
     ("tiny_qwen2", "2x4", ("x", "y"), Noise("rademacher", rank=2, rules=(Rule("norm", None),)), "low_rank"),
+    ("tiny_gemma3", "4x2", ("river of stone", "x"), Noise("rademacher"), "lazy"),
+    ("tiny_qwen3_moe", "2x4", ("river of stone", "x"), Noise("rademacher"), "lazy"),
+    ("tiny_olmo2", "2x4", ("river of stone", "x"), Noise("rademacher"), "lazy"),
 )
 GENERATED = (("tiny_llama3", "2x4", Noise("rademacher"), "copy"),)
 
