@@ -144,15 +144,15 @@ def make_methods(grid: Grid, config: DecoderConfig) -> dict[str, Method]:
 
 
 def random_params(config: DecoderConfig, dtype: Any) -> Any:
-    """key -> parameters of a decoder that nothing has trained: normal with standard deviation fan-in^-1/2 (0.02 for the embedding), scales
-    1, biases 0."""
+    """key -> parameters of a decoder that nothing has trained: normal with standard deviation fan-in^-1/2 (0.02 for the embedding), norms
+    multiply by 1, biases are 0."""
 
     def init(key: jax.Array) -> dict[str, Any]:
         flat = {}
         for path, shape in param_shapes(config).items():
             name = path.rpartition("/")[2]
             if name == "scale":
-                leaf = jnp.ones(shape)
+                leaf = jnp.full(shape, 1 - config.norm_offset)
             elif name == "bias":
                 leaf = jnp.zeros(shape)
             else:

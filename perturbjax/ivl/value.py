@@ -223,7 +223,7 @@ def make_value(
                 leaf = leaf[(slice(layers), *[slice(None)] * (leaf.ndim - 1))]
             flat[path] = np.asarray(leaf, np.float32)
         elif path.endswith("/scale"):
-            flat[path] = np.ones(shape, np.float32)
+            flat[path] = np.full(shape, 1 - decoder.norm_offset, np.float32)
         else:
             flat[path] = np.zeros(shape, np.float32) if path.endswith("/bias") else rng.normal(0, 0.02, shape).astype(np.float32)
     if of_bytes:

@@ -12,11 +12,14 @@ from support.oracle import jit
 from support.paths import FIXTURES
 
 import perturbjax as pj
+from perturbjax.caulking.language import random_params
 from perturbjax.inference.decode import generate
+from perturbjax.ivl.value import make_value
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.language_model import run_prefix
 from perturbjax.pretrained import load_model
 from perturbjax.pretrained.export import hf_tensors
+from perturbjax.tree import leaf_paths
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -117,3 +120,10 @@ def test_a_prefix_in_the_same_pass_equals_the_whole_sequence(name, model, raw, t
         return decoder.logits(decoder(tokens, positions, causal_mask(jnp.ones((2, 10), bool)), lead=lead)[0])
 
     assert_close(logits(model.params)[1], numpy_logits(raw, tensors, np.concatenate([prefix, prompt]))[9:])
+
+
+def test_norms_of_a_model_that_nothing_has_trained_multiply_by_one(model):
+    _, value = make_value(model.config, {}, from_base=False)
+    for params in (value, random_params(model.config, jnp.float32)(jax.random.key(0))):
+        scales = [leaf + model.config.norm_offset for path, leaf in leaf_paths(params).items() if path.endswith("/scale")]
+        assert len(scales) > 3 and all((scale == 1).all() for scale in scales)
