@@ -1,7 +1,7 @@
 """The search loop: round by round, score what is not scored yet, one chunk at a time, and commit every chunk."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -79,6 +79,7 @@ def search(
     state: RunState,
     metrics: MetricsLog,
     progress: Progress = SILENT,
+    look: Callable[[ScoreTable], None] = lambda _: None,
 ) -> ScoreTable:
     """Scores what ``state`` has no scores of: in each round, every candidate that the rounds before it promoted.
 
@@ -92,6 +93,8 @@ def search(
         state: committed after every chunk, and written while the next is scored; every round is complete and on disk when this returns.
         metrics: gets one line a chunk.
         progress: gets a bar for each round, which is told of a chunk when its commit is on disk, so one chunk after it began.
+        look: is shown the table before the first chunk and after every chunk, and may raise to stop the search; every chunk that it was
+            shown is on disk then.
 
     Returns:
         The complete table.
@@ -104,6 +107,7 @@ def search(
         raise ValueError(f"slices: {len(slices)} parts; one for each of the {len(race.ends)} rounds is required")
     table = ScoreTable.of(state, race)
     metrics.rewind(state.step)
+    look(table)
     commits = _Commits(state, metrics)
     for number, prepared in enumerate(slices):
         survivors = race.survivors(table.scores, number)
@@ -119,6 +123,11 @@ def search(
                 commits.wait()
                 _record(table, outputs, indices, race, number)
                 commits.commit(table, _report(state.step + 1, table, outputs, len(indices), survivors, race, number, commits.waited))
+                try:
+                    look(table)
+                except InputError:
+                    commits.wait()
+                    raise
             commits.wait()
             commits.report_written()
     return table

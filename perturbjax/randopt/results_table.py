@@ -68,6 +68,7 @@ def results_table(results: Results) -> str:
 def _facts(results: Results) -> list[tuple[str, str]]:
     splits, chosen, ties, population, speed = results.splits, results.selection, results.ties, results.population, results.throughput
     choices = f"K = {chosen.K}, {sigma_words(chosen.sigma)}, prompt {shorten(chosen.prompt, 30)}, T = {chosen.temperature:g}"
+    reliability = results.reliability
     density, reference = percent(population.share_at_or_above_base), rate(speed.reference_tokens_per_s)
     race = [
         ("racing", shorten(racing_words(results), WIDTH - FACT_WIDTH)),
@@ -79,6 +80,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("ties at rank K", f"{ties.tied_candidates} candidates score {percent(ties.score_at_k)}, {ties.tied_inside_k} of them are in"),
         ("population", f"{count(population.n)} candidates, {density} at or above the base on {search_words(results)}"),
         *(race if results.raced else []),
+        *([("reliability", reliability.population.words)] if reliability else []),
         ("spent before test", f"{count(results.chosen.search_tokens)} tokens by RandOpt (search and select)"),
         ("throughput", f"{rate(speed.candidates_per_s)} candidates/s, {rate(speed.tokens_per_s)} tokens/s"),
         ("efficiency", f"{rate(speed.efficiency)} of plain inference ({reference} tokens/s, same tokens, same run)"),
