@@ -31,7 +31,7 @@ class CalibrateConfig:
     chosen is the one with which the wanted noise changes the next token after a prompt as much: the same KL from the base and the same
     relative change of the hidden state. For isotropic noise it is 5e-4 by definition.
 
-    What it can not know: whether any candidate is better than the base, and whether 5e-4 is right for this model and task. No label is
+    What it cannot know: whether any candidate is better than the base, and whether 5e-4 is right for this model and task. No label is
     read. A search says by itself whether it can rank its candidates."""
 
     study: Config = field(default_factory=Config)
@@ -77,7 +77,7 @@ def calibration_lines(found: "Calibration") -> Iterator[str]:
             ("sigmas of a search", ",".join(f"{sigma:g}" for sigma in found.sigmas)),
         ]
     )
-    yield "The rule matches 5e-4, isotropic, the literature's best on Qwen2.5 1.5B to 7B; it can not know whether that is best here."
+    yield "The rule matches 5e-4, isotropic, the literature's best on Qwen2.5 1.5B to 7B; it cannot know whether that is best here."
 
 
 def _figures(point: "Point") -> str:

@@ -5,7 +5,7 @@ Qwen2.5 of 1.5B to 7B. That is the reference point. It is put on *this* model, a
 next-token KL and the same relative change of the hidden state, the geometric mean where the two disagree. This is how Modular-Norm RandOpt
 (arXiv 2609.25745) chooses its R. For isotropic noise the rule gives 5e-4 back, whatever the model.
 
-What it can not know. No label is read, so it says nothing of whether any candidate is better than the base. Whether 5e-4 is right for this
+What it cannot know. No label is read, so it says nothing of whether any candidate is better than the base. Whether 5e-4 is right for this
 model, or for this task, it takes from the literature: models unlike those of the reference may need more or less. It looks at the one token
 after a prompt; replies of many tokens may diverge where that token does not.
 

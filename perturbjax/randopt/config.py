@@ -66,7 +66,8 @@ class Search:
     """Candidates 2j and 2j+1 share their noise with opposite signs."""
     racing: RacingRule = "halving"
     """halving: stop the weaker candidates after a slice of the search examples, to save tokens; bounds: stop only those that are very
-    likely out; off: score every candidate on every example."""
+    likely out; dead: leave out the examples that the first 32 candidates all get right, which then count as right; off: score every
+    candidate on every example."""
     strategy: Literal["auto", Strategy] = "auto"
     """How noise meets the weights: lazy (made where a weight is used), copy (one perturbed copy per candidate in flight), low_rank (factors
     beside the shared weights, with --rank), or auto, by a cost model. Results agree to rounding."""
@@ -127,7 +128,7 @@ class Run(runs.Run):
     """Where the run lies and how it is continued. No result depends on any of it."""
 
     require_reliability: bool = False
-    """Stop, with exit code 2, where the first scores say that the search can not rank its candidates (reliability below 0.3). What was
+    """Stop, with exit code 2, where the first scores say that the search cannot rank its candidates (reliability below 0.3). What was
     scored is committed: the same command with --resume and without this goes on."""
     profile: Path | None = None
     """Directory that gets a jax.profiler trace of a few candidates, to be opened with xprof; they are scored once more for it."""

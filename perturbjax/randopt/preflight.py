@@ -36,7 +36,7 @@ class FirstLook:
 
     def found(self, scores: np.ndarray) -> Reliability | None:
         """From (N, D) scores, NaN where not scored. None while the first ones are not complete, and where there are too few for it."""
-        seen = scores[: self.candidates, : self.race.ends[0]]
+        seen = self.race.filled(scores)[: self.candidates, : self.race.ends[0]]
         return None if np.isnan(seen).any() else reliability(seen, self.race.examples)
 
 
@@ -45,7 +45,7 @@ class Preflight:
 
     Args:
         race: of the search.
-        required: a search that can not rank is stopped.
+        required: a search that cannot rank is stopped.
         say: told the outcome, in one line.
     """
 

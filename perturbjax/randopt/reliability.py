@@ -9,7 +9,7 @@ same for all candidates and drops out.
 The 95 % interval is Feldt's: F = MS_candidates / MS_residual over the true ratio has the F distribution with n - 1 and (n - 1)(d - 1)
 degrees of freedom. It is exact for normal scores; tests/randopt/test_reliability.py measures its coverage on right-or-wrong ones.
 
-What it can not see: where sigmas differ, so do their means, and that difference repeats too. A search that only finds out that its largest
+What it cannot see: where sigmas differ, so do their means, and that difference repeats too. A search that only finds out that its largest
 sigma breaks the model has a high reliability.
 
 References:
@@ -28,7 +28,7 @@ from perturbjax.report.schema import Interval
 from perturbjax.report.words import count
 
 ENOUGH = 0.3
-"""Below it a search can not rank its candidates (FIELD: 0.12 was measured on a post-trained 8B model, 0.94 on Countdown with a 0.5B)."""
+"""Below it a search cannot rank its candidates (FIELD: 0.12 was measured on a post-trained 8B model, 0.94 on Countdown with a 0.5B)."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def _mean_square(residuals: np.ndarray) -> float:
 
 
 def advice(found: Reliability) -> str:
-    """One line for a search that can not rank: what was found and what would help."""
+    """One line for a search that cannot rank: what was found and what would help."""
     more = (
         "candidates differ by no more than chance"
         if found.needed is None
         else f"about {count(found.needed)} search questions would give {ENOUGH:g}"
     )
     return (
-        f"this search can not rank its candidates: reliability {found.words}, at least {ENOUGH:g} is required; "
+        f"this search cannot rank its candidates: reliability {found.words}, at least {ENOUGH:g} is required; "
         f"{more}. What would help: more search questions, a larger sigma, or another task"
     )

@@ -91,7 +91,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Task", f"{results.task.name}: {results.task.source}"),
         ("Splits", f"{count(splits.search)} search, {count(splits.select)} select, {count(splits.test)} test, disjoint"),
         ("Population", f"N = {count(results.population.n)} candidates" + (", antithetic pairs" if search.antithetic else "")),
-        ("Racing", racing_words(results) if results.raced else search.racing),
+        ("Racing", racing_words(results) if results.raced or results.racing.screen is not None else search.racing),
         ("Sigmas", ", ".join(f"{sigma:g}" for sigma in search.to_population().sigmas)),
         *([] if record.calibration is None else [("How they were chosen", calibration_words(record.calibration))]),
         ("Noise", f"{search.noise}, {rank}, scale {search.scale}{rules}"),

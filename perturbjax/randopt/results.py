@@ -108,6 +108,8 @@ class RacingSummary:
     Attributes:
         rule: which candidates stop; ``error`` is what ``bounds`` promises, None for the others.
         tokens: spent in all; ``full_tokens``: what asking every candidate everything takes; ``share``: the fraction of the two.
+        skipped: examples that ``dead`` asked of the first ``screen`` candidates alone, who were all right; the other rules have no
+            ``screen``.
     """
 
     rule: str
@@ -116,6 +118,8 @@ class RacingSummary:
     tokens: int
     full_tokens: int
     share: float
+    skipped: int = 0
+    screen: int | None = None
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def _stages(
     look = Preflight(parts.config.race, parts.config.run.require_reliability and not finished, progress.note)
     table = score_population(parts, engine, slices, directory, progress, peers, look)
     sigmas = parts.population.sigma_of(np.arange(len(parts.population)))
-    on_main(lambda: write_candidates(directory.candidates, sigmas, table.scores))
+    on_main(lambda: write_candidates(directory.candidates, sigmas, parts.config.race.filled(table.scores)))
     if base is None:
         return None
     evaluation = evaluate_population(parts, engine, base, table, progress)
@@ -152,6 +152,13 @@ def score_population(
 ) -> ScoreTable:
     """Completes the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
     race = parts.config.race
+    # Rounds were prepared beforehand; which examples are dead is known only now.
+    prepared = {tuple(range(*race.columns(number).indices(race.examples))): part for number, part in enumerate(slices)}
+
+    def prepare(columns: np.ndarray) -> EncodedBatch:
+        known = prepared.get(tuple(columns.tolist()))
+        return known or engine.prepare([parts.splits.search[i] for i in columns], parts.template)
+
     with open_state(directory.state, race, parts.identity) as state:
         peers.freeze = state.freeze
         for warning in state.warnings:
@@ -160,7 +167,7 @@ def score_population(
             raise InputError(
                 f"{directory.state}: the saved state is missing, candidates.parquet is not; restore it, or delete {directory.path}"
             )
-        table = search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), progress, look)
+        table = search(engine, parts.population, race, prepare, state, MetricsLog(directory.metrics), progress, look)
         if bad := sum(table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
             progress.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower the sigmas")
@@ -169,7 +176,7 @@ def score_population(
 
 def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, int], table: ScoreTable, progress: Progress) -> Evaluation:
     """Chooses on the select split and measures on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
-    settings, record = parts.config.search, SearchRecord(parts.config.race, base_scores=base[0], base_tokens=base[1], **vars(table))
+    settings, record = parts.config.search, SearchRecord.of(parts.config.race, table, *base)
     flow = Flow(
         engine,
         parts.task,

@@ -73,9 +73,10 @@ def racing_summary(record: SearchRecord) -> RacingSummary:
             )
         )
     spent = record.total_tokens
-    full = spent if len(rounds) == 1 else len(scores) * int(record.base_tokens)
+    full = spent if race.parts == 1 else len(scores) * int(record.base_tokens)
     error = race.error if race.rule == "bounds" else None
-    return RacingSummary(race.rule, error, tuple(rounds), spent, full, spent / full if full else 1.0)
+    screen = race.screen if race.parts > len(rounds) else None
+    return RacingSummary(race.rule, error, tuple(rounds), spent, full, spent / full if full else 1.0, record.skipped, screen)
 
 
 def reliability_summary(record: SearchRecord) -> ReliabilitySummary | None:

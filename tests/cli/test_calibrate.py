@@ -60,24 +60,24 @@ def test_bad_input_is_one_line(arguments, message, questions, capsys):
     assert err.splitlines()[-1].startswith("perturbjax: error: ") and message in err.splitlines()[-1]
 
 
-def test_a_search_calibrates_itself_stops_where_it_can_not_rank_and_goes_on(questions, tmp_path, capsys):
+def test_a_search_calibrates_itself_stops_where_it_cannot_rank_and_goes_on(questions, tmp_path, capsys):
     settings = search_arguments(questions, tmp_path / "run", sigmas="auto")
     code, out, err = call([*settings, "--require-reliability"], capsys)
     assert (code, out) == (2, ""), err
     message = err.splitlines()[-1]
-    assert message.startswith("perturbjax: error: --require-reliability: this search can not rank its candidates: reliability 0.")
+    assert message.startswith("perturbjax: error: --require-reliability: this search cannot rank its candidates: reliability 0.")
     assert message.endswith("resume without it") and "sigmas 0.0005" in err
     stopped = randopt.read_scores(tmp_path / "run")
     assert stopped.asked.all() and set(stopped.sigma) <= set(np.float32((5e-4, 1e-3, 2e-3)))
 
     # A resume asks again whether it can rank, before anything else is scored.
     code, _, err = call([*settings, "--resume", "--require-reliability"], capsys)
-    assert code == 2 and "calibrating" not in err and "can not rank" in err
+    assert code == 2 and "calibrating" not in err and "cannot rank" in err
     code, _, err = call([*search_arguments(questions, tmp_path / "run", sigmas="0.01"), "--resume"], capsys)
     assert code == 2 and "--sigmas 0.01, the run has 0.0005" in err
 
     code, out, err = call([*settings, "--resume"], capsys)
-    assert code == 0 and "calibrating" not in err and "perturbjax: warning: this search can not rank" in err, err
+    assert code == 0 and "calibrating" not in err and "perturbjax: warning: this search cannot rank" in err, err
     np.testing.assert_array_equal(randopt.read_scores(tmp_path / "run").scores, stopped.scores)
     found = read_results(tmp_path / "run" / "results.json").reliability
     assert found is not None and found.first_look == found.population and not found.population.enough

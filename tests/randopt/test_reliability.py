@@ -57,7 +57,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_searches(skill, size, asked, 
     assert held >= 0.95 - 4 * (0.95 * 0.05 / draws) ** 0.5
 
 
-def test_candidates_that_differ_by_nothing_or_by_chance_alone_can_not_be_ranked():
+def test_candidates_that_differ_by_nothing_or_by_chance_alone_cannot_be_ranked():
     same = estimate(np.tile([1, 0, 1, 1.0], (8, 1)), 64)
     assert (same.value, same.interval, same.needed, same.enough) == (0.0, (0.0, 0.0), None, False)
     opposite = estimate(np.array([[1, 0], [0, 1.0]] * 4), 64)  # means are equal, answers are not
