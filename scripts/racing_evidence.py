@@ -4,6 +4,7 @@
     python scripts/racing_evidence.py --records runs/racing --wanted                       # writes runs/racing/sst2-members.json
     python scripts/racing_record.py --task sst2 --split test --members runs/racing/sst2-members.json --out runs/racing/sst2-test.npz
     python scripts/racing_evidence.py --records runs/racing --out runs/racing/evidence
+    python scripts/racing_evidence.py --records tests/data                                 # without recording anything: two that are kept
 
 For every rule and several of its parameters, against full evaluation: tokens, recall of the best K, mean full score of the chosen K, in
 the order of the run's seed and over random orders of the examples (mean, and the worst tenth); then the votes of the chosen K on the test
@@ -73,9 +74,10 @@ def races(size: int, examples: int, k: int) -> Iterator[tuple[str, Race]]:
         yield f"bounds, error {error:g}", Race("bounds", size, examples, k, error=error)
 
 
-def replay(race: Race, record: Record, order: np.ndarray) -> Outcome:
-    """Run a race on the recorded scores, the examples in the given order."""
-    full = record.scores[:, order]
+def replay(race: Race, record: Record, order: np.ndarray, first: np.ndarray | None = None) -> Outcome:
+    """Run a race on the recorded scores, the examples in the given order, and the candidates too where there is one of them."""
+    first = np.arange(len(record.scores)) if first is None else first
+    full = record.scores[np.ix_(first, order)]
     scores = np.full(full.shape, np.nan, np.float32)
     spent, entered = 0, []
     for number in range(race.parts):
@@ -87,14 +89,18 @@ def replay(race: Race, record: Record, order: np.ndarray) -> Outcome:
     members = last[top_k(ranked[last], race.top_k)]
     usual = np.median(full, axis=0)
     lost = ((ranked != full) & (full != usual) & ~np.isnan(ranked)).sum() / max(1, (full != usual).sum())
-    return Outcome(members, spent / (len(full) * record.tokens(slice(None), order)), tuple(entered), float(lost))
+    return Outcome(first[members], spent / (len(full) * record.tokens(slice(None), order)), tuple(entered), float(lost))
 
 
 def compare(race: Race, record: Record, orders: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of the tokens, recall of the full top K and difference of mean full scores in points, for each order."""
+    """Share of the tokens, recall of the full top K and difference of mean full scores in points, for each order of the examples (in
+    ``dead`` of the candidates too)."""
     best = top_k(record.scores, race.top_k)
     means = record.scores.mean(axis=1, dtype=np.float64)
-    outcomes = [replay(race, record, order) for order in orders]
+    rng, size = np.random.default_rng(1), len(record.scores)
+    # Of dead it matters who is asked first, of the other rules it does not.
+    shuffled = race.rule == "dead" and len(orders) > 1
+    outcomes = [replay(race, record, order, rng.permutation(size) if shuffled else None) for order in orders]
     recall = [np.isin(best, outcome.members).mean() for outcome in outcomes]
     points = [100 * (means[outcome.members].mean() - means[best].mean()) for outcome in outcomes]
     return np.array([outcome.share for outcome in outcomes]), np.array(recall), np.array(points)
@@ -110,7 +116,12 @@ def votes(record: Record, members: np.ndarray) -> np.ndarray:
 
 
 def load(folder: Path) -> list[Record]:
+    """What racing_record.py wrote, and the two matrices of right and wrong that the tests keep, packed."""
     records = []
+    for path in sorted(folder.glob("racing_*.npz")):
+        with np.load(path) as saved:
+            scores = np.unpackbits(saved["bits"], axis=1)[:, : len(saved["own_tokens"])].astype(np.float32)
+            records.append(Record(path.stem.removeprefix("racing_"), scores, int(saved["prefix_tokens"]), saved["own_tokens"].astype(int)))
     for path in sorted(folder.glob("*-search.npz")):
         with np.load(path) as saved:
             missing = int(np.isnan(saved["scores"]).any(axis=1).sum())
@@ -221,7 +232,7 @@ def main() -> None:
     options = parser.parse_args()
     records = load(options.records)
     if not records:
-        parser.error(f"--records {options.records}: no <task>-search.npz there; racing_record.py makes them")
+        parser.error(f"--records {options.records}: no <task>-search.npz there; racing_record.py makes them, tests/data has two")
     for record in records:
         if options.wanted:
             size, examples = record.scores.shape

@@ -61,7 +61,7 @@ class SearchRecord:
     @classmethod
     def of(cls, race: Race, table: "ScoreTable", base_scores: np.ndarray, base_tokens: int) -> Self:
         """From the table of a search that has ended."""
-        columns = vars(table) | {"scores": race.filled(table.scores)}
+        columns: dict[str, Any] = vars(table) | {"scores": race.filled(table.scores)}
         return cls(race, base_scores=base_scores, base_tokens=base_tokens, skipped=int(race.skipped(table.scores).sum()), **columns)
 
     @property

@@ -68,7 +68,7 @@ def test_a_search_calibrates_itself_stops_where_it_cannot_rank_and_goes_on(quest
     assert message.startswith("perturbjax: error: --require-reliability: this search cannot rank its candidates: reliability 0.")
     assert message.endswith("resume without it") and "sigmas 0.0005" in err
     stopped = randopt.read_scores(tmp_path / "run")
-    assert stopped.asked.all() and set(stopped.sigma) <= set(np.float32((5e-4, 1e-3, 2e-3)))
+    assert stopped.asked.all() and set(stopped.sigma) <= {np.float32(sigma) for sigma in (5e-4, 1e-3, 2e-3)}
 
     # A resume asks again whether it can rank, before anything else is scored.
     code, _, err = call([*settings, "--resume", "--require-reliability"], capsys)
@@ -92,3 +92,16 @@ def test_a_search_calibrates_itself_stops_where_it_cannot_rank_and_goes_on(quest
     )
     assert code == 2 and "--require-reliability: at least 2 candidates and 2 search examples are required, there are 1 and 4" in err
     assert not (tmp_path / "given").exists()
+
+
+def test_a_search_leaves_out_what_its_first_candidates_all_get_right(questions, tmp_path, capsys):
+    size = {"population": 34, "racing": "dead", "sigmas": "0.0001", "chunk": 17}
+    code, out, err = call(search_arguments(questions, tmp_path / "run", **size), capsys)
+    assert code == 0, err
+    found, asked = read_results(tmp_path / "run" / "results.json"), randopt.read_scores(tmp_path / "run").asked
+    skipped = (~asked).any(axis=0)
+    assert asked[:32].all() and 0 < skipped.sum() < 4 and not asked[32:, skipped].any() and asked[:, ~skipped].all()
+    race = found.racing
+    assert (race.skipped, race.screen, [r.candidates for r in race.rounds]) == (skipped.sum(), 32, [34])
+    assert race.share < 1 and f"dead: {skipped.sum()} of 4 questions asked of the first 32 candidates, who were all right" in out
+    assert f"for {skipped.sum()} that the first 32 all got right" in (tmp_path / "run" / "report.html").read_text()
