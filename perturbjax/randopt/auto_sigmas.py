@@ -38,11 +38,12 @@ def keep_sigmas(config: Config) -> Config:
         directory = RunDirectory(out)
         if not directory.config.is_file():
             return None
-        sigmas = directory.read_settings(Config, [config.data.task]).search.sigmas
-        given = ",".join(map(str, sigmas))
-        if "calibration" not in directory.read_config():
+        record = directory.read_config()
+        sigmas = record["identity"].get("sigmas", [])
+        if "calibration" not in record:
+            given = ",".join(map(str, sigmas)) or "none"
             raise InputError(f"`resume`: `sigmas` auto, the run has {given} (in {out}); use the run's own settings, or give another `out`")
-        return [float(sigma) for sigma in sigmas]
+        return sigmas
 
     kept = on_main(on_process_0)
     return config if kept is None else with_sigmas(config, tuple(kept))
