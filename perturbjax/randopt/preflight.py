@@ -7,7 +7,7 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.randopt.racing import Race
-from perturbjax.randopt.reliability import Reliability, advice, reliability
+from perturbjax.randopt.reliability import ENOUGH, Reliability, advice, reliability
 from perturbjax.randopt.table import ScoreTable
 
 PAIRS = 512
@@ -59,7 +59,9 @@ class Preflight:
             return
         self._taken = True
         if found.enough:
-            self._say(f"reliability {found.words}")
+            # With no skill at all three searches in ten come out above it by chance: the interval says more than the value.
+            sure = found.interval[0] >= ENOUGH
+            self._say(f"reliability {found.words}" + ("" if sure else "; so few scores do not show yet that this search can rank"))
         elif self._required:
             raise InputError(f"`require_reliability`: {advice(found)}; to go on all the same, resume without it")
         else:

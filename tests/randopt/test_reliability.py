@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from racing_matrices import relatives
 
-from perturbjax.randopt.preflight import FirstLook
+from perturbjax.errors import InputError
+from perturbjax.randopt.preflight import FirstLook, Preflight
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.reliability import ENOUGH, Reliability, advice, reliability
+from perturbjax.randopt.table import ScoreTable
 
 
 def estimate(scores: np.ndarray, examples: int) -> Reliability:
@@ -53,7 +55,10 @@ def test_the_interval_holds_the_truth_in_95_of_100_searches(skill, size, asked, 
     truth = estimate(made(rng, 4000, 1000, skill, True), examples).value if skill else 0.0
     found = [estimate(made(rng, size, asked, skill, True), examples) for _ in range(draws)]
     held = np.mean([each.interval[0] <= truth <= each.interval[1] for each in found])
-    print(f"{size} x {asked} for {examples}, truth {truth:.2f}: mean {np.mean([e.value for e in found]):.2f}, held {held:.3f}")
+    above = [np.mean([each.enough for each in found]), np.mean([each.interval[0] >= ENOUGH for each in found])]
+    print(
+        f"{size} x {asked} for {examples}, truth {truth:.2f}: held {held:.3f}; at {ENOUGH} or above {above[0]:.3f}, interval {above[1]:.3f}"
+    )
     assert held >= 0.95 - 4 * (0.95 * 0.05 / draws) ** 0.5
 
 
@@ -87,6 +92,23 @@ def test_the_first_look_asks_for_a_few_hundred_scores_of_the_first_round():
     assert look.found(scores) == estimate(scores[:32, :16], 64)
     scores[31, 15] = np.nan
     assert look.found(scores) is None
+
+
+def test_what_a_search_says_of_its_first_scores_and_when_it_stops():
+    race = Race("off", 40, 16, 4)
+    skills = {0.3: "reliability 0.", 0.12: "so few scores do not show yet", 0.0: "perturbjax: warning: this search cannot rank"}
+    for skill, words in skills.items():
+        table, said = ScoreTable.empty(race), []
+        look = Preflight(race, False, said.append)
+        look(table)
+        assert not said  # nothing is scored yet
+        table.scores[:32] = made(np.random.default_rng(0), 32, 16, skill, True)
+        look(table)
+        look(table)
+        assert len(said) == 1 and words in said[0], said
+        assert ("so few" in said[0]) == (skill == 0.12)
+    with pytest.raises(InputError, match=r"^`require_reliability`: this search cannot rank .* resume without it$"):
+        Preflight(race, True, said.append)(table)
 
 
 def test_relatives_of_a_base_are_reliable_in_proportion_to_their_skill():
