@@ -37,7 +37,7 @@ def main() -> None:
     if options.top_k > options.population:
         parser.error(f"--top-k {options.top_k}: at most the {options.population} of --population are required")
     model = load_model(defaults.base.model)
-    population = Population(seed, options.population, defaults.search.sigmas)
+    population = Population(seed, options.population, defaults.search.to_population().sigmas)
     print(f"{model.source}; N = {options.population}, K = {options.top_k}, {options.examples} search and {options.examples} select rows")
     print(f"{'task':12s} {'base search':>11s} {'mean':>6s} {'best':>6s} {'base select':>12s} {'vote select':>12s}   difference")
     for name in options.tasks.split(","):

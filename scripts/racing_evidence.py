@@ -4,6 +4,7 @@
     python scripts/racing_evidence.py --records runs/racing --wanted                       # writes runs/racing/sst2-members.json
     python scripts/racing_record.py --task sst2 --split test --members runs/racing/sst2-members.json --out runs/racing/sst2-test.npz
     python scripts/racing_evidence.py --records runs/racing --out runs/racing/evidence
+    python scripts/racing_evidence.py --records tests/data                                 # without recording anything: two that are kept
 
 For every rule and several of its parameters, against full evaluation: tokens, recall of the best K, mean full score of the chosen K, in
 the order of the run's seed and over random orders of the examples (mean, and the worst tenth); then the votes of the chosen K on the test
@@ -41,18 +42,20 @@ class Record:
     test_answers: np.ndarray | None = None
     gold: np.ndarray | None = None
 
-    def tokens(self, columns: slice, order: np.ndarray) -> int:
+    def tokens(self, columns: slice | np.ndarray, order: np.ndarray) -> int:
         """Of one candidate on a slice, the prefix counted once."""
         return int(self.own[order[columns]].sum() + self.prefix)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One race on one order: the chosen K, best first, the share of the tokens, entrants by round."""
+    """One race on one order: the chosen K, best first, the share of the tokens, entrants by round, and of the scores that differ from what
+    most candidates have on that example the share that was taken for another."""
 
     members: np.ndarray
     share: float
     entrants: tuple[int, ...]
+    lost: float
 
 
 def races(size: int, examples: int, k: int) -> Iterator[tuple[str, Race]]:
@@ -60,6 +63,9 @@ def races(size: int, examples: int, k: int) -> Iterator[tuple[str, Race]]:
     yield "off", Race("off", size, examples, k)
     yield "halving", Race("halving", size, examples, k)
     yield "bounds", Race("bounds", size, examples, k)
+    yield "dead", Race("dead", size, examples, k)
+    for screen in (8, 16, 64):
+        yield f"dead, screen {screen}", Race("dead", size, examples, k, screen=screen)
     for rounds in (2, 3, 5):
         yield f"halving, {rounds} rounds", Race("halving", size, examples, k, rounds=rounds, smallest=8)
     for finalists in (1.0, 1.5, 3.0, 4.0):
@@ -68,26 +74,33 @@ def races(size: int, examples: int, k: int) -> Iterator[tuple[str, Race]]:
         yield f"bounds, error {error:g}", Race("bounds", size, examples, k, error=error)
 
 
-def replay(race: Race, record: Record, order: np.ndarray) -> Outcome:
-    """Run a race on the recorded scores, the examples in the given order."""
-    full = record.scores[:, order]
+def replay(race: Race, record: Record, order: np.ndarray, first: np.ndarray | None = None) -> Outcome:
+    """Run a race on the recorded scores, the examples in the given order, and the candidates too where there is one of them."""
+    first = np.arange(len(record.scores)) if first is None else first
+    full = record.scores[np.ix_(first, order)]
     scores = np.full(full.shape, np.nan, np.float32)
     spent, entered = 0, []
-    for number in range(len(race.ends)):
-        entrants, columns = race.survivors(scores, number), race.columns(number)
-        scores[entrants, columns] = full[entrants, columns]
+    for number in range(race.parts):
+        entrants, columns, _ = race.part(scores, number)
+        scores[np.ix_(entrants, columns)] = full[np.ix_(entrants, columns)]
         spent += len(entrants) * record.tokens(columns, order)
         entered.append(len(entrants))
-    last = race.survivors(scores, len(race.ends) - 1)
-    members = last[top_k(full[last], race.top_k)]
-    return Outcome(members, spent / (len(full) * record.tokens(slice(None), order)), tuple(entered))
+    last, ranked = race.survivors(scores, len(race.ends) - 1), race.filled(scores)
+    members = last[top_k(ranked[last], race.top_k)]
+    usual = np.median(full, axis=0)
+    lost = ((ranked != full) & (full != usual) & ~np.isnan(ranked)).sum() / max(1, (full != usual).sum())
+    return Outcome(first[members], spent / (len(full) * record.tokens(slice(None), order)), tuple(entered), float(lost))
 
 
 def compare(race: Race, record: Record, orders: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of the tokens, recall of the full top K and difference of mean full scores in points, for each order."""
+    """Share of the tokens, recall of the full top K and difference of mean full scores in points, for each order of the examples (in
+    ``dead`` of the candidates too)."""
     best = top_k(record.scores, race.top_k)
     means = record.scores.mean(axis=1, dtype=np.float64)
-    outcomes = [replay(race, record, order) for order in orders]
+    rng, size = np.random.default_rng(1), len(record.scores)
+    # Of dead it matters who is asked first, of the other rules it does not.
+    shuffled = race.rule == "dead" and len(orders) > 1
+    outcomes = [replay(race, record, order, rng.permutation(size) if shuffled else None) for order in orders]
     recall = [np.isin(best, outcome.members).mean() for outcome in outcomes]
     points = [100 * (means[outcome.members].mean() - means[best].mean()) for outcome in outcomes]
     return np.array([outcome.share for outcome in outcomes]), np.array(recall), np.array(points)
@@ -103,7 +116,12 @@ def votes(record: Record, members: np.ndarray) -> np.ndarray:
 
 
 def load(folder: Path) -> list[Record]:
+    """What racing_record.py wrote, and the two matrices of right and wrong that the tests keep, packed."""
     records = []
+    for path in sorted(folder.glob("racing_*.npz")):
+        with np.load(path) as saved:
+            scores = np.unpackbits(saved["bits"], axis=1)[:, : len(saved["own_tokens"])].astype(np.float32)
+            records.append(Record(path.stem.removeprefix("racing_"), scores, int(saved["prefix_tokens"]), saved["own_tokens"].astype(int)))
     for path in sorted(folder.glob("*-search.npz")):
         with np.load(path) as saved:
             missing = int(np.isnan(saved["scores"]).any(axis=1).sum())
@@ -145,7 +163,7 @@ def table(record: Record, k: int) -> dict[str, tuple[Race, np.ndarray, np.ndarra
         outcome = replay(race, record, seed_order)
         (share,), (recall,), (points,) = compare(race, record, [seed_order])
         shares, recalls, losses = compare(race, record, orders)
-        entrants = ">".join(map(str, outcome.entrants))
+        entrants = ">".join(map(str, outcome.entrants)) + (f", {outcome.lost:.1%} lost" if race.rule == "dead" else "")
         print(
             f"{name:26s} {share:7.1%} {recall:7.2f} {points:+7.2f} {entrants} | {shares.mean():7.1%} "
             f"{recalls.mean():7.2f} ({np.quantile(recalls, 0.1):.2f}) {losses.mean():+8.2f} ({np.quantile(losses, 0.1):+.2f})"
@@ -179,7 +197,7 @@ def plot(path: Path, record: Record, rows: dict) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    colours = {"off": "#222222", "halving": "#0072B2", "bounds": "#D55E00"}
+    colours = {"off": "#222222", "halving": "#0072B2", "bounds": "#D55E00", "dead": "#009E73"}
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     survivors, recall, points = figure.subplots(1, 3)
@@ -189,7 +207,7 @@ def plot(path: Path, record: Record, rows: dict) -> None:
         recall.plot(shares.mean(), recalls.mean(), linestyle="none", label=label, **style)
         points.plot(shares.mean(), losses.mean(), linestyle="none", **style)
         points.plot([shares.mean()] * 2, np.quantile(losses, [0.1, 0.9]), color=style["color"], linewidth=0.8, alpha=0.6)
-        if name == race.rule:
+        if name == race.rule and race.parts == len(race.ends):
             entrants = (*replay(race, record, np.arange(record.scores.shape[1])).entrants,)
             survivors.step((0, *race.ends), (entrants[0], *entrants), where="pre", color=style["color"], linewidth=2)
     points.axhspan(-0.5, 0, xmax=0.35 / 1.05, color="#009E73", alpha=0.15, linewidth=0)
@@ -214,7 +232,7 @@ def main() -> None:
     options = parser.parse_args()
     records = load(options.records)
     if not records:
-        parser.error(f"--records {options.records}: no <task>-search.npz there; racing_record.py makes them")
+        parser.error(f"--records {options.records}: no <task>-search.npz there; racing_record.py makes them, tests/data has two")
     for record in records:
         if options.wanted:
             size, examples = record.scores.shape

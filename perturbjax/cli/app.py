@@ -17,6 +17,7 @@ from perturbjax._version import __version__
 from perturbjax.caulking import Config as CaulkingConfig
 from perturbjax.cli.arguments import UsageError, flag_names, parse, with_flags
 from perturbjax.cli.bench import BenchConfig, run_bench
+from perturbjax.cli.calibrate import CalibrateConfig, run_calibrate
 from perturbjax.cli.caulking import run_caulking
 from perturbjax.cli.compare import CompareConfig, run_compare
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
@@ -48,6 +49,7 @@ caulking: measure how many labeled examples an adapter of a model needs.
 - on your own data: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
 - after a kill: the same command with --resume
 - what a task asks, and how it grades: perturbjax tasks sst2
+- a sigma for a model: perturbjax calibrate
 
 RUN, for the other commands, is the run directory that one of these prints. Each command explains itself: perturbjax randopt --help"""
 
@@ -63,6 +65,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "select": (SelectConfig, run_select),
     "scores": (ScoresConfig, run_scores),
     "compare": (CompareConfig, run_compare),
+    "calibrate": (CalibrateConfig, run_calibrate),
     "tasks": (TasksConfig, run_tasks),
     "bench": (BenchConfig, run_bench),
     "plan": (PlanConfig, run_plan),

@@ -6,10 +6,10 @@ import inspect
 import io
 import re
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import tyro
 
@@ -86,11 +86,11 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
     @registry.primitive_rule
     def one_word(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type == tuple[float, ...] | Literal["auto"]:
+            return _spec("auto|FLOAT,FLOAT,...", _floats_or_auto, (tuple, str), lambda value: value if value == "auto" else _joined(value))
         if info.type in _LISTS:
             kind, name = _LISTS[info.type]
-            return _spec(
-                f"{name},{name},...", lambda text: tuple(map(kind, _COMMA.split(text))), tuple, lambda value: ",".join(map(str, value))
-            )
+            return _spec(f"{name},{name},...", lambda text: tuple(map(kind, _COMMA.split(text))), tuple, _joined)
         if info.type == tuple[Rule, ...]:
             return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: ",".join(map(str, rules)) or "none")
         # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
@@ -111,6 +111,14 @@ def _spec(metavar: str, read: Callable[[str], Any], kinds: Any, show: Callable[[
         is_instance=lambda value: isinstance(value, kinds),
         str_from_instance=lambda value: [show(value)],
     )
+
+
+def _joined(values: Iterable[Any]) -> str:
+    return ",".join(map(str, values))
+
+
+def _floats_or_auto(text: str) -> tuple[float, ...] | str:
+    return text if text == "auto" else tuple(map(float, text.split(",")))
 
 
 def parse_rules(text: str) -> tuple[Rule, ...]:

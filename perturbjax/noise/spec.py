@@ -178,3 +178,18 @@ def coverage(params: Params, noise: Noise) -> Coverage:
     unused = tuple(rule for rule in noise.rules if not any(map(rule.matches, leaves)))
     state = tuple(sorted(state_paths(params) - found.keys()))
     return Coverage(sum(sizes[path] for path in found), sum(sizes.values()), unused, state)
+
+
+def check_noise(params: Params, noise: Noise) -> Coverage:
+    """What a noise does to a base, whose shapes are enough.
+
+    Raises:
+        InputError: its rules exclude every parameter, or no matrix has so high a rank.
+    """
+    covered = coverage(params, noise)
+    if not covered.moved:
+        raise InputError("`rules`: they exclude every parameter, so no candidate would differ from the base; let some move")
+    shapes = [jnp.shape(leaf)[-2:] for leaf in jax.tree.leaves(params) if len(jnp.shape(leaf)) >= 2]
+    if noise.rank is not None and noise.rank > (widest := max(map(min, shapes), default=1)):
+        raise InputError(f"`rank` {noise.rank}: no matrix of the model has a rank above {widest}; lower it, or leave it out for full rank")
+    return covered

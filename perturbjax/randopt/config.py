@@ -3,7 +3,7 @@
 Field names are the flags of ``perturbjax randopt`` with dashes; the strings below the fields are their help.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,6 +15,9 @@ from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.runs import config as runs
 from perturbjax.runs.config import Base, check_choices, check_positive, check_text
 from perturbjax.scoring.strategy import Strategy
+
+AUTO: Literal["auto"] = "auto"
+"""Sigmas that a search chooses when it begins (``randopt.auto_sigmas``)."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class Search:
     """N, the number of candidates sampled and scored."""
     top_k: int = 8
     """K, how many of the best candidates may vote."""
-    sigmas: tuple[float, ...] = (0.0005, 0.001, 0.002)
-    """Noise scales, comma separated; candidate i takes number i mod their count."""
+    sigmas: tuple[float, ...] | Literal["auto"] = (0.0005, 0.001, 0.002)
+    """Noise scales, comma separated; candidate i takes number i mod their count. auto: chosen by the rule of perturbjax calibrate, on
+    prompts of the search examples."""
     noise: DistributionName = "gaussian"
     """Distribution of the noise."""
     rank: int | None = None
@@ -62,7 +66,8 @@ class Search:
     """Candidates 2j and 2j+1 share their noise with opposite signs."""
     racing: RacingRule = "halving"
     """halving: stop the weaker candidates after a slice of the search examples, to save tokens; bounds: stop only those that are very
-    likely out; off: score every candidate on every example."""
+    likely out; dead: leave out the examples that the first 32 candidates all get right, which then count as right; off: score every
+    candidate on every example."""
     strategy: Literal["auto", Strategy] = "auto"
     """How noise meets the weights: lazy (made where a weight is used), copy (one perturbed copy per candidate in flight), low_rank (factors
     beside the shared weights, with --rank), or auto, by a cost model. Results agree to rounding."""
@@ -77,7 +82,7 @@ class Search:
             raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
         check_choices(self)
         self.to_noise()
-        self.to_population()
+        (replace(self, sigmas=(1.0,)) if self.sigmas == AUTO else self).to_population()
         if self.strategy == "low_rank" and self.rank is None:
             raise InputError("`strategy` low_rank: the noise has full rank; give it a `rank`, or choose lazy or copy")
 
@@ -89,7 +94,13 @@ class Search:
             raise InputError(_field(error, "distribution", "noise")) from error
 
     def to_population(self) -> Population:
-        """The population, which checks itself."""
+        """The population, which checks itself.
+
+        Raises:
+            InputError: a field that it is made of cannot be used, or the sigmas are yet to be chosen.
+        """
+        if self.sigmas == AUTO:
+            raise InputError("`sigmas` auto: not chosen yet; a search chooses them when it begins")
         try:
             return Population(self.seed, self.population, self.sigmas, self.antithetic)
         except ValueError as error:
@@ -116,6 +127,9 @@ class Machine(runs.Machine):
 class Run(runs.Run):
     """Where the run lies and how it is continued. No result depends on any of it."""
 
+    require_reliability: bool = False
+    """Stop, with exit code 2, where the first scores say that the search cannot rank its candidates (reliability below 0.3). What was
+    scored is committed: the same command with --resume and without this goes on."""
     profile: Path | None = None
     """Directory that gets a jax.profiler trace of a few candidates, to be opened with xprof; they are scored once more for it."""
 
@@ -149,6 +163,11 @@ class Config:
         """
         for part in (self.base, self.data, self.search, self.machine):
             part.validate()
+        if self.run.require_reliability and (self.search.population < 2 or self.race.ends[0] < 2):
+            raise InputError(
+                f"`require_reliability`: at least 2 candidates and 2 search examples are required, there are {self.search.population} and "
+                f"{self.data.search_examples}; raise them, or leave it out"
+            )
 
     @property
     def race(self) -> Race:

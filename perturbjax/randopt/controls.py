@@ -17,7 +17,7 @@ from perturbjax.randopt.pools import pool_of
 from perturbjax.randopt.questions import BASE, RANDOPT
 from perturbjax.randopt.results import RESULTS_VERSION, Results, SplitSizes, TaskSource, Throughput
 from perturbjax.randopt.selection import Chosen, choose_on_select, k_curve
-from perturbjax.randopt.summaries import population_summary, racing_summary, tie_summary, vote_entry
+from perturbjax.randopt.summaries import population_summary, racing_summary, reliability_summary, tie_summary, vote_entry
 from perturbjax.report import Source, compared_entry, comparison, entry
 from perturbjax.tree import derived_seed
 
@@ -81,6 +81,7 @@ def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any],
         throughput=_throughput(flow),
         population=population_summary(flow.population, record),
         seconds=seconds,
+        reliability=reliability_summary(record),
     )
 
 

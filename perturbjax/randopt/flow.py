@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.splits import Splits
 from perturbjax.tree import derived_seed
+
+if TYPE_CHECKING:
+    from perturbjax.randopt.table import ScoreTable
 
 
 class Engine(Protocol):
@@ -37,7 +40,8 @@ class SearchRecord:
 
     Attributes:
         race: its rule and rounds.
-        scores: (N, D) strict scores on the search split, NaN where the race did not ask.
+        scores: (N, D) strict scores on the search split, NaN where the race did not ask, and as ``Race.filled`` where it skipped.
+        skipped: examples that only the first candidates were asked.
         base_scores: (D,) of the unperturbed model there, under the same template.
         base_tokens: tokens that this put through the model.
         tokens: (N, R) tokens that scoring put through the model, by candidate and round.
@@ -52,6 +56,13 @@ class SearchRecord:
     tokens: np.ndarray
     seconds: float
     nonfinite: Sequence[int]
+    skipped: int = 0
+
+    @classmethod
+    def of(cls, race: Race, table: "ScoreTable", base_scores: np.ndarray, base_tokens: int) -> Self:
+        """From the table of a search that has ended."""
+        columns: dict[str, Any] = vars(table) | {"scores": race.filled(table.scores)}
+        return cls(race, base_scores=base_scores, base_tokens=base_tokens, skipped=int(race.skipped(table.scores).sum()), **columns)
 
     @property
     def total_tokens(self) -> int:

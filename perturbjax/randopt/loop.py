@@ -1,7 +1,7 @@
 """The search loop: round by round, score what is not scored yet, one chunk at a time, and commit every chunk."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import Outputs
-from perturbjax.randopt.racing import Race
+from perturbjax.randopt.racing import Part, Race
 from perturbjax.randopt.table import ScoreTable, candidate_scores
 from perturbjax.runs.console import SILENT, Bar, Progress
 from perturbjax.runs.files import MetricsLog
@@ -75,10 +75,11 @@ def search(
     engine: ScoringEngine,
     population: CandidateSource,
     race: Race,
-    slices: Sequence[Any],
+    prepare: Callable[[np.ndarray], Any],
     state: RunState,
     metrics: MetricsLog,
     progress: Progress = SILENT,
+    look: Callable[[ScoreTable], None] = lambda _: None,
 ) -> ScoreTable:
     """Scores what ``state`` has no scores of: in each round, every candidate that the rounds before it promoted.
 
@@ -88,10 +89,12 @@ def search(
         engine: scores ``engine.chunk`` candidates a call; the result must not depend on how they are grouped.
         population: N candidates.
         race: the rounds, and who is promoted.
-        slices: the engine's own form of the search examples, one part a round.
+        prepare: gives the engine's own form of the search examples with these numbers, once a part of the race.
         state: committed after every chunk, and written while the next is scored; every round is complete and on disk when this returns.
         metrics: gets one line a chunk.
         progress: gets a bar for each round, which is told of a chunk when its commit is on disk, so one chunk after it began.
+        look: is shown the table before the first chunk and after every chunk, and may raise to stop the search; every chunk that it was
+            shown is on disk then.
 
     Returns:
         The complete table.
@@ -100,25 +103,30 @@ def search(
         InputError: the task gave a score that is not a finite number.
         OSError: a chunk could not be committed; those before are.
     """
-    if len(slices) != len(race.ends):
-        raise ValueError(f"slices: {len(slices)} parts; one for each of the {len(race.ends)} rounds is required")
     table = ScoreTable.of(state, race)
     metrics.rewind(state.step)
+    look(table)
     commits = _Commits(state, metrics)
-    for number, prepared in enumerate(slices):
-        survivors = race.survivors(table.scores, number)
-        scored = ~np.isnan(table.scores[survivors, race.columns(number).start])
-        remaining = survivors[~scored]
+    for number in range(race.parts):
+        part = race.part(table.scores, number)
+        scored = ~np.isnan(table.scores[part.candidates, part.columns[0]])
+        remaining = part.candidates[~scored]
         if not remaining.size:
             continue
-        label = "search" if len(slices) == 1 else f"search, round {number + 1} of {len(slices)}"
-        with progress.bar(label, len(survivors), int(scored.sum()), unit="candidate") as commits.bar:
+        prepared = prepare(part.columns)
+        label = "search" if race.parts == 1 else f"search, round {number + 1} of {race.parts}"
+        with progress.bar(label, len(part.candidates), int(scored.sum()), unit="candidate") as commits.bar:
             for start in range(0, len(remaining), engine.chunk):
                 indices = remaining[start : start + engine.chunk]
                 outputs = engine.run(population[indices], prepared)
                 commits.wait()
-                _record(table, outputs, indices, race, number)
-                commits.commit(table, _report(state.step + 1, table, outputs, len(indices), survivors, race, number, commits.waited))
+                _record(table, outputs, indices, part)
+                commits.commit(table, _report(state.step + 1, table, outputs, len(indices), part, number, race, commits.waited))
+                try:
+                    look(table)
+                except InputError:
+                    commits.wait()
+                    raise
             commits.wait()
             commits.report_written()
     return table
@@ -165,38 +173,36 @@ class _Commits:
             self.bar.update(report.done, **figures)
 
 
-def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, race: Race, number: int) -> None:
-    columns = race.columns(number)
+def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, part: Part) -> None:
     bad = np.argwhere(~np.isfinite(outputs.scores))
     if bad.size:
         number_in_chunk, example = bad[0]
-        which = f"its score of example {columns.start + example} for candidate {indices[number_in_chunk]}"
+        which = f"its score of example {part.columns[example]} for candidate {indices[number_in_chunk]}"
         raise InputError(f"--task: {which} is not a finite number; scores must be")
-    table.scores[indices, columns] = outputs.scores
-    table.tokens[indices, number] = outputs.tokens
-    table.nonfinite[number] += outputs.nonfinite
+    table.scores[np.ix_(indices, part.columns)] = outputs.scores
+    table.tokens[indices, part.round] = outputs.tokens
+    table.nonfinite[part.round] += outputs.nonfinite
     table.seconds += outputs.seconds
 
 
 def _report(
-    chunk: int, table: ScoreTable, outputs: Outputs, count: int, survivors: np.ndarray, race: Race, number: int, commit_s: float
+    chunk: int, table: ScoreTable, outputs: Outputs, count: int, part: Part, number: int, race: Race, commit_s: float
 ) -> ChunkReport:
-    columns = race.columns(number)
-    asked = table.scores[survivors, : columns.stop]
-    means = candidate_scores(asked[~np.isnan(asked[:, columns.start])])
+    scored = part.candidates[~np.isnan(table.scores[part.candidates, part.columns[0]])]
+    means = candidate_scores(race.filled(table.scores)[scored, : race.ends[part.round]])
     return ChunkReport(
         chunk=chunk,
         round=number + 1,
-        rounds=len(race.ends),
-        examples=columns.stop - columns.start,
+        rounds=race.parts,
+        examples=len(part.columns),
         candidates=count,
         done=len(means),
-        total=len(survivors),
+        total=len(part.candidates),
         candidates_per_s=count / outputs.seconds,
         tokens_per_s=float(outputs.tokens.sum()) / outputs.seconds,
         best=float(means.max()),
         mean=float(means.mean()),
-        nonfinite=table.nonfinite[number],
+        nonfinite=table.nonfinite[part.round],
         commit_s=commit_s,
         elapsed=table.seconds,
     )

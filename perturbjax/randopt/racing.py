@@ -8,19 +8,36 @@ members of an ensemble; a candidate that was stopped has no rank, because its me
 - ``halving``: after each round a fixed fraction of the candidates goes on, ranked by their mean so far. Successive halving (Karnin, Koren,
   Somekh 2013; Jamieson, Talwalkar 2016) with a fixed number of rounds, ended early: 2 K finalists, from which the full score picks K.
   Its cost is known beforehand; what it loses is not bounded.
+- ``dead``: nobody stops, but the first candidates screen the examples: those that all of them get right are not asked of the others, and
+  count as right. What all get wrong is asked, for there is something to win. What it loses is a later candidate's mistake on a skipped
+  example; its cost depends on how much the candidates agree.
 - ``bounds``: a candidate stops when it is very likely that K others end above it (``randopt.bounds``). What it loses is bounded; its cost
   depends on how far apart the candidates are.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from perturbjax.randopt.bounds import may_reach_top
 from perturbjax.scoring import top_k
 
-RacingRule = Literal["off", "halving", "bounds"]
+RacingRule = Literal["off", "halving", "bounds", "dead"]
+
+
+class Part(NamedTuple):
+    """What is asked in one go.
+
+    Attributes:
+        candidates: (n,) int64, ascending.
+        columns: (d,) int64, the examples that each of them is asked.
+        round: of the race, from 0.
+    """
+
+    candidates: np.ndarray
+    columns: np.ndarray
+    round: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class Race:
         rounds: most rounds. Each costs every candidate in it its noise once more, however few examples it has.
         smallest: fewest examples of the first round.
         finalists: of ``halving``, in multiples of K.
+        screen: of ``dead``: how many candidates, from the first on, are asked everything.
         error: of ``bounds``: the probability with which any one candidate of the full evaluation's best K may be lost.
     """
 
@@ -46,11 +64,12 @@ class Race:
     smallest: int = 16
     finalists: float = 2.0
     error: float = 0.1
+    screen: int = 32
 
     @property
     def ends(self) -> tuple[int, ...]:
         """How many examples have been asked after each round: doubling, ending with D. One round where nobody could stop."""
-        if self.rule == "off" or self._fewest >= self.candidates:
+        if self.rule in ("off", "dead") or self._fewest >= self.candidates:
             return (self.examples,)
         rounds = 1
         while rounds < self.rounds and self.examples >= self.smallest * 2**rounds:
@@ -61,6 +80,37 @@ class Race:
         """The examples of round ``number`` (from 0)."""
         ends = (0, *self.ends)
         return slice(ends[number], ends[number + 1])
+
+    @property
+    def parts(self) -> int:
+        """In how many parts the search asks: one a round, and in ``dead`` one more for those who are not asked everything."""
+        return len(self.ends) + (self.rule == "dead" and self.candidates > self.screen)
+
+    def part(self, scores: np.ndarray, number: int) -> Part:
+        """Part ``number`` (from 0), given the scores of the parts before it. Raises as ``survivors``."""
+        if self.rule != "dead" or self.parts == 1:
+            columns = self.columns(number)
+            return Part(self.survivors(scores, number), np.arange(columns.start, columns.stop), number)
+        if number == 0:
+            return Part(np.arange(self.screen), np.arange(self.examples), 0)
+        return Part(np.arange(self.screen, self.candidates), np.flatnonzero(~self.skipped(scores)), 0)
+
+    def skipped(self, scores: np.ndarray) -> np.ndarray:
+        """bool (D,), the examples that are asked of the first ``screen`` candidates alone. None before these have answered everything, and
+        where it would be all of them."""
+        first = scores[: self.screen]
+        if self.parts == len(self.ends) or np.isnan(first).any():
+            return np.zeros(self.examples, bool)
+        right = (first == 1).all(axis=0)
+        return right & ~right.all()
+
+    def filled(self, scores: np.ndarray) -> np.ndarray:
+        """The scores (N, D) by which candidates are ranked: skipped examples count as right of those who have answered all others."""
+        skipped = self.skipped(scores)
+        if not skipped.any():
+            return scores
+        complete = ~np.isnan(scores[:, ~skipped]).any(axis=1)
+        return np.where(complete[:, None] & skipped & np.isnan(scores), np.float32(1), scores)
 
     def survivors(self, scores: np.ndarray, number: int) -> np.ndarray:
         """Who takes part in round ``number`` (a rung of successive halving).

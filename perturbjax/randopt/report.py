@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from perturbjax.errors import InputError
+from perturbjax.inference.calibration import Calibration
+from perturbjax.randopt.auto_sigmas import calibration_words
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.headline import headline
 from perturbjax.randopt.results import Results, read_results
@@ -24,6 +26,7 @@ class RunRecord:
     config: Config
     devices: Devices
     versions: dict[str, str]
+    calibration: Calibration | None = None
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -88,8 +91,9 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Task", f"{results.task.name}: {results.task.source}"),
         ("Splits", f"{count(splits.search)} search, {count(splits.select)} select, {count(splits.test)} test, disjoint"),
         ("Population", f"N = {count(results.population.n)} candidates" + (", antithetic pairs" if search.antithetic else "")),
-        ("Racing", racing_words(results) if results.raced else search.racing),
-        ("Sigmas", ", ".join(f"{sigma:g}" for sigma in search.sigmas)),
+        ("Racing", racing_words(results) if results.raced or results.racing.screen is not None else search.racing),
+        ("Sigmas", ", ".join(f"{sigma:g}" for sigma in search.to_population().sigmas)),
+        *([] if record.calibration is None else [("How they were chosen", calibration_words(record.calibration))]),
         ("Noise", f"{search.noise}, {rank}, scale {search.scale}{rules}"),
         ("Prompt of the search", selection.search_prompt),
         ("Votes", f"at most {search.top_k}; K = {selection.K} from {sigma_words(selection.sigma)} chosen on select"),
@@ -119,6 +123,12 @@ def _caveats(results: Results) -> list[str]:
         notes.append(
             f"The voters look better on the questions that chose them: on average {percent(best.members_search_mean)} on search, "
             f"{percent(best.members_test_mean)} on test. Part of any search score is luck."
+        )
+    if results.reliability and not results.reliability.population.enough:
+        notes.append(
+            f"The scores hardly rank the candidates: of the variance between their mean scores over all search questions, "
+            f"{percent(results.reliability.population.value)} would repeat on other questions. More search questions, a larger sigma or "
+            "another task would help."
         )
     if results.raced and len(results.selection.candidates.sigma) <= len(results.population.per_sigma):
         notes.append(

@@ -142,4 +142,4 @@ def _scores(
         raise InputError(f"{what}; lower it" + ("" if directory.results.exists() else ", or continue the search"))
     # The base is not scored on search again: no choice depends on it.
     unknown = np.full(config.race.examples, np.nan)
-    return table, SearchRecord(config.race, base_scores=unknown, base_tokens=0, **vars(table)), count
+    return table, SearchRecord.of(config.race, table, unknown, 0), count

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from perturbjax.randopt.entries import BaseEntry, PromptEntry, RandomEntry, RandOptEntry, SelfConsistencyEntry
+from perturbjax.randopt.reliability import Reliability
 from perturbjax.records import from_json
 from perturbjax.report.schema import Interval, Source
 from perturbjax.runs.files import read_json
@@ -107,6 +108,8 @@ class RacingSummary:
     Attributes:
         rule: which candidates stop; ``error`` is what ``bounds`` promises, None for the others.
         tokens: spent in all; ``full_tokens``: what asking every candidate everything takes; ``share``: the fraction of the two.
+        skipped: examples that ``dead`` asked of the first ``screen`` candidates alone, who were all right; the other rules have no
+            ``screen``.
     """
 
     rule: str
@@ -115,6 +118,21 @@ class RacingSummary:
     tokens: int
     full_tokens: int
     share: float
+    skipped: int = 0
+    screen: int | None = None
+
+
+@dataclass(frozen=True)
+class ReliabilitySummary:
+    """Whether the search could rank its candidates.
+
+    Attributes:
+        first_look: after the first few hundred scores.
+        population: of all candidates, on the examples that all were asked.
+    """
+
+    first_look: Reliability
+    population: Reliability
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,8 @@ class TaskSource(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The content of results.json; ``randopt`` and the curves are keyed by K, ``seconds`` by stage."""
+    """The content of results.json; ``randopt`` and the curves are keyed by K, ``seconds`` by stage. There is no reliability of fewer than
+    2 candidates or examples, nor in a file that was written before there was one."""
 
     version: int
     model: Source
@@ -192,6 +211,7 @@ class Results:
     throughput: Throughput
     population: PopulationSummary
     seconds: dict[str, float]
+    reliability: ReliabilitySummary | None = None
 
     def __post_init__(self) -> None:
         if self.version != RESULTS_VERSION:

@@ -52,8 +52,11 @@ def search_words(results: Results) -> str:
 
 
 def racing_words(results: Results) -> str:
-    """``halving: 48, 28, 16 candidates up to question 16, 32, 64``."""
-    rounds = results.racing.rounds
+    """``halving: 48, 28, 16 candidates up to question 16, 32, 64``; of ``dead`` which questions it skipped."""
+    rounds, race = results.racing.rounds, results.racing
+    if race.screen is not None:
+        first = f"the first {count(race.screen)} candidates, who were all right"
+        return f"{race.rule}: {count(race.skipped)} of {count(results.splits.search)} questions asked of {first}"
     candidates, examples = ", ".join(count(r.candidates) for r in rounds), ", ".join(count(r.examples) for r in rounds)
     return f"{results.racing.rule}: {candidates} candidates up to question {examples}"
 
@@ -68,6 +71,7 @@ def results_table(results: Results) -> str:
 def _facts(results: Results) -> list[tuple[str, str]]:
     splits, chosen, ties, population, speed = results.splits, results.selection, results.ties, results.population, results.throughput
     choices = f"K = {chosen.K}, {sigma_words(chosen.sigma)}, prompt {shorten(chosen.prompt, 30)}, T = {chosen.temperature:g}"
+    reliability = results.reliability
     density, reference = percent(population.share_at_or_above_base), rate(speed.reference_tokens_per_s)
     race = [
         ("racing", shorten(racing_words(results), WIDTH - FACT_WIDTH)),
@@ -78,7 +82,8 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("chosen on select", choices),
         ("ties at rank K", f"{ties.tied_candidates} candidates score {percent(ties.score_at_k)}, {ties.tied_inside_k} of them are in"),
         ("population", f"{count(population.n)} candidates, {density} at or above the base on {search_words(results)}"),
-        *(race if results.raced else []),
+        *(race if results.raced or results.racing.screen is not None else []),
+        *([("reliability", reliability.population.words)] if reliability else []),
         ("spent before test", f"{count(results.chosen.search_tokens)} tokens by RandOpt (search and select)"),
         ("throughput", f"{rate(speed.candidates_per_s)} candidates/s, {rate(speed.tokens_per_s)} tokens/s"),
         ("efficiency", f"{rate(speed.efficiency)} of plain inference ({reference} tokens/s, same tokens, same run)"),

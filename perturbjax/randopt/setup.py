@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
+from perturbjax.inference.calibration import Calibration
 from perturbjax.inference.fingerprint import task_fingerprint
-from perturbjax.noise import Noise, Population, coverage
+from perturbjax.noise import Noise, Population
+from perturbjax.noise.spec import check_noise
 from perturbjax.pretrained import Model, load_model
-from perturbjax.randopt.config import Config, Machine, Run
+from perturbjax.randopt.auto_sigmas import choose_sigmas, with_sigmas
+from perturbjax.randopt.config import AUTO, Config, Machine, Run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.records import to_json
 from perturbjax.runs.config import absolute_if_there
@@ -71,13 +71,14 @@ class Parts:
     """Everything a search is made of, loaded and checked; nothing is written yet.
 
     Attributes:
-        config: the settings they were made from.
+        config: the settings they were made from, with the sigmas that were chosen.
         task: with the generation budget in use.
         template: the prompt of the candidates.
         splits: three disjoint sets of examples.
         model: the base, as loaded.
         fingerprint: of its parameters.
         identity: what makes two runs the same run.
+        calibration: how the sigmas were chosen, if they were just now.
     """
 
     config: Config
@@ -90,6 +91,7 @@ class Parts:
     dtype: str
     fingerprint: str
     identity: dict[str, Any]
+    calibration: Calibration | None = None
 
 
 def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
@@ -107,23 +109,21 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     config.validate()
     search, questions = config.search, load_questions(config)
     task = questions.task
-    noise, population = search.to_noise(), search.to_population()
+    noise = search.to_noise()
     dtype = resolve_dtype(config.base.dtype)
     model = load_model(config.base.model, dtype, stored=shares_a_model(config.machine))
     note(f"model {model.name}: {model.source}")
     note(f"task {task.name}: {task.source}")
-    covered = coverage(model.params, noise)
-    if not covered.moved:
-        raise InputError("`rules`: they exclude every parameter, so no candidate would differ from the base; let some move")
-    matrices = [jnp.shape(leaf)[-2:] for leaf in jax.tree.leaves(model.params) if len(jnp.shape(leaf)) >= 2]
-    if search.rank is not None and search.rank > (widest := max(map(min, matrices), default=1)):
-        raise InputError(f"`rank` {search.rank}: no matrix of the model has a rank above {widest}; lower it, or leave it out for full rank")
+    covered = check_noise(model.params, noise)
     for rule in covered.unused_rules:
         note(f"perturbjax: warning: noise rule {rule.pattern!r} matches no parameter")
     note(f"noise {noise.distribution}: moves {covered.fraction:.1%} of {covered.total:,} parameters")
     base = on_main(lambda: fingerprint(model.params))  # reads all of the weights, of which the others read their part alone
-    identity = make_identity(config, base, dtype, questions)
-    return Parts(config, task, questions.template, questions.splits, model, noise, population, dtype, base, identity)
+    calibration = choose_sigmas(config, questions, model, noise, note) if search.sigmas == AUTO else None
+    if calibration is not None:
+        config = with_sigmas(config, calibration.sigmas)
+    population, identity = config.search.to_population(), make_identity(config, base, dtype, questions)
+    return Parts(config, task, questions.template, questions.splits, model, noise, population, dtype, base, identity, calibration)
 
 
 def make_identity(config: Config, base: str, dtype: str, questions: Questions) -> dict[str, Any]:
@@ -164,6 +164,7 @@ def describe_run(parts: Parts) -> dict[str, Any]:
         "prompt_clock": parts.model.tokenizer.clock,
         "versions": versions(),
         "devices": devices(),
+        **({} if parts.calibration is None else {"calibration": to_json(parts.calibration)}),
     }
 
 

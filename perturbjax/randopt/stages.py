@@ -12,11 +12,13 @@ from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.inference import EncodedBatch, Engine
+from perturbjax.randopt.auto_sigmas import keep_sigmas
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.controls import Evaluation, evaluate_run
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.flow import Flow, SearchRecord, run_base
 from perturbjax.randopt.loop import search
+from perturbjax.randopt.preflight import Preflight
 from perturbjax.randopt.questions import write_question_scores
 from perturbjax.randopt.results import Results, read_results
 from perturbjax.randopt.setup import Parts, describe_run, load_parts, make_engine
@@ -52,7 +54,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     config.validate()
     progress, peers = progress if is_main() else SILENT, peers or Peers(None, SILENT.note)
     on_main(lambda: _check(config))
-    parts = load_parts(config, progress.note)
+    parts = load_parts(keep_sigmas(config), progress.note)
+    config = parts.config
     check_agreement(parts.identity)
     directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity))
     # Prompts that show the date show the same one on all processes, and after a resume that of the first day.
@@ -97,9 +100,10 @@ def _stages(
     base = None if finished else score_base(engine, whole, slices, progress)
     if parts.config.run.profile is not None:
         _trace(parts, engine, slices[0], parts.config.run.profile, progress)
-    table = score_population(parts, engine, slices, directory, progress, peers)
+    look = Preflight(parts.config.race, parts.config.run.require_reliability and not finished, progress.note)
+    table = score_population(parts, engine, slices, directory, progress, peers, look)
     sigmas = parts.population.sigma_of(np.arange(len(parts.population)))
-    on_main(lambda: write_candidates(directory.candidates, sigmas, table.scores))
+    on_main(lambda: write_candidates(directory.candidates, sigmas, parts.config.race.filled(table.scores)))
     if base is None:
         return None
     evaluation = evaluate_population(parts, engine, base, table, progress)
@@ -138,10 +142,23 @@ def score_base(engine: Engine, whole: EncodedBatch, slices: Sequence[EncodedBatc
 
 
 def score_population(
-    parts: Parts, engine: Engine, slices: Sequence[EncodedBatch], directory: RunDirectory, progress: Progress, peers: Peers
+    parts: Parts,
+    engine: Engine,
+    slices: Sequence[EncodedBatch],
+    directory: RunDirectory,
+    progress: Progress,
+    peers: Peers,
+    look: Preflight,
 ) -> ScoreTable:
     """Completes the rounds of the race, with a commit, a line of metrics.jsonl and a step of the progress bar per chunk."""
     race = parts.config.race
+    # Rounds were prepared beforehand; which examples are dead is known only now.
+    prepared = {tuple(range(*race.columns(number).indices(race.examples))): part for number, part in enumerate(slices)}
+
+    def prepare(columns: np.ndarray) -> EncodedBatch:
+        known = prepared.get(tuple(columns.tolist()))
+        return known or engine.prepare([parts.splits.search[i] for i in columns], parts.template)
+
     with open_state(directory.state, race, parts.identity) as state:
         peers.freeze = state.freeze
         for warning in state.warnings:
@@ -150,7 +167,7 @@ def score_population(
             raise InputError(
                 f"{directory.state}: the saved state is missing, candidates.parquet is not; restore it, or delete {directory.path}"
             )
-        table = search(engine, parts.population, race, slices, state, MetricsLog(directory.metrics), progress)
+        table = search(engine, parts.population, race, prepare, state, MetricsLog(directory.metrics), progress, look)
         if bad := sum(table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
             progress.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower the sigmas")
@@ -159,7 +176,7 @@ def score_population(
 
 def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, int], table: ScoreTable, progress: Progress) -> Evaluation:
     """Chooses on the select split and measures on the test split, beside the controls; ``base`` as ``score_base`` gives it."""
-    settings, record = parts.config.search, SearchRecord(parts.config.race, base_scores=base[0], base_tokens=base[1], **vars(table))
+    settings, record = parts.config.search, SearchRecord.of(parts.config.race, table, *base)
     flow = Flow(
         engine,
         parts.task,

@@ -7,7 +7,9 @@ import numpy as np
 from perturbjax.noise import Population
 from perturbjax.randopt.entries import VoteEntry
 from perturbjax.randopt.flow import SearchRecord, VoteCurve
-from perturbjax.randopt.results import PopulationSummary, RacingSummary, Round, SigmaSummary, Ties
+from perturbjax.randopt.preflight import FirstLook
+from perturbjax.randopt.reliability import reliability
+from perturbjax.randopt.results import PopulationSummary, RacingSummary, ReliabilitySummary, Round, SigmaSummary, Ties
 from perturbjax.report import compared_entry, entry
 from perturbjax.report.accounting import wilson
 
@@ -71,9 +73,19 @@ def racing_summary(record: SearchRecord) -> RacingSummary:
             )
         )
     spent = record.total_tokens
-    full = spent if len(rounds) == 1 else len(scores) * int(record.base_tokens)
+    full = spent if race.parts == 1 else len(scores) * int(record.base_tokens)
     error = race.error if race.rule == "bounds" else None
-    return RacingSummary(race.rule, error, tuple(rounds), spent, full, spent / full if full else 1.0)
+    screen = race.screen if race.parts > len(rounds) else None
+    return RacingSummary(race.rule, error, tuple(rounds), spent, full, spent / full if full else 1.0, record.skipped, screen)
+
+
+def reliability_summary(record: SearchRecord) -> ReliabilitySummary | None:
+    """The reliability at the first look and of the whole population, both of the mean over all search examples; None where there are too
+    few scores for one."""
+    scores = record.scores
+    looked = FirstLook(record.race).found(scores)
+    population = reliability(scores[:, ~np.isnan(scores).any(axis=0)], scores.shape[1])
+    return ReliabilitySummary(looked, population) if looked and population else None
 
 
 def tie_summary(scores: np.ndarray, members: np.ndarray, pool: np.ndarray) -> Ties:

@@ -30,11 +30,8 @@ class Splits:
 def make_splits(examples: Sequence[Example], search: int, select: int, test: int, seed: int) -> Splits:
     """Assign the examples to three disjoint splits of the asked sizes.
 
-    The order is that of sha256(seed, id): it depends on nothing but the seed and the examples' ids, so it is the same on every platform
-    and with every library version (numpy does not promise that of its permutations, NEP 19) and does not depend on the order of the rows.
-    Rows that ask the same (``same_question_key``) under different ids would put one question into two splits; only the first of them in
-    that order is assigned. The test split is filled first and select second, so a bigger search split leaves the test questions as they
-    were.
+    They are filled in the order of ``in_order``: the test split first and select second, so a bigger search split leaves the test questions
+    as they were.
 
     Raises:
         InputError: a size is not a positive integer, an id occurs twice, or there are fewer distinct examples than asked for.
@@ -43,12 +40,7 @@ def make_splits(examples: Sequence[Example], search: int, select: int, test: int
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(f"`{name}_examples` {size}: a positive integer is required; every split needs examples")
-    ((twice, times),) = Counter(example.id for example in examples).most_common(1) or [("", 0)]
-    if times > 1:
-        raise InputError(f"`task`: example id {twice!r} occurs more than once; ids must be unique to keep the splits disjoint")
-
-    ordered = sorted(examples, key=lambda example: (hashlib.sha256(f"{seed}\0{example.id}".encode()).digest(), example.id))
-    distinct = list({same_question_key(example): example for example in reversed(ordered)}.values())[::-1]
+    distinct = in_order(examples, seed)
     needed = search + select + test
     if len(distinct) < needed:
         repeated = len(examples) - len(distinct)
@@ -62,6 +54,24 @@ def make_splits(examples: Sequence[Example], search: int, select: int, test: int
         select=tuple(distinct[test : test + select]),
         search=tuple(distinct[test + select : needed]),
     )
+
+
+def in_order(examples: Sequence[Example], seed: int) -> list[Example]:
+    """The examples in an order of the seed, each question once.
+
+    The order is that of sha256(seed, id): it depends on nothing but the seed and the examples' ids, so it is the same on every platform
+    and with every library version (numpy does not promise that of its permutations, NEP 19) and does not depend on the order of the rows.
+    Rows that ask the same (``same_question_key``) under different ids would put one question into two splits; only the first of them in
+    that order is taken.
+
+    Raises:
+        InputError: an id occurs twice.
+    """
+    ((twice, times),) = Counter(example.id for example in examples).most_common(1) or [("", 0)]
+    if times > 1:
+        raise InputError(f"`task`: example id {twice!r} occurs more than once; ids must be unique to keep the splits disjoint")
+    ordered = sorted(examples, key=lambda example: (hashlib.sha256(f"{seed}\0{example.id}".encode()).digest(), example.id))
+    return list({same_question_key(example): example for example in reversed(ordered)}.values())[::-1]
 
 
 def same_question_key(example: Example) -> tuple[str, str, str]:

@@ -48,7 +48,7 @@ def test_counts_must_be_positive_integers(name, value):
         ({"sigmas": (0.001, 0.001 * (1 + 1e-12))}, r"twice"),
         ({"noise": "uniform"}, r"`noise` uniform: one of gaussian, rademacher"),
         ({"scale": "relative"}, r"`scale` relative: one of absolute, rms, modular"),
-        ({"racing": "sprint"}, r"`racing` sprint: one of off, halving, bounds"),
+        ({"racing": "sprint"}, r"`racing` sprint: one of off, halving, bounds, dead"),
         ({"strategy": "eager"}, r"`strategy` eager: one of auto, lazy, copy, low_rank"),
         ({"strategy": "low_rank"}, r"`strategy` low_rank: .* `rank`"),
         ({"dtype": "float16"}, r"`dtype` float16: one of auto, float32, bfloat16"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from racing_matrices import equals, far_apart, graded, relatives
 from support.paths import DATA
-from support.search_fakes import FakeEngine, FakePopulation, Told, expected_scores, slices
+from support.search_fakes import FakeEngine, FakePopulation, Told, expected_scores, prepare
 
 from perturbjax.errors import InputError
 from perturbjax.randopt.bounds import critical_lead, may_reach_top
@@ -26,9 +26,9 @@ from perturbjax.scoring import top_k
 def run_race(race: Race, full: np.ndarray) -> np.ndarray:
     """Ask only what the race asks: the score matrix with NaN elsewhere."""
     scores = np.full(full.shape, np.nan, np.float32)
-    for number in range(len(race.ends)):
-        survivors, columns = race.survivors(scores, number), race.columns(number)
-        scores[survivors, columns] = full[survivors, columns]
+    for number in range(race.parts):
+        candidates, columns, _ = race.part(scores, number)
+        scores[np.ix_(candidates, columns)] = full[np.ix_(candidates, columns)]
     return scores
 
 
@@ -177,13 +177,16 @@ def test_halving_keeps_good_candidates_for_a_third_of_the_work():
     assert -0.01 < np.mean(losses) <= 0
 
 
+def recorded(task: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """(256, 128) scores, (128,) tokens of each question, and of the prefix that all share."""
+    with np.load(DATA / f"racing_{task}.npz") as saved:
+        return np.unpackbits(saved["bits"], axis=1).astype(np.float32), saved["own_tokens"].astype(int), int(saved["prefix_tokens"])
+
+
 @pytest.mark.parametrize("task", ["sst2", "boolq"])
 def test_halving_meets_its_target_on_the_recorded_scores_of_a_real_search(task):
     # 256 candidates of SmolLM2-135M on 128 questions, in full (scripts/racing_record.py), in the order of the seed.
-    with np.load(DATA / f"racing_{task}.npz") as saved:
-        full = np.unpackbits(saved["bits"], axis=1).astype(np.float32)
-        own, prefix = saved["own_tokens"].astype(int), int(saved["prefix_tokens"])
-    assert full.shape == (256, 128)
+    full, own, prefix = recorded(task)
     means, best = full.mean(axis=1), top_k(full, 16)
     race = Race("halving", 256, 128, 16)
     asked = ~np.isnan(run_race(race, full))
@@ -193,9 +196,42 @@ def test_halving_meets_its_target_on_the_recorded_scores_of_a_real_search(task):
     np.testing.assert_array_equal(kept(Race("bounds", 256, 128, 16), full), best)
 
 
+@pytest.mark.parametrize(("task", "share", "points"), [("sst2", 0.53, 0.0), ("boolq", 0.85, -0.05)])
+def test_dead_prompts_of_a_real_search_cost_next_to_nothing(task, share, points):
+    full, own, prefix = recorded(task)
+    race = Race("dead", 256, 128, 16)
+    scores = run_race(race, full)
+    first, later = (race.part(scores, number) for number in range(2))
+    assert np.array_equal(scores[:32], full[:32]) and np.array_equal(later.candidates, np.arange(32, 256))
+    spent = sum(len(part.candidates) * (prefix + own[part.columns].sum()) for part in (first, later))
+    assert spent / (256 * (prefix + own.sum())) <= share
+    means, mine = full.mean(axis=1), top_k(race.filled(scores), 16)
+    assert 100 * (means[mine].mean() - means[top_k(full, 16)].mean()) >= points
+
+
+def test_skipped_is_what_the_first_all_get_right_and_only_their_mistakes_are_lost():
+    full = np.ones((7, 6), np.float32)
+    full[:, 1] = 0  # all are wrong: there is something to win
+    full[2, 2] = 0.5  # one of the first is not quite right
+    full[4, 3] = full[5, 4] = 0  # mistakes of later ones
+    race = Race("dead", 7, 6, 1, screen=3)
+    scores = run_race(race, full)
+    assert race.skipped(scores).tolist() == [True, False, False, True, True, True]
+    assert np.isnan(scores[3:, [0, 3, 4, 5]]).all() and not np.isnan(scores[:, [1, 2]]).any() and not np.isnan(scores[:3]).any()
+    full[4, 3] = full[5, 4] = 1
+    np.testing.assert_array_equal(race.filled(scores), full)
+    scores[6, 1] = np.nan  # not answered yet: it has no score to be ranked by
+    assert np.isnan(race.filled(scores)[6, [0, 1]]).all()
+    scores[0, 0] = np.nan
+    assert not race.skipped(scores).any()
+    # Nothing is left to rank by, or nobody is left to be spared anything: everyone answers everything.
+    for other, scores in ((race, np.ones((7, 6), np.float32)), (Race("dead", 7, 6, 1, screen=7), full)):
+        np.testing.assert_array_equal(run_race(other, scores), scores)
+
+
 N, D = 30, 32
 RULES: tuple[RacingRule, ...] = get_args(RacingRule)
-RACES = [Race(rule, N, D, 3, rounds=3, smallest=4, error=0.4) for rule in RULES]
+RACES = [Race(rule, N, D, 3, rounds=3, smallest=4, error=0.4, screen=2) for rule in RULES]
 
 
 class Killed(BaseException):
@@ -214,7 +250,7 @@ def raced_search(folder: Path, race: Race, chunk: int, stop_after: int | None = 
 
     with open_state(folder / "state", race, {"rule": race.rule}) as state, contextlib.suppress(Killed):
         log = MetricsLog(folder / "metrics.jsonl")
-        table = search(engine, FakePopulation(N), race, slices(race), state, log, Told(on_chunk))
+        table = search(engine, FakePopulation(N), race, prepare, state, log, Told(on_chunk))
         write_candidates(folder / "candidates.parquet", np.full(N, 0.001, np.float32), table.scores)
         np.save(folder / "scores.npy", table.scores)
         np.save(folder / "tokens.npy", table.tokens)
@@ -232,13 +268,13 @@ def test_a_raced_search_asks_what_the_race_asks_and_nothing_else(tmp_path, race)
         asked = np.sum(~np.isnan(expected[:, race.columns(number)]), axis=1)
         np.testing.assert_array_equal(tokens[:, number], asked * (np.arange(N) + 100))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    for number in range(len(race.ends)):
+    for number in range(race.parts):
         mine = [line for line in lines if line["round"] == number + 1]
-        survivors = race.survivors(expected, number)
-        assert mine[-1]["done"] == mine[-1]["total"] == sum(line["candidates"] for line in mine) == len(survivors)
-        means = expected[survivors, : race.ends[number]].mean(axis=1)
+        candidates, columns, round_ = race.part(expected, number)
+        assert mine[-1]["done"] == mine[-1]["total"] == sum(line["candidates"] for line in mine) == len(candidates)
+        means = race.filled(expected)[candidates, : race.ends[round_]].mean(axis=1)
         assert (mine[-1]["best"], mine[-1]["mean"]) == pytest.approx((means.max(), means.mean()))
-        assert {(line["rounds"], line["examples"]) for line in mine} == {(len(race.ends), race.ends[number] - race.columns(number).start)}
+        assert {(line["rounds"], line["examples"]) for line in mine} == {(race.parts, len(columns))}
 
 
 @pytest.mark.parametrize("race", RACES[1:], ids=RULES[1:])
@@ -271,13 +307,11 @@ def test_a_bad_score_in_a_later_round_is_named_by_its_place_in_the_split(tmp_pat
     class BrokenScores(FakeEngine):
         def run(self, candidates, prepared):
             outputs = super().run(candidates, prepared)
-            if prepared.start:
+            if prepared[0]:
                 outputs.scores[0, 1] = np.inf
             return outputs
 
     race = RACES[1]
-    with open_state(tmp_path / "state", race, {}) as state:
-        with pytest.raises(InputError, match=f"example {race.ends[0] + 1} for candidate"):
-            search(BrokenScores(), FakePopulation(N), race, slices(race), state, MetricsLog(tmp_path / "metrics.jsonl"))
-        with pytest.raises(ValueError, match="one for each of the 3 rounds"):
-            search(FakeEngine(), FakePopulation(N), race, slices(race)[:2], state, MetricsLog(tmp_path / "metrics.jsonl"))
+    named = pytest.raises(InputError, match=f"example {race.ends[0] + 1} for candidate")
+    with open_state(tmp_path / "state", race, {}) as state, named:
+        search(BrokenScores(), FakePopulation(N), race, prepare, state, MetricsLog(tmp_path / "metrics.jsonl"))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.paths import SUPPORT
-from support.search_fakes import FakeEngine, FakePopulation, expected_scores, slices
+from support.search_fakes import FakeEngine, FakePopulation, expected_scores, prepare
 from support.search_victim import SCORED, main
 
 from perturbjax.cluster.peers import PREEMPTED
@@ -56,7 +56,7 @@ def opened(directory: Path, race: Race = RACE, identity: Identity = IDENTITY) ->
 def run(directory: Path, chunk: int = 4, stop_after: int | None = None) -> tuple[ScoreTable, FakeEngine]:
     engine = KilledEngine(chunk, stop_after)
     with opened(directory) as state, contextlib.suppress(Killed):
-        search(engine, FakePopulation(N), RACE, slices(RACE), state, MetricsLog(directory / "metrics.jsonl"))
+        search(engine, FakePopulation(N), RACE, prepare, state, MetricsLog(directory / "metrics.jsonl"))
     with opened(directory) as state:
         return ScoreTable.of(state, RACE), engine
 
@@ -242,7 +242,7 @@ def test_a_task_whose_score_is_not_a_number_is_refused_before_anything_is_commit
 
     with opened(tmp_path) as state:
         with pytest.raises(InputError, match="example 3 for candidate 2"):
-            search(BrokenScores(), FakePopulation(N), RACE, slices(RACE), state, MetricsLog(tmp_path / "metrics.jsonl"))
+            search(BrokenScores(), FakePopulation(N), RACE, prepare, state, MetricsLog(tmp_path / "metrics.jsonl"))
         assert state.step == 0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from perturbjax.inference import Engine
+from perturbjax.inference.next_token import NextToken
 from perturbjax.models.partition import partition
 from perturbjax.noise import Noise, Rule
 from perturbjax.pretrained import load_model
@@ -71,6 +72,18 @@ def generated():
     yield one == other and one[0] != one[1], "tiny_qwen2 1x5 sampled", 0.0
 
 
+def next_tokens():
+    """What noise does to the next token, with a padded vocabulary whose logits lie on five devices."""
+    found = []
+    for where, stored in ((make_mesh(jax.devices()[:1]), False), (mesh_of("1x5"), True)):
+        model, task = load_model(str(FIXTURES / "tiny_qwen2"), "float32", stored=stored), Toy("choice")
+        measured = NextToken(model, task, task.examples(), TEMPLATE, where, chunk=2)
+        found.append(measured.measure(POPULATION[:2], Noise(scale="rms")))
+    one, other = found
+    apart = max(float(np.abs(one.kl / other.kl - 1).max()), float(np.abs(one.hidden / other.hidden - 1).max()))
+    yield apart < 1e-3 and np.array_equal(one.argmax, other.argmax) and one.argmax.any(), "tiny_qwen2 1x5 next token", apart
+
+
 def layouts():
     """What is sharded where, as the docstring of ``MESHES`` says."""
     config = load_model(str(FIXTURES / "tiny_llama3")).config
@@ -82,6 +95,6 @@ def layouts():
 if __name__ == "__main__":
     # Half of the time is LLVM's otherwise, on programs that run for a moment; how they are partitioned comes before it, and is the same.
     compile_quickly(pytest.MonkeyPatch())
-    for part in (layouts, choices, generated):
+    for part in (layouts, choices, generated, next_tokens):
         for good, what, apart in part():
             print(part.__name__, "ok" if good else "WRONG", what, f"{apart:.1e}", flush=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from perturbjax.inference.outputs import Outputs
-from perturbjax.randopt.racing import Race
 from perturbjax.runs.console import Bar, Progress
 
 
@@ -32,7 +31,7 @@ class FakeEngine:
         self.seen: list[int] = []
         self.asked: list[tuple[int, int]] = []
 
-    def run(self, candidates: np.ndarray, prepared: range) -> Outputs:
+    def run(self, candidates: np.ndarray, prepared: list[int]) -> Outputs:
         time.sleep(self.delay)
         self.seen.extend(int(i) for i in candidates)
         self.asked.extend((int(i), e) for i in candidates for e in prepared)
@@ -57,9 +56,9 @@ class Told(Progress):
         return Telling(self, label, total, done, unit, drawn=False)
 
 
-def slices(race: Race) -> list[range]:
-    """The examples of each round, as FakeEngine takes them."""
-    return [range(race.columns(number).start, race.columns(number).stop) for number in range(len(race.ends))]
+def prepare(columns: np.ndarray) -> list[int]:
+    """Examples as FakeEngine takes them."""
+    return columns.tolist()
 
 
 def expected_scores(candidates: np.ndarray, examples: Iterable[int]) -> np.ndarray:

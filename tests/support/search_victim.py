@@ -18,7 +18,7 @@ from perturbjax.randopt.racing import Race
 from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import MetricsLog
-from support.search_fakes import FakeEngine, FakePopulation, Told, slices
+from support.search_fakes import FakeEngine, FakePopulation, Told, prepare
 
 RACE = Race("halving", candidates=40, examples=8, top_k=3, rounds=3, smallest=2)
 SCORED = 40 + 16 + 6
@@ -41,7 +41,7 @@ def main(directory: Path, chunk: int, delay: float) -> None:
         with cluster_run(Console().note) as peers:
             peers.advice, peers.freeze = "go on", state.freeze
             engine, metrics = FakeEngine(chunk, max(delay, 0)), MetricsLog(directory / "metrics.jsonl")
-            table = search(engine, FakePopulation(RACE.candidates), RACE, slices(RACE), state, metrics, Told(on_chunk))
+            table = search(engine, FakePopulation(RACE.candidates), RACE, prepare, state, metrics, Told(on_chunk))
         write_candidates(directory / "candidates.parquet", np.full(RACE.candidates, 0.001, np.float32), table.scores)
 
 
