@@ -98,7 +98,8 @@ def test_changed_weights_rows_and_splits_are_named_where_no_setting_explains_the
 
 def test_every_field_of_the_config_is_in_the_identity_or_known_not_to_matter():
     # A setting added later must be put on one of the two sides.
-    irrelevant = {"chunk", "in_flight", "out", "resume", "compile_cache", "profile", "mesh", "coordinator", "num_processes", "process_id"}
+    irrelevant = {"chunk", "in_flight", "out", "resume", "require_reliability", "profile"}
+    irrelevant |= {"compile_cache", "mesh", "coordinator", "num_processes", "process_id"}
     assert {field.name for part in vars(Config()).values() for field in dataclasses.fields(part)} - irrelevant <= set(identity())
 
 
