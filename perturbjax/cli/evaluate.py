@@ -16,7 +16,7 @@ from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
 from perturbjax.report.words import percent, percent_range, points_range
 from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.config import check_positive
+from perturbjax.runs.config import absolute_if_there, check_positive
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
 from perturbjax.runs.rundir import RunDirectory
@@ -92,7 +92,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     from perturbjax.tasks import load_task
 
     parts, ensemble = reopen_ensemble(config.run, console.note, (*config.trust, config.task or ""))
-    own = config.task is None or config.task == parts.config.data.task
+    own = config.task is None or absolute_if_there(config.task) == parts.config.data.task
     task = parts.task if config.task is None or own else load_task(config.task)
     rows = unused_rows(parts) if own else foreign_rows(parts, task)
     if config.examples is not None and config.examples > len(rows):

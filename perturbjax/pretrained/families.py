@@ -187,10 +187,8 @@ _RECORDS = (
             Refusal("decoder_sparse_step", lambda raw: raw.get("decoder_sparse_step", 1) != 1, "1"),
             Refusal("mlp_only_layers", lambda raw: bool(raw.get("mlp_only_layers")), "an empty list"),
         ),
-        hf_extras={
-            **{"attention_bias": False, "use_sliding_window": False},
-            **{"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
-        },
+        hf_extras={"attention_bias": False, "use_sliding_window": False}
+        | {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
         tensors=_TENSORS | _EXPERTS,
         gguf_permutes_qk=False,
         numbers={

@@ -4,6 +4,7 @@ Field names are flags of the command line, with dashes; the strings below the fi
 names the field; the command line turns the name into the flag.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,5 +102,8 @@ def check_text(name: str, value: str) -> None:
 
 
 def absolute_if_there(name: str) -> str:
-    """The absolute path of a file or directory, so that a run can be reopened from anywhere; any other name as it is."""
-    return str(path.absolute()) if (path := Path(name).expanduser()).exists() else name
+    """The absolute path of a file or directory, or of the file in ``path.py:attribute``, so that a run can be reopened from anywhere; any
+    other name as it is."""
+    file, colon, attribute = name.partition(".py:")
+    path = Path(f"{file}.py" if colon else name).expanduser()
+    return os.path.abspath(path) + (f":{attribute}" if colon else "") if path.exists() else name

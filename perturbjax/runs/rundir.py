@@ -5,7 +5,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from perturbjax.cluster import broadcast_json, is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.records import from_json, refuse, to_json
+from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
 from perturbjax.tasks.registry import names_code
 from perturbjax.tree import digest
@@ -160,8 +161,7 @@ class RunDirectory:
     def create(self, identity: Identity, record: dict[str, Any]) -> None:
         """Make the directory and its ``config.json``: ``record`` plus the format and the identity."""
         self.path.mkdir(parents=True, exist_ok=True)
-        made = {"format": FORMAT, "directory": os.getcwd()}
-        content = made | record | {"identity": dict(identity), "identity_digest": identity_digest(identity)}
+        content = {"format": FORMAT, **record, "identity": dict(identity), "identity_digest": identity_digest(identity)}
         write_json(self.config, content)
 
     def withdraw(self) -> None:
@@ -218,8 +218,7 @@ class RunDirectory:
             trusted: each ``module:attribute`` that the person named.
 
         Raises:
-            InputError: as ``read_config``; the settings are damaged, name code that is not trusted, or name files relative to the working
-                directory of the run, which is another.
+            InputError: as ``read_config``; the settings are damaged, or name code that is not trusted.
         """
         config: Any = from_json(kind, self.read_config().get("config"), f"{self.config}: config")
         try:
@@ -227,11 +226,9 @@ class RunDirectory:
         except InputError as error:
             raise InputError(f"{self.config}: {error}") from None
         code = [text for text in _texts(to_json(config.data)) if names_code(text)]
-        if not set(code) <= set(trusted):
+        if not set(code) <= {*trusted, *map(absolute_if_there, trusted)}:
             names = ",".join(dict.fromkeys(code))
             raise InputError(f"{self.path}: the run names Python code, which would be run; if you trust it, add `trust` {names}")
-        if left := _left_behind(_texts(to_json(config)), str(self.read_config().get("directory", ""))):
-            raise InputError(f"{self.path}: the run names {left[0]}, which lies in {left[1]}; start the command there")
         return config
 
     def claim(
@@ -302,12 +299,6 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, dict | list):
         return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
     return [value] if isinstance(value, str) else []
-
-
-def _left_behind(texts: Iterable[str], directory: str) -> tuple[str, str] | None:
-    """The first path among these that there is in a directory and not here, and the directory."""
-    paths = (re.sub(r"(?<=\.py):.*", "", text, flags=re.DOTALL) for text in texts if text)
-    return next(((path, directory) for path in paths if os.path.exists(os.path.join(directory, path)) and not os.path.exists(path)), None)
 
 
 def default_path(task_name: str, model_name: str, identity: Identity) -> Path:

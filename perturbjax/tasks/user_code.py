@@ -52,9 +52,10 @@ class UserCode:
         try:
             # What stands between the parentheses is parsed, never evaluated.
             call: Any = ast.parse(f"f{match['call'] or '()'}", mode="eval").body
+            readable = isinstance(call.func, ast.Name)  # and no f(1)(2), whose first arguments are in ``func``
             args = tuple(ast.literal_eval(each) for each in call.args)
             kwargs = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
-            readable = None not in kwargs  # **mapping
+            readable &= None not in kwargs  # **mapping
         except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
             readable, args, kwargs = False, (), {}
         if not readable:
@@ -72,7 +73,7 @@ class UserCode:
         return task
 
     def _module(self) -> ModuleType:
-        file = Path(self.place).absolute() if self.place.endswith(".py") else None
+        file = Path(self.place).expanduser().absolute() if self.place.endswith(".py") else None
         if file is not None and not file.is_file():
             raise InputError(f"task {self.spec!r}: there is no file {file}; correct the path")
         # Other modules may lie beside a file. A console script does not have the working directory on the path, where modules mostly lie.

@@ -11,6 +11,7 @@ from perturbjax import InputError
 from perturbjax.caulking.cells import Measured, read_cells, write_cells
 from perturbjax.caulking.complexity import n_required, non_increasing, sample_complexity, source_slope, surfaces
 from perturbjax.caulking.laws import FloorLaw, ProductLaw, compare_laws
+from perturbjax.caulking.surface_table import required_lines, surface_lines
 
 SOURCES, SAMPLES = (256.0, 1024.0, 4096.0), (16, 32, 64, 128, 256, 512, 1024)
 
@@ -114,3 +115,13 @@ def test_cells_are_read_as_written(tmp_path):
     (tmp_path / "cells.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be read"):
         read_cells(tmp_path / "cells.parquet")
+
+
+def test_lines_of_a_grid():
+    grid = cells(np.array([[0.5, 0.4], [0.3, 0.1]])[..., None] * np.ones(2), sources=(16.0, 64.0), samples=(8, 16))
+    (surface,) = surfaces(grid).values()
+    title, head, first, second = surface_lines("lora: error", surface, {16.0: [0.2, 0.4], 64.0: [0.1, 0.1]})
+    assert title == "lora: error, mean over 2 seeds [95 %]" and head.split() == ["m", "source", "n", "=", "8", "n", "=", "16"]
+    assert first.split()[:3] == ["16", "0.300", "0.500"] and second.split()[:3] == ["64", "0.100", "0.300"]
+    above, found = required_lines("lora", sample_complexity(grid, 0.2)["lora"])
+    assert above.split() == ["lora", "m", "=", "16", "more", "than", "16"] and found.startswith("lora     m = 64") and "norm" in found

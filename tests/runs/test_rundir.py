@@ -17,6 +17,7 @@ from perturbjax.randopt.setup import Questions, make_identity
 from perturbjax.randopt.table import write_candidates
 from perturbjax.records import to_json
 from perturbjax.runs import console as module
+from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
 from perturbjax.runs.rundir import RunDirectory, default_path, differences, identity_digest
@@ -117,20 +118,19 @@ def test_a_new_directory_is_made_with_its_config_and_found_again(tmp_path):
         directory.check_identity(identity(seed=1), {})
 
 
-def test_a_run_whose_files_are_relative_to_another_directory_says_which(tmp_path, monkeypatch):
-    here, there = tmp_path / "here", tmp_path / "there"
-    for folder in (here, there):
-        folder.mkdir()
-    (there / "rows.jsonl").write_text("")
-    (there / "my_task.py").write_text("")
-    for task, trusted in (("rows.jsonl", ()), ("./my_task.py:Task(1)", ("./my_task.py:Task(1)",))):
-        monkeypatch.chdir(there)
-        run, config = RunDirectory(tmp_path / f"run-{task[-3:]}"), config_of(task=task)
-        run.create(identity(), {"config": to_json(config)})
-        assert run.read_settings(Config, trusted) == config
-        monkeypatch.chdir(here)
-        with pytest.raises(InputError, match=f"the run names {task.split(':')[0]}, which lies in {there}; start the command there"):
-            run.read_settings(Config, trusted)
+def test_a_task_in_a_file_is_found_and_trusted_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "my_task.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    task = absolute_if_there("./my_task.py:Task(1, ':')")
+    assert task == f"{tmp_path / 'my_task.py'}:Task(1, ':')" and absolute_if_there("no.py:Task") == "no.py:Task"
+    run, config = RunDirectory(tmp_path / "run"), config_of(task=task)
+    run.create(identity(), {"config": to_json(config)})
+    assert run.read_settings(Config, ["./my_task.py:Task(1, ':')"]) == run.read_settings(Config, [task]) == config
+    monkeypatch.chdir("here")
+    assert run.read_settings(Config, ["../my_task.py:Task(1, ':')"]) == config
+    with pytest.raises(InputError, match="the run names Python code"):
+        run.read_settings(Config, ["./my_task.py:Task(1, ':')"])
 
 
 def test_a_run_older_than_a_setting_is_the_run_with_its_default(tmp_path):

@@ -119,7 +119,7 @@ def test_a_users_task_is_called_with_literals(module: str) -> None:
     assert "calling it with these arguments failed (TypeError" in refused(f"{module}:Few(3, 4)")
     assert "task is a Parity, which takes no arguments" in refused(f"{module}:task(3)")
     code = ("(open('x'))", "(__import__('os'))", "(n)", "(*[1])", "(**{'count': 1})")
-    for arguments in (*code, "(1", "(1) + (2)", "(1))", "(" + "[" * 5000 + ")"):
+    for arguments in (*code, "(1", "(1) + (2)", "(1)(2)", "(1).x(2)", "(1))", "(" + "[" * 5000 + ")"):
         message = refused(f"{module}:Few{arguments}")
         assert "its arguments must be" in message or "not a task name" in message, message
 

@@ -22,8 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from perturbjax.caulking import Cell, Fitting, Measured, Method, run_grid, sample_complexity
-from perturbjax.caulking.complexity import Surface, source_slope, surfaces
+from perturbjax.caulking import Fitting, Measured, Method, run_grid, sample_complexity
+from perturbjax.caulking.complexity import source_slope, surfaces
+from perturbjax.caulking.pretraining import pretrain
+from perturbjax.caulking.surface_table import required_lines, surface_lines
 from perturbjax.errors import InputError
 from perturbjax.models.adapter_layers import bottleneck
 from perturbjax.models.adapters import Bottleneck, LoRA, head
@@ -155,32 +157,19 @@ def wrong(params: Any, test: Any) -> jax.Array:
     return (forward(params, test[0]).argmax(axis=-1) != test[1]).mean(dtype=jnp.float32)
 
 
-def pretrain(
+def pretrained(
     sizes: Sizes, sets: Sets, seeds: Sequence[int], shuffled: bool, progress: Progress
 ) -> tuple[dict[float, Any], dict[float, list[float]]]:
     """m -> networks pretrained on m rows of each seed, leading S, with a new head at zero; m -> source errors, one a seed."""
     images, labels = sets.source
     rows = images, np.random.default_rng(0).permutation(labels) if shuffled else labels
-    best: dict[tuple[int, int], tuple[float, Any]] = {}
-
-    def keep(cell: Cell, trained: Any) -> None:
-        kept[cell.samples, cell.seed] = trained["caulk"]
-
-    for steps in sizes.lengths:
-        kept: dict[tuple[int, int], Any] = {}
-        cells = run_grid(
-            loss, wrong, {}, {"source": Method(None, learning_rate=sizes.pretraining_rate)}, rows, sets.validation, sizes.sources, seeds,
-            Fitting(steps, sizes.pretraining_batch), init=network(sizes.channels), keep=keep, progress=progress,
-        )  # fmt: skip
-        for cell in cells:
-            if cell.error < best.get((cell.samples, cell.seed), (np.inf,))[0]:
-                best[cell.samples, cell.seed] = cell.error, kept[cell.samples, cell.seed]
-    bases, errors, measured = {}, {}, jax.jit(jax.vmap(wrong, (0, None)))
-    for m in sizes.sources:
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(best[m, seed][1] for seed in seeds))
-        errors[float(m)] = list(map(float, measured(stacked, sets.source_test)))
-        bases[float(m)] = stacked | {"head": jax.tree.map(np.zeros_like, stacked["head"])}
-    return bases, errors
+    bases = pretrain(
+        loss, wrong, network(sizes.channels), rows, sets.validation, sizes.sources, seeds, sizes.lengths, sizes.pretraining_batch,
+        sizes.pretraining_rate, progress=progress,
+    )  # fmt: skip
+    measured = jax.jit(jax.vmap(wrong, (0, None)))
+    errors = {m: list(map(float, measured(base, sets.source_test))) for m, base in bases.items()}
+    return {m: base | {"head": jax.tree.map(np.zeros_like, base["head"])} for m, base in bases.items()}, errors
 
 
 def methods(sizes: Sizes) -> dict[str, Method]:
@@ -197,7 +186,7 @@ def experiment(
     sizes: Sizes, sets: Sets, seeds: Sequence[int], names: Sequence[str], shuffled: bool = False, progress: Progress = SILENT
 ) -> tuple[tuple[Measured, ...], dict[float, list[float]]]:
     """Cells of the target, and errors of the bases on the source; ``shuffled``: its labels have nothing to do with the images."""
-    bases, errors = pretrain(sizes, sets, seeds, shuffled, progress)
+    bases, errors = pretrained(sizes, sets, seeds, shuffled, progress)
     chosen = {name: method for name, method in methods(sizes).items() if name in names}
     data, test = (jax.tree.map(lambda rows: np.repeat(rows[None], len(seeds), axis=0), part) for part in (sets.target, sets.test))
     cells = run_grid(
@@ -207,28 +196,17 @@ def experiment(
     return cells, errors
 
 
-def print_surface(name: str, surface: Surface, source: Mapping[float, Sequence[float]]) -> None:
-    print(f"{name}: wrong answers on the target, mean over {len(surface.seeds)} seeds [95 %]")
-    print(f"{'m':>8} {'source':>8}" + "".join(f"{f'n = {n}':>22}" for n in surface.samples))
-    for m, means, intervals in zip(surface.qualities, surface.mean, surface.interval(), strict=True):
-        found = "" if m is None else f"{np.mean(source[m]):8.3f}"
-        shown = (f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, (low, high) in zip(means, intervals, strict=True))
-        print(f"{'scratch' if m is None else f'{m:.0f}':>8} {found:>8}" + "".join(f"{text:>22}" for text in shown))
-
-
 def report(cells: Sequence[Measured], source: Mapping[float, Sequence[float]], level: float) -> None:
     table = surfaces(cells)
     for name, surface in table.items():
-        print_surface(name, surface, source)
+        print("\n".join(surface_lines(f"{name}: wrong answers on the target", surface, source)))
     print(f"images for {level:.0%} wrong answers, 95 % intervals over seeds")
     try:
         found = sample_complexity(cells, level)
     except InputError as error:  # not one cell reaches it
         return print(error)
     for name, each in found.items():
-        for m, required in each.items():
-            norm = "" if m is None or required.censored == "above" else f"   norm {required.norm:.2f}"
-            print(f"{name:8} {'' if m is None else f'm = {m:.0f}':10} {required.words:>22}{norm}")
+        print("\n".join(required_lines(name, each)))
         if None not in each and sum(required.censored == "no" for required in each.values()) > 1:
             value, (low, high), used = source_slope(table[name], source, level)
             print(f"{name:8} slope of log n_req against log source error {value:.2f} [{low:.2f}, {high:.2f}], {used} of {len(source)} m")

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.caulking import Cell, Fitting, Measured, Method, run_grid
+from perturbjax.caulking import Fitting, Measured, Method, run_grid
 from perturbjax.caulking.complexity import Required, Surface, sample_complexity, source_slope, surfaces
 from perturbjax.caulking.laws import compare_laws
+from perturbjax.caulking.pretraining import pretrain
+from perturbjax.caulking.surface_table import required_lines, surface_lines
 from perturbjax.models.adapter_layers import bottleneck
 from perturbjax.models.adapters import Bottleneck, LoRA, Partial, head
 from perturbjax.runs.compile_cache import use_compile_cache
@@ -140,32 +142,17 @@ def _draw(toy: Toy, seed: int) -> list[Any]:
     return [noisy, source_test, shown, asked]
 
 
-def pretrain(toy: Toy, problem: Problem, seeds: Sequence[int], progress: Progress) -> tuple[dict[float, Any], dict[float, list[float]]]:
+def pretrained(toy: Toy, problem: Problem, seeds: Sequence[int], progress: Progress) -> tuple[dict[float, Any], dict[float, list[float]]]:
     """m -> students pretrained on the first m source rows, leading S, with a new head at zero; m -> source errors, one a seed."""
     x, y = problem.source_test
     validation, test = ((x[:, part], y[:, part]) for part in (slice(None, toy.test), slice(toy.test, None)))
-    best: dict[tuple[int, int], tuple[float, Any]] = {}
-
-    def keep(cell: Cell, trained: Any) -> None:
-        kept[cell.samples, cell.seed] = trained["caulk"]
-
-    for steps in toy.lengths:
-        kept: dict[tuple[int, int], Any] = {}
-        cells = run_grid(
-            loss, relative_error, {}, {"source": Method(None, learning_rate=toy.pretraining_rate)}, problem.source, validation,
-            toy.sources, seeds, Fitting(steps, toy.pretraining_batch), init=students(toy, toy.outputs), per_seed=True,
-            keep=keep, progress=progress,
-        )  # fmt: skip
-        for cell in cells:
-            if cell.error < best.get((cell.samples, cell.seed), (np.inf,))[0]:
-                best[cell.samples, cell.seed] = cell.error, kept[cell.samples, cell.seed]
-    bases, errors = {}, {}
-    for m in toy.sources:
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(best[m, seed][1] for seed in seeds))
-        errors[float(m)] = list(map(float, jax.vmap(relative_error)(stacked, test)))
-        new = {"kernel": np.zeros((len(seeds), toy.width, 1), np.float32), "bias": np.zeros((len(seeds), 1), np.float32)}
-        bases[float(m)] = stacked | {"head": new}
-    return bases, errors
+    bases = pretrain(
+        loss, relative_error, students(toy, toy.outputs), problem.source, validation, toy.sources, seeds, toy.lengths,
+        toy.pretraining_batch, toy.pretraining_rate, per_seed=True, progress=progress,
+    )  # fmt: skip
+    errors = {m: list(map(float, jax.vmap(relative_error)(base, test))) for m, base in bases.items()}
+    new = {"kernel": np.zeros((len(seeds), toy.width, 1), np.float32), "bias": np.zeros((len(seeds), 1), np.float32)}
+    return {m: base | {"head": new} for m, base in bases.items()}, errors
 
 
 def methods(toy: Toy) -> dict[str, Method]:
@@ -188,32 +175,13 @@ class Outcome:
 def experiment(toy: Toy, seeds: Sequence[int], names: Sequence[str], shuffle: bool = False, progress: Progress = SILENT) -> Outcome:
     """Pretraining on the source (its labels shuffled: the control), then every cell of the target."""
     problem = Problem.draw(toy, seeds)
-    bases, errors = pretrain(toy, problem.shuffled() if shuffle else problem, seeds, progress)
+    bases, errors = pretrained(toy, problem.shuffled() if shuffle else problem, seeds, progress)
     chosen = {name: method for name, method in methods(toy).items() if name in names}
     cells = run_grid(
         loss, relative_error, bases, chosen, problem.target, problem.target_test, toy.samples, seeds, Fitting(toy.steps, toy.batch),
         init=students(toy, 1), per_seed=True, progress=progress,
     )  # fmt: skip
     return Outcome(cells, errors)
-
-
-def print_surface(surface: Surface, source: Mapping[float, Sequence[float]], name: str) -> None:
-    print(f"{name}: relative error on the target, mean over {len(surface.seeds)} seeds [95 %]")
-    print(f"{'m':>8} {'source':>8}" + "".join(f"{f'n = {n}':>22}" for n in surface.samples))
-    for m, means, intervals in zip(surface.qualities, surface.mean, surface.interval(), strict=True):
-        found = "" if m is None else f"{np.mean(source[m]):8.3f}"
-        shown = (f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, (low, high) in zip(means, intervals, strict=True))
-        print(f"{'scratch' if m is None else f'{m:.0f}':>8} {found:>8}" + "".join(f"{text:>22}" for text in shown))
-
-
-def required_lines(found: Mapping[str, Mapping[Any, Required]]) -> list[str]:
-    lines = []
-    for method, each in found.items():
-        for quality, required in each.items():
-            of = "" if quality is None else f"m = {quality:.0f}"
-            norm = "" if quality is None or required.censored == "above" else f"   norm {required.norm:.2f}"
-            lines.append(f"{method:8} {of:10} {required.words:>22}{norm}")
-    return lines
 
 
 def ratio(required: Mapping[Any, Required], first: float, last: float) -> float:
@@ -297,11 +265,13 @@ def report(main: Outcome, control: Outcome, level: float) -> bool:
     """Prints everything; whether all requirements are met."""
     table = surfaces(main.cells)
     for name, surface in table.items():
-        print_surface(surface, main.source, name)
+        print("\n".join(surface_lines(f"{name}: relative error on the target", surface, main.source)))
     for name, surface in surfaces(control.cells).items():
-        print_surface(surface, control.source, f"{name}, source labels shuffled")
+        what = f"{name}, source labels shuffled: relative error on the target"
+        print("\n".join(surface_lines(what, surface, control.source)))
     print(f"samples for a relative error of {level:g}, 95 % intervals over seeds")
-    print("\n".join(required_lines(sample_complexity(main.cells, level))))
+    for name, found in sample_complexity(main.cells, level).items():
+        print("\n".join(required_lines(name, found)))
     for name, surface in table.items():
         if surface.qualities != (None,):
             laws = compare_laws(surface.mean, [m for m in surface.qualities if m is not None], surface.samples)
