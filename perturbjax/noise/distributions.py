@@ -1,6 +1,6 @@
 """The table of noise distributions: one record each. Values, kernels, the cost model, the command line and the bench read it.
 
-A distribution that reads one word a weight is one line: ``one_word_a_weight(name, help, cost, of_words)``.
+A distribution that reads one word a weight is one line: ``one_word_a_weight(name, help, cost, largest, of_words)``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import jax.numpy as jnp
 
-from perturbjax.noise import tile, values
+from perturbjax.noise import norms, tile, values
 from perturbjax.noise.block import Block
 
 
@@ -28,6 +28,7 @@ class Distribution:
         rows_per_word: how many rows of a leaf share a word of the generator, 1 or 32.
         values: (key_data, block) -> E, float32 of the block's shape.
         add: (base, step, key_data, block) -> base + step * E in the base's type, float32 or wider.
+        largest: (count, dims) -> the expected largest Euclidean norm of ``count`` vectors of ``dims`` elements, for the scale "modular".
         tile: (words, step, rows, exact) -> step * E of a kernel's tile, float32 (rows, columns), from its words
             (ceil(rows / rows_per_word), columns). ``exact`` asks for the operations that equal ``values`` bit for bit on a CPU.
     """
@@ -38,6 +39,7 @@ class Distribution:
     rows_per_word: int
     values: Callable[[jax.Array, Block], jax.Array]
     add: Callable[[jax.Array, jax.Array, jax.Array, Block], jax.Array]
+    largest: Callable[[int, int], float]
     tile: Callable[[jax.Array, jax.Array, int, bool], jax.Array]
 
 
@@ -45,6 +47,7 @@ def one_word_a_weight(
     name: str,
     help: str,
     cost: float,
+    largest: Callable[[int, int], float],
     of_words: Callable[[jax.Array], jax.Array],
     *,
     of_block: Callable[[jax.Array, Block], jax.Array] | None = None,
@@ -63,7 +66,7 @@ def one_word_a_weight(
     def step_of_tile(words: jax.Array, step: jax.Array, rows: int, exact: bool) -> jax.Array:
         return step * in_tile(words, exact)
 
-    return Distribution(name, help, cost, 1, make, add, step_of_tile)
+    return Distribution(name, help, cost, 1, make, add, largest, step_of_tile)
 
 
 def _add_signs(base: jax.Array, step: jax.Array, key_data: jax.Array, block: Block) -> jax.Array:
@@ -77,6 +80,7 @@ _RECORDS = (
         "gaussian",
         "as in the paper",
         190.0,
+        norms.largest_normal,
         partial(tile.normal, exact=True),
         of_block=values.gaussian,
         of_tile=lambda words, exact: tile.normal(words, exact=exact),
@@ -88,6 +92,7 @@ _RECORDS = (
         values.WORD_BITS,
         values.rademacher,
         _add_signs,
+        norms.largest_sign,
         lambda words, step, rows, exact: tile.signed_step(words, step, rows),
     ),
 )

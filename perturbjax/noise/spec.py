@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from perturbjax.errors import InputError
 from perturbjax.noise.distributions import DISTRIBUTIONS
+from perturbjax.noise.modular import factors
 from perturbjax.tree import Params, leaf_paths, state_paths
 
 Scale = Literal["absolute", "rms", "modular"]
@@ -53,12 +54,8 @@ class Noise:
         scale: factor of sigma per leaf.
             "absolute": 1, as in RandOpt.
             "rms": the root mean square of the leaf.
-            "modular": sigma is the size of the step in the modular norm (Large et al., arXiv 2405.14813): a matrix (..., in, out) gets
-            sqrt(out / in) / (sqrt(in) + sqrt(out)), because the spectral norm of full-rank noise is about sqrt(in) + sqrt(out) and a
-            linear module's norm is sqrt(in / out) times the spectral norm; rank-r noise has spectral norm about sqrt(in * out / r), so
-            that takes the sum's place.
-            Embeddings (path holds "embed") and leaves of fewer than two dims get 1: their norm is the RMS of a row.
-            The formula is ours after that paper; Modular-Norm RandOpt (arXiv 2609.25745) weighs modules otherwise.
+            "modular": sigma is R of Modular-Norm RandOpt (arXiv 2609.25745), 0.16 to 0.64 in the paper: the step of the whole model in the
+                modular norm, divided over embedding, attention, MLP, head and norms (``noise.modular``).
         rules: first match wins. What no rule names has ``scale``, but for what a Flax NNX state holds besides ``nnx.Param``s (batch
             statistics): that does not move.
     """
@@ -141,18 +138,13 @@ def scales(params: Params, noise: Noise, squares: Callable[[str, Any], jax.Array
             f"`noise`: moves none of the {len(leaves)} parameters ({fixed} not floating-point, {len(leaves) - fixed} excluded): "
             "at least one must move; change the rules, or give real floating-point arrays"
         )
-    return {path: _scale(path, leaves[path], noise, name, squares) for path, name in found.items()}
-
-
-def _scale(path: str, leaf: Any, noise: Noise, name: Scale, squares: Callable[[str, Any], jax.Array]) -> jax.Array:
-    shape = jnp.shape(leaf)
-    if name == "rms":
-        return jnp.sqrt(squares(path, leaf))
-    if name == "modular" and len(shape) >= 2 and "embed" not in path:
-        fan_in, fan_out = shape[-2], shape[-1]
-        spectral = math.sqrt(fan_in) + math.sqrt(fan_out) if noise.rank is None else math.sqrt(fan_in * fan_out / noise.rank)
-        return jnp.float32(math.sqrt(fan_out / fan_in) / spectral)
-    return jnp.float32(1)
+    modular = factors(leaves, noise.distribution, noise.rank) if "modular" in found.values() else {}
+    scale: dict[Scale, Callable[[str], jax.Array]] = {
+        "absolute": lambda path: jnp.float32(1),
+        "rms": lambda path: jnp.sqrt(squares(path, leaves[path])),
+        "modular": lambda path: jnp.float32(modular[path]),
+    }
+    return {path: scale[name](path) for path, name in found.items()}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Search:
     rank: int | None = None
     """Low-rank noise of this rank on the matrices; without it the noise is full rank."""
     scale: Scale = "absolute"
-    """What sigma is relative to: nothing (absolute, as in the paper), each leaf's RMS, or a per-module norm."""
+    """What sigma is relative to: nothing (absolute, as in the paper), each leaf's RMS, or modular: it is the R of Modular-Norm RandOpt, the
+    step of the whole model in the modular norm, 0.16 to 0.64 in that paper."""
     rules: tuple[Rule, ...] = ()
     """Another scale for parameters whose path matches, or none: REGEX=absolute|rms|modular|exclude, comma separated; first match wins."""
     antithetic: bool = False
@@ -83,6 +84,11 @@ class Search:
         check_choices(self)
         self.to_noise()
         (replace(self, sigmas=(1.0,)) if self.sigmas == AUTO else self).to_population()
+        if self.scale == "modular" and self.sigmas == Search.sigmas:
+            raise InputError(
+                f"`sigmas` {','.join(map(str, self.sigmas))}: those of scale absolute; with `scale` modular they are R, 0.16 to 0.64 in "
+                "the paper: give some, or auto"
+            )
         if self.strategy == "low_rank" and self.rank is None:
             raise InputError("`strategy` low_rank: the noise has full rank; give it a `rank`, or choose lazy or copy")
 

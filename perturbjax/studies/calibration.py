@@ -28,7 +28,7 @@ class Config:
     rank: int | None = None
     """As for randopt."""
     scale: Scale = "absolute"
-    """As for randopt; with modular, sigma is R, the size of a step in the modular norm."""
+    """As for randopt; with modular, sigma is R, the step of the whole model in the modular norm."""
     rules: tuple[Rule, ...] = ()
     """As for randopt."""
     prompts: int = 64

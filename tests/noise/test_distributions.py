@@ -10,6 +10,7 @@ import perturbjax as pj
 from perturbjax.kernels.matmul import perturbed_matmul
 from perturbjax.noise import DISTRIBUTIONS, Block
 from perturbjax.noise.distributions import one_word_a_weight
+from perturbjax.noise.norms import largest_normal
 from perturbjax.noise.values import bits, fold_in, root_key_data
 from perturbjax.scoring.strategy import STRATEGIES
 from perturbjax.sharding import make_mesh
@@ -31,7 +32,7 @@ def of_words(words):
 
 @pytest.fixture(autouse=True)
 def ternary(monkeypatch):
-    monkeypatch.setitem(DISTRIBUTIONS, "ternary", one_word_a_weight("ternary", "three values", 30.0, of_words))
+    monkeypatch.setitem(DISTRIBUTIONS, "ternary", one_word_a_weight("ternary", "three values", 30.0, largest_normal, of_words))
 
 
 def fn(params, x):

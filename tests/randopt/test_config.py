@@ -48,6 +48,7 @@ def test_counts_must_be_positive_integers(name, value):
         ({"sigmas": (0.001, 0.001 * (1 + 1e-12))}, r"twice"),
         ({"noise": "uniform"}, r"`noise` uniform: one of gaussian, rademacher"),
         ({"scale": "relative"}, r"`scale` relative: one of absolute, rms, modular"),
+        ({"scale": "modular"}, r"`sigmas` 0.0005,0.001,0.002: .* they are R, 0.16 to 0.64 .* or auto"),
         ({"racing": "sprint"}, r"`racing` sprint: one of off, halving, bounds, dead"),
         ({"strategy": "eager"}, r"`strategy` eager: one of auto, lazy, copy, low_rank"),
         ({"strategy": "low_rank"}, r"`strategy` low_rank: .* `rank`"),
