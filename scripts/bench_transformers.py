@@ -35,6 +35,7 @@ from perturbjax import sharding
 from perturbjax._compat import compiler_options
 from perturbjax.inference.programs import batch_prompts, generate_replies
 from perturbjax.models.attention import causal_mask
+from perturbjax.models.config import STACKED
 from perturbjax.models.decoder import decoder_from_params
 from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import Model, load_model
@@ -52,7 +53,7 @@ RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 SIGMA = 1e-3
 CANDIDATES = 2
 """Scored in one call of ours, as a chunk."""
-NOISES = {"gaussian": Noise("gaussian"), "rademacher": Noise("rademacher"), "gaussian rank 1": Noise("gaussian", rank=1)}
+NOISES = {"gaussian": Noise("gaussian"), "rademacher": Noise("rademacher"), "gaussian rank 1": Noise("gaussian", rank=1, stacked=STACKED)}
 Runs = dict[str, Callable[[], Any]]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from perturbjax.errors import InputError, positive_integer
+from perturbjax.models.config import STACKED
 from perturbjax.noise import DISTRIBUTIONS, Noise
 from perturbjax.records import to_json
 from perturbjax.runs.compile_cache import use_compile_cache
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 RATIO_SETTINGS = ("chapter", "rounds", "compile_cache", "out")
 """Settings that chapters ivl and caulking read."""
-NOISES: dict[str, Noise] = {name: Noise(name) for name in DISTRIBUTIONS} | {"rank1": Noise(rank=1)}
+NOISES: dict[str, Noise] = {name: Noise(name) for name in DISTRIBUTIONS} | {"rank1": Noise(rank=1, stacked=STACKED)}
 
 
 @dataclass(frozen=True)

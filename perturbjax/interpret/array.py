@@ -231,6 +231,7 @@ def lazy(
         if path not in leaf_scales:
             return leaf
         block = at[path]
+        leaf_noise = noise.of_leaf(path, block.global_shape)
         # Never weakly typed: what perturb returns is not, and types must promote alike.
         base, leaf_step = jnp.asarray(leaf, jnp.result_type(leaf)), step * leaf_scales[path]
         key = fold_in(candidate.key_data, path_hash(path))
@@ -238,12 +239,12 @@ def lazy(
         base = _compat.varying_like(base, leaf_step)
         if math.prod(block.global_shape) * SMALL < moving:
             with jax.named_scope("noise"):
-                return perturb_block(base, key, leaf_step, noise, block)
+                return perturb_block(base, key, leaf_step, leaf_noise, block)
         factors = None
-        if noise.rank is not None and base.ndim >= 2:
+        if leaf_noise.rank is not None:
             # Made now, r (R + C) numbers: at the point of use XLA would fuse them into their product and draw each anew for every element.
             with jax.named_scope("noise"):
-                factors = low_rank_factors(key, block, noise.rank, noise.distribution)
-        return LazyArray(base, seal(key), leaf_step, block, factors, None, Leaf(path, noise, factored and base.dtype == jnp.float32))
+                factors = low_rank_factors(key, block, leaf_noise.rank, leaf_noise.distribution)
+        return LazyArray(base, seal(key), leaf_step, block, factors, None, Leaf(path, leaf_noise, factored and base.dtype == jnp.float32))
 
     return map_with_paths(one, params)

@@ -113,6 +113,10 @@ def untied(config: DecoderConfig, params: Any) -> tuple[DecoderConfig, dict[str,
     return dataclasses.replace(config, tied_head=False), {**params, "head": {"kernel": params["embed"]["embedding"].T}}
 
 
+STACKED = r"(^|/)layers/"
+"""Paths whose leaves are stacked along a leading L axis, as ``Noise.stacked`` takes it."""
+
+
 def param_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter; the layout that loaders fill and ``Decoder`` expects.
 

@@ -56,7 +56,8 @@ def perturb(
             return leaf
         leaf = jnp.asarray(leaf)
         block = (blocks or {}).get(path, Block(leaf.shape))
-        return perturb_block(leaf, fold_in(candidate.key_data, path_hash(path)), step * leaf_scales[path], noise, block)
+        key_data, leaf_noise = fold_in(candidate.key_data, path_hash(path)), noise.of_leaf(path, block.global_shape)
+        return perturb_block(leaf, key_data, step * leaf_scales[path], leaf_noise, block)
 
     return map_with_paths(one, params)
 
@@ -70,11 +71,11 @@ def perturb_block(
         base: the block of the leaf.
         key_data: the leaf's key, uint32[2].
         step: sigma * sign * scale, float32 ().
-        noise: static.
+        noise: of the leaf (``Noise.of_leaf``), static.
         block: where in the leaf it lies.
     """
     wide = base.astype(wide_dtype(base.dtype))
-    if noise.rank is not None and len(block.global_shape) >= 2:
+    if noise.rank is not None:
         moved = wide + (step * low_rank.low_rank(key_data, block, noise.rank, noise.distribution)).astype(wide.dtype)
     else:
         moved = DISTRIBUTIONS[noise.distribution].add(wide, step, key_data, block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import jax
@@ -50,7 +50,7 @@ class Noise:
 
     Attributes:
         distribution: a name in ``DISTRIBUTIONS``: "gaussian" (RandOpt, arXiv 2603.12228) or "rademacher" (random signs, one bit a weight).
-        rank: None for full-rank noise, or r for E = A B^T / sqrt(r) on leaves with two or more dims (EGGROLL, arXiv 2511.16652).
+        rank: None for full-rank noise, or r for E = A B^T / sqrt(r) on matrices, leaves with two or more dims (EGGROLL, arXiv 2511.16652).
         scale: factor of sigma per leaf.
             "absolute": 1, as in RandOpt.
             "rms": the root mean square of the leaf.
@@ -58,12 +58,16 @@ class Noise:
                 modular norm, divided over embedding, attention, MLP, head and norms (``noise.modular``).
         rules: first match wins. What no rule names has ``scale``, but for what a Flax NNX state holds besides ``nnx.Param``s (batch
             statistics): that does not move.
+        stacked: regular expression of the paths whose leaves hold one array for each layer, along their first dim; None: no leaf does.
+            Stacked vectors are vectors: they have full-rank noise, not one common direction. No rule of its own, because of rules the
+            first that matches decides.
     """
 
     distribution: str = "gaussian"
     rank: int | None = None
     scale: Scale = "absolute"
     rules: tuple[Rule, ...] = ()
+    stacked: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -73,10 +77,21 @@ class Noise:
             raise ValueError(f"scale {self.scale!r}: must be one of {', '.join(SCALES)}")
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
             raise ValueError(f"rank {self.rank}: must be an integer of at least 1, or None for full rank")
+        try:
+            re.compile(self.stacked or "")
+        except re.error as error:
+            raise ValueError(f"stacked {self.stacked!r}: not a regular expression ({error})") from None
 
     def rule_of(self, path: str) -> Rule | None:
         """The rule that decides about a leaf."""
         return next((rule for rule in self.rules if rule.matches(path)), None)
+
+    def of_leaf(self, path: str, shape: tuple[int, ...]) -> Noise:
+        """The noise of one leaf: without a rank where the leaf, or one layer of a stacked one, has fewer than two dims."""
+        if self.rank is None:
+            return self
+        stacked = self.stacked is not None and re.search(self.stacked, path) is not None
+        return self if len(shape) - stacked >= 2 else replace(self, rank=None)
 
 
 def is_perturbable(leaf: Any) -> bool:
@@ -181,7 +196,8 @@ def check_noise(params: Params, noise: Noise) -> Coverage:
     covered = coverage(params, noise)
     if not covered.moved:
         raise InputError("`rules`: they exclude every parameter, so no candidate would differ from the base; let some move")
-    shapes = [jnp.shape(leaf)[-2:] for leaf in jax.tree.leaves(params) if len(jnp.shape(leaf)) >= 2]
-    if noise.rank is not None and noise.rank > (widest := max(map(min, shapes), default=1)):
+    shapes = {path: jnp.shape(leaf) for path, leaf in leaf_paths(params).items()}
+    ranks = [min(shape[-2:]) for path, shape in shapes.items() if noise.of_leaf(path, shape).rank is not None]
+    if noise.rank is not None and noise.rank > (widest := max(ranks, default=1)):
         raise InputError(f"`rank` {noise.rank}: no matrix of the model has a rank above {widest}; lower it, or leave it out for full rank")
     return covered

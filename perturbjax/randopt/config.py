@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError
+from perturbjax.models.config import STACKED
 from perturbjax.noise import Noise, Population, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -95,7 +96,7 @@ class Search:
     def to_noise(self) -> Noise:
         """The noise specification, which checks itself."""
         try:
-            return Noise(self.noise, self.rank, self.scale, self.rules)
+            return Noise(self.noise, self.rank, self.scale, self.rules, stacked=None if self.rank is None else STACKED)
         except ValueError as error:
             raise InputError(_field(error, "distribution", "noise")) from error
 

@@ -66,7 +66,7 @@ class Work:
 def has_factors(params: Params, noise: Noise) -> bool:
     """Whether low-rank noise can be applied as factors beside the weights: every matrix that moves is float32 and so rounds nothing."""
     leaves = leaf_paths(params)
-    matrices = (leaves[path] for path in moving(params, noise) if jnp.ndim(leaves[path]) >= 2)
+    matrices = [leaves[path] for path in moving(params, noise) if noise.of_leaf(path, jnp.shape(leaves[path])).rank is not None]
     return noise.rank is not None and all(leaf.dtype == jnp.float32 for leaf in matrices)
 
 

@@ -304,3 +304,25 @@ def test_indices_outside_are_refused():
     for indices in ([2, 5], [-1], [[1]]):
         with pytest.raises(IndexError, match="from 0 to 4"):
             population[np.array(indices)]
+
+
+def test_vectors_that_are_stacked_by_layer_have_noise_of_their_own():
+    params = base("float32")
+    noise = Noise(rank=1, stacked="^layers/")
+    moved = leaf_paths(perturb(jax.tree.map(jnp.zeros_like, params), POPULATION[5], noise))
+    for path, rank in (("layers/scale", None), ("layers/kernel", 1), ("embed/embedding", 1)):
+        alone = leaf_paths(perturb(jax.tree.map(jnp.zeros_like, params), POPULATION[5], Noise(rank=rank)))
+        np.testing.assert_array_equal(moved[path], alone[path])
+        assert noise.of_leaf(path, moved[path].shape) == Noise(rank=rank, stacked="^layers/")
+    assert np.linalg.matrix_rank(moved["layers/scale"]) == 3 and np.linalg.matrix_rank(moved["layers/kernel"]).tolist() == [1, 1, 1]
+
+    def fn(params):
+        rows = jax.lax.scan(lambda _, layer: (None, layer["scale"] @ layer["kernel"]), None, params["layers"])[1]
+        return rows, params["embed"]["embedding"][3]
+
+    found = jax.jit(lambda candidate: pj.perturbed(fn, noise)(candidate, params))(POPULATION[5])
+    expected = jax.jit(lambda candidate: fn(perturb(params, candidate, noise)))(POPULATION[5])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"stacked '\(': not a regular expression"):
+        Noise(rank=1, stacked="(")
