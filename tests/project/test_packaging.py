@@ -131,13 +131,15 @@ def fake_tree(folder: Path, extra: str) -> Path:
 
 def test_a_second_call_of_the_scripts_installs_nothing_and_passes_its_arguments_on(tmp_path):
     tree = fake_tree(tmp_path / "a tree", "dev,tpu")
-    for script, arguments, expected in (
-        ("run", ["--task", "my file.jsonl"], "perturbjax randopt --resume --task my file.jsonl\n"),
-        ("test", ["-k", "noise"], "pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -k noise\n"),
+    chosen = "--template one_word --sigmas 0.002 --population 32 --top-k 5"
+    for script, arguments, expected, said in (
+        ("run", ["--task", "my file.jsonl"], "perturbjax randopt --resume --task my file.jsonl\n", ""),
+        ("run", [], f"perturbjax randopt --resume {chosen}\n", f"== perturbjax randopt {chosen}\n"),
+        ("test", ["-k", "noise"], "pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -k noise\n", ""),
     ):
         command = [str(tree / "scripts" / script), *arguments]
         done = subprocess.run(command, cwd="/", env=WITHOUT_PYTHON, capture_output=True, text=True)
-        assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, expected, said)
 
 
 @pytest.mark.parametrize("undone", ["pyproject", "stamp", "command", "moved"])
@@ -169,5 +171,5 @@ def test_a_tpu_compiler_without_a_tpu_is_not_asked_for_one(tmp_path):
     tree = fake_tree(tmp_path / "tree", "dev,tpu")
     (tree / ".venv" / "lib" / "python3.11" / "site-packages" / "libtpu").mkdir(parents=True)
     (tree / ".venv" / "bin" / "perturbjax").write_text('#!/bin/sh\necho "$JAX_PLATFORMS"\n')
-    done = subprocess.run([str(tree / "scripts" / "run")], env=WITHOUT_PYTHON, capture_output=True, text=True)
+    done = subprocess.run([str(tree / "scripts" / "run"), "--seed", "1"], env=WITHOUT_PYTHON, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "cpu\n", "== libtpu is installed and there is no TPU: running on the CPU\n")
