@@ -1,0 +1,114 @@
+"""``perturbjax study``: what RandOpt's papers claim, tested; a table, a sentence, a figure and a JSON file each."""
+
+import importlib
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+from perturbjax.cli.outputs import check_outside, check_population
+from perturbjax.cli.randopt import in_cluster
+from perturbjax.cluster import is_main
+from perturbjax.errors import InputError
+from perturbjax.records import to_json
+from perturbjax.runs.config import Machine
+from perturbjax.runs.console import SILENT, Console
+from perturbjax.runs.files import write_fault, write_json
+from perturbjax.runs.machine import require
+from perturbjax.studies import density, signals
+
+
+@dataclass(frozen=True)
+class SignalsConfig:
+    """1-D signals: what pretraining makes of the neighborhood of a network's weights.
+
+    - perturbjax study signals
+    - in seconds: perturbjax study signals --seeds 2 --population 200
+
+    A small network predicts the next value of a signal. Around an untrained, a narrowly and a widely pretrained base, candidates are scored
+    on a few signals, and the best forecast together, beside as many random ones. Names each neighborhood needle, plateau or thicket."""
+
+    study: signals.Config = field(default_factory=signals.Config)
+    out: Path | None = None
+    """Directory for signals.png and signals.json, replaced if they exist; runs/studies when left out."""
+
+
+@dataclass(frozen=True)
+class DensityConfig:
+    """Density: the share of candidates that beat the base by a margin, and how much of it is luck.
+
+    - of a search: perturbjax study density RUN
+    - by group of parameters: perturbjax study density --model smollm2-135m --task sst2 --groups all,embedding,attention,mlp,norms
+
+    Every share stands beside what is left of it without the noise of the questions: candidates chosen on one half of them and measured on
+    the other, which luck does not survive."""
+
+    study: density.Config = field(default_factory=density.Config)
+    out: Path | None = None
+    """Directory for density.png and density.json, replaced if they exist; RUN-studies, or runs/studies without RUN, when left out."""
+
+
+STUDIES: Mapping[str, type] = {"signals": SignalsConfig, "density": DensityConfig}
+"""Name -> command; ``perturbjax.studies`` has a module of each name: ``run``, ``table``, and ``plots.plot_NAME``."""
+
+
+def _member(name: str, kind: type) -> Any:
+    return Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, description=kind.__doc__)]
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Test what RandOpt's papers claim: a table, a sentence, a figure and a JSON file each.
+
+    - the first to try, without a model or data: perturbjax study signals
+    - what a study does: perturbjax study signals --help"""
+
+    command: Union[tuple(_member(name, kind) for name, kind in STUDIES.items())]  # type: ignore[valid-type]  # noqa: UP007
+    """Which."""
+
+
+def run_study(config: StudyConfig, console: Console) -> None:
+    """Run, show and write."""
+    command: Any = config.command
+    name = next(name for name, kind in STUDIES.items() if type(command) is kind)
+    study = command.study
+    study.validate()
+    run = getattr(study, "run", None)
+    out = command.out or (Path("runs", "studies") if run is None else run.with_name(f"{run.name}-studies"))
+    if run is not None:
+        check_population(run, f"study {name}")
+        check_outside(out, run)
+    require("matplotlib")
+    if fault := write_fault(out):
+        raise InputError(f"`out` {out}: {fault}; give another directory")
+    module = importlib.import_module(f"perturbjax.studies.{name}")
+
+    def work(_: object) -> None:
+        found = module.run(study, console if is_main() else SILENT)
+        if not is_main():
+            return
+        plot: Callable[[Path, Any], None] = getattr(importlib.import_module("perturbjax.studies.plots"), f"plot_{name}")
+        plot(out / f"{name}.png", found)
+        again = " ".join(["perturbjax study", name, *([shlex.quote(str(run))] if run else []), *flags(study)])
+        write_json(out / f"{name}.json", {"command": again, "results": to_json(found), "sentence": found.sentence})
+        for line in module.table(found):
+            console.line(line)
+        for line in ("", found.sentence, "", f"figure   {out / f'{name}.png'}", f"results  {out / f'{name}.json'}", f"command  {again}"):
+            console.line(line)
+
+    in_cluster(getattr(study, "machine", Machine()), console, work)
+
+
+def flags(config: Any) -> Iterator[str]:
+    """The flags with which a command has this configuration: fields that differ from their defaults."""
+    default = type(config)()
+    for name in (each.name for each in fields(config)):
+        value = getattr(config, name)
+        if is_dataclass(value):
+            yield from flags(value)
+        elif name != "run" and value != getattr(default, name):
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            yield f"--{name.replace('_', '-')} {shlex.quote(shown)}"

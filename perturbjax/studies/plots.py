@@ -1,0 +1,98 @@
+"""The figures of the studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from matplotlib.ticker import NullLocator
+
+from perturbjax.report import figure as draw
+from perturbjax.report.words import percent
+from perturbjax.studies import density, signals
+from perturbjax.studies import forecasting as toy
+
+_REGIMES = {"needle": draw.GREY, "plateau": draw.PURPLE, "thicket": draw.GREEN}
+
+
+def plot_signals(path: Path, results: signals.Results) -> None:
+    """A row for each base: one forecast, and the errors on every family with the name of the regime.
+
+    Args:
+        path: PNG to write.
+        results: of the study.
+    """
+    k = results.config.top_k
+    systems = (
+        ("base", "base_error", "of_base", draw.INK, "o"),
+        (f"{k} random", "random_error", "of_random", draw.VERMILLION, "^"),
+        (f"{k} best", "top_error", "of_top", draw.BLUE, "s"),
+    )
+    figure, axes = draw.new_figure(7.6, rows=len(results.examples), columns=2)
+    for example, left, right in zip(results.examples, axes[::2], axes[1::2], strict=True):
+        t, future = np.arange(toy.LENGTH), np.arange(toy.CONTEXT, toy.LENGTH)
+        left.axvspan(0, toy.CONTEXT - 0.5, color=draw.GREY, alpha=0.14, linewidth=0)
+        left.plot(t, example.signal, color=draw.GREY, linewidth=3.5, alpha=0.45, label="signal")
+        for name, _, forecast, color, _ in systems:
+            left.plot(future, getattr(example, forecast), color=color, linewidth=1.3, label=name)
+        left.set(ylim=(-toy.LIMIT * 1.05, toy.LIMIT * 1.05), ylabel=example.base)
+        left.yaxis.label.set_fontweight("bold")
+        cells = [cell for cell in results.cells if cell.base == example.base]
+        for number, (_, error, _, color, marker) in enumerate(systems):
+            places = np.arange(len(cells)) + 0.2 * (number - 1)
+            found = [getattr(cell, error) for cell in cells]
+            values = np.array([e.value for e in found])
+            bounds = np.array([[max(e.interval[0], 1e-3), e.interval[1]] for e in found]).T
+            right.errorbar(places, values, np.abs(bounds - values), color=color, marker=marker, markersize=5, linestyle="", elinewidth=1)
+        right.axhline(1, color=draw.GREY, linewidth=1, linestyle=(0, (4, 2)))
+        right.set(yscale="log", ylim=(2e-3, 300), xlim=(-0.5, len(cells) - 0.5), ylabel="error")
+        right.yaxis.set_minor_locator(NullLocator())
+        right.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
+        for place, cell in enumerate(cells):
+            words = f"{cell.regime}\n{100 * cell.density.value:.1f} %"
+            style = {"ha": "center", "va": "top", "color": _REGIMES[cell.regime], "fontsize": 9}
+            right.annotate(words, (place, 0.99), xycoords=("data", "axes fraction"), **style)
+    axes[0].legend(fontsize=8, ncols=2, loc="lower left", frameon=False, handlelength=1.2, columnspacing=1)
+    axes[0].set_title(f"a {signals.SHOWN}, ten values seen", fontsize=11)
+    axes[1].set_title("error; share of solutions", fontsize=11)
+    axes[-2].set_xlabel("time")
+    axes[-1].set_xticks(range(len(toy.FAMILIES)), toy.FAMILIES)
+    axes[-1].set_xlabel("1: a forecast without a model")
+    draw.save(figure, path)
+
+
+_COLORS = (draw.BLUE, draw.VERMILLION, draw.GREEN, draw.PURPLE, draw.INK)
+
+
+def plot_density(path: Path, results: density.Results) -> None:
+    """delta(m) as measured (steps) and without the noise of the questions (thin), against m: axes for each group, a color for each sigma.
+
+    Args:
+        path: PNG to write.
+        results: of the study.
+    """
+    groups = list(dict.fromkeys(row.group for row in results.rows))
+    sigmas = list(dict.fromkeys(row.sigma for row in results.rows))
+    figure, axes = draw.new_figure(1.6 + 1.5 * len(groups), rows=len(groups))
+    widest = max(0.05, *(abs(gain) for row in results.rows for gain in row.gains)) * 1.1
+    margins = np.linspace(-widest, widest, 401)
+    for group, axis in zip(groups, axes, strict=True):
+        for row in (row for row in results.rows if row.group == group):
+            color = _COLORS[sigmas.index(row.sigma) % len(_COLORS)]
+            gains = np.array(row.gains)
+            axis.step(margins, [(gains >= m - 1e-9).mean() for m in margins], color=color, linewidth=2, label=f"sigma {row.sigma:g}")
+            if row.spread > 0:
+                net = [1 - NormalDist(row.mean_gain.value, row.spread).cdf(m) for m in margins]
+                axis.plot(margins, net, color=color, linewidth=1.1, linestyle=(0, (3, 2)))
+        axis.axvline(0, color=draw.INK, linewidth=1.2)
+        axis.set(ylim=(0, 1.02), xlim=(-widest, widest))
+        draw.percent_axis(axis, "y")
+        if len(groups) > 1:
+            axis.text(0.985, 0.93, group, transform=axis.transAxes, ha="right", va="top", fontweight="bold", color=draw.INK)
+    axes[0].legend(fontsize=9, loc="lower left", frameon=False)
+    axes[-1].xaxis.set_major_locator(draw.round_ticks())
+    axes[-1].xaxis.set_major_formatter(lambda value, _: f"{100 * value:+g}" if value else "base")
+    axes[-1].set_xlabel(f"m, points over the base's {percent(results.base_score)} of {results.questions} questions")
+    figure.supylabel("share of candidates at m or above (dashed: net of luck)", fontsize=11)
+    draw.save(figure, path)
