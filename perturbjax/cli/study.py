@@ -18,7 +18,7 @@ from perturbjax.runs.config import Machine
 from perturbjax.runs.console import SILENT, Console
 from perturbjax.runs.files import write_fault, write_json
 from perturbjax.runs.machine import require
-from perturbjax.studies import density, signals
+from perturbjax.studies import density, scaling, signals
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,22 @@ class DensityConfig:
     """Directory for density.png and density.json, replaced if they exist; RUN-studies, or runs/studies without RUN, when left out."""
 
 
-STUDIES: Mapping[str, type] = {"signals": SignalsConfig, "density": DensityConfig}
+@dataclass(frozen=True)
+class ScalingConfig:
+    """N and K: what more candidates and more votes of a search are worth, and why a vote gains.
+
+    perturbjax study scaling RUN
+
+    Nested prefixes of the population, from its recorded scores; votes of the best and of as many that nobody chose, on questions of the
+    test split; their difference by support (more right members) and by voting (better use of them). It wants a search that asked all
+    candidates the same questions: perturbjax randopt --racing off"""
+
+    study: scaling.Config
+    out: Path | None = None
+    """Directory for scaling.png and scaling.json, replaced if they exist; RUN-studies when left out."""
+
+
+STUDIES: Mapping[str, type] = {"signals": SignalsConfig, "density": DensityConfig, "scaling": ScalingConfig}
 """Name -> command; ``perturbjax.studies`` has a module of each name: ``run``, ``table``, and ``plots.plot_NAME``."""
 
 
@@ -104,11 +119,10 @@ def run_study(config: StudyConfig, console: Console) -> None:
 
 def flags(config: Any) -> Iterator[str]:
     """The flags with which a command has this configuration: fields that differ from their defaults."""
-    default = type(config)()
-    for name in (each.name for each in fields(config)):
-        value = getattr(config, name)
+    for each in fields(config):
+        value = getattr(config, each.name)
         if is_dataclass(value):
             yield from flags(value)
-        elif name != "run" and value != getattr(default, name):
+        elif each.name != "run" and value != each.default:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            yield f"--{name.replace('_', '-')} {shlex.quote(shown)}"
+            yield f"--{each.name.replace('_', '-')} {shlex.quote(shown)}"

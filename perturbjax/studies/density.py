@@ -34,7 +34,7 @@ from perturbjax.report.words import percent, points
 from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_text
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import load_base, load_questions, make_engine
-from perturbjax.studies.estimates import Estimate, mean_of
+from perturbjax.studies.estimates import Estimate, halves, mean_of
 from perturbjax.studies.groups import check_groups, noise_of
 from perturbjax.tree import derived_seed
 
@@ -239,8 +239,8 @@ def measure(group: str, sigma: float, scores: np.ndarray, base: np.ndarray, conf
     means = gains.mean(axis=1)
     found = reliability(gains, gains.shape[1])
     spread = found.between**0.5 if found else 0.0
-    halves = _halves(gains, derived_seed(config.seed, "halves"))
-    levels = tuple(_level(margin, means, spread, halves, config.seed) for margin in config.margins)
+    split = halves(gains, np.random.default_rng(derived_seed(config.seed, "halves")), SPLITS)
+    levels = tuple(_level(margin, means, spread, split, config.seed) for margin in config.margins)
     tied = float((np.abs(means) < 1e-9).mean())
     return Row(group, sigma, tuple(means.tolist()), _mean_gain(gains, spread), tied, spread, levels)
 
@@ -252,22 +252,12 @@ def _mean_gain(gains: np.ndarray, spread: float) -> Estimate:
     return Estimate(by_question.value, (float(by_question.value - half), float(by_question.value + half)))
 
 
-def _halves(gains: np.ndarray, seed: int) -> np.ndarray:
-    """Mean gains (2, 2 x splits, n): on one half of the questions, and on the other, every half once as the first."""
-    generator, questions = np.random.default_rng(seed), gains.shape[1]
-    first = np.zeros((SPLITS, questions), bool)
-    for row in first:
-        row[generator.permutation(questions)[: questions // 2]] = True
-    one, other = (mask @ gains.T / mask.sum(axis=1, keepdims=True) for mask in (first, ~first))
-    return np.stack([np.concatenate([one, other]), np.concatenate([other, one])])
-
-
-def _level(margin: float, means: np.ndarray, spread: float, halves: np.ndarray, seed: int) -> Level:
+def _level(margin: float, means: np.ndarray, spread: float, split: np.ndarray, seed: int) -> Level:
     # Equal counts of right answers must compare equal whatever the order of summation was.
     at = margin - 1e-9
     reached = int((means >= at).sum())
     net = 1 - NormalDist(float(means.mean()), spread).cdf(margin) if spread > 0 else float(means.mean() >= at)
-    chosen, other = halves[0] >= at, halves[1]
+    chosen, other = split[0] >= at, split[1]
     if not chosen.any():
         return Level(margin, Estimate(reached / len(means), wilson(reached, len(means))), net, None, float((other >= at).mean()), None)
     generator, n = np.random.default_rng(derived_seed(seed, "kept")), len(means)

@@ -40,3 +40,13 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
     values = np.asarray(values, np.float64)
     half = float(stdtrit(len(values) - 1, 0.975)) * values.std(ddof=1) / np.sqrt(len(values))
     return Estimate(float(values.mean()), (float(values.mean() - half), float(values.mean() + half)))
+
+
+def halves(values: np.ndarray, generator: np.random.Generator, splits: int) -> np.ndarray:
+    """Means (2, 2 x splits, n) of values (n, D): on a random half of the D, and on the others; every half is once the first."""
+    examples = values.shape[1]
+    first = np.zeros((splits, examples), bool)
+    for row in first:
+        row[generator.permutation(examples)[: examples // 2]] = True
+    one, other = (mask @ values.T / mask.sum(axis=1, keepdims=True) for mask in (first, ~first))
+    return np.stack([np.concatenate([one, other]), np.concatenate([other, one])])

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from perturbjax.report import figure as draw
 from perturbjax.report.words import percent
-from perturbjax.studies import density, signals
+from perturbjax.studies import density, scaling, signals
 from perturbjax.studies import forecasting as toy
 
 _REGIMES = {"needle": draw.GREY, "plateau": draw.PURPLE, "thicket": draw.GREEN}
@@ -95,4 +95,51 @@ def plot_density(path: Path, results: density.Results) -> None:
     axes[-1].xaxis.set_major_formatter(lambda value, _: f"{100 * value:+g}" if value else "base")
     axes[-1].set_xlabel(f"m, points over the base's {percent(results.base_score)} of {results.questions} questions")
     figure.supylabel("share of candidates at m or above (dashed: net of luck)", fontsize=11)
+    draw.save(figure, path)
+
+
+def plot_scaling(path: Path, results: scaling.Results) -> None:
+    """Four axes: what the best keep against N, their vote against N and against K, and the right members of a question.
+
+    Args:
+        path: PNG to write.
+        results: of the study.
+    """
+    figure, (gains, votes_n, votes_k, members) = draw.new_figure(6.2, rows=2, columns=2, share=False)
+    ks, sizes = sorted({row.k for row in results.recorded}), sorted({row.n for row in results.recorded})
+    for k, color in zip((ks[0], ks[-1]), _COLORS, strict=False):
+        mine = [row.gain for row in results.recorded if row.k == k]
+        low, high = ([gain.interval[end] for gain in mine] for end in (0, 1))
+        gains.fill_between(sizes, low, high, color=color, alpha=0.14, linewidth=0)
+        gains.plot(sizes, [gain.value for gain in mine], color=color, marker="o", markersize=5, linewidth=1.8, label=f"K = {k}")
+    gains.axhline(0, color=draw.INK, linewidth=1)
+    gains.set(xscale="log", xlabel="N, first candidates", ylabel="kept gain, points")
+    gains.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    gains.legend(fontsize=9, frameon=False)
+    curves = (
+        (votes_n, [v for v in results.votes if not v.random and v.k == ks[-1]], "n", draw.BLUE, f"{ks[-1]} best"),
+        (votes_k, [v for v in results.votes if not v.random and v.n == sizes[-1]], "k", draw.BLUE, f"best of {sizes[-1]}"),
+        (votes_k, [v for v in results.votes if v.random], "k", draw.VERMILLION, "unchosen"),
+    )
+    for axis, votes, along, color, name in curves:
+        shift = 1.05 if color == draw.VERMILLION else 1
+        x, y = np.array([getattr(v, along) for v in votes]) * shift, np.array([v.accuracy.value for v in votes])
+        bounds = np.array([v.accuracy.interval for v in votes]).T
+        axis.errorbar(x, y, np.abs(bounds - y), color=color, marker="o", markersize=5, linewidth=1.6, elinewidth=1, capsize=2, label=name)
+    for axis, ticks, label in ((votes_n, sizes, "N, first candidates"), (votes_k, ks, "K, votes")):
+        axis.axhspan(*results.base.interval, color=draw.GREY, alpha=0.14, linewidth=0)
+        axis.axhline(results.base.value, color=draw.INK, linewidth=1.3, label="base")
+        axis.set(xscale="log", xlabel=label, ylabel=f"vote on {results.asked} questions")
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        draw.percent_axis(axis, "y")
+        axis.legend(fontsize=9, frameon=False, loc="lower left")
+    gains.set_xticks(sizes, [str(size) for size in sizes])
+    for axis in (gains, votes_n, votes_k):
+        axis.xaxis.set_minor_locator(NullLocator())
+    places = np.arange(len(results.best.p))
+    for shift, diagnosis, color, name in ((-0.2, results.best, draw.BLUE, "best"), (0.2, results.random, draw.VERMILLION, "unchosen")):
+        members.bar(places + shift, diagnosis.p, width=0.4, color=color, alpha=0.85, label=name)
+    members.set(xlabel=f"right members of {ks[-1]}", ylabel="share of questions")
+    draw.percent_axis(members, "y")
+    members.legend(fontsize=9, frameon=False, loc="upper left")
     draw.save(figure, path)
