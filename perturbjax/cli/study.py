@@ -18,7 +18,7 @@ from perturbjax.runs.config import Machine
 from perturbjax.runs.console import SILENT, Console
 from perturbjax.runs.files import write_fault, write_json
 from perturbjax.runs.machine import require
-from perturbjax.studies import density, scaling, signals
+from perturbjax.studies import density, discordance, scaling, signals
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,26 @@ class ScalingConfig:
     """Directory for scaling.png and scaling.json, replaced if they exist; RUN-studies when left out."""
 
 
-STUDIES: Mapping[str, type] = {"signals": SignalsConfig, "density": DensityConfig, "scaling": ScalingConfig}
+@dataclass(frozen=True)
+class DiscordanceConfig:
+    """Discordance: whether candidates that are good at one task are others than those that are good at the next.
+
+    perturbjax study discordance --tasks sst2,rte,arc_easy,boolq
+
+    D is 1 less the mean correlation of the tasks' rankings of the same candidates. Noise drives it to 1, so it stands beside that of two
+    halves of the same task."""
+
+    study: discordance.Config = field(default_factory=discordance.Config)
+    out: Path | None = None
+    """Directory for discordance.png and discordance.json, replaced if they exist; runs/studies when left out."""
+
+
+STUDIES: Mapping[str, type] = {
+    "signals": SignalsConfig,
+    "density": DensityConfig,
+    "scaling": ScalingConfig,
+    "discordance": DiscordanceConfig,
+}
 """Name -> command; ``perturbjax.studies`` has a module of each name: ``run``, ``table``, and ``plots.plot_NAME``."""
 
 

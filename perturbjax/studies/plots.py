@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from perturbjax.report import figure as draw
 from perturbjax.report.words import percent
-from perturbjax.studies import density, scaling, signals
+from perturbjax.studies import density, discordance, scaling, signals
 from perturbjax.studies import forecasting as toy
 
 _REGIMES = {"needle": draw.GREY, "plateau": draw.PURPLE, "thicket": draw.GREEN}
@@ -142,4 +142,34 @@ def plot_scaling(path: Path, results: scaling.Results) -> None:
     members.set(xlabel=f"right members of {ks[-1]}", ylabel="share of questions")
     draw.percent_axis(members, "y")
     members.legend(fontsize=9, frameon=False, loc="upper left")
+    draw.save(figure, path)
+
+
+def plot_discordance(path: Path, results: discordance.Results) -> None:
+    """The rank correlations of the tasks, and D of the halves across tasks and within one.
+
+    Args:
+        path: PNG to write.
+        results: of the study.
+    """
+    names = [task.name for task in results.tasks]
+    figure, (grid, bars) = draw.new_figure(3.6, columns=2, share=False)
+    values = np.array(results.correlations)
+    grid.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
+    for (row, column), value in np.ndenumerate(values):
+        grid.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if abs(value) > 0.6 else draw.INK)
+    grid.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=9)
+    grid.set_yticks(range(len(names)), names, fontsize=9)
+    grid.spines[["left", "bottom"]].set_visible(False)
+    grid.tick_params(length=0)
+    grid.set_title("correlation of the rankings", fontsize=11)
+    rows = (("all questions,\nacross tasks", results.discordance, draw.INK), ("halves,\nacross tasks", results.across, draw.BLUE))
+    for place, (_, found, color) in enumerate(rows := (*rows, ("halves,\nwithin a task", results.within, draw.VERMILLION))):
+        bars.plot(found.interval, (place, place), color=color, linewidth=2.2, solid_capstyle="butt")
+        bars.plot(found.value, place, "o", color=color, markersize=8)
+        bars.annotate(f"{found.value:.2f}", (found.value, place), (0, 8), textcoords="offset points", ha="center", color=color, fontsize=10)
+    bars.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=9)
+    bars.set(ylim=(len(rows) - 0.5, -0.6), xlabel="D: 0 one ranking, 1 none in common")
+    bars.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    bars.set_axisbelow(True)
     draw.save(figure, path)
