@@ -18,7 +18,7 @@ from perturbjax.runs.config import Machine
 from perturbjax.runs.console import SILENT, Console
 from perturbjax.runs.files import write_fault, write_json
 from perturbjax.runs.machine import require
-from perturbjax.studies import density, discordance, scaling, signals
+from perturbjax.studies import density, discordance, linearity, scaling, signals
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,26 @@ class DiscordanceConfig:
     """Directory for discordance.png and discordance.json, replaced if they exist; runs/studies when left out."""
 
 
+@dataclass(frozen=True)
+class LinearityConfig:
+    """Linearity: how well one backward pass predicts what noise does to a model's log-odds.
+
+    - perturbjax study linearity
+    - small noise in the MLPs alone: perturbjax study linearity --groups mlp --sigmas 0.0005,0.001
+
+    The gradient of the mean log-odds times the noise, beside the change measured on the same questions: r, by group and sigma."""
+
+    study: linearity.Config = field(default_factory=linearity.Config)
+    out: Path | None = None
+    """Directory for linearity.png and linearity.json, replaced if they exist; runs/studies when left out."""
+
+
 STUDIES: Mapping[str, type] = {
     "signals": SignalsConfig,
     "density": DensityConfig,
     "scaling": ScalingConfig,
     "discordance": DiscordanceConfig,
+    "linearity": LinearityConfig,
 }
 """Name -> command; ``perturbjax.studies`` has a module of each name: ``run``, ``table``, and ``plots.plot_NAME``."""
 

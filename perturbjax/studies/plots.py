@@ -6,11 +6,11 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from perturbjax.report import figure as draw
 from perturbjax.report.words import percent
-from perturbjax.studies import density, discordance, scaling, signals
+from perturbjax.studies import density, discordance, linearity, scaling, signals
 from perturbjax.studies import forecasting as toy
 
 _REGIMES = {"needle": draw.GREY, "plateau": draw.PURPLE, "thicket": draw.GREEN}
@@ -172,4 +172,34 @@ def plot_discordance(path: Path, results: discordance.Results) -> None:
     bars.set(ylim=(len(rows) - 0.5, -0.6), xlabel="D: 0 one ranking, 1 none in common")
     bars.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     bars.set_axisbelow(True)
+    draw.save(figure, path)
+
+
+def plot_linearity(path: Path, results: linearity.Results) -> None:
+    """Measured against predicted change of log-odds: a row of axes for each group, a column for each sigma; the line is linearity.
+
+    Args:
+        path: PNG to write.
+        results: of the study.
+    """
+    groups = list(dict.fromkeys(row.group for row in results.rows))
+    sigmas = list(dict.fromkeys(row.sigma for row in results.rows))
+    figure, axes = draw.new_figure(0.7 + 1.55 * len(groups), rows=len(groups), columns=len(sigmas), share=False)
+    for axis, row in zip(axes, results.rows, strict=True):
+        widest = 1.15 * max(np.abs([*row.predicted, *row.measured]).max(), 1e-9)
+        axis.axhline(0, color="#cccccc", linewidth=0.8)
+        axis.axvline(0, color="#cccccc", linewidth=0.8)
+        axis.plot((-widest, widest), (-widest, widest), color=draw.GREY, linewidth=1, linestyle=(0, (4, 2)))
+        axis.plot(row.predicted, row.measured, "o", color=draw.BLUE if row.r.above else draw.GREY, markersize=4.5, alpha=0.85)
+        axis.set(xlim=(-widest, widest), ylim=(-widest, widest))
+        axis.xaxis.set_major_locator(MaxNLocator(3, symmetric=True))
+        axis.yaxis.set_major_locator(MaxNLocator(3, symmetric=True))
+        axis.tick_params(labelsize=8)
+        axis.text(0.04, 0.96, f"r {row.r.value:.2f}", transform=axis.transAxes, va="top", fontsize=9, color=draw.INK)
+    for axis, sigma in zip(axes, sigmas, strict=False):
+        axis.set_title(f"sigma {sigma:g}", fontsize=11)
+    for axis, group in zip(axes[:: len(sigmas)], groups, strict=True):
+        axis.set_ylabel(group, fontweight="bold")
+    figure.supxlabel("change of log-odds predicted by one backward pass, nats", fontsize=11)
+    figure.supylabel("measured", fontsize=11)
     draw.save(figure, path)
