@@ -26,7 +26,7 @@ class SignalsConfig:
     """1-D signals: what pretraining makes of the neighborhood of a network's weights.
 
     - perturbjax study signals
-    - in seconds: perturbjax study signals --seeds 2 --population 200
+    - a quick look: perturbjax study signals --seeds 2 --population 200
 
     A small network predicts the next value of a signal. Around an untrained, a narrowly and a widely pretrained base, candidates are scored
     on a few signals, and the best forecast together, beside as many random ones. Names each neighborhood needle, plateau or thicket."""
@@ -126,19 +126,23 @@ def run_study(config: StudyConfig, console: Console) -> None:
     study = command.study
     study.validate()
     run = getattr(study, "run", None)
-    out = command.out or (Path("runs", "studies") if run is None else run.with_name(f"{run.name}-studies"))
     if run is not None:
         check_population(run, f"study {name}")
+    beside = Path("runs", "studies") if run is None else run.resolve().with_name(f"{run.resolve().name}-studies")
+    out = beside if command.out is None else command.out
+    if run is not None:
         check_outside(out, run)
     require("matplotlib")
-    if fault := write_fault(out):
-        raise InputError(f"`out` {out}: {fault}; give another directory")
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if fault := "not a directory" if not there.is_dir() else write_fault(there):
+        raise InputError(f"`out` {out}: {there}: {fault}; give another directory")
     module = importlib.import_module(f"perturbjax.studies.{name}")
 
     def work(_: object) -> None:
         found = module.run(study, console if is_main() else SILENT)
         if not is_main():
             return
+        out.mkdir(parents=True, exist_ok=True)  # not before: what is refused leaves nothing
         plot: Callable[[Path, Any], None] = getattr(importlib.import_module("perturbjax.studies.plots"), f"plot_{name}")
         plot(out / f"{name}.png", found)
         again = " ".join(["perturbjax study", name, *([shlex.quote(str(run))] if run else []), *flags(study)])

@@ -165,7 +165,7 @@ class Results:
         stay = "candidates chosen on one half of the questions"
         said = f"{stay} stay clearly ahead of the others on the other half for {', '.join(real)}"
         if not real:
-            said = f"{stay} are nowhere clearly ahead of the others on the other half: better candidates are no more than luck here"
+            said = f"{stay} are nowhere clearly ahead of the others on the other half: nothing shows that more than luck makes them better"
         return f"The mean candidate {mean}; {said}."
 
 

@@ -171,6 +171,8 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
                     chunk = chunk._replace(sigma=jnp.full(len(chunk.sigma), sigma, jnp.float32))
                     measured += (_log_odds(engine.run(chunk, batch).log_probs, gold) - base).tolist()
                     bar.update(done := done + len(chunk.sigma))
+                if not np.isfinite(measured).all():
+                    raise InputError(f"`sigmas` {sigma:g}: gives log-odds that are not finite with noise in {group}; lower it")
                 rows.append(row_of(group, sigma, sigma * mine, np.array(measured)))
     return Results(config, model.name, float(base), tuple(rows))
 

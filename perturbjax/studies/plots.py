@@ -90,11 +90,12 @@ def plot_density(path: Path, results: density.Results) -> None:
         draw.percent_axis(axis, "y")
         if len(groups) > 1:
             axis.text(0.985, 0.93, group, transform=axis.transAxes, ha="right", va="top", fontweight="bold", color=draw.INK)
+    axes[0].plot([], [], color=draw.GREY, linewidth=1.1, linestyle=(0, (3, 2)), label="net of luck")
     axes[0].legend(fontsize=9, loc="lower left", frameon=False)
     axes[-1].xaxis.set_major_locator(draw.round_ticks())
     axes[-1].xaxis.set_major_formatter(lambda value, _: f"{100 * value:+g}" if value else "base")
     axes[-1].set_xlabel(f"m, points over the base's {percent(results.base_score)} of {results.questions} questions")
-    figure.supylabel("share of candidates at m or above (dashed: net of luck)", fontsize=11)
+    figure.supylabel("candidates at m or above", fontsize=11)
     draw.save(figure, path)
 
 
@@ -132,7 +133,8 @@ def plot_scaling(path: Path, results: scaling.Results) -> None:
         axis.set(xscale="log", xlabel=label, ylabel=f"vote on {results.asked} questions")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         draw.percent_axis(axis, "y")
-        axis.legend(fontsize=9, frameon=False, loc="lower left")
+        axis.margins(y=0.2)
+        axis.legend(fontsize=9, frameon=False, loc="lower left", ncols=2)
     gains.set_xticks(sizes, [str(size) for size in sizes])
     for axis in (gains, votes_n, votes_k):
         axis.xaxis.set_minor_locator(NullLocator())

@@ -25,6 +25,7 @@ from perturbjax.errors import InputError
 from perturbjax.report.words import percent
 from perturbjax.runs.config import check_positive
 from perturbjax.runs.console import SILENT, Progress
+from perturbjax.runs.machine import require
 from perturbjax.studies import forecasting as toy
 from perturbjax.studies.estimates import Estimate, mean_of
 from perturbjax.tree import derived_seed
@@ -160,13 +161,14 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
         progress: told what goes on.
 
     Raises:
-        InputError: a setting cannot be used.
+        InputError: a setting cannot be used, or optax is not installed.
 
     >>> from perturbjax.studies import signals
     >>> found = signals.run(signals.Config(seeds=2))  # doctest: +SKIP
     >>> print(found.sentence)  # doctest: +SKIP
     """
     config.validate()
+    require("optax")
     repetitions: dict[str, list[_Repetition]] = {base: [] for base in BASES}
     with progress.bar("signals", config.seeds * len(BASES), unit="base") as bar:
         for repetition in range(config.seeds):

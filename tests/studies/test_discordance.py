@@ -11,6 +11,8 @@ from support.toy import compile_quickly
 
 from perturbjax.studies import discordance
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 CONFIG = discordance.Config(tasks=("a", "b", "c"))
 
 

@@ -12,6 +12,8 @@ from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.voting import vote
 from perturbjax.studies import scaling
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SCORES = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]], np.float32)
 
 

@@ -97,7 +97,7 @@ def test_the_command_shows_and_writes_what_python_finds(tmp_path, capsys):
         (["--steps", "0"], "--steps 0: an integer of at least 1 is required"),
         (["--seed", "-1"], "--seed -1: an integer from 0 to"),
         (["--sedes", "2"], "did you mean --seeds"),
-        (["--out", "/proc/nowhere"], "--out /proc/nowhere: cannot be written"),
+        (["--out", "/proc/nowhere"], "--out /proc/nowhere: /proc: cannot be written"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
