@@ -171,8 +171,6 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
                     chunk = chunk._replace(sigma=jnp.full(len(chunk.sigma), sigma, jnp.float32))
                     measured += (_log_odds(engine.run(chunk, batch).log_probs, gold) - base).tolist()
                     bar.update(done := done + len(chunk.sigma))
-                if not np.isfinite(measured).all():
-                    raise InputError(f"`sigmas` {sigma:g}: gives log-odds that are not finite with noise in {group}; lower it")
                 rows.append(row_of(group, sigma, sigma * mine, np.array(measured)))
     return Results(config, model.name, float(base), tuple(rows))
 
@@ -229,7 +227,13 @@ def inner_products(
 
 
 def row_of(group: str, sigma: float, predicted: np.ndarray, measured: np.ndarray) -> Row:
-    """The row of (n,) predicted and measured changes."""
+    """The row of (n,) predicted and measured changes.
+
+    Raises:
+        InputError: one is not finite.
+    """
+    if not np.isfinite(measured).all():
+        raise InputError(f"`sigmas` {sigma:g}: gives log-odds that are not finite with noise in {group}; lower it")
     x, y = predicted - predicted.mean(), measured - measured.mean()
     length = math.sqrt(float(x @ x) * float(y @ y))
     r = float(x @ y) / length if length > 0 else 0.0

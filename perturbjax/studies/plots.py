@@ -171,7 +171,7 @@ def plot_discordance(path: Path, results: discordance.Results) -> None:
         bars.plot(found.value, place, "o", color=color, markersize=8)
         bars.annotate(f"{found.value:.2f}", (found.value, place), (0, 8), textcoords="offset points", ha="center", color=color, fontsize=10)
     bars.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=9)
-    bars.set(ylim=(len(rows) - 0.5, -0.6), xlabel="D: 0 one ranking, 1 none in common")
+    bars.set(ylim=(len(rows) - 0.5, -0.6), xlabel="D (0: one ranking)")
     bars.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     bars.set_axisbelow(True)
     draw.save(figure, path)
