@@ -11,7 +11,8 @@ it, nearly half come out above, and a search would find them "better". Three fig
 - **kept**: what those chosen gain on the other half beyond what all candidates gain there. Selection that finds luck keeps 0.
 
 The base's own luck on these questions shifts all gains alike. It is in delta(m) and in net; *kept* is free of it, and the interval of the
-mean gain holds it (questions and candidates vary). Other intervals are over candidates: Wilson for shares, resampling for *kept*.
+mean gain holds it (questions and candidates vary). Other intervals are over candidates: Wilson for shares, resampling for *kept*, which
+is too narrow for fewer than a few dozen candidates. With many rows one of them is clear by chance.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Results:
         rising = [row.name for row in self.rows if row.mean_gain.above]
         mean = f"is clearly better than the base for {', '.join(rising)}" if rising else "is nowhere clearly better than the base"
         stay = "candidates chosen on one half of the questions"
-        said = f"{stay} stay clearly ahead of the others on the other half for {', '.join(real)}"
+        said = f"{stay} stay clearly ahead of the others on the other half for {', '.join(real)}, in {len(real)} of {len(self.rows)} rows"
         if not real:
             said = f"{stay} are nowhere clearly ahead of the others on the other half: nothing shows that more than luck makes them better"
         return f"The mean candidate {mean}; {said}."

@@ -124,11 +124,11 @@ class Results:
     @property
     def sentence(self) -> str:
         """What was found, a null as plainly as a finding."""
-        clear = [f"{row.name} (r {row.r.value:.2f})" for row in self.rows if row.r.above]
+        clear = [row.r.value for row in self.rows if row.r.above]
         null = [f"{row.name} (r {row.r.value:.2f})" for row in self.rows if not row.r.above]
-        said = f"One backward pass predicts the change of log-odds for {', '.join(clear)}" if clear else ""
-        unsaid = f"{'not clearly' if clear else 'One backward pass predicts the change of log-odds clearly for none:'} {', '.join(null)}"
-        return "; ".join([said] * bool(clear) + [unsaid] * bool(null)) + "."
+        reach = f" (r from {min(clear):.2f} to {max(clear):.2f})" if clear else ""
+        unclear = f"; not clearly for {', '.join(null)}" if null else ""
+        return f"One backward pass predicts the change of log-odds in {len(clear)} of {len(self.rows)} rows{reach}{unclear}."
 
 
 def run(config: Config, progress: Progress = SILENT) -> Results:
