@@ -29,6 +29,7 @@ from perturbjax.cli.randopt import run_randopt
 from perturbjax.cli.report import ReportConfig, run_report
 from perturbjax.cli.scores import ScoresConfig, run_scores
 from perturbjax.cli.select import SelectConfig, run_select
+from perturbjax.cli.study import StudyConfig, run_study
 from perturbjax.cli.tasks import TasksConfig, run_tasks
 from perturbjax.cli.vpretrain import run_vpretrain
 from perturbjax.errors import InputError, shortened
@@ -50,6 +51,7 @@ caulking: measure how many labeled examples an adapter of a model needs.
 - after a kill: the same command with --resume
 - what a task asks, and how it grades: perturbjax tasks sst2
 - a sigma for a model: perturbjax calibrate
+- the method at work on a toy: perturbjax study signals
 
 RUN, for the other commands, is the run directory that one of these prints. Each command explains itself: perturbjax randopt --help"""
 
@@ -66,6 +68,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "scores": (ScoresConfig, run_scores),
     "compare": (CompareConfig, run_compare),
     "calibrate": (CalibrateConfig, run_calibrate),
+    "study": (StudyConfig, run_study),
     "tasks": (TasksConfig, run_tasks),
     "bench": (BenchConfig, run_bench),
     "plan": (PlanConfig, run_plan),

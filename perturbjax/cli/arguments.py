@@ -88,8 +88,10 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     def one_word(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
         if info.type == tuple[float, ...] | Literal["auto"]:
             return _spec("auto|FLOAT,FLOAT,...", _floats_or_auto, (tuple, str), lambda value: value if value == "auto" else _joined(value))
-        if info.type in _LISTS:
-            kind, name = _LISTS[info.type]
+        # In a subcommand tyro may write typing.Tuple, which is equal to no tuple[...].
+        listed = tuple[typing.get_args(info.type)] if typing.get_origin(info.type) is tuple else None
+        if listed in _LISTS:
+            kind, name = _LISTS[listed]
             return _spec(f"{name},{name},...", lambda text: tuple(map(kind, _COMMA.split(text))), tuple, _joined)
         if info.type == tuple[Rule, ...]:
             return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: ",".join(map(str, rules)) or "none")
@@ -152,11 +154,18 @@ def with_flags(message: str, names: Collection[str]) -> str:
 
 
 def flag_names(kind: type) -> set[str]:
-    """Names of the fields of a command's dataclass, those of the dataclasses in it included."""
+    """Names of the fields of a command's dataclass, those of the dataclasses in it included, and of its subcommands."""
     names: set[str] = set()
+    kinds = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         default = field.default_factory() if callable(field.default_factory) else None
-        names |= flag_names(type(default)) if dataclasses.is_dataclass(default) else {field.name}
+        subcommands = [each for each in typing.get_args(kinds[field.name]) if isinstance(each, type) and dataclasses.is_dataclass(each)]
+        if dataclasses.is_dataclass(default):
+            names |= flag_names(type(default))
+        elif subcommands:
+            names = names.union(*map(flag_names, subcommands))
+        else:
+            names.add(field.name)
     return names
 
 

@@ -21,11 +21,11 @@ WIDTH = 6.4  # inches; with 11-point text still readable when a phone shows the 
 DPI = 200
 
 
-def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure ``height`` inches high with ``rows`` axes above each other that share x."""
+def new_figure(height: float, rows: int = 1, columns: int = 1, share: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure ``height`` inches high with ``rows`` x ``columns`` axes, row by row; with ``share`` those above each other share x."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(np.atleast_1d(figure.subplots(rows, 1, sharex=True)))
+    axes = list(np.ravel(figure.subplots(rows, columns, sharex="col" if share else False)))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=10, colors=INK)

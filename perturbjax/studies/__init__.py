@@ -1,4 +1,9 @@
-"""Studies of what RandOpt's papers claim, and of what else the same tokens could do; each a frozen ``Config`` and a typed result."""
+"""Studies of what RandOpt's papers claim, and of what else the same tokens could do; each a frozen ``Config`` and a typed result.
 
+``calibrate(Config(...))`` chooses a sigma. Every other study is a module: ``studies.signals.run(studies.signals.Config(...))``.
+"""
+
+from perturbjax.studies import density as density
+from perturbjax.studies import signals as signals
 from perturbjax.studies.calibration import Config as Config
 from perturbjax.studies.calibration import calibrate as calibrate

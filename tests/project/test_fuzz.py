@@ -67,6 +67,7 @@ def test_any_setting_of_a_run(data):
         refused(["select", str(run), "--compile-cache", "off"])
         refused(["scores", str(run), "--out", str(Path(name) / "scores.npz")])
         refused(["compare", str(run), str(run)])
+        refused(["study", "density", str(run)])
         refused(["report", str(run)])
         assert [path.name for path in run.iterdir()] == ["config.json"]
 

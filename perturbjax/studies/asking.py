@@ -1,0 +1,57 @@
+"""What the studies of a language model ask it: settings, questions, engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from perturbjax.errors import InputError
+from perturbjax.noise import Noise
+from perturbjax.noise.spec import check_noise
+from perturbjax.runs.config import Base, Machine
+from perturbjax.runs.console import Progress
+from perturbjax.tasks import load_task, template_by_name
+from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.splits import in_order
+
+if TYPE_CHECKING:
+    from perturbjax.inference.engine import Engine
+    from perturbjax.pretrained import Model
+
+
+def load_questions(name: str, template: str | None, count: int, seed: int) -> tuple[Task, Template, Sequence[Example]]:
+    """A task, its template and the last ``count`` questions of the seed's order, which a search of this seed asks last.
+
+    Raises:
+        InputError: no such task or template, or too few questions.
+    """
+    task = load_task(name)
+    chosen = task.templates[0] if template is None else template_by_name(task, template)
+    examples = in_order(task.examples(), seed)
+    if len(examples) < count:
+        raise InputError(f"`questions` {count}: task {task.name} has {len(examples)} different ones; lower it")
+    return task, chosen, examples[-count:]
+
+
+def load_base(base: Base, machine: Machine, progress: Progress) -> Model:
+    """The model of the settings."""
+    from perturbjax.pretrained import load_model  # needs Flax, which reading settings does without
+    from perturbjax.runs.machine import resolve_dtype, shares_a_model
+
+    model = load_model(base.model, resolve_dtype(base.dtype), stored=shares_a_model(machine))
+    progress.note(f"model {model.name}: {model.source}")
+    return model
+
+
+def make_engine(model: Model, task: Task, noise: Noise, machine: Machine) -> Engine:
+    """An engine for this noise.
+
+    Raises:
+        InputError: the noise moves no parameter of this model, or matches none.
+    """
+    from perturbjax.inference import Engine
+    from perturbjax.runs.machine import make_mesh
+
+    if unused := check_noise(model.params, noise).unused_rules:
+        raise InputError(f"`groups`: {unused[0].pattern!r} matches no parameter of {model.name}; leave that group out")
+    return Engine(model, task, noise, make_mesh(machine))

@@ -1,0 +1,270 @@
+"""Linearity: how well one backward pass predicts what noise does.
+
+The log-odds of a question are those of its right choice against all others. One backward pass gives the gradient g of their mean over the
+questions; the change that a candidate sigma E should make is then sigma <g, E>, with the noise E made leaf by leaf and never kept. It is
+compared to the change measured on the same questions, over candidates: Pearson's r with Fisher's interval, and the slope of measured on
+predicted, which is 1 where the model is linear. The products of all groups come from one making of the noise, because a group's candidate
+has the noise of the whole one where its parameters move; they are exact for every sigma, because they are proportional to it.
+
+A high r means that candidates could be screened by an inner product. It says nothing about accuracy, which is a step function of log-odds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbjax.errors import InputError
+from perturbjax.noise import Candidate, Noise, Population, perturb, scales
+from perturbjax.noise.distributions import DistributionName
+from perturbjax.noise.spec import Scale, moving
+from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_text
+from perturbjax.runs.console import SILENT, Progress
+from perturbjax.studies.asking import load_base, load_questions, make_engine
+from perturbjax.studies.estimates import Estimate
+from perturbjax.studies.groups import check_groups, noise_of
+from perturbjax.tree import Params, derived_seed, leaf_paths
+
+if TYPE_CHECKING:
+    from perturbjax.inference.outputs import EncodedBatch
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured. Field names are the flags of ``perturbjax study linearity``."""
+
+    base: Base = field(default_factory=Base)
+    task: str = "sst2"
+    """A multiple-choice task, as for randopt."""
+    template: str | None = None
+    """Prompt template, by name; the task's first when left out."""
+    groups: tuple[str, ...] = ("all", "embedding", "attention", "mlp", "norms")
+    """Parameters that move, comma separated; embedding includes the head."""
+    sigmas: tuple[float, ...] = (0.001, 0.002, 0.005)
+    """Noise scales, comma separated; all have the same noise."""
+    noise: DistributionName = "gaussian"
+    """As for randopt."""
+    rank: int | None = None
+    """As for randopt."""
+    scale: Scale = "absolute"
+    """As for randopt."""
+    candidates: int = 12
+    """Candidates of each group and sigma."""
+    questions: int = 16
+    """How many are asked, the last of the seed's order. The backward pass keeps the activations of all of them."""
+    seed: int = 0
+    """Of the candidates and the questions."""
+    machine: Machine = field(default_factory=Machine)
+
+    def validate(self) -> None:
+        """Raise ``InputError`` for settings that cannot be used."""
+        self.base.validate()
+        self.machine.validate()
+        check_text("task", self.task)
+        check_choices(self)
+        check_positive(self, "candidates", "questions", "rank")
+        check_groups(self.groups)
+        if self.candidates < 4:
+            raise InputError(f"`candidates` {self.candidates}: at least 4 are required, or there is no interval")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        if self.machine.coordinator is not None or (self.machine.axes or (1, 1))[1] > 1:
+            raise InputError("`mesh`, `coordinator`: the backward pass of this study is made on one device; leave them out")
+        self.population()
+
+    def population(self) -> Population:
+        """The candidates, at any of the sigmas."""
+        try:
+            Population(0, 0, self.sigmas)
+            return Population(derived_seed(self.seed, "linearity"), self.candidates)
+        except ValueError as error:
+            raise InputError(f"`sigmas`{str(error).removeprefix('sigmas')}") from error
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group at one sigma: changes of the mean log-odds, in nats.
+
+    Attributes:
+        predicted, measured: (n,) of each candidate.
+        r: their correlation; ``slope``: of measured on predicted.
+        mean: measured mean, which a linear model would not have beyond chance.
+    """
+
+    group: str
+    sigma: float
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+    r: Estimate
+    slope: float
+    mean: float
+
+    @property
+    def name(self) -> str:
+        """``mlp at 0.002``."""
+        return f"{self.group} at {self.sigma:g}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """``log_odds``: the base's mean over ``config.questions`` questions."""
+
+    config: Config
+    model: str
+    log_odds: float
+    rows: tuple[Row, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What was found, a null as plainly as a finding."""
+        clear = [row.r.value for row in self.rows if row.r.above]
+        null = [f"{row.name} (r {row.r.value:.2f})" for row in self.rows if not row.r.above]
+        reach = f" (r from {min(clear):.2f} to {max(clear):.2f})" if clear else ""
+        unclear = f"; not clearly for {', '.join(null)}" if null else ""
+        return f"One backward pass predicts the change of log-odds in {len(clear)} of {len(self.rows)} rows{reach}{unclear}."
+
+
+def run(config: Config, progress: Progress = SILENT) -> Results:
+    """Predicts and measures; writes nothing.
+
+    Args:
+        config: the settings.
+        progress: told what goes on.
+
+    Raises:
+        InputError: the settings, or what they name, cannot be used.
+
+    >>> from perturbjax.studies import linearity
+    >>> found = linearity.run(linearity.Config(sigmas=(1e-3,)))  # doctest: +SKIP
+    >>> found.rows[0].r.words()  # doctest: +SKIP
+    """
+    config.validate()
+    task, template, examples = load_questions(config.task, config.template, config.questions, config.seed)
+    if task.kind != "choice":
+        raise InputError(f"`task` {config.task}: a multiple-choice task is required; the log-odds of a generated reply are not known")
+    model = load_base(config.base, config.machine, progress)
+    noises = {group: noise_of(group, config.noise, config.rank, config.scale) for group in config.groups}
+    engine = make_engine(model, task, noises[config.groups[0]], config.machine)
+    batch = engine.prepare(examples, template)
+    gold = np.array([example.choices.index(example.answer) for example in examples])
+    gradient = jax.jit(jax.grad(partial(mean_log_odds, config=model.config, batch=batch, gold=gold)))(model.params)
+
+    population, rows, base = config.population(), [], 0.0
+    products = inner_products(model.params, gradient, population, noise_of("all", config.noise, config.rank, config.scale), progress)
+    with progress.bar("linearity", len(noises) * len(config.sigmas) * len(population), unit="candidate") as bar:
+        done = 0
+        for group, noise in noises.items():
+            engine = make_engine(model, task, noise, config.machine)
+            base = _log_odds(engine.run(Candidate.base(1), batch).log_probs, gold)[0]
+            mine = np.sum([products[path] for path in moving(model.params, noise)], axis=0)
+            for sigma in config.sigmas:
+                measured = []
+                for start in range(0, len(population), engine.chunk):
+                    chunk = population[start : start + engine.chunk]
+                    chunk = chunk._replace(sigma=jnp.full(len(chunk.sigma), sigma, jnp.float32))
+                    measured += (_log_odds(engine.run(chunk, batch).log_probs, gold) - base).tolist()
+                    bar.update(done := done + len(chunk.sigma))
+                rows.append(row_of(group, sigma, sigma * mine, np.array(measured)))
+    return Results(config, model.name, float(base), tuple(rows))
+
+
+def mean_log_odds(params: Params, config: Any, batch: EncodedBatch, gold: np.ndarray) -> jax.Array:
+    """Mean over the questions of the log-odds of the right choice, from the program that scores them, in a form that can be
+    differentiated."""
+    from perturbjax.inference.programs import choice_values
+
+    total = jnp.zeros(())
+    for packing in batch.packings:
+        # A loop of a known number of slots has a backward pass.
+        arrays: dict[str, Any] = packing.arrays | {"num_valid": int(packing.arrays["num_valid"])}
+        values = choice_values(config, packing.single)(params, None, arrays)
+        slot, query, example, choice = packing.owner.T
+        shape = (len(packing.examples), max(packing.num_choices))
+        there = np.arange(shape[1])[None] < np.array(packing.num_choices)[:, None]
+        if packing.single:
+            found = jnp.zeros(shape).at[example].set(values[slot, query][:, : shape[1]])
+        else:
+            found = jnp.zeros(shape).at[example, choice].add(values[slot, query, 0])
+        right = np.arange(shape[1])[None] == gold[packing.examples][:, None]
+        others = jax.nn.logsumexp(jnp.where(there & ~right, found, -jnp.inf), axis=1)
+        total += (jnp.where(right, found, 0).sum(axis=1) - others).sum()
+    return total / len(gold)
+
+
+def _log_odds(log_probs: np.ndarray | None, gold: np.ndarray) -> np.ndarray:
+    """(n,) mean log-odds from the log-probabilities (n, E, C) of the choices."""
+    assert log_probs is not None
+    right = np.arange(log_probs.shape[2])[None] == gold[:, None]
+    others = np.logaddexp.reduce(np.where(right, -np.inf, log_probs), axis=2)
+    return (log_probs[:, right] - others).mean(axis=1)
+
+
+def inner_products(
+    params: Params, gradient: Params, population: Population, noise: Noise, progress: Progress = SILENT
+) -> dict[str, np.ndarray]:
+    """Path -> (n,) products of a leaf's gradient with scale E of each candidate, for sigma 1."""
+    leaf_scales = scales(params, noise)
+    leaves = {path: leaf.astype(jnp.float32) for path, leaf in leaf_paths(gradient).items() if path in leaf_scales}
+
+    @jax.jit
+    def of(candidate: Candidate, leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        made = perturb(jax.tree.map(jnp.zeros_like, leaves), candidate, noise, leaf_scales)
+        return {path: jnp.vdot(leaf, made[path]) for path, leaf in leaves.items()}
+
+    found = []
+    with progress.bar("predicting", len(population), unit="candidate") as bar:
+        for number in range(len(population)):
+            found.append(jax.device_get(of(population[number]._replace(sigma=jnp.float32(1)), leaves)))
+            bar.update(number + 1)
+    return {path: np.array([each[path] for each in found], np.float64) for path in leaves}
+
+
+def row_of(group: str, sigma: float, predicted: np.ndarray, measured: np.ndarray) -> Row:
+    """The row of (n,) predicted and measured changes.
+
+    Raises:
+        InputError: one is not finite.
+    """
+    if not np.isfinite(measured).all():
+        raise InputError(f"`sigmas` {sigma:g}: gives log-odds that are not finite with noise in {group}; lower it")
+    x, y = predicted - predicted.mean(), measured - measured.mean()
+    length = math.sqrt(float(x @ x) * float(y @ y))
+    r = float(x @ y) / length if length > 0 else 0.0
+    slope = float(x @ y) / float(x @ x) if x.any() else 0.0
+    return Row(group, sigma, tuple(predicted.tolist()), tuple(measured.tolist()), fisher(r, len(x)), slope, float(measured.mean()))
+
+
+def fisher(r: float, n: int) -> Estimate:
+    """A correlation of n pairs, at least 4, with Fisher's interval.
+
+    >>> fisher(0.9, 12).words()
+    '0.90 [0.67, 0.97]'
+    """
+    z = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    half = 1.959964 / math.sqrt(n - 3)
+    return Estimate(r, (math.tanh(z - half), math.tanh(z + half)))
+
+
+def table(results: Results) -> Iterator[str]:
+    """A line for every group and sigma."""
+    config = results.config
+    yield (
+        f"{config.task}, {results.model}: mean log-odds {results.log_odds:+.3f} nats over {config.questions} questions; "
+        f"{config.candidates} candidates a row"
+    )
+    yield f"{'noise in':<10} {'sigma':>8}  {'r, 95 %':<22} {'slope':>7}  {'predicted, sd':>13} {'measured, sd':>12} {'mean':>8}"
+    for row in results.rows:
+        predicted, measured = _spread(row.predicted), _spread(row.measured)
+        figures = f"{row.r.words():<22} {row.slope:>7.2f}  {predicted:>13.4f} {measured:>12.4f} {row.mean:>+8.4f}"
+        yield f"{row.group:<10} {row.sigma:>8g}  {figures}"
+
+
+def _spread(changes: Sequence[float]) -> float:
+    return float(np.std(changes, ddof=1))
