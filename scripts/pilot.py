@@ -4,8 +4,8 @@
 
 One line for each task, prompt template and noise: the base on the search rows; mean, deviation and best of the candidates; the reliability
 of their scores; then on select rows the base, the vote of the K best, that of K random candidates, and the first minus the base (paired
-95 % interval). A noise is GROUP:SIGMA: all parameters, the embedding (and so the tied head) alone, all but it (body), or the norms alone.
-Candidates, splits and seeds are the same in all lines. Tasks that cannot fill the splits (rte: 277 rows) need smaller ones.
+95 % interval). A noise is GROUP:SIGMA, gaussian, a group of ``perturbjax study density``. Candidates, splits and seeds are the same in all
+lines. Tasks that cannot fill the splits (rte: 277 rows) need smaller ones.
 """
 
 import argparse
@@ -17,23 +17,16 @@ from inputs import at_least, exit_code
 
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
-from perturbjax.noise import Noise, Population, Rule
+from perturbjax.noise import Population
 from perturbjax.pretrained import load_model
 from perturbjax.randopt import Config
 from perturbjax.randopt.flow import run_base, run_members, vote_curve
 from perturbjax.randopt.reliability import reliability
 from perturbjax.report.accounting import paired_bootstrap
 from perturbjax.scoring import top_k
+from perturbjax.studies.groups import GROUPS, noise_of
 from perturbjax.tasks import load_task, template_by_name
 from perturbjax.tasks.splits import make_splits
-
-GROUPS = {
-    "all": (),
-    "embedding": (Rule("embed", "absolute"), Rule("", None)),
-    "body": (Rule("embed", None),),
-    "norms": (Rule("norm", "absolute"), Rule("", None)),
-}
-"""Group -> the rules that leave only its parameters moving."""
 
 
 def noise(text: str) -> tuple[str, float]:
@@ -77,7 +70,7 @@ def main() -> None:
         for template in [template_by_name(task, name) for name in names]:
             for group, sigma in options.noises:
                 started = time.perf_counter()
-                engine = Engine(model, task, Noise(rules=GROUPS[group]), chunk=defaults.machine.chunk)
+                engine = Engine(model, task, noise_of(group, "gaussian", None, "absolute"), chunk=defaults.machine.chunk)
                 population = Population(seed, count, (sigma,))
                 search, select = engine.prepare(splits.search, template), engine.prepare(splits.select, template)
                 scores = run_members(engine, population, np.arange(count), search, "search").scores
