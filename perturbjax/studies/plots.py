@@ -46,7 +46,7 @@ def plot_signals(path: Path, results: signals.Results) -> None:
             bounds = np.array([[max(e.interval[0], 1e-3), e.interval[1]] for e in found]).T
             right.errorbar(places, values, np.abs(bounds - values), color=color, marker=marker, markersize=5, linestyle="", elinewidth=1)
         right.axhline(1, color=draw.GREY, linewidth=1, linestyle=(0, (4, 2)))
-        right.set(yscale="log", ylim=(2e-3, 300), xlim=(-0.5, len(cells) - 0.5), ylabel="error")
+        right.set(yscale="log", ylim=(1e-3, 300), xlim=(-0.5, len(cells) - 0.5), ylabel="error")
         right.yaxis.set_minor_locator(NullLocator())
         right.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
         for place, cell in enumerate(cells):
