@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Candidate, Noise, Population
+from perturbjax.noise import Candidate, Population
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.report.words import percent
@@ -28,6 +28,7 @@ from perturbjax.runs.config import Base, Machine, check_choices, check_positive,
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import load_base, load_questions, make_engine
 from perturbjax.studies.estimates import Estimate, halves
+from perturbjax.studies.groups import noise_of
 from perturbjax.tree import derived_seed
 
 SPLITS, RESAMPLES = 50, 400
@@ -142,7 +143,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     population, matrices, bases = config.population(), [], []
     with progress.bar("discordance", len(asked) * len(population), unit="candidate") as bar:
         for number, (task, template, examples) in enumerate(asked):
-            engine = make_engine(model, task, Noise(config.noise, config.rank, config.scale), config.machine)
+            engine = make_engine(model, task, noise_of("all", config.noise, config.rank, config.scale), config.machine)
             batch = engine.prepare(examples, template)
             bases.append(float(engine.run(Candidate.base(1), batch).scores.mean(dtype=np.float64)))
             parts = []

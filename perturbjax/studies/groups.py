@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from perturbjax.errors import InputError
+from perturbjax.models.config import STACKED
 from perturbjax.noise import Noise, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -25,10 +26,12 @@ def noise_of(group: str, noise: DistributionName, rank: int | None, scale: Scale
     >>> [str(rule) for rule in noise_of("mlp", "gaussian", None, "rms").rules]
     ['norm=exclude', '/mlp/=rms', '.=exclude']
     """
+    stacked = None if rank is None else STACKED
     if not (patterns := GROUPS[group]):
-        return Noise(noise, rank, scale)
+        return Noise(noise, rank, scale, stacked=stacked)
     *left_out, moves = patterns
-    return Noise(noise, rank, scale, (*(Rule(pattern, None) for pattern in left_out), Rule(moves, scale), Rule(".", None)))
+    rules = (*(Rule(pattern, None) for pattern in left_out), Rule(moves, scale), Rule(".", None))
+    return Noise(noise, rank, scale, rules, stacked)
 
 
 def check_groups(groups: tuple[str, ...]) -> None:
