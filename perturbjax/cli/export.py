@@ -99,10 +99,8 @@ def run_export(config: ExportConfig, console: Console) -> None:
     parts, ensemble = reopen_ensemble(config.run, console.note, config.trust)
     params, what, chosen = parts.model.params, "the base", list(range(len(ensemble)))
     if config.rank is not None:
-        if not 1 <= config.rank <= len(ensemble):
-            raise InputError(f"--rank {config.rank}: the ensemble of {config.run} has ranks 1 to {len(ensemble)}")
+        index = ensemble.of_rank(config.rank)
         chosen = [config.rank - 1]
-        index = int(ensemble.members[chosen[0]])
         params = perturb(params, ensemble.population[index], ensemble.noise)
         what = f"the member of rank {config.rank} (candidate {index}, sigma {ensemble.population.sigma_of([index])[0]:g})"
     elif config.merge:
