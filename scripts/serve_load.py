@@ -121,11 +121,11 @@ def main() -> int:
     for name, default in (("requests", 64), ("clients", 8), ("malformed", 1000), ("slow", 50)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--log", type=Path, default=Path(os.devnull))
-    parser.add_argument("options", nargs="*", help="of perturbjax serve, after --")
-    given = parser.parse_args()
+    own = sys.argv[1:].index("--") if "--" in sys.argv[1:] else len(sys.argv)
+    given, options = parser.parse_args(sys.argv[1 : own + 1]), sys.argv[own + 2 :]
     rng, failures = random.Random(0), []
     prompts = [" ".join(rng.choices(WORDS, k=rng.randrange(3, 20))) for _ in range(given.requests)]
-    server = Server(given.run, given.options, given.log)
+    server = Server(given.run, options, given.log)
     print(f"start: {server.start_s:.1f} s until it listens, all programs compiled", flush=True)
     try:
         started = time.monotonic()
@@ -166,10 +166,10 @@ def main() -> int:
             finished, code = last.result()[0] == alone[0][0], server.process.wait(120)
         print(f"SIGTERM: the request that ran was {'finished' if finished else 'LOST'}, exit code {code}", flush=True)
         failures += ["SIGTERM"] if code or not finished else []
-        server = Server(given.run, given.options, given.log)
+        server = Server(given.run, options, given.log)
         server.process.kill()
         server.process.wait()
-        server = Server(given.run, given.options, given.log)
+        server = Server(given.run, options, given.log)
         again = server.complete(prompts[0])[0] == alone[0][0]
         print(
             f"kill -9 and restart: {server.start_s:.1f} s until it listens, the reply is {'the same' if again else 'ANOTHER'}", flush=True

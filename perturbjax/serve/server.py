@@ -23,6 +23,8 @@ from perturbjax.serve.one_model import OneModel
 from perturbjax.serve.runs import Opened
 
 TOKEN_VARIABLE = "PERTURBJAX_TOKEN"
+STOP_TIMEOUT_S = 60
+"""How long a server that was told to stop finishes what runs."""
 _TOKEN = r"[\x21-\x7e]{16,512}"
 
 
@@ -111,9 +113,11 @@ def make_server(app: App, host: str, port: int, limits: Limits, ready: Callable[
         InputError: nothing can listen there.
     """
     http: Any = partial(_Patient, limits.request_timeout_s)
+    # A client that does not read its stream must not keep a server that was told to stop.
+    patience: dict[str, Any] = {"timeout_keep_alive": 5, "timeout_graceful_shutdown": STOP_TIMEOUT_S}
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
     most = 4 * limits.max_queue + 64
-    config = uvicorn.Config(app, host, port, http=http, ws="none", lifespan="on", timeout_keep_alive=5, limit_concurrency=most, **quiet)
+    config = uvicorn.Config(app, host, port, http=http, ws="none", lifespan="on", limit_concurrency=most, **patience, **quiet)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=256)
