@@ -94,5 +94,5 @@ def batch_arrays(batch: Sequence[Work], limits: Limits) -> dict[str, np.ndarray]
 
 
 def rehearsals(limits: Limits) -> list[list[Work]]:
-    """A batch of each static shape, whose replies nobody reads."""
-    return [[Work([0] * width, limits.max_tokens, lambda _: None) for _ in range(rows)] for width in limits.widths for rows in limits.rows]
+    """A batch of each static shape, of replies of one token that nobody reads."""
+    return [[Work([0] * width, 1, lambda _: None) for _ in range(rows)] for width in limits.widths for rows in limits.rows]

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def test_the_harness_runs_two_tasks_of_local_files(run, opened, tmp_path, monkey
 
     from perturbjax.serve.harness import PerturbjaxLM
 
-    arguments = {"run": str(run), "base": True, "max_length": 48, "max_gen_toks": 6}
+    arguments: dict[str, Any] = {"run": str(run), "base": True, "max_length": 48, "max_gen_toks": 6}
     model = PerturbjaxLM(**arguments, batch_size=2)
     questions = [f"is {i} an even number" for i in range(4)]
     texts = model.generate_until([SimpleNamespace(args=(question, {"until": ["\n\n"]})) for question in questions])
@@ -131,7 +132,7 @@ def test_the_harness_runs_two_tasks_of_local_files(run, opened, tmp_path, monkey
     (rolling,) = model.loglikelihood_rolling([SimpleNamespace(args=(questions[0] * 4,))])
     windows = [([model.prefix_token_id], tokens[:47]), (tokens[16:47], tokens[47:])]
     assert rolling == pytest.approx(sum(each for each, _ in dense(opened.model, windows)), rel=1e-4)
-    voted = PerturbjaxLM(**(arguments | {"base": False}), batch_size=2)
+    voted = PerturbjaxLM(str(run), max_length=48, max_gen_toks=6, batch_size=2)
     assert len(voted.generate_until([SimpleNamespace(args=("a", {"until": []}))])) == 1
     with pytest.raises(InputError, match="members of a vote answer greedily"):
         voted.generate_until([SimpleNamespace(args=("a", {"temperature": 0.5}))])
