@@ -1,5 +1,6 @@
 """Likelihoods against dense log-softmaxes of the members; where lm-evaluation-harness is installed, two of its tasks on local files."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -49,10 +50,8 @@ def dense(model: Model, pairs) -> list[tuple[float, bool]]:
 
 def test_likelihoods_of_one_model_and_of_the_mixture_of_members(opened):
     ensemble, params = opened.ensemble, opened.model.params
-    members = [
-        SimpleNamespace(config=opened.model.config, params=perturb(params, ensemble.population[int(i)], ensemble.noise))
-        for i in ensemble.members
-    ]
+    thetas = [perturb(params, ensemble.population[int(index)], ensemble.noise) for index in ensemble.members]
+    members = [dataclasses.replace(opened.model, params=theta) for theta in thetas]
     first = logits_of(members[0], [[*PAIRS[0][0], 0]])[0][len(PAIRS[0][0]) - 1].argmax()
     pairs = [*PAIRS, (PAIRS[0][0], [int(first)])]
     by_member = [dense(member, pairs) for member in members]
