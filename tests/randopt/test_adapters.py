@@ -39,7 +39,7 @@ def assert_same(found, expected, tolerance: float) -> None:
 
 
 def test_a_member_is_its_adapter_read_back_and_merged(model, tmp_path):
-    noise = Noise("rademacher", 3, "modular", MATRICES)
+    noise = Noise("rademacher", 3, "rms", MATRICES)
     theta = perturb(model.params, POPULATION[5], noise=noise)
     made = exact_adapter(model, theta, POPULATION[[5]], noise)
     assert made.lora.rank == noise.rank and made.error < 1e-5 and made.left_out == ()
