@@ -56,15 +56,16 @@ def run_serve(config: ServeConfig, console: Console) -> None:
     require("fastapi", "uvicorn", "prometheus_client")
     from perturbjax.serve.app import make_app
     from perturbjax.serve.runs import Choice, open_run
-    from perturbjax.serve.server import check_exposure, is_loopback, listen, read_token, serving
+    from perturbjax.serve.server import bind, check_exposure, is_loopback, listen, read_token, serving
 
     token = read_token(config.token_file)
     check_exposure(config.host, token)
-    use_compile_cache(config.compile_cache, console)
     choice = Choice(config.base, config.rank, config.merge, config.cell)
-    served = serving(open_run(config.run, choice, console.note, config.trust), config.limits, console.note)
-    served.answering.warm_up(console.note)
-    app = make_app(served, config.limits, token, is_loopback(config.host) and token is None, console.note)
     host = f"[{config.host}]" if ":" in config.host else config.host
-    listen(app, config.host, config.port, config.limits, lambda port: console.line(f"{served.name} at http://{host}:{port}/v1"))
+    with bind(config.host, config.port) as bound:  # before minutes are spent on what could not be heard
+        use_compile_cache(config.compile_cache, console)
+        served = serving(open_run(config.run, choice, console.note, config.trust), config.limits, console.note)
+        served.answering.warm_up(console.note)
+        app = make_app(served, config.limits, token, is_loopback(config.host) and token is None, console.note)
+        listen(app, bound, config.limits, lambda: console.line(f"{served.name} at http://{host}:{bound.getsockname()[1]}/v1"))
     console.line("stopped")

@@ -100,42 +100,42 @@ class _Patient(H11Protocol):
             self.transport.close()
 
 
-def make_server(app: App, host: str, port: int, limits: Limits, ready: Callable[[int], None]) -> tuple[uvicorn.Server, list[socket.socket]]:
-    """A server that listens already, and its sockets.
-
-    Args:
-        app: of ``make_app``.
-        host, port: where; port 0 is any that is free.
-        limits: of requests.
-        ready: told the port once connections are taken.
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of an address, which does not listen yet; port 0 is any that is free.
 
     Raises:
-        InputError: nothing can listen there.
+        InputError: the address is not there, or taken.
     """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise InputError(f"`host` {host}, `port` {port}: nothing can listen there ({error.strerror}); give another") from None
+    return bound
+
+
+def make_server(app: App, bound: socket.socket, limits: Limits, ready: Callable[[], None]) -> uvicorn.Server:
+    """A server on a bound socket; ``ready`` is called once connections are taken."""
     http: Any = partial(_Patient, limits.request_timeout_s)
     # A client that does not read its stream must not keep a server that was told to stop.
     patience: dict[str, Any] = {"timeout_keep_alive": 5, "timeout_graceful_shutdown": STOP_TIMEOUT_S}
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
     most = 4 * limits.max_queue + 64
-    config = uvicorn.Config(app, host, port, http=http, ws="none", lifespan="on", limit_concurrency=most, **patience, **quiet)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=256)
-    except OSError as error:
-        raise InputError(f"`host` {host}, `port` {port}: nothing can listen there ({error.strerror}); give another") from None
-    return _Server(config, lambda: ready(listening.getsockname()[1])), [listening]
+    host, port, *_ = bound.getsockname()
+    return _Server(uvicorn.Config(app, host, port, http=http, ws="none", lifespan="on", limit_concurrency=most, **patience, **quiet), ready)
 
 
-def listen(app: App, host: str, port: int, limits: Limits, ready: Callable[[int], None]) -> None:
+def listen(app: App, bound: socket.socket, limits: Limits, ready: Callable[[], None]) -> None:
     """Serves until SIGTERM or SIGINT; then no new connection is taken, and what runs is finished. Arguments as of ``make_server``."""
-    server, sockets = make_server(app, host, port, limits, ready)
+    server = make_server(app, bound, limits, ready)
     # uvicorn raises the signal that stopped it once more when all is done: stopped as asked is no failure.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        server.run(sockets=sockets)
+        server.run(sockets=[bound])
     finally:
         signal.signal(signal.SIGTERM, before)
-        sockets[0].close()
 
 
 class _Server(uvicorn.Server):

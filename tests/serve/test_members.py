@@ -3,6 +3,7 @@
 import dataclasses
 import http.client
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -127,6 +128,7 @@ def test_one_model_of_a_run_and_what_it_does_not_have(run, opened):
 def test_the_command_checks_before_it_loads(run, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("PERTURBJAX_TOKEN", raising=False)
     (tmp_path / "short").write_text("secret")
+    taken = socket.create_server(("127.0.0.1", 0))
     for arguments, message in (
         (
             ["--host", "0.0.0.0"],
@@ -138,29 +140,31 @@ def test_the_command_checks_before_it_loads(run, tmp_path, capsys, monkeypatch):
         (["--max-batch", "300"], "--max-batch 300: at most 256"),
         (["--token-file", str(tmp_path / "none")], "none: a file that can be read is required"),
         (["--token-file", str(tmp_path / "short")], "a token of 16 to 512 printable ASCII characters"),
-        (["--max-prompt-tokens", "16000"], "lower one of them"),
+        (["--port", "0", "--max-prompt-tokens", "16000"], "lower one of them"),
+        (["--port", str(taken.getsockname()[1])], "nothing can listen there (Address already in use)"),
     ):
         code, out, err = call(["serve", str(run), *arguments], capsys)
         assert code == 2 and message in err.splitlines()[-1] and "secret" not in err and out == "", err
+    taken.close()
 
 
 def test_the_command_serves_what_it_opened(run, capsys, monkeypatch):
     heard = []
     monkeypatch.setattr(OneModel, "warm_up", lambda _, note: note("warm"))
-    monkeypatch.setattr(server, "listen", lambda app, host, port, limits, ready: (ready(8123), heard.append((app, host, port, limits))))
-    sizes = ["--max-batch", "1", "--max-prompt-tokens", "32", "--max-tokens", "6", "--compile-cache", "off"]
+    monkeypatch.setattr(server, "listen", lambda app, bound, limits, ready: (ready(), heard.append((bound.getsockname(), limits))))
+    sizes = ["--port", "0", "--max-batch", "1", "--max-prompt-tokens", "32", "--max-tokens", "6", "--compile-cache", "off"]
     code, out, err = call(["serve", str(run), "--rank", "1", *sizes], capsys)
-    assert code == 0 and out.splitlines() == ["tiny_llama3+rank1 at http://127.0.0.1:8123/v1", "stopped"]
+    (((host, port), limits),) = heard
+    assert code == 0 and out.splitlines() == [f"tiny_llama3+rank1 at http://127.0.0.1:{port}/v1", "stopped"]
     assert err.splitlines()[-1] == "warm"
-    ((_, host, port, limits),) = heard
-    assert (host, port, limits.max_prompt_tokens) == ("127.0.0.1", 8000, 32)
-    assert main(["serve", str(run), "--base", "--merge"]) == 2
+    assert (host, limits.max_prompt_tokens) == ("127.0.0.1", 32)
+    assert main(["serve", str(run), "--port", "0", "--base", "--merge"]) == 2
 
 
 PROGRAM = """
 import asyncio, sys
 from perturbjax.serve.config import Limits
-from perturbjax.serve.server import listen
+from perturbjax.serve.server import bind, listen
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         for kind in ("startup", "shutdown"):
@@ -171,7 +175,8 @@ async def app(scope, receive, send):
     await asyncio.sleep(1)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
     await send({"type": "http.response.body", "body": b"done"})
-listen(app, "127.0.0.1", 0, Limits(), lambda port: print(port, flush=True))
+bound = bind("127.0.0.1", 0)
+listen(app, bound, Limits(), lambda: print(bound.getsockname()[1], flush=True))
 print("stopped")
 """
 

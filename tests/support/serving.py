@@ -12,7 +12,7 @@ from typing import Any
 from perturbjax.serve.app import make_app
 from perturbjax.serve.config import Limits
 from perturbjax.serve.desk import Served
-from perturbjax.serve.server import make_server
+from perturbjax.serve.server import bind, make_server
 
 
 @dataclass
@@ -59,22 +59,15 @@ class Client:
 def running(served: Served, limits: Limits, token: str | None = None, local: bool = True) -> Iterator[Client]:
     """The server, warm, until the block ends."""
     notes: list[str] = []
-    ready, found = threading.Event(), []
-    app = make_app(served, limits, token, local, notes.append)
-
-    def heard(port: int) -> None:
-        found.append(port)
-        ready.set()
-
-    server, sockets = make_server(app, "127.0.0.1", 0, limits, heard)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets)))
+    ready, bound = threading.Event(), bind("127.0.0.1", 0)
+    server = make_server(make_app(served, limits, token, local, notes.append), bound, limits, ready.set)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
     thread.start()
     try:
         assert ready.wait(60)
-        yield Client(found[0], notes)
+        yield Client(bound.getsockname()[1], notes)
     finally:
         server.should_exit = True
         thread.join(60)
-        for each in sockets:
-            each.close()
+        bound.close()
         assert not thread.is_alive()
