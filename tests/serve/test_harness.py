@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.logits import logits_of
+from support.oracle import jit
 from support.searched import save_ensemble, searched_parts, searched_run
 
 from perturbjax.errors import InputError
+from perturbjax.models.attention import causal_mask
 from perturbjax.noise import perturb
 from perturbjax.pretrained.model import Model
 from perturbjax.serve.likelihood import Likelihoods
@@ -38,22 +39,35 @@ def opened(run):
     return open_run(run, Choice(), lambda _: None)
 
 
+@partial(jit, static_argnums=1)
+def logits_of(params, config, tokens):
+    decoder = config.build(params)
+    hidden, _ = decoder(tokens[None], jnp.arange(len(tokens))[None], causal_mask(jnp.ones((1, len(tokens)), bool)))
+    return decoder.logits(hidden)[0]
+
+
 def dense(model: Model, pairs) -> list[tuple[float, bool]]:
-    """(log p, greedy) of each pair by the logits of its whole text."""
+    """(log p, greedy) of each pair by the logits of its whole text, which is padded to one length: later tokens change nothing."""
     found = []
-    for (context, continuation), logits in zip(pairs, logits_of(model, [c + d for c, d in pairs]), strict=True):
-        asked = logits[len(context) - 1 : -1]
-        log_probs = np.asarray(jax.nn.log_softmax(jnp.asarray(asked, jnp.float32)))
-        found.append((float(sum(log_probs[i, token] for i, token in enumerate(continuation))), asked.argmax(-1).tolist() == continuation))
+    for context, continuation in pairs:
+        tokens = [*context, *continuation]
+        z = np.asarray(logits_of(model.params, model.config, jnp.asarray(tokens + [0] * (64 - len(tokens)))), np.float64)
+        asked = z[len(context) - 1 : len(tokens) - 1]
+        log_probs = asked - np.logaddexp.reduce(asked, axis=-1, keepdims=True)
+        found.append((sum(log_probs[i, token] for i, token in enumerate(continuation)), asked.argmax(-1).tolist() == list(continuation)))
     return found
 
 
 def test_likelihoods_of_one_model_and_of_the_mixture_of_members(opened):
     ensemble, params = opened.ensemble, opened.model.params
-    thetas = [perturb(params, ensemble.population[int(index)], ensemble.noise) for index in ensemble.members]
+    theta_of = jit(perturb, static_argnames="noise")
+    thetas = [theta_of(params, ensemble.population[int(index)], noise=ensemble.noise) for index in ensemble.members]
     members = [dataclasses.replace(opened.model, params=theta) for theta in thetas]
-    first = logits_of(members[0], [[*PAIRS[0][0], 0]])[0][len(PAIRS[0][0]) - 1].argmax()
-    pairs = [*PAIRS, (PAIRS[0][0], [int(first)])]
+    context = PAIRS[0][0]
+    first = int(
+        logits_of(members[0].params, members[0].config, jnp.asarray(context + [0] * (64 - len(context))))[len(context) - 1].argmax()
+    )
+    pairs = [*PAIRS, (context, [first])]
     by_member = [dense(member, pairs) for member in members]
     found = Likelihoods(opened, rows=3, longest=24)(pairs)
     mixed = np.logaddexp.reduce([[log_prob for log_prob, _ in each] for each in by_member]) - np.log(len(members))
