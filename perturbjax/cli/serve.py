@@ -9,7 +9,6 @@ import tyro
 from perturbjax.errors import InputError
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
-from perturbjax.runs.machine import require
 from perturbjax.serve.config import Limits
 
 
@@ -53,6 +52,8 @@ def run_serve(config: ServeConfig, console: Console) -> None:
     config.limits.validate()
     if not 0 <= config.port < 2**16:
         raise InputError(f"`port` {config.port}: a number from 0 to 65535 is required")
+    from perturbjax.runs.machine import require
+
     require("fastapi", "uvicorn", "prometheus_client")
     from perturbjax.serve.app import make_app
     from perturbjax.serve.runs import Choice, open_run
