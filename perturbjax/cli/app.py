@@ -29,6 +29,7 @@ from perturbjax.cli.randopt import run_randopt
 from perturbjax.cli.report import ReportConfig, run_report
 from perturbjax.cli.scores import ScoresConfig, run_scores
 from perturbjax.cli.select import SelectConfig, run_select
+from perturbjax.cli.serve import ServeConfig, run_serve
 from perturbjax.cli.study import StudyConfig, run_study
 from perturbjax.cli.tasks import TasksConfig, run_tasks
 from perturbjax.cli.vpretrain import run_vpretrain
@@ -64,6 +65,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "predict": (PredictConfig, run_predict),
     "export": (ExportConfig, run_export),
     "report": (ReportConfig, run_report),
+    "serve": (ServeConfig, run_serve),
     "select": (SelectConfig, run_select),
     "scores": (ScoresConfig, run_scores),
     "compare": (CompareConfig, run_compare),

@@ -12,6 +12,7 @@ Axis letters as in ``decoder``; W is the longest reply, in tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -48,8 +49,8 @@ def no_replies(shape: tuple[int, ...], max_new_tokens: int) -> Replies:
     return Replies(jnp.full((*shape, max_new_tokens), NO_TOKEN, jnp.int32), jnp.ones(shape, bool), jnp.zeros((*shape[:-1], 2), jnp.int32))
 
 
-class _State(NamedTuple):
-    """b rows are in the batch, B in the replies."""
+class State(NamedTuple):
+    """A batch in the middle of decoding: b rows are in it, B in the replies."""
 
     step: jax.Array
     """() tokens chosen so far."""
@@ -64,7 +65,93 @@ class _State(NamedTuple):
     """(b,) place in the replies."""
     row_ids: jax.Array
     """(b,)"""
+    temperature: jax.Array
+    """(b,)"""
+    limits: jax.Array
+    """(b,) tokens of the longest reply."""
     replies: Replies
+
+    def take(self, size: int) -> State:
+        """The batch of ``size`` rows that holds all rows that still write, with their caches; the replies stay those of all."""
+        kept = jnp.argsort(self.stopped, stable=True)[:size]
+        cache = jax.tree.map(lambda c: jnp.take(c, kept, axis=1), self.cache)
+        names = ("token", "stopped", "lengths", "row", "row_ids", "temperature", "limits")
+        return self._replace(cache=cache, **{name: getattr(self, name)[kept] for name in names})
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the rows of a batch are decoded: a start and a step, both traceable, for a loop on the device or one on the host.
+
+    Attributes:
+        model: the model.
+        width: T, columns of the prompts.
+        stop_ids: tokens that end a reply.
+        prefix, prefix_length: a prefix that all rows share, already run, and its length in tokens.
+        key_data: raw key (uint32[2]) to sample with; None decodes greedily.
+    """
+
+    model: LanguageModel
+    width: int
+    stop_ids: tuple[int, ...]
+    prefix: Prefix | None = None
+    prefix_length: jax.Array | int = 0
+    key_data: jax.Array | None = None
+
+    def start(
+        self,
+        tokens_BxT: jax.Array,
+        lengths_B: jax.Array,
+        valid_B: jax.Array,
+        max_new_tokens: int,
+        row_ids_B: jax.Array | int = 0,
+        temperature_B: jax.Array | float = 1.0,
+        limits_B: jax.Array | int | None = None,
+    ) -> State:
+        """The batch with the first token of each reply; arguments as of ``generate``."""
+        rows, replies = jnp.arange(len(tokens_BxT)), no_replies((len(tokens_BxT),), max_new_tokens)
+        hidden, cache = _prefill(self.model, tokens_BxT, lengths_B, valid_B, max_new_tokens, self.prefix, self.prefix_length)
+        own = (row_ids_B, jnp.asarray(temperature_B, jnp.float32), max_new_tokens if limits_B is None else limits_B)
+        row_ids, temperature, limits = (jnp.broadcast_to(each, rows.shape) for each in own)
+        state = State(jnp.int32(0), rows, ~valid_B, cache, lengths_B, rows, row_ids, temperature, limits, replies)
+        return self._advance(state, hidden, cache)
+
+    def step(self, state: State) -> State:
+        """The batch with one more token of each reply."""
+        column = jnp.arange(jax.tree.leaves(state.cache)[0].shape[3])[None]
+        fed, t = state.step - 1, self.width
+        valid = (column < state.lengths[:, None]) | ((column >= t) & (column < t + fed))
+        position = (self.prefix_length + state.lengths + fed)[:, None]
+        own = jnp.ones((len(state.row), 1, 1), bool)
+        hidden, new = self.model(state.token[:, None], position, own, self.prefix, Past(state.cache, valid, t + fed))
+        cache = jax.tree.map(lambda c, n: jax.lax.dynamic_update_slice_in_dim(c, n, t + fed, 3), state.cache, new)
+        run = jnp.asarray([len(state.row), len(state.replies.tokens)])
+        replies = state.replies._replace(row_steps=state.replies.row_steps + run)
+        return self._advance(state._replace(replies=replies), jax.tree.map(lambda h: h[:, 0], hidden), cache)
+
+    def _choose(self, logits: jax.Array, state: State) -> jax.Array:
+        with jax.named_scope("sample"):
+            if self.key_data is None:
+                return self.model.vocabulary.argmax(logits)
+            # The key of a row's draw is (candidate, step, row), whatever rows stand beside it.
+            key = jax.random.fold_in(jax.random.wrap_key_data(self.key_data, impl=KEY_IMPL), state.step)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, state.row_ids)
+            greedy = state.temperature == 0
+            drawn = self.model.vocabulary.draw(keys, logits / jnp.where(greedy, 1, state.temperature)[:, None])
+            return jnp.where(greedy, self.model.vocabulary.argmax(logits), drawn)
+
+    def _advance(self, state: State, hidden: Hidden, cache: Cache) -> State:
+        """The next token of each row, from the hidden states (b, D) of its last."""
+        logits = self.model.logits(hidden)
+        token = self._choose(logits, state)
+        # A sum is finite only if all its terms are; one pass, where a test of each term takes several.
+        finite = jnp.isfinite(self.model.vocabulary.total(logits)) | state.stopped
+        replies = state.replies._replace(
+            tokens=state.replies.tokens.at[state.row, state.step].set(jnp.where(state.stopped, NO_TOKEN, token)),
+            finite=state.replies.finite.at[state.row].min(finite),
+        )
+        ends = jnp.isin(token, jnp.asarray(self.stop_ids, jnp.int32)) | (state.step + 1 >= state.limits)
+        return state._replace(step=state.step + 1, token=token, stopped=state.stopped | ends, cache=cache, replies=replies)
 
 
 def generate(
@@ -78,7 +165,8 @@ def generate(
     prefix_length: jax.Array | int = 0,
     key_data: jax.Array | None = None,
     row_ids_B: jax.Array | int = 0,
-    temperature: jax.Array | float = 1.0,
+    temperature_B: jax.Array | float = 1.0,
+    limits_B: jax.Array | int | None = None,
 ) -> Replies:
     """Continues every prompt until its stop token or ``max_new_tokens``; the loop ends when all rows have stopped.
 
@@ -90,70 +178,32 @@ def generate(
         max_new_tokens: W, static.
         stop_ids: tokens that end a reply.
         prefix, prefix_length: a prefix that all rows share, already run, and its length in tokens.
-        key_data: raw key (uint32[2]) to sample with at ``temperature``; None decodes greedily.
+        key_data: raw key (uint32[2]) to sample with at ``temperature_B``; None decodes greedily.
         row_ids_B: number of each row for its random stream, so that a row's sample does not depend on the batch it is in.
-        temperature: divides the logits before sampling.
+        temperature_B: divides the logits before sampling, one of all rows or one a row; 0 is greedy.
+        limits_B: longest reply of each row, in tokens, at least 1; W when None.
     """
-    b, t = tokens_BxT.shape
-
-    def choose(logits: jax.Array, state: _State) -> jax.Array:
-        with jax.named_scope("sample"):
-            if key_data is None:
-                return model.vocabulary.argmax(logits)
-            # The key of a row's draw is (candidate, step, row), whatever rows stand beside it.
-            key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), state.step)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, state.row_ids)
-            return model.vocabulary.draw(keys, logits / temperature)
-
-    def advance(state: _State, hidden: Hidden, cache: Cache) -> _State:
-        """The next token of each row, from the hidden states (b, D) of its last."""
-        logits = model.logits(hidden)
-        token = choose(logits, state)
-        # A sum is finite only if all its terms are; one pass, where a test of each term takes several.
-        finite = jnp.isfinite(model.vocabulary.total(logits)) | state.stopped
-        replies = state.replies._replace(
-            tokens=state.replies.tokens.at[state.row, state.step].set(jnp.where(state.stopped, NO_TOKEN, token)),
-            finite=state.replies.finite.at[state.row].min(finite),
-        )
-        stopped = state.stopped | jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
-        return state._replace(step=state.step + 1, token=token, stopped=stopped, cache=cache, replies=replies)
-
-    def decode(state: _State) -> _State:
-        column = jnp.arange(jax.tree.leaves(state.cache)[0].shape[3])[None]
-        fed = state.step - 1
-        valid = (column < state.lengths[:, None]) | ((column >= t) & (column < t + fed))
-        position = (prefix_length + state.lengths + fed)[:, None]
-        own = jnp.ones((len(state.row), 1, 1), bool)
-        hidden, new = model(state.token[:, None], position, own, prefix, Past(state.cache, valid, t + fed))
-        cache = jax.tree.map(lambda c, n: jax.lax.dynamic_update_slice_in_dim(c, n, t + fed, 3), state.cache, new)
-        replies = state.replies._replace(row_steps=state.replies.row_steps + jnp.asarray([len(state.row), b]))
-        return advance(state._replace(replies=replies), jax.tree.map(lambda h: h[:, 0], hidden), cache)
-
-    replies, rows = no_replies((b,), max_new_tokens), jnp.arange(b)
-    hidden, cache = _prefill(model, tokens_BxT, lengths_B, valid_B, max_new_tokens, prefix, prefix_length)
-    state = _State(jnp.int32(0), rows, ~valid_B, cache, lengths_B, rows, jnp.broadcast_to(row_ids_B, (b,)), replies)
-    state = advance(state, hidden, cache)
+    decoding = Decoding(model, tokens_BxT.shape[1], stop_ids, prefix, prefix_length, key_data)
+    state = decoding.start(tokens_BxT, lengths_B, valid_B, max_new_tokens, row_ids_B, temperature_B, limits_B)
     if max_new_tokens == 1:
         return state.replies
-    return _shrinking(state, decode, max_new_tokens, [b, *(size for size in ROW_SIZES if size < b), 0])
+    rows = len(tokens_BxT)
+    return _shrinking(state, decoding.step, max_new_tokens, [rows, *(size for size in ROW_SIZES if size < rows), 0])
 
 
-def _shrinking(state: _State, decode: Callable[[_State], _State], max_new_tokens: int, sizes: list[int]) -> Replies:
+def _shrinking(state: State, step: Callable[[State], State], max_new_tokens: int, sizes: list[int]) -> Replies:
     """Decodes in a batch of ``sizes[0]`` rows until those that still write fit into ``sizes[1]``, and so on."""
 
-    def more(state: _State, rows: int) -> jax.Array:
+    def more(state: State, rows: int) -> jax.Array:
         return (state.step < max_new_tokens) & ((~state.stopped).sum() > rows)
 
     _, smaller, *_ = sizes
-    state = jax.lax.while_loop(lambda state: more(state, smaller), decode, state)
+    state = jax.lax.while_loop(lambda state: more(state, smaller), step, state)
     if smaller == 0:
         return state.replies
 
-    def rest(state: _State) -> Replies:
-        kept = jnp.argsort(state.stopped, stable=True)[:smaller]
-        cache = jax.tree.map(lambda c: jnp.take(c, kept, axis=1), state.cache)
-        per_row = {name: getattr(state, name)[kept] for name in ("token", "stopped", "lengths", "row", "row_ids")}
-        return _shrinking(state._replace(cache=cache, **per_row), decode, max_new_tokens, sizes[1:])
+    def rest(state: State) -> Replies:
+        return _shrinking(state.take(smaller), step, max_new_tokens, sizes[1:])
 
     return jax.lax.cond(more(state, 0), rest, lambda state: state.replies, state)
 

@@ -112,7 +112,7 @@ def read_adapter(folder: Path, model: Model) -> tuple[LoRA, dict[str, Any]]:
     flat: dict[str, np.ndarray] = {}
     left = dict(tensors)
     for path, shape in param_shapes(model.config).items():
-        names = _modules(model, path) if path in _matrices(model) else []
+        names = _modules(model, path) if path in adapted_matrices(model) else []
         if not any(_tensor(name, "a") in tensors for name in names):
             continue
         for letter, want in (("a", (rank, shape[-2])), ("b", (shape[-1], rank))):
@@ -141,14 +141,14 @@ def _base_fingerprint(model: Model) -> str:
 
 def _modules(model: Model, path: str) -> list[str]:
     """The modules of transformers that a kernel is, one a layer."""
-    matrices = _matrices(model)
+    matrices = adapted_matrices(model)
     if path not in matrices:
         raise ValueError(f"trained: {path} is no matrix of a decoder that PEFT has a name for")
     name = matrices[path].removesuffix(".weight")
     return [name.format(layer) for layer in range(model.config.num_layers if stacked(name) else 1)]
 
 
-def _matrices(model: Model) -> dict[str, str]:
+def adapted_matrices(model: Model) -> dict[str, str]:
     """Path -> tensor name of every kernel that PEFT adapts: not those of experts, which are one parameter in transformers."""
     tensors = FAMILIES[model.config.architecture].tensors
     return {path: names.hf for path, names in tensors.items() if path.endswith("/kernel") and stacked(names.hf) < 2}

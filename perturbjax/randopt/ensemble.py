@@ -79,6 +79,12 @@ class Ensemble:
         """The members, batched along a leading axis (K,), best first."""
         return self.population[self.members]
 
+    def of_rank(self, rank: int) -> int:
+        """The index in the population of the member of a rank, 1 being the best; ``InputError`` if there is none."""
+        if not 1 <= rank <= len(self):
+            raise InputError(f"`rank` {rank}: the ensemble has ranks 1 to {len(self)}")
+        return int(self.members[rank - 1])
+
     def check_base(self, params: Params) -> None:
         """Raise ``InputError`` unless ``params`` are the base that the members were found around. Hashes every byte of them."""
         try:

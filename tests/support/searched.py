@@ -1,6 +1,7 @@
 """A run directory as a search leaves it, with scores made up: nothing was searched."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from perturbjax.runs.rundir import RunDirectory
 from support.cli_tiny import MODEL, write_questions
 
 
-def searched_parts(folder: Path) -> Parts:
-    """What a search of 6 candidates on 4 questions is made of."""
+def searched_parts(folder: Path, **search: Any) -> Parts:
+    """What a search of 6 candidates on 4 questions is made of; ``search``: settings of ``randopt.Search`` besides."""
     data = randopt.Data(str(write_questions(folder / "even.jsonl", 24)), 4, 3, 5)
-    return load_parts(randopt.Config(Base(str(MODEL), "float32"), data, randopt.Search(6, 2, (0.01, 0.1))), lambda _: None)
+    return load_parts(randopt.Config(Base(str(MODEL), "float32"), data, randopt.Search(6, 2, (0.01, 0.1), **search)), lambda _: None)
 
 
 def searched_run(parts: Parts, path: Path, scores: np.ndarray | None = None) -> RunDirectory:
