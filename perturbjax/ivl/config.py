@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.ivl.value import CASCADES, PROBES, Connection, Outputs
-from perturbjax.runs.config import Machine, Run, check_choices, check_text
+from perturbjax.runs.config import Machine, Run, check_choices, check_seed, check_text
 from perturbjax.train.config import Training
 
 LOGITS_K = 64
@@ -131,8 +131,7 @@ class Value:
             positive_integer("layers", self.layers)
         if not 0 <= self.penalty < float("inf"):
             raise InputError(f"`penalty` {self.penalty}: 0 or a number above it is required")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
         check_choices(self)
         if self.without_norm and not self.penalty:
             raise InputError("`without_norm`: the value network has no norm in its loss (`penalty` 0), so there is nothing to compare")

@@ -33,7 +33,7 @@ class Kind:
     mass: float
 
 
-NORMS, EMBEDDING = Kind(r"norm|(^|/)ln|(^|/)scale$", 0.1), Kind(r"emb|(^|/)w[tp]e(/|$)", 1.0)
+NORMS, EMBEDDING = Kind(r"norm|(^|/)ln|(^|/)scale$", 0.1), Kind(r"embed|(^|[/_])emb([/_]|$)|(^|/)w[tp]e(/|$)", 1.0)
 KINDS = (
     NORMS,
     Kind(r"(^|/)(lm_)?head(/|$)|unembed", 1.0),

@@ -14,7 +14,7 @@ from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.runs import config as runs
-from perturbjax.runs.config import Base, check_choices, check_positive, check_text
+from perturbjax.runs.config import Base, check_choices, check_positive, check_seed, check_text
 from perturbjax.scoring.strategy import Strategy
 
 AUTO: Literal["auto"] = "auto"
@@ -80,8 +80,7 @@ class Search:
         check_positive(self, "population", "top_k")
         if self.top_k > self.population:
             raise InputError(f"`top_k` {self.top_k}: at most `population` {self.population} can be kept; lower one or raise the other")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
         check_choices(self)
         self.to_noise()
         (replace(self, sigmas=(1.0,)) if self.sigmas == AUTO else self).to_population()

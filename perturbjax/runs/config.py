@@ -88,6 +88,12 @@ def check_positive(config: Any, *names: str) -> None:
             positive_integer(name, value)
 
 
+def check_seed(seed: int) -> None:
+    """Raise ``InputError`` unless a seed is one that keys are made from."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"`seed` {seed}: an integer from 0 to {2**32 - 1} is required")
+
+
 def check_choices(config: Any) -> None:
     """Raise ``InputError`` unless every field of a ``Literal`` type has one of its values."""
     for name, kind in get_type_hints(type(config)).items():

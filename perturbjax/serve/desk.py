@@ -140,7 +140,7 @@ async def _left(request: Request, work: Work) -> None:
 
 async def _events(work: Work, pieces: "asyncio.Queue[Piece]", text: ReplyText, form: Form, usage: bool) -> AsyncIterator[bytes]:
     """Server-sent events of one reply; a client that leaves cancels the rest."""
-    head, first = form._head(True), True
+    head, first = form.head(True), True
     try:
         async for piece in _pieces(pieces):
             if piece.ended == "error":

@@ -15,7 +15,8 @@ class Form:
     chat: bool
     prompt_tokens: int
 
-    def _head(self, chunk: bool) -> dict[str, Any]:
+    def head(self, chunk: bool) -> dict[str, Any]:
+        """What a whole reply, or each chunk of a stream, begins with."""
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
         return {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
@@ -30,7 +31,7 @@ class Form:
     def whole(self, text: str, ended: str | None, tokens: int, vote: dict[str, Any] | None) -> dict[str, Any]:
         body = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         choice = {"index": 0, **body, "finish_reason": ended, "logprobs": None}
-        return {**self._head(False), "choices": [choice], "usage": self.usage(tokens), **({} if vote is None else {"vote": vote})}
+        return {**self.head(False), "choices": [choice], "usage": self.usage(tokens), **({} if vote is None else {"vote": vote})}
 
     def piece(self, text: str, ended: str | None, first: bool) -> dict[str, Any]:
         delta = ({"role": "assistant"} if first else {}) | ({"content": text} if text or first else {})

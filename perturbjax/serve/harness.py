@@ -8,14 +8,21 @@ The harness imports no module of others, so start it here, with its own argument
 ``max_length`` (context and reply, 1024), ``max_gen_toks`` (256).
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
-from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
+try:
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name != "lm_eval":
+        raise
+    sys.stderr.write("perturbjax: error: lm_eval not installed; pip install 'perturbjax[lm-eval]'\n")
+    sys.exit(2)
 
-from perturbjax.errors import InputError
+from perturbjax.errors import InputError, printable, shortened
 from perturbjax.runs.config import check_positive
 from perturbjax.runs.console import Console
 from perturbjax.serve.config import Limits
@@ -141,4 +148,8 @@ class PerturbjaxLM(TemplateLM):
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except InputError as error:
+        sys.stderr.write(f"perturbjax: error: {shortened(printable(str(error)))}\n")
+        sys.exit(2)

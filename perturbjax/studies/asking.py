@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perturbjax.errors import InputError
@@ -17,6 +19,7 @@ from perturbjax.tasks.splits import in_order
 if TYPE_CHECKING:
     from perturbjax.inference.engine import Engine
     from perturbjax.pretrained import Model
+    from perturbjax.randopt.setup import Parts
 
 
 def load_questions(name: str, template: str | None, count: int, seed: int) -> tuple[Task, Template, Sequence[Example]]:
@@ -41,6 +44,19 @@ def load_base(base: Base, machine: Machine, progress: Progress) -> Model:
     model = load_model(base.model, resolve_dtype(base.dtype), stored=shares_a_model(machine))
     progress.note(f"model {model.name}: {model.source}")
     return model
+
+
+def reopen_search(run: Path, trusted: Collection[str], machine: Machine, progress: Progress) -> tuple[Parts, Engine]:
+    """The parts of a search, and its engine on the mesh of these settings.
+
+    Raises:
+        InputError: no run there, it names code that is not ``trusted``, something it was made from has changed, or there is no such mesh.
+    """
+    from perturbjax.randopt import setup
+
+    parts = setup.reopen(run, progress.note, trusted)
+    here = replace(parts.config, machine=replace(parts.config.machine, mesh=machine.mesh))
+    return parts, setup.make_engine(replace(parts, config=here))
 
 
 def make_engine(model: Model, task: Task, noise: Noise, machine: Machine) -> Engine:

@@ -8,7 +8,7 @@ from perturbjax.models.config import STACKED
 from perturbjax.noise import Noise, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
-from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_text
+from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class Config:
         check_positive(self, "prompts", "candidates", "rank")
         if self.candidates < 2:
             raise InputError(f"`candidates` {self.candidates}: at least 2 are required, or there is no interval")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
 
 
 def calibrate(config: Config, progress: Progress = SILENT) -> "Calibration":

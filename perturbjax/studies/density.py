@@ -27,14 +27,14 @@ import numpy as np
 import tyro
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Candidate, Population
+from perturbjax.noise import Population
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.report.accounting import wilson
 from perturbjax.report.words import percent, points
-from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_text
+from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.studies.asking import load_base, load_questions, make_engine
+from perturbjax.studies.asking import load_base, load_questions, make_engine, reopen_search
 from perturbjax.studies.estimates import Estimate, halves, mean_of
 from perturbjax.studies.groups import check_groups, noise_of
 from perturbjax.tree import derived_seed
@@ -54,6 +54,7 @@ class Config:
     margins: tuple[float, ...] = (0.0, 0.02, 0.05)
     """m: by how much of the accuracy a candidate must be better, comma separated; 0 counts ties."""
     base: Base = field(default_factory=Base)
+    """Without RUN."""
     task: str = "sst2"
     """Without RUN, as for randopt."""
     template: str | None = None
@@ -89,9 +90,13 @@ class Config:
                 raise InputError(f"`{name}` {getattr(self, name)}: at least 4 are required, or there are no halves to compare")
         if not self.margins or not all(0 <= margin <= 1 for margin in self.margins):
             raise InputError(f"`margins` {','.join(map(str, self.margins))}: shares from 0 to 1 are required, such as 0,0.02")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
         self.population()
+        if self.run is None and self.trust:
+            raise InputError(f"`trust` {','.join(self.trust)}: only a run names code; give RUN, or leave it out")
+        mine, default = ({**vars(each.base), **{name: getattr(each, name) for name in OF_A_MODEL}} for each in (self, Config()))
+        if self.run is not None and (given := [name for name in mine if mine[name] != default[name]]):
+            raise InputError(f"`{given[0]}`: with RUN it is that of the search; leave it out, or leave out RUN")
 
     def population(self) -> Population:
         """Candidates of one group; those of all groups have the same noise where they move the same parameter."""
@@ -99,6 +104,10 @@ class Config:
             return Population(derived_seed(self.seed, "density"), self.candidates * len(self.sigmas), self.sigmas)
         except ValueError as error:
             raise InputError(f"`sigmas`{str(error).removeprefix('sigmas')}") from error
+
+
+OF_A_MODEL = ("task", "template", "groups", "noise", "rank", "scale", "sigmas", "candidates", "questions")
+"""Settings that are read without RUN, as those of ``base`` are."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,6 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
 def _of_run(config: Config, run: Path, trusted: Collection[str], progress: Progress) -> Results:
     from perturbjax.randopt.flow import run_base
     from perturbjax.randopt.scores import read_scores
-    from perturbjax.randopt.setup import make_engine, reopen
 
     found = read_scores(run, trusted, progress)
     # A race asks some candidates less, and those that it asks more are a selection.
@@ -201,8 +209,7 @@ def _of_run(config: Config, run: Path, trusted: Collection[str], progress: Progr
     if candidates.sum() < 4 or columns.sum() < 4:
         answered = f"{candidates.sum()} candidates answered the same {columns.sum()} questions"
         raise InputError(f"{run}: {answered}; at least 4 of both are required")
-    parts = reopen(run, progress.note, trusted)
-    engine = make_engine(parts)
+    parts, engine = reopen_search(run, trusted, config.machine, progress)
     asked = [example for example, one in zip(parts.splits.search, columns, strict=True) if one]
     base = run_base(engine, engine.prepare(asked, parts.template)).scores[0]
     scores, sigmas = found.scores[candidates][:, columns], found.sigma[candidates]
@@ -213,21 +220,18 @@ def _of_run(config: Config, run: Path, trusted: Collection[str], progress: Progr
 
 
 def _of_model(config: Config, progress: Progress) -> Results:
+    from perturbjax.randopt.flow import run_base, run_members
+
     task, template, examples = load_questions(config.task, config.template, config.questions, config.seed)
     model = load_base(config.base, config.machine, progress)
     population, rows, base = config.population(), [], np.zeros(0)
     sigmas = population.sigma_of(np.arange(len(population)))
-    with progress.bar("density", len(config.groups) * len(population), unit="candidate") as bar:
-        for number, group in enumerate(config.groups):
-            engine = make_engine(model, task, noise_of(group, config.noise, config.rank, config.scale), config.machine)
-            batch = engine.prepare(examples, template)
-            base = engine.run(Candidate.base(1), batch).scores[0]
-            parts = []
-            for start in range(0, len(population), engine.chunk):
-                parts.append(engine.run(population[start : start + engine.chunk], batch).scores)
-                bar.update(number * len(population) + sum(map(len, parts)))
-            scores = np.concatenate(parts)
-            rows += [measure(group, sigma, scores[sigmas == np.float32(sigma)], base, config) for sigma in config.sigmas]
+    for group in config.groups:
+        engine = make_engine(model, task, noise_of(group, config.noise, config.rank, config.scale), config.machine)
+        batch = engine.prepare(examples, template)
+        base = run_base(engine, batch).scores[0]
+        scores = run_members(engine, population, np.arange(len(population)), batch, f"noise in {group}", progress).scores
+        rows += [measure(group, sigma, scores[sigmas == np.float32(sigma)], base, config) for sigma in config.sigmas]
     source = f"{task.name}, {model.name}, {config.candidates} candidates of each row"
     return Results(config, source, len(examples), float(base.mean(dtype=np.float64)), tuple(rows))
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Candidate, Population
+from perturbjax.noise import Population
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.report.words import percent
-from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_text
+from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import load_base, load_questions, make_engine
 from perturbjax.studies.estimates import Estimate, halves
@@ -70,8 +70,7 @@ class Config:
         for name in ("candidates", "questions"):
             if getattr(self, name) < 4:
                 raise InputError(f"`{name}` {getattr(self, name)}: at least 4 are required")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
         self.population()
 
     def population(self) -> Population:
@@ -138,19 +137,16 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     >>> print(discordance.run(discordance.Config()).sentence)  # doctest: +SKIP
     """
     config.validate()
+    from perturbjax.randopt.flow import run_base, run_members
+
     asked = [load_questions(name, None, config.questions, config.seed) for name in config.tasks]
     model = load_base(config.base, config.machine, progress)
     population, matrices, bases = config.population(), [], []
-    with progress.bar("discordance", len(asked) * len(population), unit="candidate") as bar:
-        for number, (task, template, examples) in enumerate(asked):
-            engine = make_engine(model, task, noise_of("all", config.noise, config.rank, config.scale), config.machine)
-            batch = engine.prepare(examples, template)
-            bases.append(float(engine.run(Candidate.base(1), batch).scores.mean(dtype=np.float64)))
-            parts = []
-            for start in range(0, len(population), engine.chunk):
-                parts.append(engine.run(population[start : start + engine.chunk], batch).scores)
-                bar.update(number * len(population) + sum(map(len, parts)))
-            matrices.append(np.concatenate(parts).astype(np.float64))
+    for task, template, examples in asked:
+        engine = make_engine(model, task, noise_of("all", config.noise, config.rank, config.scale), config.machine)
+        batch = engine.prepare(examples, template)
+        bases.append(float(run_base(engine, batch).scores.mean(dtype=np.float64)))
+        matrices.append(run_members(engine, population, np.arange(len(population)), batch, task.name, progress).scores.astype(np.float64))
     return measure(config, model.name, bases, np.stack(matrices))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from perturbjax.errors import InputError
 from perturbjax.noise import Candidate, Noise, Population, perturb, scales
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale, moving
-from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_text
+from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import load_base, load_questions, make_engine
 from perturbjax.studies.estimates import Estimate
@@ -73,8 +73,7 @@ class Config:
         check_groups(self.groups)
         if self.candidates < 4:
             raise InputError(f"`candidates` {self.candidates}: at least 4 are required, or there is no interval")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
         if self.machine.coordinator is not None or (self.machine.axes or (1, 1))[1] > 1:
             raise InputError("`mesh`, `coordinator`: the backward pass of this study is made on one device; leave them out")
         self.population()
@@ -146,6 +145,8 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     >>> found.rows[0].r.words()  # doctest: +SKIP
     """
     config.validate()
+    from perturbjax.randopt.flow import run_base, run_members
+
     task, template, examples = load_questions(config.task, config.template, config.questions, config.seed)
     if task.kind != "choice":
         raise InputError(f"`task` {config.task}: a multiple-choice task is required; the log-odds of a generated reply are not known")
@@ -158,20 +159,14 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
 
     population, rows, base = config.population(), [], 0.0
     products = inner_products(model.params, gradient, population, noise_of("all", config.noise, config.rank, config.scale), progress)
-    with progress.bar("linearity", len(noises) * len(config.sigmas) * len(population), unit="candidate") as bar:
-        done = 0
-        for group, noise in noises.items():
-            engine = make_engine(model, task, noise, config.machine)
-            base = _log_odds(engine.run(Candidate.base(1), batch).log_probs, gold)[0]
-            mine = np.sum([products[path] for path in moving(model.params, noise)], axis=0)
-            for sigma in config.sigmas:
-                measured = []
-                for start in range(0, len(population), engine.chunk):
-                    chunk = population[start : start + engine.chunk]
-                    chunk = chunk._replace(sigma=jnp.full(len(chunk.sigma), sigma, jnp.float32))
-                    measured += (_log_odds(engine.run(chunk, batch).log_probs, gold) - base).tolist()
-                    bar.update(done := done + len(chunk.sigma))
-                rows.append(row_of(group, sigma, sigma * mine, np.array(measured)))
+    for group, noise in noises.items():
+        engine = make_engine(model, task, noise, config.machine)
+        base = _log_odds(run_base(engine, batch).log_probs, gold)[0]
+        mine = np.sum([products[path] for path in moving(model.params, noise)], axis=0)
+        for sigma in config.sigmas:
+            of_sigma = replace(population, sigmas=(sigma,))  # the noise of a candidate does not depend on it
+            outputs = run_members(engine, of_sigma, np.arange(len(population)), batch, f"noise in {group}, sigma {sigma:g}", progress)
+            rows.append(row_of(group, sigma, sigma * mine, _log_odds(outputs.log_probs, gold) - base))
     return Results(config, model.name, float(base), tuple(rows))
 
 

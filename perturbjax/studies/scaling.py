@@ -26,9 +26,10 @@ from perturbjax.errors import InputError
 from perturbjax.report import Comparison, comparison
 from perturbjax.report.accounting import wilson
 from perturbjax.report.words import percent, points, points_range
-from perturbjax.runs.config import Machine, check_positive
+from perturbjax.runs.config import Machine, check_positive, check_seed
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.scoring import top_k
+from perturbjax.studies.asking import reopen_search
 from perturbjax.studies.estimates import Estimate, halves
 from perturbjax.tree import derived_seed
 
@@ -58,8 +59,7 @@ class Config:
         """Raise ``InputError`` for settings that cannot be used."""
         self.machine.validate()
         check_positive(self, "top_k", "questions")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,6 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     config.validate()
     from perturbjax.randopt.flow import run_base, run_members
     from perturbjax.randopt.scores import read_scores
-    from perturbjax.randopt.setup import make_engine, reopen
 
     found = read_scores(config.run, config.trust, progress)
     candidates = np.flatnonzero(found.asked.any(axis=1))
@@ -160,8 +159,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     ks = sorted({config.top_k, *(k for k in (1, 2, 4, 8, 16, 32, 64) if k < config.top_k)})
     recorded = tuple(Recorded(n, k, kept(scores, n, k, config.seed)) for k in ks for n in sizes)
 
-    parts = reopen(config.run, progress.note, config.trust)
-    engine = make_engine(parts)
+    parts, engine = reopen_search(config.run, config.trust, config.machine, progress)
     batch = engine.prepare(parts.splits.test[: config.questions], parts.template)
     chosen = {n: candidates[top_k(scores[:n], config.top_k)] for n in sizes}
     others = np.setdiff1d(candidates, chosen[len(candidates)])

@@ -23,7 +23,7 @@ import numpy as np
 import perturbjax as pj
 from perturbjax.errors import InputError
 from perturbjax.report.words import percent
-from perturbjax.runs.config import check_positive
+from perturbjax.runs.config import check_positive, check_seed
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.machine import require
 from perturbjax.studies import forecasting as toy
@@ -80,8 +80,7 @@ class Config:
         for name in ("sigma", "untrained_sigma"):
             if not 0 < getattr(self, name) < 1e3:
                 raise InputError(f"`{name}` {getattr(self, name)}: a number above 0 and below 1000 is required; 0.001 to 0.1 is usual")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

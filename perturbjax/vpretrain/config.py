@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError, positive_integer
-from perturbjax.runs.config import Base, Machine, Run, check_choices, check_text
+from perturbjax.runs.config import Base, Machine, Run, check_choices, check_seed, check_text
 from perturbjax.train.config import Training
 
 Mode = Literal["plain", "value", "random", "uniform", "self", "oracle", "fine_tuning"]
@@ -148,8 +148,7 @@ class Steer:
             raise InputError(f"`designer_hidden` {self.designer_hidden}: a multiple of 8 is required")
         if not 0 < self.designer_learning_rate < float("inf"):
             raise InputError(f"`designer_learning_rate` {self.designer_learning_rate}: a number above 0 is required")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"`seed` {self.seed}: an integer from 0 to {2**32 - 1} is required")
+        check_seed(self.seed)
 
     @property
     def arms(self) -> tuple[Mode, ...]:

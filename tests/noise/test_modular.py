@@ -98,6 +98,16 @@ def test_expected_norms_are_those_of_draws():
             assert spectral(rows, columns) == pytest.approx(found, rel=0.01)
 
 
+def test_single_draws_at_the_size_of_a_model_are_near_what_is_expected():
+    """Relative standard deviations; NOTES.md states them."""
+    rng = np.random.default_rng(1)
+    rows = np.sqrt(rng.chisquare(576, (100, 49_152)).max(axis=1)) / largest_normal(49_152, 576)
+    matrices = np.array([power_iteration(rng.standard_normal((576, 1536), dtype=np.float32)) for _ in range(100)]) / spectral(576, 1536)
+    vectors = np.abs(rng.standard_normal((2000, 576))).max(axis=1) / largest_normal(576, 1)
+    for found, deviation in ((rows, 0.008), (matrices, 0.0087), (vectors, 0.10)):
+        assert found.std(ddof=1) == pytest.approx(deviation, rel=0.3) and abs(found.mean() - 1) < deviation
+
+
 def test_the_published_step_of_qwen_lies_in_the_embedding():
     """R = 0.16 on Qwen2.5-1.5B: about 1.8e-3 an element of the embedding, 5e-6 of a matrix."""
     d, f, kv, layers = 1536, 8960, 256, 28

@@ -1,7 +1,10 @@
 """Likelihoods against dense log-softmaxes of the members; where lm-evaluation-harness is installed, two of its tasks on local files."""
 
 import dataclasses
+import importlib.util
 import json
+import subprocess
+import sys
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -149,3 +152,10 @@ def test_the_harness_runs_two_tasks_of_local_files(run, opened, tmp_path, monkey
     assert len(voted.generate_until([SimpleNamespace(args=("a", {"until": []}))])) == 1
     with pytest.raises(InputError, match="members of a vote answer greedily"):
         voted.generate_until([SimpleNamespace(args=("a", {"temperature": 0.5}))])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed here")
+def test_without_the_harness_it_says_what_to_install():
+    done = subprocess.run([sys.executable, "-m", "perturbjax.serve.harness", "run"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "perturbjax: error: lm_eval not installed; pip install 'perturbjax[lm-eval]'\n"

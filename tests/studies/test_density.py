@@ -155,7 +155,8 @@ def test_of_groups(questions, tmp_path, capsys):
         (["--rank", "0"], "--rank 0: an integer of at least 1 is required"),
         (["--template", "none"], "--template none: task even has no such template"),
         (["--seed", "-1"], "--seed -1: an integer from 0"),
-        (["nowhere"], "nowhere"),
+        (["nowhere"], "--model: with RUN it is that of the search"),
+        (["--trust", "a:b"], "--trust a:b: only a run names code"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, questions, tmp_path, capsys, monkeypatch):
@@ -163,3 +164,16 @@ def test_bad_input_is_one_line(arguments, message, questions, tmp_path, capsys, 
     code, out, err = call(["study", "density", "--model", str(MODEL), "--task", str(questions), *arguments], capsys)
     assert (code, out) == (2, ""), err
     assert err.splitlines()[-1].startswith("perturbjax: error: ") and message in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nowhere: no run directory"),
+        (["--groups", "mlp"], "--groups: with RUN it is that of the search; leave it out, or leave out RUN"),
+        (["--candidates", "8"], "--candidates: with RUN"),
+    ],
+)
+def test_a_search_has_its_own_settings(arguments, message, tmp_path, capsys):
+    code, out, err = call(["study", "density", str(tmp_path / "nowhere"), *arguments], capsys)
+    assert (code, out) == (2, "") and message in err.splitlines()[-1]
