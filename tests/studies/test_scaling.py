@@ -81,7 +81,7 @@ def test_the_command_on_a_search(tmp_path, capsys):
         (["--top-k", "0"], "--top-k 0: an integer of at least 1 is required"),
         (["--questions", "0"], "--questions 0: an integer"),
         (["--seed", "-1"], "--seed -1: an integer from 0"),
-        (["--mesh", "64x1"], "--mesh 64x1: "),
+        (["--top-k", "2", "--mesh", "64x1"], "--mesh 64x1: "),
         (["--out", "RUN/inside"], "lies in the run directory"),
     ],
 )
