@@ -20,8 +20,27 @@ from .problem import Problem
 from .tile_noise import Start
 
 
+class Launch(NamedTuple):
+    """Tile of the result (rows, columns) and of the sum (inner), powers of two as Triton wants them; a program's warps and stages."""
+
+    rows: int
+    inner: int
+    columns: int
+    warps: int
+    stages: int
+
+
+def launch_for(rows: int, rank: int | None, rows_per_word: int) -> Launch:
+    """What a product with ``rows`` rows of x a candidate is launched with; measured on an H100 (NOTES.md)."""
+    # Tensor cores take no fewer than 16 rows; 32 along the sum is one word of rademacher noise.
+    rows = max(16, pl.next_power_of_2(rows))
+    if rank is None and rows_per_word > 1 and rows <= 128:
+        return Launch(rows, 32, 128, 4, 3)
+    return Launch(min(rows, 256), 64, 128, 8, 3)
+
+
 class Sizes(NamedTuple):
-    """Tile of the result (rows, columns) and of the sum (inner), powers of two as Triton wants them, and the extents of the operands."""
+    """Tile of the result (rows, columns) and of the sum (inner), and the extents of the operands."""
 
     rows: int
     inner: int
@@ -32,12 +51,12 @@ class Sizes(NamedTuple):
 
 
 def matmul(problem: Problem, x: jax.Array, w: jax.Array, index: jax.Array, offsets: jax.Array, keys: jax.Array, steps: jax.Array,
-           *factors: jax.Array, interpret: bool = False) -> jax.Array:  # fmt: skip
+           *factors: jax.Array, interpret: bool = False, launch: Launch | None = None) -> jax.Array:  # fmt: skip
     """y_c = x_c (W + step_c E_c), as ``reference.matmul``; ``interpret`` runs the kernel on the platform at hand, for tests."""
     candidates, rows = steps.shape[0], x.shape[1]
     inner, columns = w.shape[:0:-1] if problem.transposed else w.shape[1:]
-    # Tensor cores take no fewer than 16 rows; 32 along the sum is one word of rademacher noise.
-    sizes = Sizes(min(128, max(16, pl.next_power_of_2(rows))), 32, 64, rows, inner, columns)
+    launch = launch or launch_for(rows, problem.rank, problem.rows_per_word)
+    sizes = Sizes(*launch[:3], rows, inner, columns)
     tile_rows = sizes.columns if problem.transposed else sizes.inner
     operands = [
         index[None],
@@ -53,7 +72,7 @@ def matmul(problem: Problem, x: jax.Array, w: jax.Array, index: jax.Array, offse
         partial(_kernel, problem, sizes, x.shape[0] == 1, interpret),
         out_shape=result_like(x, (candidates, rows, columns), problem.dtype),
         grid=(candidates, pl.cdiv(rows, sizes.rows), pl.cdiv(columns, sizes.columns)),
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
         interpret=interpret,
         name="perturbed_matmul",
     )

@@ -6,9 +6,22 @@ from typing import Any
 import jax
 
 from perturbjax import _compat
+from perturbjax.noise.distributions import DISTRIBUTIONS
 
 LOWERINGS = {"tpu": "tpu", "cuda": "gpu"}
 """Platform, as ``jax.lax.platform_dependent`` names it, and the lowering of ``perturbed_matmul`` for it."""
+
+
+LOW_RANK_GPU_ROWS = 512
+"""Low-rank noise: what ``Distribution.gpu_rows`` is of dense noise."""
+
+
+def pays(lowering: str, distribution: str, rank: int | None, rows: int) -> bool:
+    """Whether a kernel is faster than noise and perturbed weight made once in memory, for ``rows`` rows of x a candidate.
+
+    The kernel for GPUs makes a tile's noise anew for every 256 rows of x, and noise of a word a weight costs it as much as it costs XLA.
+    """
+    return lowering != "gpu" or rows <= (LOW_RANK_GPU_ROWS if rank is not None else DISTRIBUTIONS[distribution].gpu_rows)
 
 
 def lowerings() -> dict[str, str]:

@@ -15,7 +15,7 @@ from jax.lax import Precision
 
 from perturbjax.interpret.array import LazyArray
 from perturbjax.interpret.views import View
-from perturbjax.kernels.platforms import lowerings
+from perturbjax.kernels.platforms import lowerings, pays
 from perturbjax.noise.block import Slice
 
 Dims = tuple[int, ...]
@@ -36,7 +36,7 @@ def perturbed_dot_general(
     """``lax.dot_general`` of arrays or LazyArrays: the noise of a lazy operand is made here and nowhere else.
 
     On TPU and GPU a product with one lazy matrix is ``perturbjax.kernels``' ``perturbed_matmul``: noise and perturbed weight exist tile by
-    tile, never in memory. On other platforms, and in any other product, the operand is materialized first.
+    tile, never in memory. On other platforms, where a kernel would be slower, and in any other product, the operand is materialized first.
 
     Where a lazy matrix asks for it (``lazy(..., factored=True)``), x (W + s A B^T) is computed as x W + s (x A) B^T, sums in float32: W
     stays as it is, and candidates under vmap share the product with it (EGGROLL, arXiv 2511.16652). Only where the perturbed weight is
@@ -74,7 +74,7 @@ def perturbed_dot_general(
             branches["cpu"] = factored
         kernel = _Kernel(lazy, dim, other, other_dim, bool(side), preferred_element_type, params)
         if kernel.fits:
-            branches |= {name: partial(kernel, lowering) for name, lowering in lowerings().items()}
+            branches |= {name: partial(kernel, lowering) for name, lowering in lowerings().items() if kernel.pays(lowering)}
         if branches:
             return jax.lax.platform_dependent(default=whole, **branches)
     return whole()
@@ -121,6 +121,11 @@ class _Kernel:
         # Operation by operation, outside of jit, it would be compiled anew in every call.
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((lazy, self.other)))
         return typed and as_is and block and wide and precise and traced and self.params.get("out_sharding") is None
+
+    def pays(self, lowering: str) -> bool:
+        """Whether the kernel is faster than the dot."""
+        noise, rows = self.lazy.leaf.noise, self.other.size // self.other.shape[self.other_dim]
+        return pays(lowering, noise.distribution, noise.rank, rows)
 
     def __call__(self, lowering: str) -> jax.Array:
         # Pallas takes a third of a second to import, and only programs for TPU and GPU need it.

@@ -26,6 +26,8 @@ class Distribution:
         help: one phrase for people.
         cost: of making the noise of one weight, in the multiply-adds of one token with it (``scoring.strategy``).
         rows_per_word: how many rows of a leaf share a word of the generator, 1 or 32.
+        gpu_rows: up to how many rows of x a candidate the kernel for GPUs is faster than noise made in memory, measured on an H100
+            (kernels/NOTES.md); 0 for never.
         values: (key_data, block) -> E, float32 of the block's shape.
         add: (base, step, key_data, block) -> base + step * E in the base's type, float32 or wider.
         largest: (count, dims) -> the expected largest Euclidean norm of ``count`` vectors of ``dims`` elements, for the scale "modular".
@@ -37,6 +39,7 @@ class Distribution:
     help: str
     cost: float
     rows_per_word: int
+    gpu_rows: int
     values: Callable[[jax.Array, Block], jax.Array]
     add: Callable[[jax.Array, jax.Array, jax.Array, Block], jax.Array]
     largest: Callable[[int, int], float]
@@ -66,7 +69,7 @@ def one_word_a_weight(
     def step_of_tile(words: jax.Array, step: jax.Array, rows: int, exact: bool) -> jax.Array:
         return step * in_tile(words, exact)
 
-    return Distribution(name, help, cost, 1, make, add, largest, step_of_tile)
+    return Distribution(name, help, cost, 1, 0, make, add, largest, step_of_tile)
 
 
 def _add_signs(base: jax.Array, step: jax.Array, key_data: jax.Array, block: Block) -> jax.Array:
@@ -90,6 +93,7 @@ _RECORDS = (
         "random signs, one bit a weight: faster",
         8.0,
         values.WORD_BITS,
+        128,
         values.rademacher,
         _add_signs,
         norms.largest_sign,

@@ -122,6 +122,16 @@ def test_other_products_are_left_alone(fn, monkeypatch):
     assert count(jax.make_jaxpr(pj.lazily(fn))(theta, normal(5, 130)).jaxpr, "pallas_call") == 0
 
 
+@pytest.mark.parametrize("noise, most", [(pj.Noise(), 0), (pj.Noise("rademacher"), 128), (pj.Noise(rank=2), 512)], ids=str)
+def test_gpus_use_the_kernel_where_rows_are_few(noise, most, monkeypatch):
+    theta = pj.lazy({"w": WIDE}, POPULATION[1], noise)
+    program = pj.lazily(lambda p, x: jnp.einsum("bsd,df->bsf", x, p["w"]))
+    for lowering, rows, kernels in (("gpu", most, most > 0), ("gpu", most + 2, False), ("tpu", 2048, True)):
+        monkeypatch.setattr(dot, "lowerings", lambda lowering=lowering: {"tpu" if lowering == "tpu" else "cuda": lowering})
+        found = count(jax.make_jaxpr(program)(theta, jnp.ones((2, rows // 2, 130))).jaxpr, "pallas_call")
+        assert (found > 0) == kernels, (lowering, rows)
+
+
 def test_programs_for_cpu_are_traced_without_kernels():
     theta = pj.lazy({"w": WIDE}, POPULATION[1], pj.Noise("rademacher"))
     program = jax.make_jaxpr(pj.lazily(lambda p, x: x @ p["w"]))(theta, normal(5, 130)).jaxpr

@@ -72,7 +72,8 @@ def test_apply_equals_the_dense_matrix(entries, holes, shape):
     expected = dense_change(vocabulary_map, z)
     change, padded = jax.jit(lambda z: (vocabulary_map.apply(z), vocabulary_map.apply(z, 64)))(z)
     np.testing.assert_allclose(change, expected, atol=1e-5)
-    np.testing.assert_array_equal(padded[..., :50], change)
+    # Two programs of one sum: XLA adds the entries of an id in an order of its own in each.
+    np.testing.assert_allclose(padded[..., :50], change, rtol=1e-6, atol=1e-6)
     assert padded.shape == (*shape, 64) and not padded[..., 50:].any()
 
 

@@ -39,10 +39,19 @@ def test_nothing_of_a_weights_size_is_kept(platform):
     assert case["temp_bytes"] <= case["weight_bytes"] / 8
 
 
+def without_kernels(case, platform):
+    """How many of a decoder's eight matrices are made whole, as a kernel for GPUs would be slower: with 384 rows of signs all but the head,
+    which 16 rows ask, and with gaussian noise all."""
+    return {"scoring": 7, "scoring of sharded matrices with gaussian noise": 8}.get(case, 0) if platform == "cuda" else 0
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_compiled_decoder_holds_no_matrix_but_its_weights(platform):
     for case, found in decoders(platform)["decoders"].items():
-        if case == "copy":
+        if whole := without_kernels(case, platform):
+            # One layer's for each candidate in flight, never the stack's.
+            assert len(found["matrices"]) == whole and "(6, " not in " ".join(found["matrices"]), case
+        elif case == "copy":
             # The reader sees what there is: a perturbed copy of every matrix.
             assert len(found["matrices"]) >= 8 and found["temp_bytes"] > found["bound"]
         else:
@@ -54,6 +63,9 @@ def test_a_compiled_decoder_has_a_kernel_for_every_matrix(platform):
     for case, found in decoders(platform)["decoders"].items():
         # q, k, v, o, gate, up and down, once in the loop over layers, and the head. For replies again in the loop over tokens, of which
         # the compiler may take a step apart.
+        if whole := without_kernels(case, platform):
+            assert found["kernels"] == 8 - whole, case
+            continue
         times = {"copy": (0,), "replies": (2, 3)}.get(case, (1,))
         assert found["kernels"] in [8 * n for n in times], case
         # A kernel reads a layer's matrix in the stack of all: one operand for all candidates, and no copy of the layer.
