@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -22,6 +22,9 @@ from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.layout import LETTERS, option_fields
 
+if TYPE_CHECKING:
+    from perturbjax.randopt.ensembles import Prediction
+
 
 @dataclass(frozen=True)
 class PredictConfig:
@@ -31,7 +34,8 @@ class PredictConfig:
     perturbjax predict RUN --questions questions.jsonl --out answers.jsonl
 
     Each line of the questions is an object with "question", and with "choices" where the run's task gives every question its own. Each line
-    of the answers repeats the question with "answer" (null if there is none); an ensemble adds "share" (of all members) and "votes"."""
+    of the answers repeats the question with "answer" (null if there is none); an ensemble adds "votes", "share" (of those asked), "members"
+    and how many of them were "asked"."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run directory of a finished run."""
@@ -49,6 +53,9 @@ class PredictConfig:
     """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
     cell: str | None = None
     """Of a grid of caulks: the name of the cell whose caulk answers; the first method's with the most examples when left out."""
+    early_exit: float | None = None
+    """Of an ensemble: ask members in random order, and no more of them once the vote on a question is decided. 0: once no vote to come can
+    change it. A probability such as 0.05: once they change it with at most that probability. All members answer all when left out."""
     trust: tuple[str, ...] = ()
     """As for perturbjax evaluate."""
     compile_cache: str = "auto"
@@ -62,10 +69,12 @@ def run_predict(config: PredictConfig, console: Console) -> None:
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
     chapter = RunDirectory(config.run).chapter
     if chapter == "caulking":
-        refuse_options(config, VALUE_OPTIONS, "caulking")
+        refuse_options(config, (*VALUE_OPTIONS, "early_exit"), "caulking")
         use_compile_cache(config.compile_cache, console)
         return predict_caulk(config, console)
     refuse_options(config, ("cell",), "another chapter than caulking")
+    if chapter != "randopt":
+        refuse_options(config, ("early_exit",), chapter)
     if chapter == "vpretrain":
         use_compile_cache(config.compile_cache, console)
         return predict_pretrained(config, console)
@@ -81,13 +90,16 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     parts, ensemble = reopen_ensemble(config.run, console.note, config.trust)
     examples = to_examples(parts.task, parts.template, parts.splits.search, rows)
     engine = make_engine(parts)
-    predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), console)
-    answers = (
-        {"question": p.example.question, "answer": p.answer, "share": p.share, "votes": p.votes, "members": len(ensemble)}
-        for p in predictions
-    )
-    write_lines(config.out, answers)
-    console.line(f"{len(examples)} answers by {len(ensemble)} members written to {config.out}")
+    predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), console, config.early_exit)
+    members = len(ensemble)
+    write_lines(config.out, ({"question": p.example.question, **_answer(p), "members": members} for p in predictions))
+    saved = 1 - sum(p.asked for p in predictions) / (members * len(predictions))
+    note = "" if config.early_exit is None else f"; {saved:.0%} of the votes saved"
+    console.line(f"{len(examples)} answers by {members} members written to {config.out}{note}")
+
+
+def _answer(prediction: "Prediction") -> dict[str, Any]:
+    return {"answer": prediction.answer, "share": prediction.share, "votes": prediction.votes, "asked": prediction.asked}
 
 
 @dataclass(frozen=True)

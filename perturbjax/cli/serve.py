@@ -34,6 +34,8 @@ class ServeConfig:
     """Of an ensemble: the average of its members, as export writes it."""
     cell: str | None = None
     """Of a grid of caulks: the name of the cell whose caulk answers."""
+    early_exit: float | None = None
+    """Of an ensemble: as for perturbjax predict."""
     host: str = "127.0.0.1"
     """Address to listen at; one that other machines reach needs a token."""
     port: int = 8000
@@ -61,7 +63,7 @@ def run_serve(config: ServeConfig, console: Console) -> None:
 
     token = read_token(config.token_file)
     check_exposure(config.host, token)
-    choice = Choice(config.base, config.rank, config.merge, config.cell)
+    choice = Choice(config.base, config.rank, config.merge, config.cell, config.early_exit)
     host = f"[{config.host}]" if ":" in config.host else config.host
     with bind(config.host, config.port) as bound:  # before minutes are spent on what could not be heard
         use_compile_cache(config.compile_cache, console)

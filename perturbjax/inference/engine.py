@@ -74,8 +74,8 @@ class Engine:
             check_strategy(strategy, self.params.whole(), noise)
         self._max_candidates = chunk
         self._programs: dict[tuple[ProgramName, str | None, bool], ChunkProgram] = {}
-        width = self.mesh.shape[sharding.DATA] * in_flight
-        self.chunk = -(-chunk // width) * width
+        self.width = self.mesh.shape[sharding.DATA] * in_flight
+        self.chunk = -(-chunk // self.width) * self.width
 
     @property
     def traces(self) -> int:

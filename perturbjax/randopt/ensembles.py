@@ -1,10 +1,11 @@
 """A saved ensemble put to work: how its members vote, and its accuracy beside the base's on any split."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturbjax.randopt.early_exit import check_early_exit, decided, random_order
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.entries import VoteEntry
 from perturbjax.randopt.flow import Engine, run_base, run_members, vote_curve
@@ -26,13 +27,15 @@ class Prediction:
         example: what was asked.
         answer: the voted answer, None when every member abstained.
         votes: answer -> number of members, most first.
-        share: fraction, the votes for ``answer`` divided by all K members, abstaining ones included; 0.0 without an answer.
+        share: fraction, the votes for ``answer`` divided by all members asked, abstaining ones included; 0.0 without an answer.
+        asked: how many members were asked: all K, or fewer with early exit.
     """
 
     example: Example
     answer: str | None
     votes: dict[str, int]
     share: float
+    asked: int
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,55 @@ class BaseComparison:
     randopt: dict[str, VoteEntry]
 
 
-def predict(engine: Engine, ensemble: Ensemble, prepared: Any, progress: Progress = SILENT) -> tuple[Prediction, ...]:
-    """Run every member once on prepared examples and let them vote. Gold answers are not needed."""
-    outputs = run_members(engine, ensemble.population, ensemble.members, prepared, "members", progress)
-    winners = ensemble.voting.winners(outputs.answers, outputs.keys)[:, -1]
-    predictions = []
-    for b, (example, winner) in enumerate(zip(prepared.examples, winners, strict=True)):
-        votes = tally([answers[b] for answers in outputs.answers], [keys[b] for keys in outputs.keys])
-        answer = None if winner < 0 else outputs.answers[winner][b]
-        predictions.append(Prediction(example, answer, votes, 0.0 if answer is None else votes[answer] / len(ensemble)))
-    return tuple(predictions)
+def predict(
+    engine: Engine, ensemble: Ensemble, prepared: Any, progress: Progress = SILENT, early_exit: float | None = None
+) -> tuple[Prediction, ...]:
+    """Let the members vote on prepared examples. Gold answers are not needed.
+
+    ``early_exit``: None asks every member everything. A probability asks as many at a time as run at once, in random order, and each
+    question only until its vote is ``early_exit.decided``.
+
+    Raises:
+        InputError: ``early_exit`` is no probability, or the ensemble does not vote by majority.
+    """
+    members, examples = len(ensemble), prepared.examples
+    order, group = np.arange(members), engine.chunk
+    if early_exit is not None:
+        check_early_exit(early_exit, ensemble.voting)
+        order, group = random_order(ensemble.population, members), engine.width
+    cast: list[list[Ballot]] = [[] for _ in examples]
+    rest = list(range(len(examples)))
+    with progress.bar("votes", members * len(examples)) as bar:
+        for start in range(0, members, group):
+            ranks = order[start : start + group]
+            outputs = run_members(engine, ensemble.population, ensemble.members[ranks], prepared, "members")
+            for rank, answers, keys in zip(ranks, outputs.answers, outputs.keys, strict=True):
+                for b, answer, key in zip(rest, answers, keys, strict=True):
+                    cast[b].append(Ballot(int(rank), answer, key))
+            if early_exit is not None:
+                rest = [b for b in rest if not decided([ballot.key for ballot in cast[b]], members, early_exit)]
+                prepared = engine.prepare([examples[b] for b in rest], prepared.template) if rest else prepared
+            bar.update(members * len(examples) - len(rest) * (members - start - len(ranks)))
+            if not rest:
+                break
+    return tuple(_counted(ensemble, example, sorted(ballots)) for example, ballots in zip(examples, cast, strict=True))
+
+
+class Ballot(NamedTuple):
+    """What the member of a rank (0 for the best) answered, and the key that it is counted by."""
+
+    rank: int
+    answer: str | None
+    key: str | None
+
+
+def _counted(ensemble: Ensemble, example: Example, ballots: list[Ballot]) -> Prediction:
+    """The vote of those who were asked, best-ranked first."""
+    ranks = np.array([ballot.rank for ballot in ballots])
+    winner = ensemble.voting.of(ranks).winners([[ballot.answer] for ballot in ballots], [[ballot.key] for ballot in ballots])[0, -1]
+    votes = tally([ballot.answer for ballot in ballots], [ballot.key for ballot in ballots])
+    answer = None if winner < 0 else ballots[winner].answer
+    return Prediction(example, answer, votes, 0.0 if answer is None else votes[answer] / len(ballots), len(ballots))
 
 
 def compare_to_base(

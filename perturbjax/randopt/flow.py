@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """Turns (candidates, examples) into answers; ``inference.Engine`` is the one that runs language models.
 
+    ``chunk`` candidates are one call of a compiled program, of which ``width`` run at once.
+
     ``sample`` counts tokens as they are spent: where one forward pass gives all samples (choice tasks), the first row carries its tokens
     and the others 0, so that the sum over the first k rows is what k samples cost.
     """
 
     @property
     def chunk(self) -> int: ...
+    @property
+    def width(self) -> int: ...
     def prepare(self, examples: Sequence[Example], template: Template, /) -> Any: ...
     def run(self, candidates: Candidate, batch: Any, /) -> Outputs: ...
     def sample(self, batch: Any, num_samples: int, temperature: float, seed: int, /) -> Outputs: ...

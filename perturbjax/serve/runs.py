@@ -21,21 +21,24 @@ class Choice:
         rank: of an ensemble, the member of this rank alone.
         merge: of an ensemble, the average of its members.
         cell: of a grid of caulks, the cell.
+        early_exit: of an ensemble, as ``perturbjax predict`` takes it.
     """
 
     base: bool = False
     rank: int | None = None
     merge: bool = False
     cell: str | None = None
+    early_exit: float | None = None
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model, or with ``ensemble`` its members, which vote."""
+    """A model, or with ``ensemble`` its members, which vote, each or with ``early_exit`` until the vote is decided."""
 
     model: Model
     parts: Parts | None = None
     ensemble: Ensemble | None = None
+    early_exit: float | None = None
 
 
 def open_run(run: Path, choice: Choice, note: Callable[[str], None], trusted: Collection[str] = ()) -> Opened:
@@ -47,7 +50,7 @@ def open_run(run: Path, choice: Choice, note: Callable[[str], None], trusted: Co
     chapter = RunDirectory(run).chapter
     if chapter not in _OPEN:
         raise InputError(f"{run}: a run of {chapter}; one of {', '.join(_OPEN)} is required")
-    given = {name for name, value in vars(choice).items() if value not in (None, False)}
+    given = {name for name, value in vars(choice).items() if value is not None and value is not False}
     taken, opened = _OPEN[chapter]
     if unknown := sorted(given - set(taken)):
         raise InputError(f"`{unknown[0]}` {getattr(choice, unknown[0])}: {run} is a run of {chapter}, which does not take it; leave it out")
@@ -72,7 +75,7 @@ def _randopt(run: Path, choice: Choice, note: Callable[[str], None], trusted: Co
         candidate = ensemble.population[ensemble.of_rank(choice.rank)]
         theta = perturb(model.params, candidate, ensemble.noise)
         return Opened(replace(model, name=f"{model.name}+rank{choice.rank}", params=theta))
-    return Opened(replace(model, name=f"{model.name}+vote"), parts, ensemble)
+    return Opened(replace(model, name=f"{model.name}+vote"), parts, ensemble, choice.early_exit)
 
 
 def _ivl(run: Path, choice: Choice, note: Callable[[str], None], trusted: Collection[str]) -> Opened:
@@ -96,7 +99,7 @@ def _caulking(run: Path, choice: Choice, note: Callable[[str], None], trusted: C
 
 
 _OPEN: dict[str, tuple[tuple[str, ...], Any]] = {
-    "randopt": (("base", "rank", "merge"), _randopt),
+    "randopt": (("base", "rank", "merge", "early_exit"), _randopt),
     "ivl": (("base",), _ivl),
     "vpretrain": (("base",), _vpretrain),
     "caulking": (("cell",), _caulking),

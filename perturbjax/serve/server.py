@@ -66,7 +66,7 @@ def serving(opened: Opened, limits: Limits, note: Callable[[str], None]) -> Serv
     """What answers: one model, or members that vote; nothing is compiled yet."""
     model = opened.model
     if opened.parts is not None and opened.ensemble is not None:
-        answering = Members(opened.parts, opened.ensemble, limits, note)
+        answering = Members(opened.parts, opened.ensemble, limits, note, opened.early_exit)
     else:
         answering = OneModel(model, limits)
     return Served(model.name, model.tokenizer, model.config.vocab_size, answering)

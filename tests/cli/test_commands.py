@@ -352,6 +352,12 @@ def test_predict_votes_and_shows_the_shares(finished, tmp_path, capsys):
     assert first["answer"] in ("yes", "no") and second["answer"] in ("red", "blue", "green")
     for row in (first, second):
         assert sum(row["votes"].values()) <= row["members"] and row["share"] == row["votes"][row["answer"]] / row["members"]
+    assert [row["asked"] for row in (first, second)] == [first["members"]] * 2
+    early = ["predict", str(finished / "run"), "--questions", str(questions), "--out", str(answers), "--early-exit"]
+    code, out, _ = call([*early, "0"], capsys)
+    assert code == 0 and "votes saved" in out
+    assert [json.loads(line)["answer"] for line in answers.read_text().splitlines()] == [first["answer"], second["answer"]]
+    assert "--early-exit 1.5: a probability" in refuses([*early, "1.5"], capsys)
     questions.write_text('{"question": "fine"}\n{"question": ')
     again = ["predict", str(finished / "run"), "--questions", str(questions), "--out"]
     assert "line 2: not valid JSON" in refuses([*again, str(answers)], capsys)

@@ -19,13 +19,14 @@ from support.serving import running
 from perturbjax.cli import main
 from perturbjax.errors import InputError
 from perturbjax.inference.decode import NO_TOKEN, generate
-from perturbjax.noise import perturb
+from perturbjax.noise import Population, perturb
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.serve import server
 from perturbjax.serve.config import Limits
 from perturbjax.serve.one_model import OneModel
 from perturbjax.serve.runs import Choice, open_run
 from perturbjax.serve.server import serving
+from perturbjax.serve.work import Piece, Work
 from perturbjax.tasks.base import Example
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -79,8 +80,22 @@ def test_members_vote_by_the_text_of_their_replies_to_open_questions(opened, rep
         assert client.refused("/v1/completions", {"prompt": "a", "temperature": 0.5})[1].startswith("temperature: members of a vote")
     votes = Counter(text.strip() for text in replies)  # in the order of the members, so a tie goes to the best
     answer, count = votes.most_common(1)[0]
-    assert found["vote"] == {"answer": answer, "share": count / 2, "votes": dict(votes), "members": 2}
+    assert found["vote"] == {"answer": answer, "share": count / 2, "votes": dict(votes), "members": 2, "asked": 2}
     assert found["choices"][0]["text"].strip() == answer and served.answering.traces == traces
+
+
+def test_early_exit_asks_members_while_the_vote_of_a_request_is_open(opened):
+    # Five members that write the same: three settle it. Of two requests both end there.
+    ensemble = Ensemble(Population(1, 5, (1e-7,)), range(5), opened.ensemble.noise, opened.ensemble.fingerprint)
+    limits = dataclasses.replace(LIMITS, max_batch=2)
+    found = []
+    for early_exit in (None, 0.0):
+        answering = serving(dataclasses.replace(opened, ensemble=ensemble, early_exit=early_exit), limits, lambda _: None).answering
+        pieces: list[Piece] = []
+        spent = answering.answer([Work([5, 6, 7], 6, pieces.append), Work([8], 6, pieces.append)])
+        found.append((spent, [piece.tokens for piece in pieces], [piece.vote["asked"] for piece in pieces if piece.vote]))
+    (all_spent, all_tokens, all_asked), (spent, tokens, asked) = found
+    assert (all_asked, asked) == ([5, 5], [3, 3]) and tokens == all_tokens and spent == all_spent * 3 / 5
 
 
 class Sums:
@@ -120,6 +135,7 @@ def test_one_model_of_a_run_and_what_it_does_not_have(run, opened):
         (Choice(rank=3), "`rank` 3: the ensemble has ranks 1 to 2"),
         (Choice(cell="x"), "`cell` x: .* is a run of randopt, which does not take it"),
         (Choice(base=True, merge=True), "`base`, `merge`: at most one"),
+        (Choice(rank=1, early_exit=0.0), "`early_exit`, `rank`: at most one"),
     ):
         with pytest.raises(InputError, match=message):
             open_run(run, choice, lambda _: None)

@@ -71,6 +71,7 @@ class NumpyEngine:
 
     def __init__(self, task: ColorTask, params, noise: Noise, chunk: int = 4):
         self.task, self.params, self.chunk = task, params, chunk
+        self.width = 1
         self.log: list[tuple] = []
         self._perturbed = jax.jit(jax.vmap(lambda candidate: perturb(params, candidate, noise)["w"]))
 
