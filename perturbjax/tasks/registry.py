@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 
 from perturbjax.errors import InputError
 from perturbjax.tasks.arc_easy import arc_easy
@@ -10,6 +11,7 @@ from perturbjax.tasks.arithmetic import Arithmetic
 from perturbjax.tasks.base import Task, Template
 from perturbjax.tasks.boolq import boolq
 from perturbjax.tasks.countdown import Countdown
+from perturbjax.tasks.endings import ENDING_SETS, ending_task
 from perturbjax.tasks.gsm8k import Gsm8k
 from perturbjax.tasks.jsonl import jsonl_task
 from perturbjax.tasks.mmlu import SUBJECTS, mmlu
@@ -22,6 +24,7 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "boolq": boolq,
     "rte": rte,
     "arc_easy": arc_easy,
+    **{name: partial(ending_task, name) for name in ENDING_SETS},
     "gsm8k": Gsm8k,
     "arithmetic": Arithmetic,
     "countdown": Countdown,

@@ -30,7 +30,10 @@ from perturbjax.tasks.safe_eval import evaluate
 from perturbjax.tasks.sources import Source
 from perturbjax.tasks.splits import make_splits
 
-ROWS = {"sst2": 872, "boolq": 3270, "rte": 277, "arc_easy": 2376, "gsm8k": 1319, "arithmetic": 3000, "countdown": 2000}
+ROWS = {
+    **{"sst2": 872, "boolq": 3270, "rte": 277, "arc_easy": 2376, "hellaswag": 10042, "piqa": 1838, "winogrande": 1267, "copa": 100},
+    **{"gsm8k": 1319, "arithmetic": 3000, "countdown": 2000},
+}
 GENERATION = {"gsm8k", "arithmetic", "countdown"}
 # One code path serves the 57 subjects of MMLU: few short rows, the most rows, passages of several lines, and code.
 SUBJECTS_READ = ("abstract_algebra", "professional_law", "high_school_us_history", "college_computer_science")
