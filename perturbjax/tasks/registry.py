@@ -15,6 +15,7 @@ from perturbjax.tasks.endings import ENDING_SETS, ending_task
 from perturbjax.tasks.gsm8k import Gsm8k
 from perturbjax.tasks.jsonl import jsonl_task
 from perturbjax.tasks.mmlu import SUBJECTS, mmlu
+from perturbjax.tasks.programs import HumanEval, Mbpp
 from perturbjax.tasks.rte import rte
 from perturbjax.tasks.sst2 import sst2
 from perturbjax.tasks.user_code import UserCode
@@ -28,6 +29,8 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "gsm8k": Gsm8k,
     "arithmetic": Arithmetic,
     "countdown": Countdown,
+    "mbpp": Mbpp,
+    "humaneval": HumanEval,
 }
 
 TASK_NAMES: tuple[str, ...] = (*_TASKS, *(f"mmlu:{subject}" for subject in SUBJECTS))

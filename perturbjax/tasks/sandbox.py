@@ -36,8 +36,8 @@ class Limits:
         memory: bytes of address space, Python's own 40 MiB included.
     """
 
-    cpu_s: int = 5
-    wall_s: float = 20.0
+    cpu_s: int = 10
+    wall_s: float = 30.0
     memory: int = 2**29
 
 
@@ -57,13 +57,17 @@ def run_tests(program: str, tests: str, limits: Limits = Limits()) -> Verdict:
     Raises:
         InputError: the platform cannot give the sandbox.
     """
-    _require_sandbox()
+    require_sandbox()
     return _verdict(program, tests, limits)
 
 
 @functools.cache
-def _require_sandbox() -> None:
-    """Tries the locks, once a process: what must be refused is tried in the sandbox itself."""
+def require_sandbox() -> None:
+    """Tries the locks, once a process: what must be refused is tried in the sandbox itself.
+
+    Raises:
+        InputError: the platform cannot give the sandbox.
+    """
     if sys.platform != "linux" or not sys.executable:
         raise _refusal(f"this is {sys.platform}")
     verdict = _verdict("", _TRIALS.format(file=str(_PROCESS)), Limits())
@@ -101,7 +105,7 @@ def _verdict(program: str, tests: str, limits: Limits) -> Verdict:
     if len(program) > _MAX_LENGTH:
         return Verdict(False, f"a program of more than {_MAX_LENGTH} characters")
     token = secrets.token_hex(16)
-    request = {"program": program, "tests": tests, "token": token, "cpu_s": limits.cpu_s, "memory": limits.memory}
+    request = {"program": program, "tests": tests, "token": token, "parent": os.getpid(), "cpu_s": limits.cpu_s, "memory": limits.memory}
     # -I -S: neither the user's folder nor site-packages.
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(_PROCESS)],

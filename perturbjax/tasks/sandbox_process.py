@@ -1,8 +1,8 @@
 """The process in which a generated program and its tests run, started by ``sandbox``: it locks itself in and only then runs them.
 
 It is a script that imports nothing of perturbjax, and little else, so that it starts soon and holds nothing. It reads one request from
-stdin, a JSON object (``program``, ``tests``, ``token``, ``cpu_s``, ``memory``), and writes one reply to stdout: the token when the tests
-have run to their end, else ``failed REASON``; ``cannot REASON`` where it cannot lock itself in, and then nothing has been run.
+stdin, a JSON object with the arguments of ``_lock``, ``program``, ``tests`` and ``token``. It writes one reply to stdout: the token when the
+tests have run to their end, else ``failed REASON``; ``cannot REASON`` where it cannot lock itself in, and then nothing has been run.
 
 Three locks of the kernel, none of which needs a privilege or can be taken off again:
 
@@ -71,7 +71,7 @@ def main() -> None:
     os.close(nothing)
     say, leave = os.write, os._exit  # the program may replace what the modules hold
     try:
-        _lock(request["cpu_s"], request["memory"])
+        _lock(request["cpu_s"], request["memory"], request["parent"])
         reply = ""
     except (CannotLock, OSError, ValueError) as error:
         reply = f"cannot {error}"
@@ -98,7 +98,7 @@ def _run(program: str, tests: str) -> str:
     return ""
 
 
-def _lock(cpu_s: int, memory: int) -> None:
+def _lock(cpu_s: int, memory: int, parent: int) -> None:
     """
     Raises:
         CannotLock: a lock is not to be had. Some may be on by then.
@@ -117,6 +117,8 @@ def _lock(cpu_s: int, memory: int) -> None:
     for limit, values in limits.items():
         resource.setrlimit(limit, values)
     _must(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "a signal at the parent's death")
+    if os.getppid() != parent:
+        raise CannotLock("it has died already")
     _must(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
     _restrict_files()
     _restrict_calls()

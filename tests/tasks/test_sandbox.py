@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.sandboxed import require_sandbox_or_skip
 
 from perturbjax.errors import InputError
 from perturbjax.tasks import sandbox
@@ -24,10 +25,7 @@ EVERYWHERE = "for d in range(3, 64):\n    try:\n        {}\n    except OSError:\
 
 @pytest.fixture(autouse=True)
 def available():
-    try:
-        sandbox._require_sandbox()
-    except InputError as error:
-        pytest.skip(str(error))
+    require_sandbox_or_skip()
 
 
 def test_programs_pass_and_fail_by_their_tests():
@@ -221,12 +219,13 @@ def test_no_process_is_left():
         os.kill(int(reason.split()[-1]), 0)
 
 
-def test_no_process_outlives_a_killed_parent(tmp_path):
+def test_no_process_outlives_a_killed_parent():
     code = f"""
 import sys, types
 package = types.ModuleType("perturbjax"); package.__path__ = [{str(Path(sandbox.__file__).parents[1])!r}]  # without the imports of all
 sys.modules["perturbjax"] = package
-from perturbjax.tasks.sandbox import run_tests
+from perturbjax.tasks.sandbox import require_sandbox, run_tests
+require_sandbox()
 print(flush=True)
 run_tests("import time; time.sleep(60)", "")
 """
@@ -235,12 +234,12 @@ run_tests("import time; time.sleep(60)", "")
         assert parent.stdout is not None and parent.stdout.readline()
         deadline = time.monotonic() + 20
         child = None
-        while child is None and time.monotonic() < deadline:  # the first child is that of the trials
-            with contextlib.suppress(ValueError, FileNotFoundError):
-                last = int(Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()[-1])
-                time.sleep(0.3)
-                child = last if Path(f"/proc/{last}").exists() else None
+        while child is None and time.monotonic() < deadline:
+            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+            child = int(children[0]) if children else None
         assert child is not None
+        time.sleep(0.3)
+        assert _alive(child)
         parent.kill()
     while (alive := _alive(child)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -265,7 +264,7 @@ def test_a_platform_without_the_locks_is_refused(monkeypatch, tmp_path):
         weak.write_text(source.replace(lock, "    pass\n"))
         monkeypatch.setattr(sandbox, "_PROCESS", weak)
         with pytest.raises(InputError, match="generated code runs only in a sandbox") as caught:
-            sandbox._require_sandbox.__wrapped__()
+            sandbox.require_sandbox.__wrapped__()
         assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -277,7 +276,7 @@ def test_a_lock_that_is_missing_is_named(monkeypatch, tmp_path):
     )
     (tmp_path / "old.py").write_text(source)
     monkeypatch.setattr(sandbox, "_PROCESS", tmp_path / "old.py")
-    monkeypatch.setattr(sandbox, "_require_sandbox", sandbox._require_sandbox.__wrapped__)
+    monkeypatch.setattr(sandbox, "require_sandbox", sandbox.require_sandbox.__wrapped__)
     with pytest.raises(InputError, match=r"not to be had here \(cannot Landlock: Function not implemented\)"):
         run_tests(f"open({str(ran)!r}, 'w')", "")
     assert not ran.exists()
