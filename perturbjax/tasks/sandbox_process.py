@@ -1,8 +1,8 @@
 """The process in which a generated program and its tests run, started by ``sandbox``: it locks itself in and only then runs them.
 
 It is a script that imports nothing of perturbjax, and little else, so that it starts soon and holds nothing. It reads one request from
-stdin, a JSON object with the arguments of ``_lock``, ``program``, ``tests`` and ``token``. It writes one reply to stdout: the token when the
-tests have run to their end, else ``failed REASON``; ``cannot REASON`` where it cannot lock itself in, and then nothing has been run.
+stdin, a JSON object with the arguments of ``_lock``, ``program``, ``tests`` and ``token``, and writes one reply to stdout: the token when
+the tests have run to their end, else ``failed REASON``; ``cannot REASON`` where it cannot lock itself in, and then nothing has been run.
 
 Three locks of the kernel, none of which needs a privilege or can be taken off again:
 
