@@ -11,6 +11,7 @@ a plurality of single ones, which the tie-break decides; candidates of a search 
 import functools
 import re
 from abc import abstractmethod
+from itertools import dropwhile, takewhile
 from typing import ClassVar
 
 from perturbjax.tasks.base import Example, Template
@@ -19,10 +20,11 @@ from perturbjax.tasks.sandbox import require_sandbox, run_tests
 from perturbjax.tasks.sources import Row, Source
 
 _FENCE = "```"
-_FIRST = re.compile(r"[ \t]+\S|(?:async )?def \w|class \w|@\w|import \w|from \S+ import\b")
-"""What a program may begin with; an indented line is the body of a function whose head was given."""
 _START = re.compile(r"(?:async )?def \w|class \w|@\w|import \w|from \S+ import\b")
+_BEGINS = re.compile(rf"{_START.pattern}|[ \t]+\S")
+"""An indented line begins the body of a function whose head was given. It ends where a line is not, another function included."""
 _GOES_ON = re.compile(rf"{_START.pattern}|[ \t#)\]}}]|[A-Za-z_]\w*[ \t]*=|$")
+_BODY_GOES_ON = re.compile(r"[ \t)\]}]|$")
 
 
 def find_program(text: str, strict: bool = True) -> str | None:
@@ -37,16 +39,20 @@ def find_program(text: str, strict: bool = True) -> str | None:
     """
     lines = text.replace("\r\n", "\n").split("\n")
     fences = [number for number, line in enumerate(lines) if line.lstrip().startswith(_FENCE)]
-    if fences:
-        first, last = fences[0] + 1, fences[1] if len(fences) > 1 else len(lines)
-        return _stripped(lines[first:last]) if len(fences) > 1 or not strict else None
-    begins = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
-    if begins < len(lines) and not _FIRST.match(lines[begins]) and not strict:
-        begins = next((number for number, line in enumerate(lines) if _START.match(line)), len(lines))
-    if begins == len(lines) or not _FIRST.match(lines[begins]):
+    for fence, end in zip(fences, [*fences[1:], None], strict=False):
+        if block := _stripped(lines[fence + 1 : end]):  # nothing between two fences: the second one opens the block, too
+            return None if strict and end is None else block
+    return None if fences else _bare_program(lines, strict)
+
+
+def _bare_program(lines: list[str], strict: bool) -> str | None:
+    lines = list(dropwhile(lambda line: not line.strip(), lines))
+    if not strict and lines and not _BEGINS.match(lines[0]):
+        lines = list(dropwhile(lambda line: not _START.match(line), lines))
+    if not lines or not _BEGINS.match(lines[0]):
         return None
-    ends = next((number for number in range(begins, len(lines)) if not _GOES_ON.match(lines[number])), len(lines))
-    return _stripped(lines[begins:ends])
+    goes_on = _GOES_ON if _START.match(lines[0]) else _BODY_GOES_ON
+    return _stripped(list(takewhile(goes_on.match, lines)))
 
 
 def _stripped(lines: list[str]) -> str | None:

@@ -14,6 +14,7 @@ from perturbjax.tasks.countdown import Countdown
 from perturbjax.tasks.endings import ENDING_SETS, ending_task
 from perturbjax.tasks.gsm8k import Gsm8k
 from perturbjax.tasks.jsonl import jsonl_task
+from perturbjax.tasks.math500 import Math500
 from perturbjax.tasks.mmlu import SUBJECTS, mmlu
 from perturbjax.tasks.programs import HumanEval, Mbpp
 from perturbjax.tasks.rte import rte
@@ -27,6 +28,7 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "arc_easy": arc_easy,
     **{name: partial(ending_task, name) for name in ENDING_SETS},
     "gsm8k": Gsm8k,
+    "math500": Math500,
     "arithmetic": Arithmetic,
     "countdown": Countdown,
     "mbpp": Mbpp,

@@ -32,6 +32,9 @@ def available():
         (f"import math\n@cache\n{F}\ny = 3\nprint(f(y))", f"import math\n@cache\n{F}\ny = 3", f"import math\n@cache\n{F}\ny = 3"),
         (f"from math import *\n{F}", f"from math import *\n{F}", f"from math import *\n{F}"),
         ("x = [\n    1,\n]\n", None, None),
+        ("\n    return x\n\ndef g(y):\n    return", "    return x", "    return x"),  # what follows may be broken off
+        (f"```\n\n```python\n{F}\n```\nIt returns x.", F, F),
+        (f"```\n\n```python\n{F}", None, F),
         # Strict asks for the block to be closed, and for no words before bare code.
         (f"```python\n{F}", None, F),
         (f"Sure:\n{F}\n\nDone.", None, F),
