@@ -109,6 +109,10 @@ class Math500(GenerationTask):
     def load(self) -> tuple[Example, ...]:
         if importlib.util.find_spec("math_verify") is None:
             raise InputError("`task`: math500 is graded by math-verify, which is not installed: pip install 'perturbjax[math]'")
+        if not _equal("\\frac{1}{2}", "0.5"):  # else every answer that needs it would be wrong
+            raise InputError(
+                "`task`: math500 is graded by math-verify, which does not work here: pip install --force-reinstall math-verify"
+            )
         # The field "answer" of the package's rows was damaged by an evaluation's own rewriting (\infty is "\iny"): the box has it whole.
         return tuple(
             Example(f"test-{index}", row["problem"].strip(), boxed(row["solution"]) or "", fields={"level": row["level"]})

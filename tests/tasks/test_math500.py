@@ -6,6 +6,7 @@ import time
 import pytest
 
 from perturbjax.errors import InputError
+from perturbjax.line_process import LineProcess
 from perturbjax.tasks import Example, load_task, math500
 from perturbjax.tasks.math500 import SOURCE, Math500, boxed, normalize_latex
 
@@ -103,6 +104,15 @@ def test_without_math_verify_the_extra_is_named(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "math_verify" else real(name, *rest))
     with pytest.raises(InputError, match=r"pip install 'perturbjax\[math\]'"):
+        load_task("math500").examples()
+
+
+@needs_math_verify
+def test_a_math_verify_that_does_not_work_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "math_process.py").write_text("import no_such_module_here")
+    monkeypatch.setattr(math500, "_PROCESS", LineProcess(str(tmp_path / "math_process.py")))
+    monkeypatch.setattr(math500, "_equal", math500._equal.__wrapped__)
+    with pytest.raises(InputError, match="which does not work here"):
         load_task("math500").examples()
 
 
