@@ -1,17 +1,13 @@
 """Chat templates: untrusted programs that come with a model, rendered in a process of their own with bounded work."""
 
-import atexit
 import hashlib
-import json
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from perturbjax.errors import InputError
+from perturbjax.line_process import LineProcess
 from perturbjax.pretrained import chat_process
 
 _AT_ONCE = 256
@@ -79,11 +75,11 @@ class _Failed(Exception):
 
 
 class _Process:
-    """The one process that renders, for all templates; started when it is first asked, and again after a template that ended it."""
+    """The one process that renders, for all templates. It keeps those that it has compiled, until it is ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = LineProcess(chat_process.__file__)
         self._known: set[str] = set()
 
     def ask(self, key: str, source: str, values: dict[str, Any]) -> list[str]:
@@ -93,38 +89,15 @@ class _Process:
             _Failed: the template failed, or went beyond a limit.
         """
         with self._lock:
-            process = self._process or self._start()
-            assert process.stdin is not None and process.stdout is not None
-            request = {"key": key, "source": None if key in self._known else source, **values}
-            try:
-                process.stdin.write(json.dumps(request).encode() + b"\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-            except BrokenPipeError:
-                line = b""
-            if not line:
-                self._end()
+            reply = self._process.ask({"key": key, "source": None if key in self._known else source, **values})
+            if reply is None:
+                self._known.clear()
                 limits = f"{chat_process.CPU_S:g} s and {chat_process.MEMORY >> 20} MiB"
                 raise _Failed(f"it took more than {limits}, or ended the process that renders it")
-            reply = json.loads(line)
             if "error" in reply:
                 raise _Failed(" ".join(reply["error"].split())[:300])
             self._known.add(key)
             return reply["texts"]
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", str(Path(chat_process.__file__))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        atexit.register(self._end)
-        return self._process
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-        self._process = None
-        self._known.clear()
-        atexit.unregister(self._end)
 
 
 _PROCESS = _Process()

@@ -1,16 +1,27 @@
-"""A user's own task: a ``.jsonl`` file of ``question`` and ``answer``, with optional ``choices`` and ``id``; other fields are ignored.
+"""A user's own task: a ``.jsonl`` file of ``question`` and ``answer``, with optional ``choices``, ``match`` and ``id``; other fields are
+ignored.
 
 With choices on every line it is a choice task. If all lines have the same choices (a classification) the default template scores the
 choices themselves, else (each question its own options) their letters; the other way is a template too. Without choices it is a generation
 task: **strict** takes what follows "Answer:", or a reply of one line; **lenient** takes the likeliest reading. If every answer of the file
 is a number, replies are read as numbers ("1,000" equals 1000.0), else as words, without regard to case, articles and outer punctuation.
+With ``"match": "exact"`` on every line they are compared as written: case and brackets count; outer quotes, a final full stop and the width
+of spaces do not.
+
+A story with two endings, as in ROCStories (``--template texts`` scores the endings and not their letters, which suits small models)::
+
+    {"question": "Ana sowed. No rain fell. How does it end?", "choices": ["She watered it.", "She ate it."], "answer": "She watered it."}
+
+A reaction, as in USPTO, where c1ccccc1 is not C1CCCCC1. SMILES are compared as texts, so those of the file should be canonical::
+
+    {"question": "Reactants: CCO.CC(=O)O. What is the product, in SMILES?", "answer": "CCOC(C)=O", "match": "exact"}
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from perturbjax.errors import InputError
 from perturbjax.records import from_json, read_json_lines, refuse
@@ -75,6 +86,9 @@ def read_jsonl(path: str) -> tuple[Example, ...]:
         if examples and bool(example.choices) != bool(examples[0].choices):
             found, first = "given" if example.choices else "missing", next(iter(seen.values()))
             raise InputError(f"{where}: choices is {found}, unlike {first}; give it on every line or on none")
+        if examples and example.fields.get("match") != examples[0].fields.get("match"):
+            found, first = "given" if "match" in example.fields else "missing", next(iter(seen.values()))
+            raise InputError(f"{where}: match is {found}, unlike {first}; give it on every line or on none")
         examples.append(example)
     if not examples:
         raise InputError(f"task '{path}': no rows; give one object a line, with question and answer")
@@ -89,6 +103,7 @@ class _Row:
     answer: str | int | float
     id: str | int | float | None = None
     choices: tuple[str | int | float, ...] | None = None
+    match: Literal["exact"] | None = None
 
 
 def _example(fields: Any, where: str) -> Example:
@@ -98,7 +113,9 @@ def _example(fields: Any, where: str) -> Example:
     question, answer = _text(row.question, "question", where), _text(row.answer, "answer", where)
     name = where.rpartition(": ")[2].replace(" ", "-") if row.id is None else _text(row.id, "id", where)
     if row.choices is None:
-        return Example(name, question, answer)
+        return Example(name, question, answer, fields={} if row.match is None else {"match": row.match})
+    if row.match is not None:
+        refuse(where, "match", row.match, "a question with choices is answered by one of them; leave it out")
     if not 2 <= len(row.choices) <= len(LETTERS):
         refuse(where, "choices", fields["choices"], f"2 to {len(LETTERS)} choices are required")
     choices = tuple(_text(choice, f"choices[{i}]", where) for i, choice in enumerate(row.choices))
@@ -133,7 +150,8 @@ class JsonlGeneration(GenerationTask):
         self.name = name
         self.source = source
         self.max_new_tokens = max_new_tokens
-        self.numeric = all(normalize_number(example.answer) is not None for example in examples)
+        self.exact = all(example.fields.get("match") == "exact" for example in examples)
+        self.numeric = not self.exact and all(normalize_number(example.answer) is not None for example in examples)
         self.load = lambda: examples
 
     def extract(self, text: str, example: Example, strict: bool = True) -> str | None:
@@ -146,7 +164,8 @@ class JsonlGeneration(GenerationTask):
         labels = [match.end() for match in _ANSWER.finditer(text)]
         labelled = text[labels[-1] :] if labels else ""
         answer = first_line(labelled) if labels else ("" if "\n" in text else text)
-        answer = answer.strip(_EMPHASIS if self.numeric else _PUNCTUATION)
+        outer = _EMPHASIS if self.numeric or self.exact else _PUNCTUATION
+        answer = answer.strip(outer)
         if answer and (not self.numeric or normalize_number(answer) is not None):
             return answer
         if strict:
@@ -155,7 +174,7 @@ class JsonlGeneration(GenerationTask):
             numbers = find_numbers(labelled) or find_numbers(text)
             return numbers[-1] if numbers else None
         stated = [match.end() for match in _ANSWER_IS.finditer(text)]
-        return first_line(text[stated[-1] :] if stated else text).strip(_PUNCTUATION) or None
+        return first_line(text[stated[-1] :] if stated else text).strip(outer) or None
 
     def score(self, answer: str | None, example: Example) -> float:
         return float(answer is not None and self.vote_key(answer, example) == self.vote_key(example.answer, example))
@@ -163,5 +182,7 @@ class JsonlGeneration(GenerationTask):
     def vote_key(self, answer: str, example: Example) -> str:
         if self.numeric and (number := normalize_number(answer)) is not None:
             return number
+        if self.exact:
+            return " ".join(answer.strip(_EMPHASIS).removesuffix(".").strip(_EMPHASIS).split())
         words = " ".join(answer.casefold().strip(_PUNCTUATION).split())
         return _ARTICLE.sub("", words) or words

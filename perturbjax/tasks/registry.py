@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 
 from perturbjax.errors import InputError
 from perturbjax.tasks.arc_easy import arc_easy
@@ -10,9 +11,12 @@ from perturbjax.tasks.arithmetic import Arithmetic
 from perturbjax.tasks.base import Task, Template
 from perturbjax.tasks.boolq import boolq
 from perturbjax.tasks.countdown import Countdown
+from perturbjax.tasks.endings import ENDING_SETS, ending_task
 from perturbjax.tasks.gsm8k import Gsm8k
 from perturbjax.tasks.jsonl import jsonl_task
+from perturbjax.tasks.math500 import Math500
 from perturbjax.tasks.mmlu import SUBJECTS, mmlu
+from perturbjax.tasks.programs import HumanEval, Mbpp
 from perturbjax.tasks.rte import rte
 from perturbjax.tasks.sst2 import sst2
 from perturbjax.tasks.user_code import UserCode
@@ -22,9 +26,13 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "boolq": boolq,
     "rte": rte,
     "arc_easy": arc_easy,
+    **{name: partial(ending_task, name) for name in ENDING_SETS},
     "gsm8k": Gsm8k,
+    "math500": Math500,
     "arithmetic": Arithmetic,
     "countdown": Countdown,
+    "mbpp": Mbpp,
+    "humaneval": HumanEval,
 }
 
 TASK_NAMES: tuple[str, ...] = (*_TASKS, *(f"mmlu:{subject}" for subject in SUBJECTS))

@@ -78,8 +78,9 @@ def same_question_key(example: Example) -> tuple[str, str, str]:
     """Equal for two examples exactly where they ask the same: question, options in their order, and fields (a BoolQ passage).
 
     Ids, gold answers and white space around the question do not count. A task that answers by letter keeps the options' texts in its
-    fields, so they are compared in place of the letters; the list "A. ..." that is made of them says nothing more.
+    fields, so they are compared in place of the letters; the list "A. ..." that is made of them says nothing more. How answers are matched
+    is no part of what is asked.
     """
     options = example.fields.get("options", example.choices)
-    fields = sorted((name, value) for name, value in example.fields.items() if name not in ("options", "listed"))
+    fields = sorted((name, value) for name, value in example.fields.items() if name not in ("options", "listed", "match"))
     return example.question.strip(), repr(tuple(options)), repr(fields)

@@ -140,6 +140,50 @@ def test_equal_answers_have_equal_keys(file: Path) -> None:
     assert words.vote_key("the", emma) == "the"
 
 
+REACTIONS = [
+    {"question": "Reactants: c1ccccc1.BrBr\nProduct?", "answer": "Brc1ccccc1", "match": "exact"},
+    {"question": "Reactants: CC(=O)O.[Na+].[OH-]\nProduct?", "answer": "CC(=O)[O-].[Na+]", "match": "exact"},
+    {"question": "Reactants: C1CCCCC1=O.[H][H]\nProduct?", "answer": "O C 1 C C C C C 1", "match": "exact"},
+]
+
+
+def test_reactions_are_compared_as_they_are_written(file: Path) -> None:
+    """SMILES as in USPTO: case is chemistry, and brackets at the ends belong to atoms."""
+    task = load_task(write(file, REACTIONS))
+    benzene, salt, spaced = task.examples()
+    assert task.kind == "generation" and task.score(benzene.answer, benzene) == 1.0
+    for reply, example, score in (
+        ("It is brominated.\nAnswer: Brc1ccccc1", benzene, 1.0),
+        ("**Answer:** `Brc1ccccc1`.", benzene, 1.0),
+        ("Brc1ccccc1", benzene, 1.0),
+        ("Answer: BrC1CCCCC1", benzene, 0.0),
+        ("Answer: brc1ccccc1", benzene, 0.0),
+        ("Answer: CC(=O)[O-].[Na+]", salt, 1.0),
+        ("Answer: CC(=O)[O-].Na+", salt, 0.0),
+        ("Answer: CC(=O)[O-].[Na+", salt, 0.0),
+        ("O C 1 C  C C C C 1", spaced, 1.0),
+    ):
+        answer = task.extract(reply, example)
+        assert answer is not None and task.score(answer, example) == score, reply
+        assert task.vote_key(task.vote_key(answer, example), example) == task.vote_key(answer, example)
+    assert task.extract("So the answer is Brc1ccccc1\nbecause", benzene, strict=False) == "Brc1ccccc1"
+    assert load_task(write(file, [{"question": "q", "answer": "1", "match": "exact"}])).score("1.0", task.examples()[0]) == 0.0
+
+
+def test_story_endings_are_chosen_or_told(file: Path) -> None:
+    """ROCStories: two endings to choose from, by letter or as texts; or an ending of one's own, which only an equal one matches."""
+    story = "Ana planted a seed. It did not rain for weeks. How does it end?"
+    endings = ["She watered it every day.", "She ate the rain."]
+    task = load_task(write(file, [{"question": story, "answer": endings[0], "choices": endings}, *OPTIONS[:1]]))
+    example = task.examples()[0]
+    assert task.prompt(example, task.templates[0]).choices == (" A", " B")
+    texts = task.prompt(example, template_by_name(task, "texts"))
+    assert texts.choices == tuple(f" {ending}" for ending in endings) and texts.messages[-1]["content"].endswith(story)
+    assert task.score(endings[0], example) == 1.0 and task.score(endings[1], example) == 0.0
+    told = load_task(write(file, [{"question": story, "answer": endings[0]}]))
+    assert told.score(told.extract("she watered it every day", told.examples()[0]), told.examples()[0]) == 1.0
+
+
 @pytest.mark.parametrize(
     "unit", ["answer", "answer ", "answer:", "Answer: 1\n", "answer is ", "\n", "\nQuestion:", "9", "1,", " ", ".", "a "]
 )
@@ -167,6 +211,7 @@ def test_what_editors_and_json_allow(file: Path) -> None:
 
 
 GOOD = '{"question": "q", "answer": "a"}'
+EXACT = '{"question": "q", "answer": "a", "match": "exact"}'
 CHOICE = '{"question": "q", "answer": "a", "choices": ["a", "b"]}'
 
 
@@ -207,6 +252,10 @@ CHOICE = '{"question": "q", "answer": "a", "choices": ["a", "b"]}'
         (['{"question": "q", "answer": "a", "choices": ["a", "b", "a "]}'], 1, "every choice may occur once"),
         ([CHOICE, GOOD], 2, "choices is missing, unlike line 1"),
         (["", GOOD, CHOICE], 3, "choices is given, unlike line 2"),
+        ([EXACT, GOOD], 2, "match is missing, unlike line 1; give it on every line or on none"),
+        ([GOOD, EXACT], 2, "match is given, unlike line 1"),
+        (['{"question": "q", "answer": "a", "match": "words"}'], 1, 'match "words": exact or null is required'),
+        ([CHOICE[:-1] + ', "match": "exact"}'], 1, 'match "exact": a question with choices is answered by one of them'),
         (
             ['{"question": "q", "answer": "a", "id": "x"}', "", '{"question": "r", "answer": "a", "id": "x"}'],
             3,

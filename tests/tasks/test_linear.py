@@ -11,6 +11,8 @@ from perturbjax.tasks.arithmetic import Arithmetic
 from perturbjax.tasks.countdown import Countdown
 from perturbjax.tasks.gsm8k import Gsm8k
 from perturbjax.tasks.jsonl import JsonlGeneration
+from perturbjax.tasks.math500 import Math500
+from perturbjax.tasks.programs import Mbpp
 from perturbjax.tasks.safe_eval import evaluate
 
 SIZE = 100_000
@@ -35,6 +37,8 @@ PIECES = (
         "x=3 ",
         "1+2*3\n",
     ),
+    *("```\n", "```", "```python\ndef f():\n", "def f", "def f():\n    x\n", "\n    ", "import a\n", "from a import", "x=\n", "async "),
+    *("\\boxed{", "\\boxed{1}", "{", "}", "$", "$a", "$a$", "answer is $", "\\text{", "\\text{a}", "^", "\\left", "\nProblem"),
 )
 ENDS = (("", ""), ("1", "x"), ("answer", "1111"), ("####", "\n"), ("<answer>", "</answer>"), ("\n", "Question:"), ("the", ""))
 TEXTS = [head + piece * (SIZE // len(piece)) + tail for (head, tail), piece in zip(cycle(ENDS), PIECES, strict=False)]
@@ -42,7 +46,7 @@ EXAMPLE = Example("e", "q", "6", fields={"numbers": (1, 2, 3), "target": 6})
 WORDS = JsonlGeneration("words", "", (Example("e", "q", "red"),))
 NUMBERS = JsonlGeneration("numbers", "", (EXAMPLE,))
 READERS: dict[str, Callable[[str], object]] = {"evaluate": evaluate}
-for task in (Countdown(), Gsm8k(), Arithmetic(), WORDS, NUMBERS):
+for task in (Countdown(), Gsm8k(), Arithmetic(), Mbpp(), Math500(), WORDS, NUMBERS):
     READERS[f"strict {task.name}"] = lambda text, task=task: task.extract(text, EXAMPLE)
     READERS[f"lenient {task.name}"] = lambda text, task=task: task.extract(text, EXAMPLE, strict=False)
     READERS[f"key {task.name}"] = lambda text, task=task: task.vote_key(text, EXAMPLE)
