@@ -2,6 +2,7 @@
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,14 +77,19 @@ class Engine:
         return Outputs(given, given, np.zeros(shape), np.zeros(shape), np.ones(shape[0], np.int64), 0.0, 0)
 
 
+def engine_of(answers) -> Any:
+    """As a type that ``predict`` takes: it samples nothing and times nothing."""
+    return Engine(answers)
+
+
 def test_predict_asks_on_only_where_the_vote_is_open():
     rng, members = np.random.default_rng(0), 12
     # Questions of growing agreement.
     answers = [[str(rng.random() > share) for share in (0.5, 0.7, 0.9, 1.0)] for _ in range(members)]
     ensemble = Ensemble(pj.Population(seed=4, size=members, sigmas=(1.0,)), range(members), pj.Noise(), "sha256:0")
-    prepared = Engine(answers).prepare([Example(str(q), "", "") for q in range(4)], None)
-    everyone = predict(Engine(answers), ensemble, prepared)
-    engine = Engine(answers)
+    prepared = engine_of(answers).prepare([Example(str(q), "", "") for q in range(4)], None)
+    everyone = predict(engine_of(answers), ensemble, prepared)
+    engine = engine_of(answers)
     early = predict(engine, ensemble, prepared, early_exit=0.0)
     assert [p.answer for p in early] == [p.answer for p in everyone]
     assert [p.asked for p in everyone] == [members] * 4 and early[-1].asked == 9
@@ -98,6 +104,6 @@ def test_what_cannot_be_used_is_refused():
     ensemble = Ensemble(pj.Population(seed=4, size=3, sigmas=(1.0,)), [0, 1], pj.Noise(), "sha256:0", [0.5, 0.4], rule="weighted")
     for delta in (-0.1, 1.0, float("nan")):
         with pytest.raises(InputError, match="early_exit"):
-            predict(Engine([]), ensemble, SimpleNamespace(examples=()), early_exit=delta)
+            predict(engine_of([]), ensemble, SimpleNamespace(examples=()), early_exit=delta)
     with pytest.raises(InputError, match="vote weighted"):
-        predict(Engine([]), ensemble, SimpleNamespace(examples=()), early_exit=0.1)
+        predict(engine_of([]), ensemble, SimpleNamespace(examples=()), early_exit=0.1)
