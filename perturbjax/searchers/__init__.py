@@ -1,5 +1,5 @@
-"""Other ways to spend what a search spends, on the same noise: evolution strategies, gradient screening, a gradient step; and one formula of
-what each costs."""
+"""Other ways to spend what a search spends, on the same noise: evolution strategies, gradient screening, a gradient step; and one formula
+of what each costs."""
 
 from perturbjax.searchers.cost import Cost as Cost
 from perturbjax.searchers.evolution import EvolutionStrategy as EvolutionStrategy

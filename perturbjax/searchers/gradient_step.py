@@ -13,8 +13,8 @@ from perturbjax.tree import Params, leaf_paths, map_with_paths
 def gradient_step(params: Params, gradient: Params, leaf_scales: Mapping[str, jax.Array], length: float | jax.Array) -> Params:
     """theta = params + length * scale * u, with u the direction of scale * gradient over all leaves that move, |u| = 1.
 
-    A candidate of d moving weights is params + sigma * scale * E with |E| about sqrt(d), so ``length = sigma sqrt(d)`` is a step as long as a
-    candidate, and ``length = z sigma`` moves as far along the gradient as a candidate does whose inner product is z deviations up.
+    A candidate of d moving weights is params + sigma * scale * E with |E| about sqrt(d), so ``length = sigma sqrt(d)`` is a step as long as
+    a candidate, and ``length = z sigma`` moves as far along the gradient as a candidate does whose inner product is z deviations up.
 
     Args:
         params: the base; each leaf is computed in float32 and rounded once to its own type.

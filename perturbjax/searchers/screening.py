@@ -1,25 +1,25 @@
 """Gradient screening: a huge population ranked by one gradient, without running any of its candidates.
 
-To first order a candidate changes a smooth objective by <sigma sign scale E, g>, with g the objective's gradient at the base. This is one
+To first order a candidate changes a smooth objective by <sigma sign scale E, g>, with g the objective's gradient at the base: one
 number a candidate. The noise E is made again from the candidate's key, leaf by leaf, multiplied by the gradient and added up; it is never
 stored. For low-rank noise, E = A B^T / sqrt(r), the product is that of the columns of A with G B, so a block of candidates is one matrix
 product (GEMM) a leaf and E is never formed.
 
-Cost model, of a candidate: 2 r floating-point operations a moving weight (r = 1 for full rank), which is what one token's forward pass takes
-with that weight; and the noise, one number a weight, or r (rows + columns) numbers a matrix of low rank. Memory: the gradient and the noise
-of one leaf (of low rank, the factors of ``BLOCK`` candidates), whatever N is.
+Cost model, of a candidate: 2 r floating-point operations a moving weight (r = 1 for full rank), which is what one token's forward pass
+takes with that weight; and the noise, one number a weight, or r (rows + columns) numbers a matrix of low rank. Memory: the gradient, and
+``PIECE`` numbers of noise (of low rank, the factors of ``BLOCK`` candidates of one leaf), whatever N is.
 
 What it can find is limited: the products of N independent candidates are normal with deviation sigma |scale g|, so the best of N = 100,000
-lies about 4.3 deviations up. A candidate's own length is sigma sqrt(number of weights), thousands of deviations: the best candidate is still
-a random one, moved a little along the gradient.
+lies about 4.3 deviations up. A candidate's own length is sigma sqrt(number of weights), thousands of deviations: the best candidate is
+still a random one, moved a little along the gradient.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,9 +91,10 @@ def leaf_products(
     if unknown := leaf_scales.keys() - leaf_paths(gradient).keys():
         raise ValueError(f"gradient: has no leaf {min(unknown)!r}, which the noise moves; give a gradient in the shapes of the base")
     leaves = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaf_paths(gradient).items() if path in leaf_scales}
-    call = -(-min(CALL, max(1, len(indices))) // BLOCK) * BLOCK
+    width = block_of(noise)
+    call = -(-min(CALL, max(1, len(indices))) // width) * width
     found: list[dict[str, np.ndarray]] = []
-    program = jax.jit(partial(products_of_keys, noise=noise), compiler_options=_compat.compiler_options(jax.default_backend()))
+    program = _program(noise)
     with progress.bar("screening", len(indices), unit="candidate") as bar:
         for start in range(0, len(indices), call):
             piece = indices[start : start + call]
@@ -105,19 +106,29 @@ def leaf_products(
     return {path: scaled[path] * np.concatenate([np.zeros(0), *(each[path] for each in found)]) for path in leaves}
 
 
+def block_of(noise: Noise) -> int:
+    """Candidates whose products are made at a time; full-rank noise, which shares nothing between them, is made one by one."""
+    return 1 if noise.rank is None else BLOCK
+
+
+@cache
+def _program(noise: Noise) -> Any:
+    return jax.jit(partial(products_of_keys, noise=noise), compiler_options=_compat.compiler_options(jax.default_backend()))
+
+
 def products_of_keys(keys: jax.Array, leaves: dict[str, jax.Array], noise: Noise) -> dict[str, jax.Array]:
-    """Path -> float32 (n,) <E, g> for the (n, 2) keys of candidates, n a multiple of ``BLOCK``: what is compiled. Its temporaries do not
+    """Path -> float32 (n,) <E, g> for the (n, 2) keys of candidates, n a multiple of ``block_of``: what is compiled. Its temporaries do not
     depend on n."""
 
     def of_block(block: jax.Array) -> dict[str, jax.Array]:
         return {path: _of_leaf(block, path, leaf, noise.of_leaf(path, leaf.shape)) for path, leaf in leaves.items()}
 
-    found = jax.lax.map(of_block, keys.reshape(-1, BLOCK, 2))
+    found = jax.lax.map(of_block, keys.reshape(-1, block_of(noise), 2))
     return {path: values.reshape(-1) for path, values in found.items()}
 
 
 def _of_leaf(keys: jax.Array, path: str, leaf: jax.Array, noise: Noise) -> jax.Array:
-    """(BLOCK,) products of one leaf."""
+    """(n,) products of one leaf with the noise of (n, 2) keys."""
     keys, block = jax.vmap(lambda key: fold_in(key, path_hash(path)))(keys), Block(leaf.shape)
     if noise.rank is None:
         return jax.lax.map(lambda key: _dense_product(key, block, leaf, noise), keys)
@@ -125,7 +136,7 @@ def _of_leaf(keys: jax.Array, path: str, leaf: jax.Array, noise: Noise) -> jax.A
     matrices = leaf.reshape(-1, rows, columns)
     a, b = jax.vmap(lambda key: low_rank_factors(key, block, noise.rank or 1, noise.distribution))(keys)
     # (matrices, candidates x rank, side): the factors are put in the order of the product, so that no copy of the gradient is made.
-    a, b = (jnp.moveaxis(factor.reshape(BLOCK, -1, *factor.shape[-2:]), (1, 3), (0, 2)) for factor in (a, b))
+    a, b = (jnp.moveaxis(factor.reshape(len(keys), -1, *factor.shape[-2:]), (1, 3), (0, 2)) for factor in (a, b))
     half = jnp.einsum("lxi,lij->lxj", a.reshape(len(matrices), -1, rows), matrices, precision=jax.lax.Precision.HIGHEST)
     return (half.reshape(b.shape) * b).sum((0, 2, 3)) / math.sqrt(noise.rank)
 

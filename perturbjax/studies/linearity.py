@@ -23,7 +23,7 @@ from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale, moving
 from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.studies.asking import load_base, load_questions, make_engine
+from perturbjax.studies.asking import check_one_device, load_base, load_questions, make_engine
 from perturbjax.studies.estimates import Estimate
 from perturbjax.studies.groups import check_groups, noise_of
 from perturbjax.tree import derived_seed
@@ -67,8 +67,7 @@ class Config:
         if self.candidates < 4:
             raise InputError(f"`candidates` {self.candidates}: at least 4 are required, or there is no interval")
         check_seed(self.seed)
-        if self.machine.coordinator is not None or (self.machine.axes or (1, 1))[1] > 1:
-            raise InputError("`mesh`, `coordinator`: the backward pass of this study is made on one device; leave them out")
+        check_one_device(self.machine)
         self.population()
 
     def population(self) -> Population:

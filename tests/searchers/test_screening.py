@@ -10,7 +10,7 @@ from support.searcher_cases import GRADIENT, NOISES, PARAMS, SHAPES, name
 
 from perturbjax.noise import Noise, Population, perturb, scales
 from perturbjax.searchers import choose, inner_products
-from perturbjax.searchers.screening import BLOCK, leaf_products, products_of_keys
+from perturbjax.searchers.screening import BLOCK, block_of, leaf_products, products_of_keys
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -49,7 +49,7 @@ def test_memory_does_not_grow_with_the_population(noise):
     leaves = {path: jnp.zeros((64, 256), jnp.float32) for path in ("layers/a", "b")}
 
     def temporaries(candidates: int) -> int:
-        keys = jax.ShapeDtypeStruct((-(-candidates // BLOCK) * BLOCK, 2), jnp.uint32)
+        keys = jax.ShapeDtypeStruct((-(-candidates // block_of(noise)) * block_of(noise), 2), jnp.uint32)
         memory = jax.jit(partial(products_of_keys, noise=noise)).lower(keys, leaves).compile().memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes
