@@ -158,25 +158,28 @@ def updated(params: Params, noise: Noise, step: Step) -> Params:
     keys, weights = jnp.pad(candidates.key_data, [(0, padding), (0, 0)]), np.pad(factors, (0, padding)).astype(np.float32)
 
     def one(path: str, leaf: jax.Array) -> jax.Array:
-        return leaf if path not in leaf_scales else moved(leaf, keys, weights * leaf_scales[path], path, noise)
+        if path not in leaf_scales:
+            return leaf
+        return moved(leaf, keys, weights * leaf_scales[path], np.uint32(path_hash(path)), noise.of_leaf(path, leaf.shape))
 
     return map_with_paths(one, params)
 
 
-@partial(jax.jit, static_argnames=("path", "noise"), donate_argnums=0)
-def moved(leaf: jax.Array, keys: jax.Array, weights: jax.Array, path: str, noise: Noise) -> jax.Array:
-    """leaf + sum of weights * E over (n, 2) keys, n a multiple of ``BLOCK``; temporaries do not depend on n."""
-    noise, block = noise.of_leaf(path, leaf.shape), Block(leaf.shape)
+@partial(jax.jit, static_argnames="noise", donate_argnums=0)
+def moved(leaf: jax.Array, keys: jax.Array, weights: jax.Array, hash_of_path: jax.Array, noise: Noise) -> jax.Array:
+    """leaf + sum of weights * E over (n, 2) keys of candidates, n a multiple of ``BLOCK``; ``noise`` is that of the leaf. Temporaries do
+    not depend on n, and leaves of one shape share a program."""
+    block = Block(leaf.shape)
 
     def add_one(total: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         key, weight = one
-        return DISTRIBUTIONS[noise.distribution].add(total, weight, fold_in(key, path_hash(path)), block), None
+        return DISTRIBUTIONS[noise.distribution].add(total, weight, fold_in(key, hash_of_path), block), None
 
     def add_block(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         keys, weights = some
         if noise.rank is None:
             return jax.lax.scan(add_one, total, some)
-        folded = jax.vmap(lambda key: fold_in(key, path_hash(path)))(keys)
+        folded = jax.vmap(lambda key: fold_in(key, hash_of_path))(keys)
         a, b = jax.vmap(lambda key: low_rank_factors(key, block, noise.rank or 1, noise.distribution))(folded)
         weighted = a * (weights / math.sqrt(noise.rank))[(slice(None), *[None] * (a.ndim - 1))]
         return total + jnp.einsum("n...ir,n...jr->...ij", weighted, b, precision=jax.lax.Precision.HIGHEST), None

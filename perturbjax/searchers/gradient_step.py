@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from perturbjax.tree import Params, leaf_paths, map_with_paths
 
 
+@jax.jit
 def gradient_step(params: Params, gradient: Params, leaf_scales: Mapping[str, jax.Array], length: float | jax.Array) -> Params:
     """theta = params + length * scale * u, with u the direction of scale * gradient over all leaves that move, |u| = 1.
 

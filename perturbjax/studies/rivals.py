@@ -20,7 +20,7 @@ later, and of lengths to the shorter. What is spent on select is stated beside t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from perturbjax.inference.outputs import EncodedBatch, Outputs
     from perturbjax.pretrained import Model
     from perturbjax.searchers import Cost
+    from perturbjax.train.rows import Rows
 
 LENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
 """Of the gradient step, in sigmas along the gradient: the best of 100,000 candidates lies about 4 up."""
@@ -215,12 +216,12 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
         splits = make_splits(task.examples(), config.search_examples, config.select_examples, config.test_examples, config.seed)
         parts.append((task, splits))
     model = load_base(config.base, config.machine, progress)
-    found = []
-    for task, splits in parts:
-        noise = noise_of(config.group, config.noise, config.rank, config.scale)
-        contest = Contest.of(config, model, make_engine(model, task, noise, config.machine), task, splits, progress)
-        found.append(contest.rows())
-    return Results(config, model.name, tuple(found))
+    noise = noise_of(config.group, config.noise, config.rank, config.scale)
+    # All of them first: what one cannot pay is refused before another has run.
+    contests = [
+        Contest.of(config, model, make_engine(model, task, noise, config.machine), task, splits, progress) for task, splits in parts
+    ]
+    return Results(config, model.name, tuple(contest.rows() for contest in contests))
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ class Contest:
         search, select, test: prepared questions.
         cost: the formula.
         right: (D,) right choices of the search questions.
+        demonstrations: the search questions with their answers, as SFT reads them.
     """
 
     config: Config
@@ -257,17 +259,33 @@ class Contest:
     test: EncodedBatch
     cost: Cost
     right: np.ndarray
+    demonstrations: Rows
     progress: Progress
 
     @classmethod
     def of(cls, config: Config, model: Model, engine: Engine, task: Task, splits: Splits, progress: Progress) -> Contest:
+        """Prepares one task.
+
+        Raises:
+            InputError: the budget does not pay the gradient and the products of the screening, or one step of SFT.
+        """
         from perturbjax.inference.log_odds import right_choices
         from perturbjax.searchers import Cost
+        from perturbjax.studies.tuning import demonstration_rows
 
         template = task.templates[0]
         batches = (engine.prepare(getattr(splits, name), template) for name in ("search", "select", "test"))
         cost = Cost.of(model.config, model.params, engine.noise)
-        return cls(config, model, engine, task, template, splits, *batches, cost, right_choices(splits.search), progress)
+        rows, right = demonstration_rows(model, task, template, splits.search), right_choices(splits.search)
+        found = cls(config, model, engine, task, template, splits, *batches, cost, right, rows, progress)
+        if found.left < config.top_k:
+            raise InputError(
+                f"`screen` {config.screen}: a gradient and so many products leave {max(0, found.left)} of the {config.candidates} "
+                f"`candidates` that the budget pays on {task.name}, fewer than `top_k` {config.top_k}; lower it, or raise `candidates`"
+            )
+        if not found.tuning_steps:
+            raise InputError(f"`candidates` {config.candidates}: they do not pay one step of SFT on {task.name}; raise it")
+        return found
 
     @property
     def noise(self) -> Noise:
@@ -281,6 +299,21 @@ class Contest:
     @property
     def budget(self) -> float:
         return self.config.candidates * self.cost.forward(self.tokens)
+
+    @property
+    def screening_flops(self) -> float:
+        """Of one gradient and all products."""
+        return self.cost.gradient(self.tokens) + self.cost.products(self.config.screen)
+
+    @property
+    def left(self) -> int:
+        """Candidates that the budget pays after the screening."""
+        return int((self.budget - self.screening_flops) / self.cost.forward(self.tokens))
+
+    @property
+    def tuning_steps(self) -> int:
+        """Steps of SFT that the budget pays."""
+        return int(self.budget / self.cost.gradient(self.demonstrations.tokens))
 
     def rows(self) -> TaskRows:
         """Every searcher, against the base and the plain search."""
@@ -314,27 +347,16 @@ class Contest:
         return first, second
 
     def screened(self, gradient: Any) -> Entrant:
-        """The vote of the best of those that the gradient put first.
-
-        Raises:
-            InputError: gradient and products leave too little of the budget.
-        """
+        """The vote of the best of those that the gradient put first."""
         from perturbjax.searchers import choose, inner_products
 
-        config, cost = self.config, self.cost
-        paid = cost.gradient(self.tokens) + cost.products(config.screen)
-        left = int((self.budget - paid) / cost.forward(self.tokens))
-        if left < config.top_k:
-            raise InputError(
-                f"`screen` {config.screen}: a gradient and so many products leave {max(0, left)} of the {config.candidates} candidates that "
-                f"the budget pays on {self.task.name}, fewer than `top_k` {config.top_k}; lower it, or raise `candidates`"
-            )
+        config, cost, left = self.config, self.cost, self.left
         population = config.population()
         products = inner_products(gradient, population, self.noise, scales(self.model.params, self.noise), None, self.progress)
         indices = choose(products, left, config.explore, derived_seed(config.seed, "explore")).all
         outputs = self._members(population, indices, self.search, SCREENING)
-        tokens = int(outputs.tokens.sum()) + 3 * self.tokens
-        spent = Entrant("", "", np.zeros(0), paid + left * cost.forward(self.tokens), float((config.screen + left) * cost.drawn), tokens)
+        tokens, flops = int(outputs.tokens.sum()) + 3 * self.tokens, self.screening_flops + left * cost.forward(self.tokens)
+        spent = Entrant("", "", np.zeros(0), flops, float((config.screen + left) * cost.drawn), tokens)
         found = self._voted(SCREENING, indices, self._log_odds(outputs), spent)
         return replace(found, what=f"{found.what}; {left} run")
 
@@ -381,10 +403,7 @@ class Contest:
         """The base after as many steps of SFT on all search questions as the budget pays, or after fewer, as select says."""
         from perturbjax.studies.tuning import Tuner
 
-        tuner = Tuner(self.model, self.task, self.template, self.splits.search, self.config.learning_rate)
-        steps = int(self.budget / self.cost.gradient(tuner.tokens))
-        if not steps:
-            raise InputError(f"`candidates` {self.config.candidates}: they do not pay one step of SFT; at least 4 are required")
+        tuner, steps = Tuner(self.model, self.demonstrations, self.config.learning_rate), self.tuning_steps
         looks = sorted({steps, *(2**n for n in range(steps.bit_length()) if 2**n <= steps)})
         accuracies, kept, best = [], None, 0
         with self.progress.bar(SFT, steps) as bar:

@@ -18,8 +18,19 @@ from perturbjax.tree import leaf_paths
 
 if TYPE_CHECKING:
     from perturbjax.pretrained import Model
+    from perturbjax.train.rows import Rows
 
 ROW_TOKENS = 512
+
+
+def demonstration_rows(model: Model, task: Task, template: Template, examples: Sequence[Example]) -> Rows:
+    """The questions packed into rows, the right answers as responses; each question weighs the same."""
+    from perturbjax.train.demonstrations import encode_demonstrations, task_demonstrations
+    from perturbjax.train.rows import pack_rows
+
+    encoded = encode_demonstrations(task_demonstrations(task, template.name, examples), model.tokenizer)
+    longest = max(len(each.prompt) + len(each.response) for each in encoded)
+    return pack_rows(encoded, max(ROW_TOKENS, -(-longest // 64) * 64), per_demonstration=True)
 
 
 class Tuner:
@@ -27,8 +38,7 @@ class Tuner:
 
     Args:
         model: the base, never written.
-        task, template: how questions are asked; the right answers are the responses.
-        examples: the questions.
+        rows: of ``demonstration_rows``.
         learning_rate: of AdamW.
 
     Attributes:
@@ -37,18 +47,13 @@ class Tuner:
         tokens: of one step.
     """
 
-    def __init__(self, model: Model, task: Task, template: Template, examples: Sequence[Example], learning_rate: float):
+    def __init__(self, model: Model, rows: Rows, learning_rate: float):
         from perturbjax.train.config import Training
-        from perturbjax.train.demonstrations import encode_demonstrations, task_demonstrations
         from perturbjax.train.language import fine_tuning_loss
         from perturbjax.train.optimizer import make_optimizer
-        from perturbjax.train.rows import pack_rows
         from perturbjax.train.step import TrainState, make_step
 
         assert isinstance(model.config, DecoderConfig)
-        encoded = encode_demonstrations(task_demonstrations(task, template.name, examples), model.tokenizer)
-        longest = max(len(each.prompt) + len(each.response) for each in encoded)
-        rows = pack_rows(encoded, max(ROW_TOKENS, -(-longest // 64) * 64), per_demonstration=True)
         settings = Training(learning_rate=learning_rate, schedule="constant", warmup=0.0, weight_decay=0.0)
         optimizer = make_optimizer(settings, steps=1)
         dtype = next(leaf.dtype for leaf in leaf_paths(model.params).values() if jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -55,7 +55,7 @@ def test_memory_does_not_grow_with_the_candidates(noise):
     def memory(candidates: int) -> tuple[int, int]:
         leaf = jax.ShapeDtypeStruct((256, 128), jnp.float32)
         keys, weights = (jax.ShapeDtypeStruct((candidates, *shape), dtype) for shape, dtype in (((2,), jnp.uint32), ((), jnp.float32)))
-        found = moved.lower(leaf, keys, weights, "w", noise).compile().memory_analysis()
+        found = moved.lower(leaf, keys, weights, np.uint32(7), noise).compile().memory_analysis()
         assert found is not None
         return found.temp_size_in_bytes, found.alias_size_in_bytes
 

@@ -11,8 +11,7 @@ from support.toy import compile_quickly
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
 from perturbjax.searchers import Cost
-from perturbjax.studies import rivals
-from perturbjax.studies.tuning import Tuner
+from perturbjax.studies.tuning import Tuner, demonstration_rows
 from perturbjax.tasks import load_task
 from perturbjax.tree import leaf_paths
 
@@ -63,7 +62,7 @@ def test_a_screening_that_the_budget_does_not_pay_is_refused(questions, tmp_path
 def test_fine_tuning_learns_its_questions_and_leaves_the_base(questions):
     model, task = load_model(str(MODEL), "float32"), load_task(questions)
     before = {path: np.asarray(leaf).copy() for path, leaf in leaf_paths(model.params).items()}
-    tuner = Tuner(model, task, task.templates[0], task.examples()[:4], 0.003)
+    tuner = Tuner(model, demonstration_rows(model, task, task.templates[0], task.examples()[:4]), 0.003)
     tuner.advance(1)
     first = tuner.loss
     tuner.advance(7)

@@ -6,7 +6,7 @@ import numpy as np
 
 from perturbjax.noise import Noise, Rule
 
-SHAPES = {"embed": (40, 6), "layers/wide": (3, 4, 9), "layers/norm": (3, 5), "experts": (2, 3, 5, 4), "bias": (7,)}
+SHAPES = {"layers/wide": (3, 4, 9), "layers/norm": (3, 5), "experts": (2, 3, 6, 4), "bias": (7,)}
 NOISES = [
     Noise("gaussian"),
     Noise("rademacher", scale="rms", rules=(Rule("bias", None),)),
