@@ -10,6 +10,7 @@ objectives stand for it, both means over the questions:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +32,7 @@ GRADIENT_TOKENS = 1024
 """Tokens of one slot of a batch that is differentiated (``Engine.prepare``): a backward pass keeps the activations of one slot."""
 
 
-def right_choices(examples: tuple[Example, ...]) -> np.ndarray:
+def right_choices(examples: Sequence[Example]) -> np.ndarray:
     """(E,) which choice of each multiple-choice example is right."""
     return np.array([example.choices.index(example.answer) for example in examples])
 
@@ -93,7 +94,8 @@ def slot_objective(
         asked: ``example`` and ``choice`` (Q,) of each query; ``there`` and ``right`` (E, C) bool, ``weight`` (E,), 0 on padding.
         objective: which.
     """
-    values = choice_values(config, single)(params, None, {**data, "num_valid": 1})[0]  # a loop of a known length has a backward pass
+    one_slot: dict[str, Any] = {**data, "num_valid": 1}  # a loop of a known length has a backward pass
+    values = choice_values(config, single)(params, None, one_slot)[0]
     examples, choices = asked["there"].shape
     # Queries that pad the slot belong to an example that there is not, and are dropped.
     if single:
@@ -105,7 +107,7 @@ def slot_objective(
     return (asked["weight"] * (odds if objective == "log_odds" else jax.nn.sigmoid(odds))).sum()
 
 
-def _slots(packing: Packing, right: np.ndarray):
+def _slots(packing: Packing, right: np.ndarray) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The arrays of each slot in use, with a leading dim of 1, and what is asked there; all slots have the same shapes."""
     used, queries = int(packing.arrays["num_valid"]), packing.arrays["query"].shape[1]
     of_slot = [packing.owner[packing.owner[:, 0] == slot] for slot in range(used)]
