@@ -67,7 +67,7 @@ def inner_products(
     >>> found = inner_products(gradient, population, noise, scales(params, noise))
     >>> theta = pj.perturb(params, population[2], noise)
     >>> float(found[2]), float((theta["w"] - params["w"]).sum())
-    (2.0, 2.0)
+    (-1.0, -1.0)
     """
     indices = np.arange(len(population)) if indices is None else np.asarray(indices, np.int64)
     # Antithetic partners share noise: it is made once for both.

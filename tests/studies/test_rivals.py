@@ -17,7 +17,7 @@ from perturbjax.tree import leaf_paths
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
-SMALL = ["--candidates", "12", "--top-k", "3", "--es-size", "4", "--screen", "16", "--sigma", "0.05"]
+SMALL = ["--candidates", "12", "--top-k", "3", "--es-size", "4", "--screen", "16", "--sigma", "0.05", "--group", "mlp"]
 SMALL += ["--search-examples", "5", "--select-examples", "4", "--test-examples", "6"]
 
 
