@@ -256,5 +256,5 @@ def plot_rivals(path: Path, results: rivals.Results) -> None:
         axis.set_title(f"{each.task}: base {percent(each.rows[0].accuracy.value)}", fontsize=11)
         axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
         axis.set_axisbelow(True)
-    axes[-1].set_xlabel("points over the base on the test questions, 95 % (blue: votes; red: one model)")
+    axes[-1].set_xlabel("points over the base, 95 % (blue: votes; red: one model)")
     draw.save(figure, path)
