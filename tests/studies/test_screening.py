@@ -33,7 +33,20 @@ def test_a_screening_that_knows_nothing_has_chance_recall_and_no_gain():
 def test_the_command(tmp_path, capsys, monkeypatch):
     compile_quickly(monkeypatch)
     questions = write_questions(tmp_path / "even.jsonl", 12)
-    arguments = ["--model", str(MODEL), "--task", str(questions), "--sigma", "0.001", "--group", "mlp", "--population", "100", "--candidates", "10"]
+    arguments = [
+        "--model",
+        str(MODEL),
+        "--task",
+        str(questions),
+        "--sigma",
+        "0.001",
+        "--group",
+        "mlp",
+        "--population",
+        "100",
+        "--candidates",
+        "10",
+    ]
     arguments = ["study", "screening", *arguments, "--promising", "3", "--top-k", "2", "--questions", "4", "--out", str(tmp_path)]
     code, out, err = call(arguments, capsys)
     assert code == 0, err
