@@ -1,4 +1,4 @@
-"""Updates against the dense sum, for every kind of noise; the record rebuilds; memory that does not grow with n; bad arguments."""
+"""Updates against the dense sum, of full and of low rank; the record rebuilds; memory that does not grow with n; bad arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_ranks_are_scipys():
     assert not centred_ranks(np.ones(4)).any()
 
 
-@pytest.mark.parametrize("noise", NOISES, ids=name)
+@pytest.mark.parametrize("noise", NOISES[1:3], ids=name)
 def test_an_update_is_the_dense_sum_and_the_record_rebuilds_it(noise):
     strategy = EvolutionStrategy(PARAMS, noise, size=BLOCK + 6, sigma=0.5, rate=0.3, antithetic=True, seed=9)
     scores = np.random.default_rng(1).normal(size=(2, BLOCK + 6))
