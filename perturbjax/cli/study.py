@@ -18,7 +18,7 @@ from perturbjax.runs.config import Machine
 from perturbjax.runs.console import SILENT, Console
 from perturbjax.runs.files import write_fault, write_json
 from perturbjax.runs.machine import require
-from perturbjax.studies import density, discordance, linearity, scaling, signals
+from perturbjax.studies import density, discordance, linearity, rivals, scaling, screening, signals
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,44 @@ class LinearityConfig:
     """Directory for linearity.png and linearity.json, replaced if they exist; runs/studies when left out."""
 
 
+@dataclass(frozen=True)
+class ScreeningConfig:
+    """Screening: whether one gradient finds the candidates that a search would have to run to find.
+
+    - perturbjax study screening
+    - a huge population: perturbjax study screening --population 100000
+
+    Every candidate's inner product with a gradient, without running it (at rank 1 about one token's forward pass each); then random and
+    promising ones answer the gradient's questions and others: correlation, recall of the true top K, gain, and what it costs."""
+
+    study: screening.Config = field(default_factory=screening.Config)
+    out: Path | None = None
+    """Directory for screening.png and screening.json, replaced if they exist; runs/studies when left out."""
+
+
+@dataclass(frozen=True)
+class RivalsConfig:
+    """Rivals: what else the tokens of a search could have bought, on the same questions.
+
+    - perturbjax study rivals
+    - a quick look: perturbjax study rivals --tasks sst2 --candidates 16 --search-examples 16 --screen 500
+
+    The vote of a plain search, of one that is screened by a gradient, evolution strategies, one gradient step and SFT, at equal cost:
+    choices on select questions, one look at the test questions, paired intervals against the base and the plain search."""
+
+    study: rivals.Config = field(default_factory=rivals.Config)
+    out: Path | None = None
+    """Directory for rivals.png and rivals.json, replaced if they exist; runs/studies when left out."""
+
+
 STUDIES: Mapping[str, type] = {
     "signals": SignalsConfig,
     "density": DensityConfig,
     "scaling": ScalingConfig,
     "discordance": DiscordanceConfig,
     "linearity": LinearityConfig,
+    "screening": ScreeningConfig,
+    "rivals": RivalsConfig,
 }
 """Name -> command; ``perturbjax.studies`` has a module of each name: ``run``, ``table``, and ``plots.plot_NAME``."""
 

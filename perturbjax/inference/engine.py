@@ -69,13 +69,25 @@ class Engine:
         self.in_flight, self.strategy = in_flight, strategy
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
         self.parallel = model.config.partition(self.mesh.shape[sharding.MODEL])
-        self.params = sharding.shard_params(model.params, self.mesh, self.parallel.dims(model.config) if self.parallel else None)
+        self.params = self._sharded(model.params)
         if strategy != "auto":
             check_strategy(strategy, self.params.whole(), noise)
         self._max_candidates = chunk
         self._programs: dict[tuple[ProgramName, str | None, bool], ChunkProgram] = {}
         self.width = self.mesh.shape[sharding.DATA] * in_flight
         self.chunk = -(-chunk // self.width) * self.width
+
+    def _sharded(self, params: Any) -> sharding.ShardedParams:
+        return sharding.shard_params(params, self.mesh, self.parallel.dims(self.model.config) if self.parallel else None)
+
+    def rebase(self, params: Any) -> None:
+        """From now on the base is ``params``, a tree of the shapes of ``model.params``, put on the mesh in the model's types; no program is
+        compiled anew. For searches whose center moves, and for models that were trained. The arrays are not copied where they lie on
+        the mesh already: whoever donates them gives the engine others before it runs again."""
+        types = jax.tree.map(lambda leaf: leaf.dtype, self.model.params)
+        self.params = self._sharded(jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, types))
+        for program in self._programs.values():
+            program.rebase(self.params)
 
     @property
     def traces(self) -> int:

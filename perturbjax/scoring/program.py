@@ -62,9 +62,7 @@ class ChunkProgram:
         for rule in coverage(self._params.whole(), noise).unused_rules if noise else ():
             _log.warning("noise rule %r matches no parameter", rule.pattern)
         self._fn = (lambda *args: sharding.reshard_replicated(fn(*args))) if owned else fn
-        # Scales are those of whole leaves, so they cannot depend on the mesh.
-        with sharding.in_context(mesh):
-            self._scales = sharding.put_replicated(self._scales_of_leaves(), mesh)
+        self.rebase(params)
         over, same = sharding.OVER_DATA, sharding.REPLICATED
         specs = (self._params.specs(), same, over, over, same)
         mapped = self._local if owned else jax.shard_map(self._local, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
@@ -72,6 +70,13 @@ class ChunkProgram:
         gathered = NamedSharding(mesh, same) if sharding.spans_processes(mesh) else None
         platform = mesh.devices.flat[0].platform
         self._program = jax.jit(mapped, out_shardings=gathered, compiler_options=_compat.compiler_options(platform))
+
+    def rebase(self, params: sharding.ShardedParams) -> None:
+        """From now on candidates lie around ``params``, of the same shapes, types and shardings: nothing is compiled anew."""
+        self._params = params
+        # Scales are those of whole leaves, so they cannot depend on the mesh.
+        with sharding.in_context(self.mesh):
+            self._scales = sharding.put_replicated(self._scales_of_leaves(), self.mesh)
 
     def _scales_of_leaves(self) -> dict[str, Any]:
         if self.noise is None:

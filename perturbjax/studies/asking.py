@@ -71,3 +71,9 @@ def make_engine(model: Model, task: Task, noise: Noise, machine: Machine) -> Eng
     if unused := check_noise(model.params, noise).unused_rules:
         raise InputError(f"`groups`: {unused[0].pattern!r} matches no parameter of {model.name}; leave that group out")
     return Engine(model, task, noise, make_mesh(machine))
+
+
+def check_one_device(machine: Machine) -> None:
+    """Raise ``InputError`` unless a study with a backward pass can run on this mesh."""
+    if machine.coordinator is not None or (machine.axes or (1, 1))[1] > 1:
+        raise InputError("`mesh`, `coordinator`: the backward pass of this study is made on one device; leave them out")

@@ -14,26 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Candidate, Noise, Population, perturb, scales
+from perturbjax.noise import Population, scales
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale, moving
 from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.studies.asking import load_base, load_questions, make_engine
+from perturbjax.studies.asking import check_one_device, load_base, load_questions, make_engine
 from perturbjax.studies.estimates import Estimate
 from perturbjax.studies.groups import check_groups, noise_of
-from perturbjax.tree import Params, derived_seed, leaf_paths
-
-if TYPE_CHECKING:
-    from perturbjax.inference.outputs import EncodedBatch
+from perturbjax.tree import derived_seed
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Config:
     candidates: int = 12
     """Candidates of each group and sigma."""
     questions: int = 16
-    """How many are asked, the last of the seed's order. The backward pass keeps the activations of all of them."""
+    """How many are asked, the last of the seed's order."""
     seed: int = 0
     """Of the candidates and the questions."""
     machine: Machine = field(default_factory=Machine)
@@ -74,8 +67,7 @@ class Config:
         if self.candidates < 4:
             raise InputError(f"`candidates` {self.candidates}: at least 4 are required, or there is no interval")
         check_seed(self.seed)
-        if self.machine.coordinator is not None or (self.machine.axes or (1, 1))[1] > 1:
-            raise InputError("`mesh`, `coordinator`: the backward pass of this study is made on one device; leave them out")
+        check_one_device(self.machine)
         self.population()
 
     def population(self) -> Population:
@@ -145,7 +137,9 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     >>> found.rows[0].r.words()  # doctest: +SKIP
     """
     config.validate()
+    from perturbjax.inference.log_odds import GRADIENT_TOKENS, log_odds, objective_gradient, right_choices
     from perturbjax.randopt.flow import run_base, run_members
+    from perturbjax.searchers.screening import leaf_products
 
     task, template, examples = load_questions(config.task, config.template, config.questions, config.seed)
     if task.kind != "choice":
@@ -153,72 +147,22 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     model = load_base(config.base, config.machine, progress)
     noises = {group: noise_of(group, config.noise, config.rank, config.scale) for group in config.groups}
     engine = make_engine(model, task, noises[config.groups[0]], config.machine)
-    batch = engine.prepare(examples, template)
-    gold = np.array([example.choices.index(example.answer) for example in examples])
-    gradient = jax.jit(jax.grad(partial(mean_log_odds, config=model.config, batch=batch, gold=gold)))(model.params)
+    batch, right = engine.prepare(examples, template), right_choices(examples)
+    _, gradient = objective_gradient(model.params, model.config, engine.prepare(examples, template, GRADIENT_TOKENS), "log_odds")
 
     population, rows, base = config.population(), [], 0.0
-    products = inner_products(model.params, gradient, population, noise_of("all", config.noise, config.rank, config.scale), progress)
+    everything = noise_of("all", config.noise, config.rank, config.scale)
+    leaf_scales = scales(model.params, everything)
+    products = leaf_products(gradient, population, everything, leaf_scales, np.arange(len(population)), progress)
     for group, noise in noises.items():
         engine = make_engine(model, task, noise, config.machine)
-        base = _log_odds(run_base(engine, batch).log_probs, gold)[0]
+        base = log_odds(run_base(engine, batch).log_probs, right).mean()
         mine = np.sum([products[path] for path in moving(model.params, noise)], axis=0)
         for sigma in config.sigmas:
             of_sigma = replace(population, sigmas=(sigma,))  # the noise of a candidate does not depend on it
             outputs = run_members(engine, of_sigma, np.arange(len(population)), batch, f"noise in {group}, sigma {sigma:g}", progress)
-            rows.append(row_of(group, sigma, sigma * mine, _log_odds(outputs.log_probs, gold) - base))
+            rows.append(row_of(group, sigma, sigma * mine, log_odds(outputs.log_probs, right).mean(axis=1) - base))
     return Results(config, model.name, float(base), tuple(rows))
-
-
-def mean_log_odds(params: Params, config: Any, batch: EncodedBatch, gold: np.ndarray) -> jax.Array:
-    """Mean over the questions of the log-odds of the right choice, from the program that scores them, in a form that can be
-    differentiated."""
-    from perturbjax.inference.programs import choice_values
-
-    total = jnp.zeros(())
-    for packing in batch.packings:
-        # A loop of a known number of slots has a backward pass.
-        arrays: dict[str, Any] = packing.arrays | {"num_valid": int(packing.arrays["num_valid"])}
-        values = choice_values(config, packing.single)(params, None, arrays)
-        slot, query, example, choice = packing.owner.T
-        shape = (len(packing.examples), max(packing.num_choices))
-        there = np.arange(shape[1])[None] < np.array(packing.num_choices)[:, None]
-        if packing.single:
-            found = jnp.zeros(shape).at[example].set(values[slot, query][:, : shape[1]])
-        else:
-            found = jnp.zeros(shape).at[example, choice].add(values[slot, query, 0])
-        right = np.arange(shape[1])[None] == gold[packing.examples][:, None]
-        others = jax.nn.logsumexp(jnp.where(there & ~right, found, -jnp.inf), axis=1)
-        total += (jnp.where(right, found, 0).sum(axis=1) - others).sum()
-    return total / len(gold)
-
-
-def _log_odds(log_probs: np.ndarray | None, gold: np.ndarray) -> np.ndarray:
-    """(n,) mean log-odds from the log-probabilities (n, E, C) of the choices."""
-    assert log_probs is not None
-    right = np.arange(log_probs.shape[2])[None] == gold[:, None]
-    others = np.logaddexp.reduce(np.where(right, -np.inf, log_probs), axis=2)
-    return (log_probs[:, right] - others).mean(axis=1)
-
-
-def inner_products(
-    params: Params, gradient: Params, population: Population, noise: Noise, progress: Progress = SILENT
-) -> dict[str, np.ndarray]:
-    """Path -> (n,) products of a leaf's gradient with scale E of each candidate, for sigma 1."""
-    leaf_scales = scales(params, noise)
-    leaves = {path: leaf.astype(jnp.float32) for path, leaf in leaf_paths(gradient).items() if path in leaf_scales}
-
-    @jax.jit
-    def of(candidate: Candidate, leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        made = perturb(jax.tree.map(jnp.zeros_like, leaves), candidate, noise, leaf_scales)
-        return {path: jnp.vdot(leaf, made[path]) for path, leaf in leaves.items()}
-
-    found = []
-    with progress.bar("predicting", len(population), unit="candidate") as bar:
-        for number in range(len(population)):
-            found.append(jax.device_get(of(population[number]._replace(sigma=jnp.float32(1)), leaves)))
-            bar.update(number + 1)
-    return {path: np.array([each[path] for each in found], np.float64) for path in leaves}
 
 
 def row_of(group: str, sigma: float, predicted: np.ndarray, measured: np.ndarray) -> Row:

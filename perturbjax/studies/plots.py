@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from perturbjax.report import figure as draw
 from perturbjax.report.words import percent
-from perturbjax.studies import density, discordance, linearity, scaling, signals
+from perturbjax.studies import density, discordance, linearity, rivals, scaling, screening, signals
 from perturbjax.studies import forecasting as toy
 
 _REGIMES = {"needle": draw.GREY, "plateau": draw.PURPLE, "thicket": draw.GREEN}
@@ -204,4 +204,57 @@ def plot_linearity(path: Path, results: linearity.Results) -> None:
         axis.set_ylabel(group, fontweight="bold")
     figure.supxlabel("change of log-odds predicted by one backward pass, nats", fontsize=11)
     figure.supylabel("measured", fontsize=11)
+    draw.save(figure, path)
+
+
+def plot_screening(path: Path, results: screening.Results) -> None:
+    """Measured change against the predicted one, of random and promising candidates: rows log-odds and accuracy, columns the gradient's
+    questions and others.
+
+    Args:
+        path: PNG to write.
+        results: of the study.
+    """
+    figure, axes = draw.new_figure(4.8, rows=2, columns=2)
+    for axis, (measure, questions) in zip(axes, [(m, q) for m in ("log-odds", "accuracy") for q in ("gradient", "other")], strict=True):
+        row, factor = results.row(questions, measure), 100 if measure == "accuracy" else 1
+        for products, changes, color, marker, name in (
+            (results.random_products, row.random, draw.VERMILLION, "o", "random"),
+            (results.promising_products, row.promising, draw.BLUE, "^", "promising"),
+        ):
+            axis.plot(products, np.multiply(factor, changes), marker, color=color, markersize=4.5, alpha=0.8, label=name)
+        axis.axhline(0, color="#cccccc", linewidth=0.8)
+        axis.axvline(0, color="#cccccc", linewidth=0.8)
+        axis.text(0.03, 0.97, f"r {row.r.value:.2f}", transform=axis.transAxes, va="top", fontsize=9, color=draw.INK)
+    axes[0].set_title("questions of the gradient", fontsize=11)
+    axes[1].set_title("other questions", fontsize=11)
+    axes[0].set_ylabel("log-odds, nats")
+    axes[2].set_ylabel("accuracy, points")
+    axes[0].legend(fontsize=9, frameon=False, loc="lower right")
+    figure.supxlabel(f"predicted change of {results.config.objective.replace('_', '-')}", fontsize=11)
+    draw.save(figure, path)
+
+
+def plot_rivals(path: Path, results: rivals.Results) -> None:
+    """The paired difference of every searcher to the base: axes for each task, a line for each searcher; clear ones are filled.
+
+    Args:
+        path: PNG to write.
+        results: of the study.
+    """
+    figure, axes = draw.new_figure(0.9 + 1.9 * len(results.tasks), rows=len(results.tasks))
+    for axis, each in zip(axes, results.tasks, strict=True):
+        rows = [row for row in each.rows if row.name != rivals.BASE]
+        for place, row in enumerate(rows):
+            color = draw.BLUE if "vote" in row.what else draw.VERMILLION
+            found, clear = row.over_base, row.over_base.verdict != "no clear effect"
+            axis.plot(np.multiply(100, found.difference_interval), (place, place), color=color, linewidth=2, solid_capstyle="butt")
+            axis.plot(100 * found.difference, place, "o", color=color, markersize=7, markerfacecolor=color if clear else "white")
+        axis.axvline(0, color=draw.INK, linewidth=1.2)
+        axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
+        axis.set(ylim=(len(rows) - 0.5, -0.5))
+        axis.set_title(f"{each.task}: base {percent(each.rows[0].accuracy.value)}", fontsize=11)
+        axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+        axis.set_axisbelow(True)
+    axes[-1].set_xlabel("points over the base, 95 % (blue: votes; red: one model)")
     draw.save(figure, path)

@@ -1,20 +1,14 @@
-"""Linearity: predictions against finite differences and a jvp of the dense model, both kinds of choices; r against numpy; the command."""
+"""Linearity: predictions against finite differences through the engine; r against numpy; the command."""
 
 import json
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.chapter import call
 from support.cli_tiny import MODEL, write_questions
-from support.toy import POPULATION, TEMPLATE, Toy, compile_quickly
+from support.toy import compile_quickly
 
 from perturbjax.errors import InputError
-from perturbjax.inference import Engine
-from perturbjax.noise import Candidate, Noise, Rule, perturb
-from perturbjax.pretrained import load_model
 from perturbjax.studies import linearity
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -23,35 +17,6 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     compile_quickly(monkeypatch)
-
-
-def test_the_differentiable_log_odds_are_those_of_the_engine():
-    choices = ("a", "i")  # a token each; the choices of the command below are several
-    model, task = load_model(str(MODEL), "float32"), Toy("choice", choices)
-    engine = Engine(model, task, Noise())
-    examples = [example for example in task.examples() if example.answer in example.choices][:5]
-    batch = engine.prepare(examples, TEMPLATE)
-    assert batch.packings[0].single
-    gold = np.array([example.choices.index(example.answer) for example in examples])
-    log_probs = engine.run(Candidate.base(1), batch).log_probs
-    assert log_probs is not None
-    probabilities = np.exp(log_probs[0])
-    others = [sum(p[c] for c in range(len(choices)) if c != g) for p, g in zip(probabilities, gold, strict=True)]
-    odds = np.log(probabilities[np.arange(len(gold)), gold] / others)
-    found = jax.jit(partial(linearity.mean_log_odds, config=model.config, batch=batch, gold=gold))(model.params)
-    assert float(found) == pytest.approx(odds.mean(), abs=1e-5)
-
-
-def test_products_are_those_of_the_dense_noise():
-    generator = np.random.default_rng(0)
-    params, gradient = ({"a": {"w": generator.normal(size=(4, 3))}, "norm": generator.normal(size=3)} for _ in range(2))
-    params, gradient = (jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree) for tree in (params, gradient))
-    noise = Noise("rademacher", scale="rms", rules=(Rule("norm", None),))
-    products = linearity.inner_products(params, gradient, POPULATION, noise)
-    assert set(products) == {"a/w"}
-    for number in range(len(POPULATION)):
-        theta = perturb(params, POPULATION[number]._replace(sigma=jnp.float32(1)), noise)
-        assert products["a/w"][number] == pytest.approx(float(((theta["a"]["w"] - params["a"]["w"]) * gradient["a"]["w"]).sum()), abs=1e-5)
 
 
 def test_r_and_slope_are_numpys():

@@ -1,0 +1,108 @@
+"""Rivals: every searcher within the budget, through the command; what each chose; fine-tuning that learns; bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from support.chapter import call
+from support.cli_tiny import MODEL, write_questions
+from support.toy import compile_quickly
+
+from perturbjax.noise import Noise
+from perturbjax.pretrained import load_model
+from perturbjax.searchers import Cost
+from perturbjax.studies.tuning import Tuner, demonstration_rows
+from perturbjax.tasks import load_task
+from perturbjax.tree import leaf_paths
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
+SMALL = ["--candidates", "12", "--top-k", "3", "--es-size", "4", "--screen", "16", "--sigma", "0.05", "--group", "mlp"]
+SMALL += ["--search-examples", "5", "--select-examples", "4", "--test-examples", "6"]
+
+
+@pytest.fixture
+def questions(tmp_path):
+    return str(write_questions(tmp_path / "even.jsonl", 16))
+
+
+def test_the_command(questions, tmp_path, capsys, monkeypatch):
+    compile_quickly(monkeypatch)
+    arguments = ["study", "rivals", "--model", str(MODEL), "--tasks", questions, *SMALL, "--learning-rate", "0.01"]
+    code, out, err = call([*arguments, "--out", str(tmp_path / "made")], capsys)
+    assert code == 0, err
+    results = json.loads((tmp_path / "made" / "rivals.json").read_text())["results"]
+    (task,) = results["tasks"]
+    rows = {row["name"]: row for row in task["rows"]}
+    assert list(rows) == ["base", "search", "search, log-odds", "screening", "es", "one gradient step", "sft"]
+    # An update of ES is on top of the budget's forward passes.
+    assert all(row["flops"] <= task["budget"] for name, row in rows.items() if name != "es")
+    assert task["budget"] == rows["search"]["flops"] < rows["es"]["flops"] < 2 * task["budget"]
+    assert rows["search"]["search_tokens"] % 12 == 0 and rows["es"]["search_tokens"] == rows["search"]["search_tokens"]
+    once = rows["search"]["search_tokens"] // 12
+    assert rows["one gradient step"]["search_tokens"] == 3 * once and rows["base"]["search_tokens"] == 0
+    run = int(rows["screening"]["what"].split("; ")[1].removesuffix(" run"))
+    assert 3 <= run < 12 and rows["screening"]["search_tokens"] == (run + 3) * once
+    assert rows["base"]["over_base"]["difference"] == rows["search"]["over_search"]["difference"] == 0
+    for row in rows.values():
+        difference = row["accuracy"]["value"] - rows["base"]["accuracy"]["value"]
+        assert row["over_base"]["difference"] == pytest.approx(difference)
+    assert (tmp_path / "made" / "rivals.png").exists() and "comparisons with the base at equal cost" in out
+    assert "--learning-rate 0.01" in out.splitlines()[-1]
+
+
+def test_a_screening_that_the_budget_does_not_pay_is_refused(questions, tmp_path, capsys, monkeypatch):
+    compile_quickly(monkeypatch)
+    arguments = ["study", "rivals", "--model", str(MODEL), "--tasks", questions, *SMALL, "--screen", "100000", "--out", str(tmp_path / "x")]
+    code, out, err = call(arguments, capsys)
+    assert (code, out) == (2, "") and not (tmp_path / "x").exists()
+    assert "--screen 100000: a gradient and so many products leave 0 of the 12 --candidates" in err.splitlines()[-1]
+
+
+def test_fine_tuning_learns_its_questions_and_leaves_the_base(questions):
+    model, task = load_model(str(MODEL), "float32"), load_task(questions)
+    before = {path: np.asarray(leaf).copy() for path, leaf in leaf_paths(model.params).items()}
+    tuner = Tuner(model, demonstration_rows(model, task, task.templates[0], task.examples()[:4]), 0.003)
+    tuner.advance(1)
+    first = tuner.loss
+    tuner.advance(7)
+    assert tuner.step == 8 and tuner.loss < first - 0.5 and tuner.tokens > 0
+    for path, leaf in leaf_paths(model.params).items():
+        np.testing.assert_array_equal(leaf, before[path])
+
+
+def test_the_formula_counts_layers_and_noise():
+    model = load_model(str(MODEL), "float32")
+    shapes = {path: leaf.shape for path, leaf in leaf_paths(model.params).items()}
+    layers = sum(int(np.prod(shape)) for path, shape in shapes.items() if path.startswith("layers/"))
+    cost = Cost.of(model.config, model.params, Noise(rank=2, stacked="^layers/"))
+    assert abs(cost.weights - layers) <= model.config.hidden_size  # the last norm
+    matrices = {path: shape for path, shape in shapes.items() if len(shape) - path.startswith("layers/") == 2}
+    vectors = sum(int(np.prod(shape)) for path, shape in shapes.items() if path not in matrices)
+    assert cost.drawn == vectors + sum(2 * int(np.prod(shape[:-2])) * sum(shape[-2:]) for shape in matrices.values())
+    assert cost.gradient(10) == 3 * cost.forward(10) == 60 * cost.weights and cost.products(5) == 20 * cost.moved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "arithmetic"], "--tasks arithmetic: multiple-choice tasks are required"),
+        (["--tasks", "sst2,sst2"], "--tasks sst2,sst2: at least 1 is required, each once"),
+        (["--top-k", "49"], "--top-k 49: at most the 48 --candidates"),
+        (["--es-size", "1"], "--es-size 1: from 2 to the 48"),
+        (["--es-size", "5", "--antithetic"], "--es-size 5: antithetic candidates come in pairs; use 6"),
+        (["--screen", "47"], "--screen 47: at least the 48"),
+        (["--explore", "1.5"], "--explore 1.5: a share from 0 to 1"),
+        (["--es-length", "0"], "--es-length 0.0: a number above 0"),
+        (["--learning-rate", "nan"], "--learning-rate nan: a number above 0"),
+        (["--sigma", "-1"], "--sigma -1.0: each must be positive"),
+        (["--group", "head"], "--group head: one of all, embedding"),
+        (["--test-examples", "0"], "--test-examples 0: a positive integer"),
+        (["--mesh", "1x2"], "--mesh, --coordinator: the backward pass"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(["study", "rivals", "--model", str(MODEL), *arguments], capsys)
+    assert (code, out) == (2, ""), err
+    assert message in err.splitlines()[-1] and list(tmp_path.iterdir()) == []
