@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from perturbjax.inference.programs import choice_values
-from perturbjax.tasks.base import Example
+from perturbjax.tasks.base import Example, Objective
 
 if TYPE_CHECKING:
     from perturbjax.inference.outputs import EncodedBatch
     from perturbjax.inference.packing import Packing
     from perturbjax.tree import Params
 
-Objective = Literal["log_odds", "probability"]
 GRADIENT_TOKENS = 1024
 """Tokens of one slot of a batch that is differentiated (``Engine.prepare``): a backward pass keeps the activations of one slot."""
 

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from perturbjax.errors import InputError
-from perturbjax.inference.log_odds import Objective
 from perturbjax.noise import Population
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -36,6 +35,7 @@ from perturbjax.studies.asking import check_one_device, load_base, make_engine
 from perturbjax.studies.estimates import Estimate
 from perturbjax.studies.groups import check_group, noise_of
 from perturbjax.tasks import load_task
+from perturbjax.tasks.base import Objective
 from perturbjax.tasks.splits import make_splits
 from perturbjax.tree import derived_seed
 

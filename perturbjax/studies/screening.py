@@ -22,7 +22,6 @@ from typing import Literal
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.inference.log_odds import Objective
 from perturbjax.noise import Population, scales
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -33,6 +32,7 @@ from perturbjax.studies.asking import check_one_device, load_base, load_question
 from perturbjax.studies.estimates import Estimate
 from perturbjax.studies.groups import check_group, noise_of
 from perturbjax.studies.linearity import fisher
+from perturbjax.tasks.base import Objective
 from perturbjax.tree import derived_seed
 
 KEPT = (0.25, 0.5)

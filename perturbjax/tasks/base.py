@@ -8,6 +8,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 Message = Mapping[str, str]
 """One chat turn: ``{"role": "system" | "user" | "assistant", "content": ...}``."""
 
+Objective = Literal["log_odds", "probability"]
+"""Of the right choice of a question: what a gradient follows (``inference.log_odds``). It stands here because settings name it, and reading
+settings does without the models."""
+
 
 @dataclass(frozen=True)
 class Example:
