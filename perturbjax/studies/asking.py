@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perturbjax.errors import InputError
-from perturbjax.noise import Noise
+from perturbjax.noise import Noise, Population
 from perturbjax.noise.spec import check_noise
 from perturbjax.runs.config import Base, Machine
 from perturbjax.runs.console import Progress
 from perturbjax.tasks import load_task, template_by_name
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.splits import in_order
+from perturbjax.tree import derived_seed
 
 if TYPE_CHECKING:
     from perturbjax.inference.engine import Engine
@@ -77,3 +78,16 @@ def check_one_device(machine: Machine) -> None:
     """Raise ``InputError`` unless a study with a backward pass can run on this mesh."""
     if machine.coordinator is not None or (machine.axes or (1, 1))[1] > 1:
         raise InputError("`mesh`, `coordinator`: the backward pass of this study is made on one device; leave them out")
+
+
+def population_of(size_name: str, purpose: str, seed: int, size: int, sigma: float) -> Population:
+    """The candidates of a study, of seeds that serve this purpose alone.
+
+    Raises:
+        InputError: their number, the setting ``size_name``, or the noise scale ``sigma`` is out of range.
+    """
+    try:
+        return Population(derived_seed(seed, purpose), size, (sigma,))
+    except ValueError as error:
+        name = size_name if str(error).startswith("size") else "sigma"
+        raise InputError(f"`{name}`{str(error).removeprefix('sigmas').removeprefix('size')}") from error

@@ -31,13 +31,12 @@ from perturbjax.report import Comparison
 from perturbjax.report.words import count, percent, points, points_range
 from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.studies.asking import check_one_device, load_base, make_engine
+from perturbjax.studies.asking import check_one_device, load_base, make_engine, population_of
 from perturbjax.studies.estimates import Estimate
 from perturbjax.studies.groups import check_group, noise_of
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Objective
 from perturbjax.tasks.splits import make_splits
-from perturbjax.tree import derived_seed
 
 BASE, SEARCH, BY_LOG_ODDS, SCREENING, ES, STEP, SFT = (
     "base", "search", "search, log-odds", "screening", "es", "one gradient step", "sft"
@@ -119,11 +118,7 @@ class Config:
 
     def population(self) -> Population:
         """All candidates that are screened; the plain search runs the first of them."""
-        try:
-            return Population(derived_seed(self.seed, "rivals"), self.screen, (self.sigma,))
-        except ValueError as error:
-            name = "screen" if str(error).startswith("size") else "sigma"
-            raise InputError(f"`{name}`{str(error).removeprefix('sigmas').removeprefix('size')}") from error
+        return population_of("screen", "rivals", self.seed, self.screen, self.sigma)
 
 
 @dataclass(frozen=True)

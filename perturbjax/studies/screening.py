@@ -28,7 +28,7 @@ from perturbjax.noise.spec import Scale
 from perturbjax.report.words import count, percent, points
 from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.studies.asking import check_one_device, load_base, load_questions, make_engine
+from perturbjax.studies.asking import check_one_device, load_base, load_questions, make_engine, population_of
 from perturbjax.studies.estimates import Estimate
 from perturbjax.studies.groups import check_group, noise_of
 from perturbjax.studies.linearity import fisher
@@ -97,11 +97,7 @@ class Config:
 
     def drawn(self) -> Population:
         """The population."""
-        try:
-            return Population(derived_seed(self.seed, "screening"), self.population, (self.sigma,))
-        except ValueError as error:
-            name = "population" if str(error).startswith("size") else "sigma"
-            raise InputError(f"`{name}`{str(error).removeprefix('sigmas').removeprefix('size')}") from error
+        return population_of("population", "screening", self.seed, self.population, self.sigma)
 
 
 @dataclass(frozen=True)
