@@ -7,6 +7,7 @@ the base with its weights are those of one model with a larger batch. Cells are 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from perturbjax import sharding
+from perturbjax import _compat, sharding
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.adapters import Adapter, distance, full
 from perturbjax.tree import Params
+
+_log = logging.getLogger(__name__)
 
 Loss = Callable[[Params, Any], jax.Array]
 """(params, batch) -> (): of batch arrays with leading B, and of test rows with leading R."""
@@ -221,7 +224,32 @@ class GridProgram:
         return figures | ({"trained": trained} if self._keep else {})
 
     def __call__(self, shared: Shared, cells: CellArrays) -> Any:
-        """Trains at most ``chunk`` cells; numpy results with their leading axis. ``shared`` is on the mesh already (``put``)."""
+        """Trains cells, ``chunk`` of them at a time, from now on half as many together where memory is short; numpy results with their
+        leading axis. ``shared`` is on the mesh already (``put``).
+
+        Raises:
+            MemoryError: it is short with one cell on each device.
+        """
+        parts, start, devices = list[Any](), 0, self.mesh.shape[sharding.DATA]
+        while start < len(cells.seed):
+            part = CellArrays(*(leaf[start : start + self.chunk] for leaf in cells))
+            try:
+                parts.append(self._run(shared, part))
+                start += len(part.seed)
+                continue
+            except jax.errors.JaxRuntimeError as error:
+                # All devices hold the same, so all processes are short of memory alike and go on alike.
+                if not _compat.is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            together = self.chunk // devices
+            if together == 1:
+                raise MemoryError(f"one cell does not fit on a device ({reason}); train on fewer rows a step, or with remat")
+            _log.warning("out of memory with %d cells in flight, going on with %d (%s)", together, together // 2, reason)
+            self.chunk = together // 2 * devices
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _run(self, shared: Shared, cells: CellArrays) -> Any:
         count = len(cells.seed)
         # The last chunk is filled up with its own first cell, so that there is one shape.
         padded = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], self.chunk - count)]), cells)

@@ -224,3 +224,34 @@ def test_an_adapter_is_a_method_too(toy):
     bases, data, test = toy
     cells = run_grid(through, through, bases, {"adapter": Method(Bottleneck(2, ("first/kernel",)))}, data, test, (20,), 1, FITTING)
     assert all(cell.norm > 0 for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("reason", "fits", "kind", "message"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.", 1, None, ""),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.", 0, MemoryError, "one cell does not fit on a device .*fewer rows a step"),
+        ("INTERNAL: something else", 0, jax.errors.JaxRuntimeError, "something else"),
+    ],
+)
+def test_cells_in_flight_are_halved_until_memory_suffices(toy, cells, monkeypatch, caplog, reason, fits, kind, message):
+    tried, run = [], GridProgram._run
+
+    def short(program, shared, part):
+        tried.append(program.chunk)
+        if program.chunk > fits:
+            raise jax.errors.JaxRuntimeError(reason)
+        return run(program, shared, part)
+
+    monkeypatch.setattr(GridProgram, "_run", short)
+    methods = {"lora": METHODS["lora"]}
+    if kind is None:
+        for found, expected in zip(grid(toy, methods), cells, strict=False):
+            assert (found.method, found.samples, found.seed) == (expected.method, expected.samples, expected.seed)
+            np.testing.assert_allclose(found.error, expected.error, rtol=2e-6)
+        assert tried[:3] == [3, 1, 1] and set(tried[3:]) == {1}
+    else:
+        with pytest.raises(kind, match=message):
+            grid(toy, methods)
+        assert tried == ([3, 1] if kind is MemoryError else [3])
+    assert len(caplog.records) == (kind is not jax.errors.JaxRuntimeError)

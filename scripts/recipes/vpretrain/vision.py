@@ -59,6 +59,7 @@ class Sizes:
         steps, batch, rate: of the student.
         designer_rate, every, feedback_rows: of the updates.
         ratio: of masks.
+        momentum, teacher_temperature: of self-distillation.
     """
 
     side: int = 32
@@ -78,6 +79,8 @@ class Sizes:
     every: int = 4
     feedback_rows: int = 32
     ratio: float = 0.3
+    momentum: float = 0.99
+    teacher_temperature: float = 0.04
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ class Data:
 
 def make_experiment(sizes: Sizes, data: Data, seed: int) -> VisionExperiment:
     vit = ViTConfig(sizes.side, sizes.patch, sizes.hidden, sizes.layers, sizes.heads)
-    learner, designer = Dino(vit, Views(local=sizes.side // 2), seed=seed), MaskDesigner(sizes.patch, sizes.ratio)
+    views, self_distillation = Views(local=sizes.side // 2), {"momentum": sizes.momentum, "teacher_temperature": sizes.teacher_temperature}
+    learner, designer = Dino(vit, views, seed=seed, **self_distillation), MaskDesigner(sizes.patch, sizes.ratio)
     student = learner.init(seed)
     task = VisionTask(learner, designer, make_subset(student, sizes.subset), CLASSES, {"segmentation": 1.0, "depth": 1.0})
     steering = Steering(every=sizes.every, learning_rate=sizes.designer_rate, seed=seed)
@@ -239,6 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of what is done; continued when it is there")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="seeds that settings are chosen on are others than those of the result")
     parser.add_argument("--arms", default="plain,random masks,value", help="comma separated, of " + ", ".join(ARMS))
     parser.add_argument("--figures", default="digits", help="digits, or a data set's name for datasets (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another size of the experiment")
@@ -251,7 +256,7 @@ def main() -> None:
         parser.error(f"--out {args.out}: made with other settings; name another folder")
     write_json(args.out / "settings.json", settings)
     figures, seeds = read_figures(args.figures), list[dict[str, Row]]()
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         data, rows = Data.draw(sizes, figures, seed), dict[str, Row]()
         (args.out / f"seed-{seed}").mkdir(exist_ok=True)
         for arm in [START, *args.arms.split(",")]:
@@ -263,9 +268,9 @@ def main() -> None:
             write_json(done, asdict(rows[arm]))
             print(f"  seed {seed}, {arm}: {rows[arm]}", flush=True)
         seeds.append(rows)
-        if seed == 0 and "value" in rows:
+        if seed == args.first_seed and "value" in rows and not (args.out / "masks.png").exists():
             experiment = make_experiment(sizes, data, seed)
-            trained = train(sizes, experiment, "value", seed, args.out / "seed-0" / "value")
+            trained = train(sizes, experiment, "value", seed, args.out / f"seed-{seed}" / "value")
             draw_masks(args.out / "masks.png", experiment.task, trained.auxiliary["steering"]["designer"], data.test.arrays["image"][:8])
     write_json(args.out / "results.json", settings | {"seeds": [{arm: asdict(row) for arm, row in seed.items()} for seed in seeds]})
     report(seeds)
