@@ -151,8 +151,9 @@ def train_cells(
                 base: Any = bases[quality]
                 held = quality, sharding.put_replicated(base() if callable(base) else base, mesh)
             program = programs[method]
-            for start in range(0, len(numbers), program.chunk):
-                chunk, began = numbers[start : start + program.chunk], time.perf_counter()
+            committed = program.chunk  # cells of a commit, whatever memory makes of the program's
+            for start in range(0, len(numbers), committed):
+                chunk, began = numbers[start : start + committed], time.perf_counter()
                 cells = [table.cells[number] for number in chunk]
                 arrays = CellArrays(
                     np.array([cell.seed for cell in cells], np.uint32),
