@@ -120,8 +120,8 @@ class Data:
 
 def make_experiment(sizes: Sizes, data: Data, seed: int) -> VisionExperiment:
     vit = ViTConfig(sizes.side, sizes.patch, sizes.hidden, sizes.layers, sizes.heads)
-    views, self_distillation = Views(local=sizes.side // 2), {"momentum": sizes.momentum, "teacher_temperature": sizes.teacher_temperature}
-    learner, designer = Dino(vit, views, seed=seed, **self_distillation), MaskDesigner(sizes.patch, sizes.ratio)
+    views, designer = Views(local=sizes.side // 2), MaskDesigner(sizes.patch, sizes.ratio)
+    learner = Dino(vit, views, momentum=sizes.momentum, teacher_temperature=sizes.teacher_temperature, seed=seed)
     student = learner.init(seed)
     task = VisionTask(learner, designer, make_subset(student, sizes.subset), CLASSES, {"segmentation": 1.0, "depth": 1.0})
     steering = Steering(every=sizes.every, learning_rate=sizes.designer_rate, seed=seed)
