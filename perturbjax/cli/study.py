@@ -116,8 +116,8 @@ class RivalsConfig:
     - perturbjax study rivals
     - a quick look: perturbjax study rivals --tasks sst2 --candidates 16 --search-examples 16 --screen 500
 
-    The vote of a plain search, of one that is screened by a gradient, evolution strategies, one gradient step and SFT, at equal cost:
-    choices on select questions, one look at the test questions, paired intervals against the base and the plain search."""
+    The vote of a plain search, of one that is screened by a gradient, evolution strategies, one gradient step, SFT and GRPO, at equal
+    cost: choices on select questions, one look at the test questions, paired intervals against the base and the plain search."""
 
     study: rivals.Config = field(default_factory=rivals.Config)
     out: Path | None = None

@@ -19,8 +19,8 @@ from perturbjax.scoring import top_k
 from perturbjax.searchers import Cost, EvolutionStrategy, choose, gradient_step, inner_products, rebuild
 from perturbjax.searchers.evolution import rate_of_length
 from perturbjax.studies.estimates import Estimate
-from perturbjax.studies.rivals import BASE, BY_LOG_ODDS, ES, SCREENING, SEARCH, SFT, STEP, Config, Row, TaskRows
-from perturbjax.studies.tuning import Tuner, demonstration_rows
+from perturbjax.studies.rivals import BASE, BY_LOG_ODDS, ES, GRPO, SCREENING, SEARCH, SFT, STEP, Config, Row, TaskRows
+from perturbjax.studies.tuning import PolicyTuner, Tuner, demonstration_rows
 from perturbjax.tasks.base import Task, Template
 from perturbjax.tasks.splits import Splits
 from perturbjax.train.rows import Rows
@@ -78,7 +78,7 @@ class Contest:
         """Prepares one task.
 
         Raises:
-            InputError: the budget does not pay the gradient and the products of the screening, or one step of SFT.
+            InputError: the budget does not pay the gradient and the products of the screening, or one step of SFT and of GRPO.
         """
         template = task.templates[0]
         search, select, test = (engine.prepare(getattr(splits, name), template) for name in ("search", "select", "test"))
@@ -90,8 +90,8 @@ class Contest:
                 f"`screen` {config.screen}: a gradient and so many products leave {max(0, found.left)} of the {config.candidates} "
                 f"`candidates` that the budget pays on {task.name}, fewer than `top_k` {config.top_k}; lower it, or raise `candidates`"
             )
-        if not found.tuning_steps:
-            raise InputError(f"`candidates` {config.candidates}: they do not pay one step of SFT on {task.name}; raise it")
+        if not (found.tuning_steps and found.reward_steps):
+            raise InputError(f"`candidates` {config.candidates}: they do not pay one step of SFT and of GRPO on {task.name}; raise it")
         return found
 
     @property
@@ -122,6 +122,11 @@ class Contest:
         """Steps of SFT that the budget pays."""
         return int(self.budget / self.cost.gradient(self.demonstrations.tokens))
 
+    @property
+    def reward_steps(self) -> int:
+        """Steps of GRPO that the budget pays: a forward pass to draw answers and a gradient each."""
+        return int(self.budget / (self.cost.forward(self.tokens) + self.cost.gradient(self.tokens)))
+
     def rows(self) -> TaskRows:
         """Every searcher, against the base and the plain search."""
         base = Entrant(BASE, "", run_base(self.engine, self.test).scores[0])
@@ -129,7 +134,7 @@ class Contest:
         _, gradient = objective_gradient(self.model.params, self.model.config, differentiated, self.config.objective)
         entrants = [base, *self.searches(), self.screened(gradient), self.evolved(), self.stepped(gradient)]
         del gradient
-        entrants.append(self.tuned())
+        entrants += [self.tuned(), self.rewarded(differentiated)]
         seed = derived_seed(self.config.seed, "bootstrap")
 
         def row(one: Entrant) -> Row:
@@ -197,11 +202,22 @@ class Contest:
         return Entrant(STEP, f"{length:g} sigma long", scores, flops, 0.0, 3 * self.tokens, tokens)
 
     def tuned(self) -> Entrant:
-        """The base after as many steps of SFT on all search questions as the budget pays, or after fewer, as select says."""
-        tuner, steps = Tuner(self.model, self.demonstrations, self.config.learning_rate), self.tuning_steps
+        """SFT on all search questions."""
+        tuner = Tuner(self.model, self.demonstrations, self.config.learning_rate)
+        return self._trained(SFT, tuner, self.tuning_steps, self.cost.gradient(tuner.tokens), 3 * tuner.tokens)
+
+    def rewarded(self, differentiated: EncodedBatch) -> Entrant:
+        """GRPO on all search questions."""
+        config, seed = self.config, derived_seed(self.config.seed, GRPO)
+        asked = (self.search, differentiated, self.right, config.draws, config.grpo_learning_rate, seed)
+        flops = self.cost.forward(self.tokens) + self.cost.gradient(self.tokens)
+        return self._trained(GRPO, PolicyTuner(self.engine, self.model, *asked), self.reward_steps, flops, 4 * self.tokens)
+
+    def _trained(self, name: str, tuner: Tuner | PolicyTuner, steps: int, flops: float, tokens: int) -> Entrant:
+        """The base after as many steps as the budget pays, or after fewer, as select says; ``flops`` and ``tokens`` of a step."""
         looks = sorted({steps, *(2**n for n in range(steps.bit_length()) if 2**n <= steps)})
         accuracies, kept, best = [], None, 0
-        with self.progress.bar(SFT, steps) as bar:
+        with self.progress.bar(name, steps) as bar:
             for number, look in enumerate(looks):
                 tuner.advance(look - tuner.step)
                 accuracies.append(self._accuracy(tuner.params, self.select))
@@ -210,9 +226,8 @@ class Contest:
                 bar.update(look)
         assert kept is not None
         self.engine.rebase(self.model.params)
-        spent = self.cost.gradient(tuner.tokens) * steps
         what = f"step {best} of {steps}"
-        return Entrant(SFT, what, kept, spent, 0.0, 3 * steps * tuner.tokens, len(looks) * self.select.prompt_tokens)
+        return Entrant(name, what, kept, steps * flops, 0.0, steps * tokens, len(looks) * self.select.prompt_tokens)
 
     def _voted(self, name: str, indices: np.ndarray, scores: np.ndarray, spent: Entrant) -> Entrant:
         """The vote of the best of the candidates by their scores, K as chosen on select."""

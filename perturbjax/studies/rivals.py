@@ -12,9 +12,10 @@ tested once on the same test questions. Differences are paired.
 - **es**: an evolution strategy of M candidates in steps; one model.
 - **one gradient step**: its length chosen on select.
 - **sft**: gradient steps on the right answers of the search questions, as many as the budget pays; one model.
+- **grpo**: gradient steps on the rewards of answers that are drawn to the search questions, as many as the budget pays; one model.
 
-K (of votes), the step after which ES or SFT stops, and the length of the gradient step are chosen on select, by accuracy; ties go to the
-later, and of lengths to the shorter. What is spent on select is stated beside the budget, not part of it.
+K (of votes), the step after which ES, SFT or GRPO stops, and the length of the gradient step are chosen on select, by accuracy; ties go to
+the later, and of lengths to the shorter. What is spent on select is stated beside the budget, not part of it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Objective
 from perturbjax.tasks.splits import make_splits
 
-BASE, SEARCH, BY_LOG_ODDS, SCREENING, ES, STEP, SFT = (
-    "base", "search", "search, log-odds", "screening", "es", "one gradient step", "sft"
+BASE, SEARCH, BY_LOG_ODDS, SCREENING, ES, STEP, SFT, GRPO = (
+    "base", "search", "search, log-odds", "screening", "es", "one gradient step", "sft", "grpo"
 )  # fmt: skip
 
 
@@ -78,6 +79,10 @@ class Config:
     """Candidates of ES come in pairs of opposite sign."""
     learning_rate: float = 1e-5
     """Of SFT (AdamW)."""
+    grpo_learning_rate: float = 1e-5
+    """Of GRPO (AdamW)."""
+    draws: int = 16
+    """Answers that GRPO draws to a question in a step."""
     search_examples: int = 64
     """Questions of the search split."""
     select_examples: int = 64
@@ -94,7 +99,7 @@ class Config:
         self.machine.validate()
         check_choices(self)
         check_group(self.group)
-        check_positive(self, "rank", "candidates", "top_k", "screen", "es_size")
+        check_positive(self, "rank", "candidates", "top_k", "screen", "es_size", "draws")
         for task in self.tasks:
             check_text("tasks", task)
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
@@ -109,7 +114,9 @@ class Config:
             raise InputError(f"`screen` {self.screen}: at least the {self.candidates} `candidates` are required")
         if not 0 <= self.explore <= 1:
             raise InputError(f"`explore` {self.explore}: a share from 0 to 1 is required")
-        for name in ("es_length", "learning_rate"):
+        if self.draws < 2:
+            raise InputError(f"`draws` {self.draws}: at least 2 are required, or no answer is better than another")
+        for name in ("es_length", "learning_rate", "grpo_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"`{name}` {getattr(self, name)}: a number above 0 is required")
         check_seed(self.seed)

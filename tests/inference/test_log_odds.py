@@ -7,7 +7,7 @@ from support.cli_tiny import MODEL
 from support.toy import TEMPLATE, Toy, compile_quickly
 
 from perturbjax.inference import Engine
-from perturbjax.inference.log_odds import log_odds, objective_gradient, objective_values, right_choices
+from perturbjax.inference.log_odds import log_odds, objective_gradient, objective_values, policy_gradient, right_choices
 from perturbjax.noise import Candidate, Noise, scales
 from perturbjax.pretrained import load_model
 from perturbjax.searchers import gradient_step
@@ -37,6 +37,13 @@ def test_the_gradient_predicts_a_small_step(choices, objective, monkeypatch):
     mine = np.exp(base.log_probs[0])[np.arange(len(right)), right]
     np.testing.assert_allclose(1 / (1 + np.exp(-found[0])), mine / np.exp(base.log_probs[0]).sum(axis=1), atol=1e-6)
     assert value == pytest.approx(objective_values(found, objective)[0], abs=1e-5)
+
+    # d log-odds = d log p / (1 - p), d p = p d log p: both objectives are policy gradients with these advantages of the right choice.
+    p, advantages = 1 / (1 + np.exp(-found[0])), np.zeros(base.log_probs.shape[1:], np.float32)
+    advantages[np.arange(len(right)), right] = 1 / (1 - p) if objective == "log_odds" else p
+    as_policy = policy_gradient(model.params, model.config, slots, advantages)
+    for mine, other in zip(jax.tree.leaves(as_policy), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-5 * float(np.abs(other).max()))
 
     leaf_scales, length = scales(model.params, noise), 0.002
     norm = np.sqrt(sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(gradient)))

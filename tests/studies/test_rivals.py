@@ -8,10 +8,13 @@ from support.chapter import call
 from support.cli_tiny import MODEL, write_questions
 from support.toy import compile_quickly
 
+from perturbjax.inference.log_odds import GRADIENT_TOKENS, right_choices
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
+from perturbjax.runs.config import Machine
 from perturbjax.searchers import Cost
-from perturbjax.studies.tuning import Tuner, demonstration_rows
+from perturbjax.studies.asking import make_engine
+from perturbjax.studies.tuning import PolicyTuner, Tuner, demonstration_rows, group_advantages
 from perturbjax.tasks import load_task
 from perturbjax.tree import leaf_paths
 
@@ -34,7 +37,7 @@ def test_the_command(questions, tmp_path, capsys, monkeypatch):
     results = json.loads((tmp_path / "made" / "rivals.json").read_text())["results"]
     (task,) = results["tasks"]
     rows = {row["name"]: row for row in task["rows"]}
-    assert list(rows) == ["base", "search", "search, log-odds", "screening", "es", "one gradient step", "sft"]
+    assert list(rows) == ["base", "search", "search, log-odds", "screening", "es", "one gradient step", "sft", "grpo"]
     # An update of ES is on top of the budget's forward passes.
     assert all(row["flops"] <= task["budget"] for name, row in rows.items() if name != "es")
     assert task["budget"] == rows["search"]["flops"] < rows["es"]["flops"] < 2 * task["budget"]
@@ -43,6 +46,8 @@ def test_the_command(questions, tmp_path, capsys, monkeypatch):
     assert rows["one gradient step"]["search_tokens"] == 3 * once and rows["base"]["search_tokens"] == 0
     run = int(rows["screening"]["what"].split("; ")[1].removesuffix(" run"))
     assert 3 <= run < 12 and rows["screening"]["search_tokens"] == (run + 3) * once
+    steps = int(rows["grpo"]["what"].split(" of ")[1])
+    assert steps == 3 and rows["grpo"]["search_tokens"] == 4 * steps * once
     assert rows["base"]["over_base"]["difference"] == rows["search"]["over_search"]["difference"] == 0
     for row in rows.values():
         difference = row["accuracy"]["value"] - rows["base"]["accuracy"]["value"]
@@ -71,6 +76,33 @@ def test_fine_tuning_learns_its_questions_and_leaves_the_base(questions):
         np.testing.assert_array_equal(leaf, before[path])
 
 
+def test_policy_gradient_steps_earn_more_reward(questions):
+    model, task = load_model(str(MODEL), "float32"), load_task(questions)
+    engine = make_engine(model, task, Noise(), Machine())
+    asked = task.examples()[:6]
+    answered, differentiated = (engine.prepare(asked, task.templates[0], *tokens) for tokens in ((), (GRADIENT_TOKENS,)))
+    tuner = PolicyTuner(engine, model, answered, differentiated, right_choices(asked), 16, 0.0005, 0)
+    tuner.advance(1)
+    first = tuner.reward
+    tuner.advance(20)
+    assert tuner.step == 21 and first < 0.7 and tuner.reward > 0.9
+
+
+def test_advantages_of_a_group_are_standardized_rewards():
+    log_probs, right = np.array([[-0.7, -1.2, -1.6], [-0.4, -1.2, -np.inf]], np.float32), np.array([1, 0])
+    found, reward = group_advantages(log_probs, right, 8, np.random.default_rng(0))
+    drawn = (log_probs[None] + np.random.default_rng(0).gumbel(size=(8, 2, 3))).argmax(axis=2)
+    expected = np.zeros((2, 3))
+    for question in range(2):
+        rewards = [float(draw == right[question]) for draw in drawn[:, question]]
+        for draw, each in zip(drawn[:, question], rewards, strict=True):
+            expected[question, draw] += (each - np.mean(rewards)) / np.std(rewards) / 8
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert reward == np.mean(drawn == right[None]) and found[1, 2] == 0
+    agreed, _ = group_advantages(np.log([[1 - 1e-9, 1e-9]]), np.array([0]), 8, np.random.default_rng(0))
+    assert not agreed.any()
+
+
 def test_the_formula_counts_layers_and_noise():
     model = load_model(str(MODEL), "float32")
     shapes = {path: leaf.shape for path, leaf in leaf_paths(model.params).items()}
@@ -94,6 +126,7 @@ def test_the_formula_counts_layers_and_noise():
         (["--screen", "47"], "--screen 47: at least the 48"),
         (["--explore", "1.5"], "--explore 1.5: a share from 0 to 1"),
         (["--es-length", "0"], "--es-length 0.0: a number above 0"),
+        (["--draws", "1"], "--draws 1: at least 2 are required"),
         (["--learning-rate", "nan"], "--learning-rate nan: a number above 0"),
         (["--sigma", "-1"], "--sigma -1.0: each must be positive"),
         (["--group", "head"], "--group head: one of all, embedding"),
