@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from perturbjax import sharding
 from perturbjax._compat import is_out_of_memory
@@ -120,31 +120,33 @@ class Plan:
         model = self.mesh.shape[sharding.MODEL]
         trained = self.parts["value"] if self.value else self.parts[""]
         optimizer = make_optimizer(Training(), 1000)
-        params = _shapes(trained, jnp.float32)
-        state = TrainState(params, jax.eval_shape(optimizer.init, params))
-        layout = trained.partition(model)
-        shardings = state_shardings(state, optimizer, self.mesh, layout.dims(trained) if layout else {})
+        state, shardings = self.train_state(trained, optimizer)
         if self.value:
             base = self.parts["base"]
             its = base.partition(model)
             frozen = _shapes(base, jnp.bfloat16)
-            frozen = self._placed(frozen, param_specs(frozen, its.dims(base) if its else {}))
+            frozen = self.placed(frozen, param_specs(frozen, its.dims(base) if its else {}))
             loss = value_loss(self.value, base, jnp.bfloat16, remat=True)
         else:
             frozen, loss = None, fine_tuning_loss(trained, jnp.bfloat16, remat=True)
-        shapes = dict.fromkeys(("tokens", "positions", "segments"), (1, rows, tokens))
-        shapes |= dict.fromkeys(("query", "labels"), (1, rows, queries))
-        batch = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
-        batch["weights"] = jax.ShapeDtypeStruct((1, rows, queries), np.float32)
-        state = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shardings)
         step = jax.jit(make_step(loss, optimizer), donate_argnums=0, out_shardings=(shardings, None))
-        return step.lower(state, frozen, self._placed(batch, dict.fromkeys(batch, BATCH))).compile()
+        return step.lower(state, frozen, self.placed(packed_rows(rows, tokens, queries), BATCH)).compile()
 
-    def _placed(self, shapes: Any, specs: Any) -> Any:
+    def train_state(self, trained: DecoderConfig, optimizer: Any) -> tuple[TrainState, TrainState]:
+        """Weights and moments in float32 as shapes that know where they lie, and their shardings."""
+        params = _shapes(trained, jnp.float32)
+        state = TrainState(params, jax.eval_shape(optimizer.init, params))
+        layout = trained.partition(self.mesh.shape[sharding.MODEL])
+        shardings = state_shardings(state, optimizer, self.mesh, layout.dims(trained) if layout else {})
+        return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shardings), shardings
+
+    def placed(self, shapes: Any, specs: Any) -> Any:
+        """Shapes that know where they lie: a tree of partition specs, or one of all leaves."""
+
         def one(leaf: Any, spec: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec))
 
-        return jax.tree.map(one, shapes, specs)
+        return jax.tree.map(one, shapes, jax.tree.map(lambda _: specs, shapes) if isinstance(specs, PartitionSpec) else specs)
 
     @property
     def parameters(self) -> int:
@@ -181,6 +183,15 @@ class Plan:
         # A ring sends everything once around to add it up and once more to hand it out, less a device's own part.
         ring = 2 * (model - 1) / model * summed / chip.ring
         return {"FLOPs": flops / model / chip.flops, "HBM": read / chip.bandwidth, "ICI": ring}
+
+
+def packed_rows(count: int, tokens: int, queries: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of packed rows, in one part."""
+    shapes = dict.fromkeys(("tokens", "positions", "segments"), (1, count, tokens)) | dict.fromkeys(
+        ("query", "labels"), (1, count, queries)
+    )
+    found = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
+    return found | {"weights": jax.ShapeDtypeStruct((1, count, queries), np.float32)}
 
 
 def forward_flops(config: DecoderConfig, rows: int, tokens: int, logits: int) -> float:

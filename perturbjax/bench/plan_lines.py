@@ -24,9 +24,9 @@ def scoring_lines(plan: Plan, chip: Chip, rows: int, tokens: int, slots: int, ch
     candidates = groups * chunk
     compiled = plan.scoring(slots, rows, tokens, max_candidates=candidates)
     calls = f"N = 6,400 takes {-(-6400 // candidates)}, N = 640,000 takes {-(-640000 // candidates)} of the same"
-    say(_memory(compiled, f"{candidates:,} candidates a call: {calls}"))
-    say(_memory(plan.scoring(slots, rows, tokens), f"{groups:,} candidates a call, to compare"))
-    per_pass = _summed(_collectives(plan, compiled, say))
+    say(memory_line(compiled, f"{candidates:,} candidates a call: {calls}"))
+    say(memory_line(plan.scoring(slots, rows, tokens), f"{groups:,} candidates a call, to compare"))
+    per_pass = _summed(collective_lines(plan, compiled, say))
     if search:
         say(_fit("rows of a pass", chip, rows, lambda n: plan.scoring(slots, n, tokens)))
         say(_fit("candidates in flight", chip, 1, lambda n: plan.scoring(slots, rows, tokens, in_flight=n)))
@@ -38,8 +38,8 @@ def generation_lines(plan: Plan, chip: Chip, rows: int, prompt: int, new: int, s
     """Of the program that continues ``rows`` prompts greedily."""
     say(f"\nGENERATION, {rows} prompts of {prompt} tokens, {new} new tokens each")
     compiled = plan.generation(rows, prompt, new)
-    say(_memory(compiled, f"cache {size(plan.cache_bytes(rows, prompt + new))}, part of the temporaries"))
-    _collectives(plan, compiled, say)
+    say(memory_line(compiled, f"cache {size(plan.cache_bytes(rows, prompt + new))}, part of the temporaries"))
+    collective_lines(plan, compiled, say)
     if search:
         say(_fit("sequences", chip, rows, lambda n: plan.generation(n, prompt, new)))
         if plan.noise is not None:
@@ -56,8 +56,8 @@ def training_lines(plan: Plan, chip: Chip, rows: int, tokens: int, search: bool,
     what = "the value network beside the frozen base" if plan.value else "all parameters"
     say(f"\nTRAINING of {what}, {groups * rows} rows of {tokens} tokens a step, half of them learned; layers computed again")
     compiled = plan.training(groups * rows, tokens, tokens // 2)
-    say(_memory(compiled, "weights, AdamW's moments and gradients in float32, a frozen base in bfloat16"))
-    found = _collectives(plan, compiled, say)
+    say(memory_line(compiled, "weights, AdamW's moments and gradients in float32, a frozen base in bfloat16"))
+    found = collective_lines(plan, compiled, say)
     if search:
         say(_fit("rows of a group", chip, rows, lambda n: plan.training(groups * n, tokens, tokens // 2)))
     flops = plan.training_flops(rows, tokens, rows * tokens // 2)
@@ -75,13 +75,15 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.0f} B"
 
 
-def _memory(compiled: Any, what: str) -> str:
+def memory_line(compiled: Any, what: str) -> str:
+    """Bytes of a program on one device."""
     m = compiled.memory_analysis()
     sizes = f"arguments {size(m.argument_size_in_bytes)}, temporaries {size(m.temp_size_in_bytes)}, results {size(m.output_size_in_bytes)}"
     return f"  {sizes} a device ({what})"
 
 
-def _collectives(plan: Plan, compiled: Any, say: Say) -> list[Collective]:
+def collective_lines(plan: Plan, compiled: Any, say: Say) -> list[Collective]:
+    """Says what collectives a program has, and returns them."""
     found = read_collectives(compiled.as_text(), plan.mesh.shape[MODEL])
     lines: dict[tuple[str, str, str, int], list[int]] = defaultdict(lambda: [0, 0])
     for one in found:

@@ -28,6 +28,7 @@ class PlanConfig:
 
     - a search: perturbjax plan --model config.json --topology v5e:16x16 --mesh 64x4
     - a value network beside a base: perturbjax plan --model base.json --value value.json --topology v5p:4x4x4 --mesh 8x8
+    - a steered pretraining: perturbjax plan --model config.json --program steering --topology v5p:4x4x4 --mesh 8x8
 
     Programs are compiled for the topology by the TPU compiler (pip install 'perturbjax[tpu]'); nothing runs, so nothing here is a measured
     speed. Rooflines are from the vendor's figures."""
@@ -36,8 +37,9 @@ class PlanConfig:
     """config.json of a model, or the directory that holds it; no weights are read."""
     value: Path | None = None
     """The same of a value network: its training beside the model is planned, and decoding with it, without noise."""
-    program: Literal["all", "scoring", "generation", "training"] = "all"
-    """scoring and generation of a search, or training: of the value network, or of all parameters."""
+    program: Literal["all", "scoring", "generation", "training", "steering"] = "all"
+    """scoring and generation of a search; training of the value network, or of all parameters; steering: pretraining all parameters on
+    the targets of a designer (vpretrain), which all leaves out."""
     topology: str = "v5e:16x16"
     """Such as v5e:16x16, v5p:4x4x4 or v6e:8x8."""
     mesh: str = "64x4"
@@ -77,8 +79,8 @@ class PlanConfig:
             raise InputError(f"`mesh` {self.mesh}: {data * model} devices, {self.topology} has {self.chips}")
         if self.noise not in DISTRIBUTIONS:
             raise InputError(f"`noise` {self.noise}: one of {', '.join(DISTRIBUTIONS)} is required")
-        if self.value is not None and self.program == "scoring":
-            raise InputError("`program` scoring: a value network is planned in training and generation; leave out `value`")
+        if self.value is not None and self.program in ("scoring", "steering"):
+            raise InputError(f"`program` {self.program}: a value network is planned in training and generation; leave out `value`")
 
     @property
     def chips(self) -> int:
@@ -126,6 +128,10 @@ def run_plan(config: PlanConfig, console: Console) -> None:
         generation_lines(plan, chip, config.prompts, config.prompt_tokens, config.max_new_tokens, config.search, say)
     if config.program in ("all", "training"):
         training_lines(plan, chip, config.rows, config.row_tokens, config.search, say)
+    if config.program == "steering":
+        from perturbjax.bench.steering_plan import steering_lines
+
+        steering_lines(plan, chip, config.rows, config.row_tokens, say)
 
 
 def _read(name: str, path: Path) -> "DecoderConfig":

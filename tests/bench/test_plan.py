@@ -16,6 +16,7 @@ from support.paths import ROOT
 
 from perturbjax.bench.collectives import Collective, read_collectives
 from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, forward_flops, largest
+from perturbjax.bench.steering_plan import steering_lines
 from perturbjax.cli.plan import PlanConfig, run_plan
 from perturbjax.errors import InputError
 from perturbjax.models.config import SlidingWindow, param_shapes, used_parameters
@@ -80,6 +81,7 @@ def test_candidates_never_talk_and_weights_are_never_gathered():
         ({"chunk": 0}, "`chunk` 0: "),
         ({"noise": "pink"}, "`noise` pink: one of "),
         ({"value": CONFIG, "program": "scoring"}, "`program` scoring: a value network is planned in training and generation"),
+        ({"value": CONFIG, "program": "steering"}, "`program` steering: a value network is planned in training and generation"),
     ],
 )
 def test_mistakes_are_said_in_one_line(changed, message):
@@ -126,6 +128,18 @@ def test_roofline_names_its_terms(tiny):
 def test_bytes_on_a_device_grow_with_the_rows(tiny):
     with jax.numpy_dtype_promotion("standard"):  # flax's RMSNorm multiplies float32 with a bfloat16 scale
         assert device_bytes(tiny.scoring(1, 2, 32)) < device_bytes(tiny.scoring(1, 4, 32))
+
+
+@pytest.mark.usefixtures("unoptimized")
+def test_steering_is_planned_beside_the_plain_step(tiny):
+    plan, lines = Plan(tiny.parts[""], jax.devices()[:1], 1, None, "lazy"), []
+    with jax.numpy_dtype_promotion("standard"):
+        steering_lines(plan, CHIPS["v5e"], 2, 16, lines.append)
+    plain, steered, update = (float(re.search(r"arguments ([\d.]+) MiB", line)[1]) for line in lines if "arguments" in line)
+    assert plain == pytest.approx(3 * 4 * tiny.parameters / 2**20, rel=0.02)  # weights and both moments in float32
+    assert min(steered, update) > 10 * plain, "the designer is an argument of both"
+    ratio = float(re.search(r"memory ([\d.]+) \(", "\n".join(lines))[1])
+    assert ratio > 1.5 and lines[-2].endswith("of 16.00 GiB a device: it fits);")
 
 
 def test_the_largest_that_fits_is_found_by_doubling():
