@@ -27,7 +27,7 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     import numpy as np
 
     from perturbjax.inference import Engine
-    from perturbjax.randopt.setup import reopen_ensemble
+    from perturbjax.randopt.setup import reopen_ensemble, with_candidates
     from perturbjax.randopt.stages import prepare_rounds
     from perturbjax.randopt.table import ScoreTable, open_state
     from perturbjax.runs.console import Console
@@ -41,7 +41,10 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     slices = prepare_rounds(parts, engine, engine.prepare(parts.splits.search, parts.template))
     outputs = [engine.run(rebuilt, prepared) for prepared in slices]
     with open_state(RunDirectory(run).state, parts.config.race, parts.identity) as state:
-        committed = ScoreTable.of(state, parts.config.race).scores[np.asarray(rebuilt.index)]
+        # Rows of the table are the candidates that were scored, which may be a part of the population.
+        candidates = with_candidates(parts, run).candidates
+        rows = np.searchsorted(candidates.index_of(np.arange(len(candidates))), np.asarray(rebuilt.index))
+        committed = ScoreTable.of(state, parts.config.race).scores[rows]
     scores = np.concatenate([part.scores for part in outputs], axis=1)
     digest = hashlib.sha256(json.dumps([part.answers for part in outputs]).encode()).hexdigest()[:16]
     print(json.dumps({"equal": scores.tobytes() == committed.tobytes(), "members": len(committed), "answers": digest}))

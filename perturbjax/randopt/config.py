@@ -19,6 +19,11 @@ from perturbjax.scoring.strategy import Strategy
 
 AUTO: Literal["auto"] = "auto"
 """Sigmas that a search chooses when it begins (``randopt.auto_sigmas``)."""
+Searcher = Literal["random", "screen"]
+MOST_SCREENED = 2**26
+"""Candidates that are screened at most: one number of each is in memory."""
+FEWEST_CHOSEN = 4
+"""Candidates that a screening chooses at least: two that it put first and two that were drawn, to compare."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,12 @@ class Search:
     """Another scale for parameters whose path matches, or none: REGEX=absolute|rms|modular|exclude, comma separated; first match wins."""
     antithetic: bool = False
     """Candidates 2j and 2j+1 share their noise with opposite signs."""
+    searcher: Searcher = "random"
+    """Which candidates are scored. random: the first N of the seed. screen: of --screened candidates those that one gradient of the search
+    examples' log-odds puts first, and a quarter of N drawn from the others; multiple-choice tasks only."""
+    screened: int | None = None
+    """How many candidates --searcher screen ranks by the gradient, without running them: 100000 and more. A low --rank makes it cheap: at
+    rank 1 each costs about as much as one token."""
     racing: RacingRule = "halving"
     """halving: stop the weaker candidates after a slice of the search examples, to save tokens; bounds: stop only those that are very
     likely out; dead: leave out the examples that the first 32 candidates all get right, which then count as right; off: score every
@@ -77,11 +88,12 @@ class Search:
     """Seed of the noise, the splits and the sampled controls."""
 
     def validate(self) -> None:
-        check_positive(self, "population", "top_k")
+        check_positive(self, "population", "top_k", "screened")
         if self.top_k > self.population:
             raise InputError(f"`top_k` {self.top_k}: at most `population` {self.population} can be kept; lower one or raise the other")
         check_seed(self.seed)
         check_choices(self)
+        self._validate_screening()
         self.to_noise()
         (replace(self, sigmas=(1.0,)) if self.sigmas == AUTO else self).to_population()
         if self.scale == "modular" and self.sigmas == Search.sigmas:
@@ -92,6 +104,23 @@ class Search:
         if self.strategy == "low_rank" and self.rank is None:
             raise InputError("`strategy` low_rank: the noise has full rank; give it a `rank`, or choose lazy or copy")
 
+    def _validate_screening(self) -> None:
+        if self.searcher != "screen":
+            if self.screened is not None:
+                raise InputError(f"`screened` {self.screened}: only `searcher` screen takes it; add that, or leave it out")
+            return
+        if self.screened is None:
+            raise InputError("`searcher` screen: needs `screened`, how many candidates are ranked by the gradient, such as 100000")
+        if self.population < FEWEST_CHOSEN:
+            raise InputError(
+                f"`population` {self.population}: at least {FEWEST_CHOSEN} are required with `searcher` screen, two of them drawn"
+            )
+        if not self.population < self.screened <= MOST_SCREENED:
+            raise InputError(
+                f"`screened` {self.screened}: more than `population` {self.population}, of which they are chosen, and at most "
+                f"{MOST_SCREENED} are required"
+            )
+
     def to_noise(self) -> Noise:
         """The noise specification, which checks itself."""
         try:
@@ -100,7 +129,7 @@ class Search:
             raise InputError(_field(error, "distribution", "noise")) from error
 
     def to_population(self) -> Population:
-        """The population, which checks itself.
+        """The whole population, which checks itself: those that are scored, or those that are screened to choose them.
 
         Raises:
             InputError: a field that it is made of cannot be used, or the sigmas are yet to be chosen.
@@ -108,9 +137,9 @@ class Search:
         if self.sigmas == AUTO:
             raise InputError("`sigmas` auto: not chosen yet; a search chooses them when it begins")
         try:
-            return Population(self.seed, self.population, self.sigmas, self.antithetic)
+            return Population(self.seed, self.screened or self.population, self.sigmas, self.antithetic)
         except ValueError as error:
-            raise InputError(_field(error, "size", "population")) from error
+            raise InputError(_field(error, "size", "screened" if self.screened else "population")) from error
 
 
 @dataclass(frozen=True)

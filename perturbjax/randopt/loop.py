@@ -32,6 +32,8 @@ class CandidateSource(Protocol):
 
     def __getitem__(self, item: np.ndarray, /) -> Any: ...
 
+    def index_of(self, positions: np.ndarray, /) -> np.ndarray: ...
+
 
 @dataclass(frozen=True)
 class ChunkReport:
@@ -120,7 +122,7 @@ def search(
                 indices = remaining[start : start + engine.chunk]
                 outputs = engine.run(population[indices], prepared)
                 commits.wait()
-                _record(table, outputs, indices, part)
+                _record(table, outputs, indices, part, population)
                 commits.commit(table, _report(state.step + 1, table, outputs, len(indices), part, number, race, commits.waited))
                 try:
                     look(table)
@@ -173,11 +175,11 @@ class _Commits:
             self.bar.update(report.done, **figures)
 
 
-def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, part: Part) -> None:
+def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, part: Part, population: CandidateSource) -> None:
     bad = np.argwhere(~np.isfinite(outputs.scores))
     if bad.size:
         number_in_chunk, example = bad[0]
-        which = f"its score of example {part.columns[example]} for candidate {indices[number_in_chunk]}"
+        which = f"its score of example {part.columns[example]} for candidate {population.index_of(indices[[number_in_chunk]])[0]}"
         raise InputError(f"--task: {which} is not a finite number; scores must be")
     table.scores[np.ix_(indices, part.columns)] = outputs.scores
     table.tokens[indices, part.round] = outputs.tokens

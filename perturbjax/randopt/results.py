@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from perturbjax.randopt.entries import BaseEntry, PromptEntry, RandomEntry, RandOptEntry, SelfConsistencyEntry
 from perturbjax.randopt.reliability import Reliability
@@ -185,6 +185,45 @@ class PopulationSummary(Density):
 
 
 @dataclass(frozen=True)
+class ScreenedGroup:
+    """A part of the candidates that were chosen from a screened population.
+
+    Attributes:
+        candidates: how many; ``members``: those among the members of the ensemble, as indices, best first.
+        mean_score, best_score: on the examples of ``PopulationSummary``.
+    """
+
+    candidates: int
+    members: tuple[int, ...]
+    mean_score: float
+    best_score: float
+
+
+@dataclass(frozen=True)
+class ScreeningSummary:
+    """What the screening chose, what that was worth on the search split, and what it cost.
+
+    Attributes:
+        screened: candidates with an inner product; ``examples``: of which the gradient was made.
+        promising: those that the gradient put first; ``drawn``: those that were drawn from the others, the control.
+        difference: mean score of the promising less that of the drawn, within sigmas; ``difference_interval``: its 95 % interval. None
+            where there are too few candidates.
+        highest: the highest product, in standard deviations of those of its sigma.
+        tokens: of plain inference that take as many operations; ``numbers``: of noise that were drawn beside.
+    """
+
+    screened: int
+    examples: int
+    promising: ScreenedGroup
+    drawn: ScreenedGroup
+    difference: float | None
+    difference_interval: Interval | None
+    highest: float
+    tokens: int
+    numbers: int
+
+
+@dataclass(frozen=True)
 class TaskSource(Source):
     """The task of the run."""
 
@@ -240,10 +279,27 @@ class Results:
         return self.best_prompt.prompt == self.selection.search_prompt
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScreenedResults(Results):
+    """The content of results.json of a search that screened. Of others it is what it was before there was screening."""
+
+    screening: ScreeningSummary
+
+
+def screening_of(results: Results) -> ScreeningSummary | None:
+    """What the screening did, if the search had one."""
+    return results.screening if isinstance(results, ScreenedResults) else None
+
+
+def results_of(content: dict[str, Any], where: str) -> Results:
+    """The results that a JSON object says; raises as ``from_json``."""
+    return from_json(ScreenedResults if "screening" in content else Results, content, where)
+
+
 def read_results(path: Path) -> Results:
     """results.json of a finished run.
 
     Raises:
         InputError: the file is missing or damaged; the field is named.
     """
-    return from_json(Results, read_json(path), str(path))
+    return results_of(read_json(path), str(path))

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from perturbjax.randopt.headline import headline
-from perturbjax.randopt.results import Results
+from perturbjax.randopt.results import Results, screening_of
+from perturbjax.randopt.screening_words import difference_words, screening_words
 from perturbjax.report.schema import Entry
 from perturbjax.report.words import FACT_WIDTH, WIDTH, count, entry_lines, fact_lines, percent, rate, shorten
 
@@ -71,7 +72,8 @@ def results_table(results: Results) -> str:
 def _facts(results: Results) -> list[tuple[str, str]]:
     splits, chosen, ties, population, speed = results.splits, results.selection, results.ties, results.population, results.throughput
     choices = f"K = {chosen.K}, {sigma_words(chosen.sigma)}, prompt {shorten(chosen.prompt, 30)}, T = {chosen.temperature:g}"
-    reliability = results.reliability
+    reliability, screened = results.reliability, screening_of(results)
+    stages = f"{count(screened.tokens)} to screen, by operations; search and select" if screened else "search and select"
     density, reference = percent(population.share_at_or_above_base), rate(speed.reference_tokens_per_s)
     race = [
         ("racing", shorten(racing_words(results), WIDTH - FACT_WIDTH)),
@@ -83,8 +85,9 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("ties at rank K", f"{ties.tied_candidates} candidates score {percent(ties.score_at_k)}, {ties.tied_inside_k} of them are in"),
         ("population", f"{count(population.n)} candidates, {density} at or above the base on {search_words(results)}"),
         *(race if results.raced or results.racing.screen is not None else []),
+        *([("screening", screening_words(screened)), ("first and drawn", difference_words(screened))] if screened else []),
         *([("reliability", reliability.population.words)] if reliability else []),
-        ("spent before test", f"{count(results.chosen.search_tokens)} tokens by RandOpt (search and select)"),
+        ("spent before test", f"{count(results.chosen.search_tokens)} tokens by RandOpt ({stages})"),
         ("throughput", f"{rate(speed.candidates_per_s)} candidates/s, {rate(speed.tokens_per_s)} tokens/s"),
         ("efficiency", f"{rate(speed.efficiency)} of plain inference ({reference} tokens/s, same tokens, same run)"),
     ]

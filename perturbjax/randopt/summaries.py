@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.noise import Population
+from perturbjax.noise import Population, Subset
 from perturbjax.randopt.entries import VoteEntry
 from perturbjax.randopt.flow import SearchRecord, VoteCurve
 from perturbjax.randopt.preflight import FirstLook
@@ -21,7 +21,7 @@ def vote_entry(curve: VoteCurve, k: int, base_scores: np.ndarray, seed: int, sea
     return VoteEntry(**vars(compared_entry(figures, scores, base_scores, seed)), K=k)
 
 
-def population_summary(population: Population, record: SearchRecord) -> PopulationSummary:
+def population_summary(population: Population | Subset, record: SearchRecord) -> PopulationSummary:
     """The population on the search split: its scores against the base's, in all and per sigma.
 
     A race stops candidates early, so the figures are on the examples that all candidates were asked (those of the first round): means over
