@@ -13,13 +13,14 @@ from perturbjax.noise import Noise, Population, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
+from perturbjax.randopt.sigma_halving import SigmaHalving
 from perturbjax.runs import config as runs
 from perturbjax.runs.config import Base, check_choices, check_positive, check_seed, check_text
 from perturbjax.scoring.strategy import Strategy
 
 AUTO: Literal["auto"] = "auto"
 """Sigmas that a search chooses when it begins (``randopt.auto_sigmas``)."""
-Searcher = Literal["random", "screen"]
+Searcher = Literal["random", "screen", "halving"]
 MOST_SCREENED = 2**26
 """Candidates that are screened at most: one number of each is in memory."""
 FEWEST_CHOSEN = 4
@@ -73,7 +74,8 @@ class Search:
     """Candidates 2j and 2j+1 share their noise with opposite signs."""
     searcher: Searcher = "random"
     """Which candidates are scored. random: the first N of the seed. screen: of --screened candidates those that one gradient of the search
-    examples' log-odds puts first, and a quarter of N drawn from the others; multiple-choice tasks only."""
+    examples' log-odds puts first, and a quarter of N drawn from the others; multiple-choice tasks only. halving: all sigmas get a few, then
+    the better half of them more, until one is left; with --racing off."""
     screened: int | None = None
     """How many candidates --searcher screen ranks by the gradient, without running them: 100000 and more. A low --rank makes it cheap: at
     rank 1 each costs about as much as one token."""
@@ -94,8 +96,12 @@ class Search:
         check_seed(self.seed)
         check_choices(self)
         self._validate_screening()
+        if self.searcher == "halving" and self.racing != "off":
+            raise InputError(
+                f"`racing` {self.racing}: `searcher` halving compares sigmas by candidates that answered everything; add `racing` off"
+            )
         self.to_noise()
-        (replace(self, sigmas=(1.0,)) if self.sigmas == AUTO else self).to_population()
+        (replace(self, sigmas=(1.0, 2.0)) if self.sigmas == AUTO else self).to_population()
         if self.scale == "modular" and self.sigmas == Search.sigmas:
             raise InputError(
                 f"`sigmas` {','.join(map(str, self.sigmas))}: those of scale absolute; with `scale` modular they are R, 0.16 to 0.64 in "
@@ -121,6 +127,17 @@ class Search:
                 f"{MOST_SCREENED} are required"
             )
 
+    @property
+    def halving(self) -> SigmaHalving | None:
+        """How the candidates are shared among the sigmas, if by halving.
+
+        Raises:
+            InputError: too few sigmas or candidates for it.
+        """
+        if self.searcher != "halving" or self.sigmas == AUTO:
+            return None
+        return SigmaHalving(len(self.sigmas), self.population, self.antithetic)
+
     def to_noise(self) -> Noise:
         """The noise specification, which checks itself."""
         try:
@@ -129,15 +146,19 @@ class Search:
             raise InputError(_field(error, "distribution", "noise")) from error
 
     def to_population(self) -> Population:
-        """The whole population, which checks itself: those that are scored, or those that are screened to choose them.
+        """The whole population, which checks itself: those that are scored, or those that they are chosen from.
 
         Raises:
             InputError: a field that it is made of cannot be used, or the sigmas are yet to be chosen.
         """
         if self.sigmas == AUTO:
             raise InputError("`sigmas` auto: not chosen yet; a search chooses them when it begins")
+        halving = self.halving
         try:
-            return Population(self.seed, self.screened or self.population, self.sigmas, self.antithetic)
+            if halving:
+                Population(self.seed, self.population, self.sigmas, self.antithetic)
+            size = halving.whole if halving else self.screened or self.population
+            return Population(self.seed, size, self.sigmas, self.antithetic)
         except ValueError as error:
             raise InputError(_field(error, "size", "screened" if self.screened else "population")) from error
 
@@ -207,7 +228,9 @@ class Config:
     @property
     def race(self) -> Race:
         """The race that these settings make."""
-        return Race(self.search.racing, self.search.population, self.data.search_examples, self.search.top_k)
+        halving = self.search.halving
+        rungs = halving.rungs if halving else ()
+        return Race(self.search.racing, self.search.population, self.data.search_examples, self.search.top_k, rungs=rungs)
 
 
 def _field(error: ValueError, name: str, field: str) -> str:

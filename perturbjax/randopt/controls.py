@@ -18,7 +18,7 @@ from perturbjax.randopt.questions import BASE, RANDOPT
 from perturbjax.randopt.results import RESULTS_VERSION, Results, SplitSizes, TaskSource, Throughput
 from perturbjax.randopt.screening_summary import with_screening
 from perturbjax.randopt.selection import Chosen, choose_on_select, k_curve
-from perturbjax.randopt.summaries import population_summary, racing_summary, reliability_summary, tie_summary, vote_entry
+from perturbjax.randopt.summaries import population_summary, racing_summary, reliability_summary, tie_summary, vote_entry, with_halving
 from perturbjax.report import Source, compared_entry, comparison, entry
 from perturbjax.tree import derived_seed
 
@@ -84,6 +84,8 @@ def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any],
         seconds=seconds,
         reliability=reliability_summary(record),
     )
+    if flow.halving is not None:
+        return with_halving(results, flow.halving, flow.population.sigmas, record.scores)
     return results if flow.screening is None else with_screening(results, flow, flow.screening, members)
 
 

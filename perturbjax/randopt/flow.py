@@ -10,6 +10,7 @@ from perturbjax.inference.outputs import Outputs
 from perturbjax.noise import Candidate, Population, Subset
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.screened import Screening
+from perturbjax.randopt.sigma_halving import SigmaHalving
 from perturbjax.randopt.voting import BY_MAJORITY, MAJORITY, Voting
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
@@ -94,6 +95,7 @@ class Flow:
         seed: of the random ensemble, the samples and the bootstrap.
         progress: told how far each stage is.
         screening: how the N candidates were chosen from the whole population, if they were.
+        halving: how they were shared among the sigmas, if not equally.
 
     Raises:
         ValueError: ``record.scores`` is not (N, D), or ``top_k`` is out of range.
@@ -110,6 +112,7 @@ class Flow:
     seed: int = 0
     progress: Progress = SILENT
     screening: Screening | None = None
+    halving: SigmaHalving | None = None
 
     def __post_init__(self) -> None:
         if self.record.scores.shape != (len(self.population), len(self.splits.search)):

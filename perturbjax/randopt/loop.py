@@ -75,7 +75,7 @@ class ChunkReport:
 
 def search(
     engine: ScoringEngine,
-    population: CandidateSource,
+    population: CandidateSource | Callable[[np.ndarray], CandidateSource],
     race: Race,
     prepare: Callable[[np.ndarray], Any],
     state: RunState,
@@ -89,7 +89,7 @@ def search(
 
     Args:
         engine: scores ``engine.chunk`` candidates a call; the result must not depend on how they are grouped.
-        population: N candidates.
+        population: N candidates; or, of a search that chooses them as it goes, what gives those that the scores so far let it choose.
         race: the rounds, and who is promoted.
         prepare: gives the engine's own form of the search examples with these numbers, once a part of the race.
         state: committed after every chunk, and written while the next is scored; every round is complete and on disk when this returns.
@@ -116,13 +116,14 @@ def search(
         if not remaining.size:
             continue
         prepared = prepare(part.columns)
+        candidates = population(table.scores) if callable(population) else population
         label = "search" if race.parts == 1 else f"search, round {number + 1} of {race.parts}"
         with progress.bar(label, len(part.candidates), int(scored.sum()), unit="candidate") as commits.bar:
             for start in range(0, len(remaining), engine.chunk):
                 indices = remaining[start : start + engine.chunk]
-                outputs = engine.run(population[indices], prepared)
+                outputs = engine.run(candidates[indices], prepared)
                 commits.wait()
-                _record(table, outputs, indices, part, population)
+                _record(table, outputs, indices, part, candidates)
                 commits.commit(table, _report(state.step + 1, table, outputs, len(indices), part, number, race, commits.waited))
                 try:
                     look(table)

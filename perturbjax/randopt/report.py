@@ -9,8 +9,8 @@ from perturbjax.inference.calibration import Calibration
 from perturbjax.randopt.auto_sigmas import calibration_words
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.headline import headline
-from perturbjax.randopt.results import Results, read_results, screening_of
-from perturbjax.randopt.results_table import has_lenient, lines, racing_words, search_words, sigma_words
+from perturbjax.randopt.results import Results, halving_of, read_results, screening_of
+from perturbjax.randopt.results_table import halving_words, has_lenient, lines, racing_words, search_words, sigma_words
 from perturbjax.randopt.screened import Screening, read_screening
 from perturbjax.randopt.screening_words import difference_words, screening_words
 from perturbjax.randopt.table import read_candidates
@@ -61,6 +61,7 @@ def write_report(run_dir: str | Path) -> Path:
         "caveats": _caveats(results),
         "speed": _speed_over_time(run_dir / "metrics.jsonl"),
         "screening": screened,
+        "halving": halving_of(results),
     }
     screening = None if screened is None else read_screening(RunDirectory(run_dir), record.config.search)
     plots = _write_plots(run_dir, results, screening)
@@ -102,6 +103,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Task", f"{results.task.name}: {results.task.source}"),
         ("Splits", f"{count(splits.search)} search, {count(splits.select)} select, {count(splits.test)} test, disjoint"),
         ("Population", f"N = {count(results.population.n)} candidates" + (", antithetic pairs" if search.antithetic else "")),
+        *([("Searcher", f"halving over the sigmas: {halving_words(results)}")] if halving_of(results) else []),
         *([] if screened is None else [("Searcher", f"screen: {screening_words(screened)}")]),
         ("Racing", racing_words(results) if results.raced or results.racing.screen is not None else search.racing),
         ("Sigmas", ", ".join(f"{sigma:g}" for sigma in search.to_population().sigmas)),
@@ -146,6 +148,11 @@ def _caveats(results: Results) -> list[str]:
         notes.append(
             f"The race kept the best of all sigmas. A sigma of which fewer than {results.most_votes} candidates finished could "
             "not be chosen alone."
+        )
+    if halving_of(results):
+        notes.append(
+            "The sigmas were compared by the best quarter of few candidates each, so the one that is left won in part by luck. It has most "
+            "of the candidates: shares and means over all sigmas are not those of equal numbers."
         )
     if (screened := screening_of(results)) is not None:
         notes.append(

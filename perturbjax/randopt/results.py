@@ -224,6 +224,20 @@ class ScreeningSummary:
 
 
 @dataclass(frozen=True)
+class HalvingRung:
+    """One rung of halving over the sigmas.
+
+    Attributes:
+        sigmas: that took part; ``candidates``: that each of them had had by its end.
+        worth: of each sigma, the mean search score of the best quarter of these candidates.
+    """
+
+    sigmas: tuple[float, ...]
+    candidates: int
+    worth: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class TaskSource(Source):
     """The task of the run."""
 
@@ -286,6 +300,18 @@ class ScreenedResults(Results):
     screening: ScreeningSummary
 
 
+@dataclass(frozen=True, kw_only=True)
+class HalvedResults(Results):
+    """The content of results.json of a search that halved its sigmas."""
+
+    halving: tuple[HalvingRung, ...]
+
+
+def halving_of(results: Results) -> tuple[HalvingRung, ...]:
+    """The rungs of the halving over the sigmas; none if the search had none."""
+    return results.halving if isinstance(results, HalvedResults) else ()
+
+
 def screening_of(results: Results) -> ScreeningSummary | None:
     """What the screening did, if the search had one."""
     return results.screening if isinstance(results, ScreenedResults) else None
@@ -293,7 +319,8 @@ def screening_of(results: Results) -> ScreeningSummary | None:
 
 def results_of(content: dict[str, Any], where: str) -> Results:
     """The results that a JSON object says; raises as ``from_json``."""
-    return from_json(ScreenedResults if "screening" in content else Results, content, where)
+    kinds = {"screening": ScreenedResults, "halving": HalvedResults}
+    return from_json(next((kind for name, kind in kinds.items() if name in content), Results), content, where)
 
 
 def read_results(path: Path) -> Results:

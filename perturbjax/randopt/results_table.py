@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from perturbjax.randopt.headline import headline
-from perturbjax.randopt.results import Results, screening_of
+from perturbjax.randopt.results import Results, halving_of, screening_of
 from perturbjax.randopt.screening_words import difference_words, screening_words
 from perturbjax.report.schema import Entry
 from perturbjax.report.words import FACT_WIDTH, WIDTH, count, entry_lines, fact_lines, percent, rate, shorten
@@ -62,6 +62,13 @@ def racing_words(results: Results) -> str:
     return f"{results.racing.rule}: {candidates} candidates up to question {examples}"
 
 
+def halving_words(results: Results) -> str:
+    """``sigma 0.001 is left; 0.0005 had 5 candidates, 0.001 30, 0.002 13``."""
+    first, *others = results.population.per_sigma
+    had = [f"{first.sigma:g} had {first.n} candidates", *(f"{other.sigma:g} {other.n}" for other in others)]
+    return f"{sigma_words(halving_of(results)[-1].sigmas[0])} is left; {', '.join(had)}"
+
+
 def results_table(results: Results) -> str:
     """Verdict, base, controls and RandOpt at each K with 95 % intervals and tokens, then choices, ties, throughput and efficiency."""
     table = entry_lines([(line.label, line.entry) for line in lines(results)], has_lenient(results))
@@ -86,6 +93,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("population", f"{count(population.n)} candidates, {density} at or above the base on {search_words(results)}"),
         *(race if results.raced or results.racing.screen is not None else []),
         *([("screening", screening_words(screened)), ("first and drawn", difference_words(screened))] if screened else []),
+        *([("sigmas", halving_words(results))] if halving_of(results) else []),
         *([("reliability", reliability.population.words)] if reliability else []),
         ("spent before test", f"{count(results.chosen.search_tokens)} tokens by RandOpt ({stages})"),
         ("throughput", f"{rate(speed.candidates_per_s)} candidates/s, {rate(speed.tokens_per_s)} tokens/s"),

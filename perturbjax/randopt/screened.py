@@ -1,4 +1,4 @@
-"""screening.json: which candidates of a huge population a screening chose to run; written once, read by everyone who counts candidates."""
+"""Which candidates of the whole population a search scores; screening.json, which says it of a search that screens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +81,23 @@ def read_screening(directory: RunDirectory, search: Search) -> Screening | None:
     except InputError as error:
         advice = "" if "start anew" in str(error) else f"; restore it, or delete {directory.path} to start anew"
         raise InputError(f"{error}{advice}") from error
+
+
+def scored_candidates(search: Search, screening: Screening | None, scores: np.ndarray) -> Population | Subset:
+    """The candidates that a search scores, counted from 0, as far as their choice is known.
+
+    Args:
+        search: the settings, with sigmas.
+        screening: of a search that screens.
+        scores: (N, D), NaN where a candidate was not asked; halving chooses by them.
+    """
+    population, halving = search.to_population(), search.halving
+    if halving is not None:
+        return halving.candidates_of(population, scores)
+    if search.searcher == "screen":
+        assert screening is not None, "not chosen yet"
+        return screening.of(population)
+    return population
 
 
 def _checked(content: dict[str, Any], where: str, directory: RunDirectory, search: Search) -> Screening:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
@@ -17,7 +19,7 @@ from perturbjax.pretrained import Model, load_model
 from perturbjax.randopt.auto_sigmas import choose_sigmas, with_sigmas
 from perturbjax.randopt.config import AUTO, Config, Machine, Run
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.screened import Screening, read_screening
+from perturbjax.randopt.screened import Screening, read_screening, scored_candidates
 from perturbjax.records import to_json
 from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
@@ -77,7 +79,7 @@ class Parts:
         template: the prompt of the candidates.
         splits: three disjoint sets of examples.
         model: the base, as loaded.
-        population: the whole of it; ``candidates`` are those that are scored.
+        population: the whole of it; ``candidates(scores)`` are those that are scored.
         fingerprint: of its parameters.
         identity: what makes two runs the same run.
         calibration: how the sigmas were chosen, if they were just now.
@@ -97,13 +99,13 @@ class Parts:
     calibration: Calibration | None = None
     screening: Screening | None = None
 
-    @property
-    def candidates(self) -> Population | Subset:
-        """The candidates that are scored, counted from 0."""
-        if self.screening is None:
-            assert self.config.search.searcher != "screen", "not chosen yet"
-            return self.population
-        return self.screening.of(self.population)
+    def candidates(self, scores: np.ndarray) -> Population | Subset:
+        """The candidates that are scored, counted from 0, as far as their choice is known.
+
+        Args:
+            scores: (N, D) of the search, NaN where a candidate was not asked.
+        """
+        return scored_candidates(self.config.search, self.screening, scores)
 
 
 def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
@@ -205,7 +207,7 @@ def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()
 
 
 def with_candidates(parts: Parts, run: Path) -> Parts:
-    """The parts of an existing run, as ``reopen`` gives them, which know their ``candidates``.
+    """The parts of an existing run, as ``reopen`` gives them, which then know their ``candidates``.
 
     Raises:
         InputError: as ``read_screening``.

@@ -107,7 +107,8 @@ def _stages(
         _trace(parts, engine, slices[0], parts.config.run.profile, progress)
     look = Preflight(parts.config.race, parts.config.run.require_reliability and not finished, progress.note)
     table = score_population(parts, engine, slices, directory, progress, peers, look)
-    candidates, positions = parts.candidates, np.arange(len(parts.candidates))
+    candidates = parts.candidates(table.scores)
+    positions = np.arange(len(candidates))
     indices, sigmas = candidates.index_of(positions), candidates.sigma_of(positions)
     on_main(lambda: write_candidates(directory.candidates, sigmas, parts.config.race.filled(table.scores), indices))
     if base is None:
@@ -187,20 +188,21 @@ def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, in
         engine,
         parts.task,
         parts.splits,
-        parts.candidates,
+        parts.candidates(table.scores),
         record,
         settings.top_k,
         parts.template,
         seed=settings.seed,
         progress=progress,
         screening=parts.screening,
+        halving=settings.halving,
     )
     return evaluate_run(flow, Source(parts.model.name, parts.model.source))
 
 
 def _trace(parts: Parts, engine: Engine, batch: EncodedBatch, directory: Path, progress: Progress) -> None:
     """Traces the scoring of as many candidates as are in flight at once; their scores are thrown away."""
-    few = parts.candidates[: engine.mesh.size * engine.in_flight]
+    few = parts.population[: engine.mesh.size * engine.in_flight]
     engine.run(few, batch)  # compiles, if a finished run has left that to us
     if is_main():
         seconds = trace(directory, lambda: engine.run(few, batch))

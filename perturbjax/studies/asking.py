@@ -55,7 +55,7 @@ def reopen_search(run: Path, trusted: Collection[str], machine: Machine, progres
     """
     from perturbjax.randopt import setup
 
-    parts = setup.with_candidates(setup.reopen(run, progress.note, trusted), run)
+    parts = setup.reopen(run, progress.note, trusted)
     here = replace(parts.config, machine=replace(parts.config.machine, mesh=machine.mesh))
     return parts, setup.make_engine(replace(parts, config=here))
 

@@ -50,7 +50,17 @@ def test_counts_must_be_positive_integers(name, value):
         ({"scale": "relative"}, r"`scale` relative: one of absolute, rms, modular"),
         ({"scale": "modular"}, r"`sigmas` 0.0005,0.001,0.002: .* they are R, 0.16 to 0.64 .* or auto"),
         ({"racing": "sprint"}, r"`racing` sprint: one of off, halving, bounds, dead"),
-        ({"searcher": "grid"}, r"`searcher` grid: one of random, screen"),
+        ({"searcher": "grid"}, r"`searcher` grid: one of random, screen, halving"),
+        ({"searcher": "halving"}, r"`racing` halving: `searcher` halving compares sigmas .*; add `racing` off"),
+        ({"searcher": "halving", "racing": "dead"}, r"`racing` dead: `searcher` halving"),
+        ({"searcher": "halving", "racing": "off", "sigmas": (0.001,)}, r"`sigmas`: at least 2 are required with `searcher` halving"),
+        ({"searcher": "halving", "racing": "off", "population": 35}, r"`population` 35: 36 are required to halve 3 sigmas"),
+        ({"searcher": "halving", "racing": "off", "population": 2**32 + 2, "top_k": 1}, r"`population` 4294967298: .* 2\*\*32"),
+        (
+            {"searcher": "halving", "racing": "off", "population": 2**32},
+            r"`population` 4294967296: .* from 7874106711, at most 2\*\*32",
+        ),
+        ({"searcher": "halving", "racing": "off", "screened": 100}, r"`screened` 100: only `searcher` screen"),
         ({"screened": 1000}, r"`screened` 1000: only `searcher` screen takes it"),
         ({"searcher": "screen"}, r"`searcher` screen: needs `screened`"),
         ({"searcher": "screen", "screened": 48}, r"`screened` 48: more than `population` 48, .* at most 67108864"),
@@ -73,7 +83,10 @@ def test_every_other_mistake_is_one_line_that_names_the_field(changes, message):
 def test_the_whole_population_is_what_is_screened():
     search = config_of(searcher="screen", screened=1000, population=47, antithetic=True).search
     search.validate()
-    assert len(search.to_population()) == 1000 and config_of(population=47).search.to_population().size == 47
+    assert len(search.to_population()) == 1000 and search.halving is None
+    assert len(config_of(searcher="halving", racing="off").search.to_population()) == 90
+    config_of(searcher="halving", racing="off", sigmas="auto").validate()
+    assert config_of(population=47).search.to_population().size == 47
 
 
 def test_choices_of_the_noise_are_the_table_of_distributions_and_the_help_is_theirs():
