@@ -197,6 +197,7 @@ class Config:
     - the default run: perturbjax randopt
     - a task of your own: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
     - arithmetic with random signs as noise: perturbjax randopt --task arithmetic --noise rademacher --sigmas 0.001,0.002
+    - a huge population, of which one gradient chooses whom to run: perturbjax randopt --rank 1 --searcher screen --screened 100000
     - after a kill: the same command with --resume
 
     Questions are assigned to three splits that never meet: search scores the candidates, select makes every choice (K, sigma, prompt,

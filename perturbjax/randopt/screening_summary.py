@@ -59,8 +59,9 @@ def difference_within(scores: np.ndarray, first: np.ndarray, sigmas: np.ndarray)
     Returns:
         The difference and its interval; None where too few candidates share a sigma.
 
-    >>> difference_within(np.array([0.5, 0.7, 0.2, 0.4]), np.array([True, True, False, False]), np.ones(4))[0].round(6)
-    np.float64(0.3)
+    >>> found = difference_within(np.array([0.5, 0.7, 0.2, 0.4]), np.array([True, True, False, False]), np.ones(4))
+    >>> round(found[0], 6), [round(limit, 2) for limit in found[1]]
+    (0.3, [-0.31, 0.91])
     """
     from scipy.special import stdtrit  # a tenth of a second, and `import perturbjax` does without it
 

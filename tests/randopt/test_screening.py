@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -159,6 +160,11 @@ def test_killed_in_the_screening_and_in_the_search_it_ends_the_same(folder, tmp_
         assert (run / name).read_bytes() == (folder / "run" / name).read_bytes(), name
 
 
+def test_a_study_of_random_candidates_does_not_take_it(folder, capsys):
+    code, out, err = call(["study", "scaling", str(folder / "run"), "--top-k", "2"], capsys)
+    assert (code, out) == (2, "") and "run: its candidates were chosen by searcher screen" in err.splitlines()[-1]
+
+
 def damage(path: Path, **changes: object) -> None:
     content = json.loads(path.read_text()) | changes
     content["digest"] = digest({name: value for name, value in content.items() if name != "digest"})
@@ -224,7 +230,7 @@ def test_a_search_without_screening_is_not_continued_with_it(folder, tmp_path, c
     assert code == 2 and "--searcher screen, the run has random; --screened 40, the run has None" in err
 
 
-def plain() -> dict[str, object]:
+def plain() -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in SMALL.items()} | {"sigmas": (0.01, 0.1)}
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from support.search_fakes import FakeEngine, prepare
 from perturbjax import randopt
 from perturbjax.cli import main
 from perturbjax.errors import InputError
+from perturbjax.inference.outputs import Outputs
 from perturbjax.noise import Population, Subset
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race
@@ -93,7 +95,7 @@ def test_it_comes_out_the_same_in_any_chunks_and_after_a_kill(tmp_path):
     race, population = Race("off", 40, 8, 3, rungs=halving.rungs), population_of(halving)
 
     class Engine(FakeEngine):
-        def run(self, candidates, prepared):
+        def run(self, candidates: Any, prepared: list[int]) -> Outputs:
             return super().run(np.asarray(candidates.index, np.int64), prepared)
 
     def candidates(scores: np.ndarray) -> Subset:
