@@ -23,8 +23,8 @@ AUTO: Literal["auto"] = "auto"
 Searcher = Literal["random", "screen", "halving"]
 MOST_SCREENED = 2**26
 """Candidates that are screened at most: one number of each is in memory."""
-FEWEST_CHOSEN = 4
-"""Candidates that a screening chooses at least: two that it put first and two that were drawn, to compare."""
+FEWEST_CHOSEN, MOST_CHOSEN = 4, 2**18
+"""Candidates that a screening chooses: at least two that it puts first and two that are drawn, to compare; at most what one file holds."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class Search:
             return
         if self.screened is None:
             raise InputError("`searcher` screen: needs `screened`, how many candidates are ranked by the gradient, such as 100000")
-        if self.population < FEWEST_CHOSEN:
+        if not FEWEST_CHOSEN <= self.population <= MOST_CHOSEN:
             raise InputError(
-                f"`population` {self.population}: at least {FEWEST_CHOSEN} are required with `searcher` screen, two of them drawn"
+                f"`population` {self.population}: `searcher` screen takes from {FEWEST_CHOSEN}, two of them drawn, to {MOST_CHOSEN}"
             )
         if not self.population < self.screened <= MOST_SCREENED:
             raise InputError(

@@ -5,7 +5,7 @@ candidate gets its inner product with it (``searchers.screening``); none is run.
 are proportional to sigma: those with the highest products, and beside them some drawn at random from the others. These keep diversity, and
 their scores beside those of the others show what the screening is worth.
 
-Every process makes all of it on one device, so that what is chosen depends on no mesh, and process 0's choice is the run's.
+Every process makes all of it on one device, so that the mesh changes a product by no more than rounding; process 0's choice is the run's.
 """
 
 import time
