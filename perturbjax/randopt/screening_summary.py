@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from perturbjax.randopt.flow import Flow
-from perturbjax.randopt.results import Results, ScreenedGroup, ScreenedResults, ScreeningSummary
+from perturbjax.randopt.results import Results, ScreenedResults
 from perturbjax.randopt.screened import Screening
+from perturbjax.randopt.searcher_records import ScreenedGroup, ScreeningSummary
 
 
 def with_screening(results: Results, flow: Flow, screening: Screening, members: np.ndarray) -> ScreenedResults:

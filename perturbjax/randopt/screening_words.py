@@ -1,6 +1,6 @@
 """What a screening did, in words: the same in the terminal and on the page."""
 
-from perturbjax.randopt.results import ScreeningSummary
+from perturbjax.randopt.searcher_records import ScreeningSummary
 from perturbjax.report.words import count, percent, points, points_range
 
 

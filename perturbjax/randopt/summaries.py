@@ -12,7 +12,6 @@ from perturbjax.randopt.preflight import FirstLook
 from perturbjax.randopt.reliability import reliability
 from perturbjax.randopt.results import (
     HalvedResults,
-    HalvingRung,
     PopulationSummary,
     RacingSummary,
     ReliabilitySummary,
@@ -21,6 +20,7 @@ from perturbjax.randopt.results import (
     SigmaSummary,
     Ties,
 )
+from perturbjax.randopt.searcher_records import HalvingRung
 from perturbjax.randopt.sigma_halving import SigmaHalving
 from perturbjax.report import compared_entry, entry
 from perturbjax.report.accounting import wilson
