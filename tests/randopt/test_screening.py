@@ -71,8 +71,10 @@ def test_what_is_run_are_those_of_the_highest_products_with_dense_noise_and_othe
     assert value == pytest.approx(float(log_odds(base.log_probs, right_choices(parts.splits.search)).mean()), rel=1e-4)
     leaves, slope, leaf_scales = leaf_paths(parts.model.params), leaf_paths(gradient), scales(parts.model.params, parts.noise)
 
+    perturbed = jax.jit(lambda candidate: perturb(parts.model.params, candidate, parts.noise, leaf_scales))
+
     def product(index: int) -> float:
-        theta = leaf_paths(perturb(parts.model.params, parts.population[index], parts.noise, leaf_scales))
+        theta = leaf_paths(perturbed(parts.population[index]))
         steps = ((np.asarray(theta[path], np.float64) - np.asarray(leaf), slope[path]) for path, leaf in leaves.items())
         return sum(float(np.vdot(step, np.asarray(of))) for step, of in steps)
 
