@@ -27,11 +27,10 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     import numpy as np
 
     from perturbjax.inference import Engine
+    from perturbjax.randopt import read_scores
     from perturbjax.randopt.setup import reopen_ensemble
     from perturbjax.randopt.stages import prepare_rounds
-    from perturbjax.randopt.table import ScoreTable, open_state
     from perturbjax.runs.console import Console
-    from perturbjax.runs.rundir import RunDirectory
     from perturbjax.sharding import make_mesh
 
     parts, ensemble = reopen_ensemble(run, Console().note)
@@ -40,8 +39,8 @@ def score(run: Path, members: int, chunk: int, devices: int) -> None:
     # In the slices of the run's race: rows packed with other neighbors are summed in another order.
     slices = prepare_rounds(parts, engine, engine.prepare(parts.splits.search, parts.template))
     outputs = [engine.run(rebuilt, prepared) for prepared in slices]
-    with open_state(RunDirectory(run).state, parts.config.race, parts.identity) as state:
-        committed = ScoreTable.of(state, parts.config.race).scores[np.asarray(rebuilt.index)]
+    found = read_scores(run)
+    committed = found.scores[np.searchsorted(found.index, np.asarray(rebuilt.index))]
     scores = np.concatenate([part.scores for part in outputs], axis=1)
     digest = hashlib.sha256(json.dumps([part.answers for part in outputs]).encode()).hexdigest()[:16]
     print(json.dumps({"equal": scores.tobytes() == committed.tobytes(), "members": len(committed), "answers": digest}))

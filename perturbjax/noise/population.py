@@ -93,6 +93,15 @@ class Population:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def whole(self) -> Population:
+        """Itself: ``Subset`` has one too."""
+        return self
+
+    def index_of(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
+        """int64 candidate indices at positions, which are the same here and not in a ``Subset``."""
+        return np.asarray(positions, np.int64)
+
     def __getitem__(self, item: int | np.integer | slice | Sequence[int] | np.ndarray) -> Candidate:
         """The candidate of an index, or those of a slice or of a list of indices, batched along a leading axis.
 
@@ -127,3 +136,51 @@ class Population:
             sign=jnp.asarray(sign, jnp.float32),
             key_data=jax.vmap(fold_in, (None, 0))(root_key_data(self.seed), numbers),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Some candidates of a population, counted on their own: at position p is the candidate ``indices[p]`` of the whole, which keeps its
+    index, its key and its sigma.
+
+    Attributes:
+        whole: N candidates.
+        indices: (n,) int64 of those that are in it, ascending.
+
+    Raises:
+        ValueError: indices that are not ascending, or outside the whole.
+
+    >>> subset = Subset(Population(seed=0, size=100, sigmas=(0.1, 0.2)), np.array([7, 40]))
+    >>> len(subset), int(subset[1].index), subset.sigma_of([0]).tolist() == subset.whole.sigma_of([7]).tolist()
+    (2, 40, True)
+    """
+
+    whole: Population
+    indices: np.ndarray
+
+    def __post_init__(self):
+        indices = np.asarray(self.indices, np.int64)
+        object.__setattr__(self, "indices", indices)
+        if indices.ndim != 1 or (np.diff(indices) <= 0).any():
+            raise ValueError("indices: a list of candidate indices in ascending order, each once, is required")
+        if indices.size and not (indices[0] >= 0 and indices[-1] < len(self.whole)):
+            raise ValueError(f"indices: {indices[0]} to {indices[-1]} are outside the population's 0 to {len(self.whole) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int | np.integer | slice | Sequence[int] | np.ndarray) -> Candidate:
+        """As ``Population.__getitem__``, by position."""
+        return self.whole[self.indices[item if isinstance(item, int | np.integer | slice) else np.asarray(item, np.int64)]]
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        return self.whole.sigmas
+
+    def index_of(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
+        """int64 candidate indices in the whole population."""
+        return self.indices[np.asarray(positions, np.int64)]
+
+    def sigma_of(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
+        """sigma per position: float32."""
+        return self.whole.sigma_of(self.index_of(positions))

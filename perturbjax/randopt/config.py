@@ -13,12 +13,18 @@ from perturbjax.noise import Noise, Population, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.randopt.racing import Race, RacingRule
+from perturbjax.randopt.sigma_halving import SigmaHalving
 from perturbjax.runs import config as runs
 from perturbjax.runs.config import Base, check_choices, check_positive, check_seed, check_text
 from perturbjax.scoring.strategy import Strategy
 
 AUTO: Literal["auto"] = "auto"
 """Sigmas that a search chooses when it begins (``randopt.auto_sigmas``)."""
+Searcher = Literal["random", "screen", "halving"]
+MOST_SCREENED = 2**26
+"""Candidates that are screened at most: one number of each is in memory."""
+FEWEST_CHOSEN, MOST_CHOSEN = 4, 2**18
+"""Candidates that a screening chooses: at least two that it puts first and two that are drawn, to compare; at most what one file holds."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,13 @@ class Search:
     """Another scale for parameters whose path matches, or none: REGEX=absolute|rms|modular|exclude, comma separated; first match wins."""
     antithetic: bool = False
     """Candidates 2j and 2j+1 share their noise with opposite signs."""
+    searcher: Searcher = "random"
+    """Which candidates are scored. random: the first N of the seed. screen: of --screened candidates those that one gradient of the search
+    examples' log-odds puts first, and a quarter of N drawn from the others; multiple-choice tasks only. halving: all sigmas get a few, then
+    the better half of them more, until one is left; with --racing off."""
+    screened: int | None = None
+    """How many candidates --searcher screen ranks by the gradient, without running them: 100000 and more. A low --rank makes it cheap: at
+    rank 1 each costs about as much as one token."""
     racing: RacingRule = "halving"
     """halving: stop the weaker candidates after a slice of the search examples, to save tokens; bounds: stop only those that are very
     likely out; dead: leave out the examples that the first 32 candidates all get right, which then count as right; off: score every
@@ -77,13 +90,18 @@ class Search:
     """Seed of the noise, the splits and the sampled controls."""
 
     def validate(self) -> None:
-        check_positive(self, "population", "top_k")
+        check_positive(self, "population", "top_k", "screened")
         if self.top_k > self.population:
             raise InputError(f"`top_k` {self.top_k}: at most `population` {self.population} can be kept; lower one or raise the other")
         check_seed(self.seed)
         check_choices(self)
+        self._validate_screening()
+        if self.searcher == "halving" and self.racing != "off":
+            raise InputError(
+                f"`racing` {self.racing}: `searcher` halving compares sigmas by candidates that answered everything; add `racing` off"
+            )
         self.to_noise()
-        (replace(self, sigmas=(1.0,)) if self.sigmas == AUTO else self).to_population()
+        (replace(self, sigmas=(1.0, 2.0)) if self.sigmas == AUTO else self).to_population()
         if self.scale == "modular" and self.sigmas == Search.sigmas:
             raise InputError(
                 f"`sigmas` {','.join(map(str, self.sigmas))}: those of scale absolute; with `scale` modular they are R, 0.16 to 0.64 in "
@@ -91,6 +109,34 @@ class Search:
             )
         if self.strategy == "low_rank" and self.rank is None:
             raise InputError("`strategy` low_rank: the noise has full rank; give it a `rank`, or choose lazy or copy")
+
+    def _validate_screening(self) -> None:
+        if self.searcher != "screen":
+            if self.screened is not None:
+                raise InputError(f"`screened` {self.screened}: only `searcher` screen takes it; add that, or leave it out")
+            return
+        if self.screened is None:
+            raise InputError("`searcher` screen: needs `screened`, how many candidates are ranked by the gradient, such as 100000")
+        if not FEWEST_CHOSEN <= self.population <= MOST_CHOSEN:
+            raise InputError(
+                f"`population` {self.population}: `searcher` screen takes from {FEWEST_CHOSEN}, two of them drawn, to {MOST_CHOSEN}"
+            )
+        if not self.population < self.screened <= MOST_SCREENED:
+            raise InputError(
+                f"`screened` {self.screened}: more than `population` {self.population}, of which they are chosen, and at most "
+                f"{MOST_SCREENED} are required"
+            )
+
+    @property
+    def halving(self) -> SigmaHalving | None:
+        """How the candidates are shared among the sigmas, if by halving.
+
+        Raises:
+            InputError: too few sigmas or candidates for it.
+        """
+        if self.searcher != "halving" or self.sigmas == AUTO:
+            return None
+        return SigmaHalving(len(self.sigmas), self.population, self.antithetic)
 
     def to_noise(self) -> Noise:
         """The noise specification, which checks itself."""
@@ -100,17 +146,21 @@ class Search:
             raise InputError(_field(error, "distribution", "noise")) from error
 
     def to_population(self) -> Population:
-        """The population, which checks itself.
+        """The whole population, which checks itself: those that are scored, or those that they are chosen from.
 
         Raises:
             InputError: a field that it is made of cannot be used, or the sigmas are yet to be chosen.
         """
         if self.sigmas == AUTO:
             raise InputError("`sigmas` auto: not chosen yet; a search chooses them when it begins")
+        halving = self.halving
         try:
-            return Population(self.seed, self.population, self.sigmas, self.antithetic)
+            if halving:
+                Population(self.seed, self.population, self.sigmas, self.antithetic)
+            size = halving.whole if halving else self.screened or self.population
+            return Population(self.seed, size, self.sigmas, self.antithetic)
         except ValueError as error:
-            raise InputError(_field(error, "size", "population")) from error
+            raise InputError(_field(error, "size", "screened" if self.screened else "population")) from error
 
 
 @dataclass(frozen=True)
@@ -147,6 +197,7 @@ class Config:
     - the default run: perturbjax randopt
     - a task of your own: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
     - arithmetic with random signs as noise: perturbjax randopt --task arithmetic --noise rademacher --sigmas 0.001,0.002
+    - a huge population, of which one gradient chooses whom to run: perturbjax randopt --rank 1 --searcher screen --screened 100000
     - after a kill: the same command with --resume
 
     Questions are assigned to three splits that never meet: search scores the candidates, select makes every choice (K, sigma, prompt,
@@ -178,7 +229,9 @@ class Config:
     @property
     def race(self) -> Race:
         """The race that these settings make."""
-        return Race(self.search.racing, self.search.population, self.data.search_examples, self.search.top_k)
+        halving = self.search.halving
+        rungs = halving.rungs if halving else ()
+        return Race(self.search.racing, self.search.population, self.data.search_examples, self.search.top_k, rungs=rungs)
 
 
 def _field(error: ValueError, name: str, field: str) -> str:

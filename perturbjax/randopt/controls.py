@@ -16,8 +16,9 @@ from perturbjax.randopt.flow import Flow, VoteCurve, run_base, run_members, vote
 from perturbjax.randopt.pools import pool_of
 from perturbjax.randopt.questions import BASE, RANDOPT
 from perturbjax.randopt.results import RESULTS_VERSION, Results, SplitSizes, TaskSource, Throughput
+from perturbjax.randopt.screening_summary import with_screening
 from perturbjax.randopt.selection import Chosen, choose_on_select, k_curve
-from perturbjax.randopt.summaries import population_summary, racing_summary, reliability_summary, tie_summary, vote_entry
+from perturbjax.randopt.summaries import population_summary, racing_summary, reliability_summary, tie_summary, vote_entry, with_halving
 from perturbjax.report import Source, compared_entry, comparison, entry
 from perturbjax.tree import derived_seed
 
@@ -52,8 +53,8 @@ def evaluate_run(flow: Flow, model: Source) -> Evaluation:
     ``top_k`` reached the end. The race looks for the best of all, so that is the pool that it preserves.
 
     On test: the base; the base under the chosen template; the members, ``top_k`` samples of the base and ``top_k`` candidates drawn at
-    random from the whole population (seeded, without replacement), each run once and read off at every K. ``random_k`` and
-    ``self_consistency`` are reported at the chosen K and, under ``curve``, at the others.
+    random from the whole population, all that were screened included (seeded, without replacement), each run once and read off at every K.
+    ``random_k`` and ``self_consistency`` are reported at the chosen K and, under ``curve``, at the others.
 
     Args:
         flow: what was searched, and the engine and the examples to go on with.
@@ -62,14 +63,14 @@ def evaluate_run(flow: Flow, model: Source) -> Evaluation:
     chosen = choose_on_select(flow)
     entries, by_question, seconds = measure_on_test(flow, chosen)
     results = _results(flow, model, chosen, entries, {"search": flow.record.seconds, "select": chosen.seconds, "test": seconds})
-    members = np.asarray(chosen.selection.members[: chosen.selection.K])
-    return Evaluation(results, members, flow.record.mean_scores[members], by_question)
+    members = chosen.members[: chosen.selection.K]
+    return Evaluation(results, flow.population.index_of(members), flow.record.mean_scores[members], by_question)
 
 
 def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any], seconds: dict[str, float]) -> Results:
     record, selection = flow.record, chosen.selection
-    members, pool = np.asarray(selection.members[: selection.K]), pool_of(flow.population, record.scores, selection.sigma)
-    return Results(
+    members, pool = chosen.members[: selection.K], pool_of(flow.population, record.scores, selection.sigma)
+    results = Results(
         version=RESULTS_VERSION,
         model=model,
         task=TaskSource(flow.task.name, flow.task.source, flow.task.kind),
@@ -83,6 +84,9 @@ def _results(flow: Flow, model: Source, chosen: Chosen, entries: dict[str, Any],
         seconds=seconds,
         reliability=reliability_summary(record),
     )
+    if flow.halving is not None:
+        return with_halving(results, flow.halving, flow.population.sigmas, record.scores)
+    return results if flow.screening is None else with_screening(results, flow, flow.screening, members)
 
 
 def _throughput(flow: Flow) -> Throughput:
@@ -104,12 +108,13 @@ def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], dict[st
     examples, template, selection = flow.splits.test, flow.template, chosen.selection
     prepared = flow.engine.prepare(examples, template)
     generator = np.random.Generator(np.random.PCG64(derived_seed(flow.seed, "random members")))
-    members, random_members = np.asarray(selection.members), generator.permutation(len(flow.population))[: flow.top_k]
+    whole = flow.population.whole
+    members, random_members = np.asarray(selection.members), generator.permutation(len(whole))[: flow.top_k]
 
     union = np.unique(np.concatenate([members, random_members]))
-    outputs = run_members(flow.engine, flow.population, union, prepared, "test split: candidates", flow.progress)
+    outputs = run_members(flow.engine, whole, union, prepared, "test split: candidates", flow.progress)
     voters = outputs.take(np.searchsorted(union, members))
-    votes = vote_curve(voters, flow.voting(members))
+    votes = vote_curve(voters, flow.voting(chosen.members))
     unselected = vote_curve(outputs.take(np.searchsorted(union, random_members)))
 
     with flow.progress.bar("test split: base and its samples", 3) as bar:
@@ -148,8 +153,8 @@ def _randopt(
     flow: Flow, chosen: Chosen, voters: Outputs, votes: VoteCurve, base_scores: np.ndarray, rivals: dict[str, np.ndarray]
 ) -> dict[str, RandOptEntry]:
     """RandOpt at every K, beside rivals of (K, B) scores."""
-    tokens = flow.record.total_tokens + chosen.member_tokens
-    means = flow.record.mean_scores[list(chosen.selection.members)]
+    tokens = flow.search_tokens + chosen.member_tokens
+    means = flow.record.mean_scores[chosen.members]
     entries = {}
     for k in k_curve(flow.top_k):
         figures = vote_entry(votes, k, base_scores, flow.bootstrap, tokens)

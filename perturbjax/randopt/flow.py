@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from perturbjax.inference.outputs import Outputs
-from perturbjax.noise import Candidate, Population
+from perturbjax.noise import Candidate, Population, Subset
 from perturbjax.randopt.racing import Race
+from perturbjax.randopt.screened import Screening
+from perturbjax.randopt.sigma_halving import SigmaHalving
 from perturbjax.randopt.voting import BY_MAJORITY, MAJORITY, Voting
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
@@ -85,12 +87,15 @@ class Flow:
     Attributes:
         engine, task: run the models; grade the replies.
         splits: disjoint examples; only ``search`` was seen by the search.
-        population, record: the N candidates searched, and their search scores.
+        population, record: the N candidates searched, and their search scores. A candidate is named by its position here, from 0, but in
+            results and files by its index in the whole population.
         top_k: most members of an ensemble, 1 <= top_k <= N.
         template: the prompt of the search.
         rule: by which the members vote, one of ``VOTE_RULES``.
         seed: of the random ensemble, the samples and the bootstrap.
         progress: told how far each stage is.
+        screening: how the N candidates were chosen from the whole population, if they were.
+        halving: how they were shared among the sigmas, if not equally.
 
     Raises:
         ValueError: ``record.scores`` is not (N, D), or ``top_k`` is out of range.
@@ -99,13 +104,15 @@ class Flow:
     engine: Engine
     task: Task
     splits: Splits
-    population: Population
+    population: Population | Subset
     record: SearchRecord
     top_k: int
     template: Template
     rule: str = MAJORITY
     seed: int = 0
     progress: Progress = SILENT
+    screening: Screening | None = None
+    halving: SigmaHalving | None = None
 
     def __post_init__(self) -> None:
         if self.record.scores.shape != (len(self.population), len(self.splits.search)):
@@ -113,6 +120,11 @@ class Flow:
             raise ValueError(f"record.scores has shape {self.record.scores.shape}; {expected} are required")
         if not 1 <= self.top_k <= len(self.population):
             raise ValueError(f"top_k {self.top_k}: between 1 and the population's {len(self.population)} is required")
+
+    @property
+    def search_tokens(self) -> int:
+        """What was spent to score the candidates and, in tokens of as many operations, to choose them."""
+        return self.record.total_tokens + (0 if self.screening is None else self.screening.tokens)
 
     def samples(self, prepared: Any, count: int, temperature: float, purpose: str) -> Outputs:
         """``count`` samples of the base."""
@@ -162,7 +174,7 @@ def run_base(engine: Engine, prepared: Any) -> Outputs:
 
 
 def run_members(
-    engine: Engine, population: Population, indices: np.ndarray, prepared: Any, stage: str, progress: Progress = SILENT
+    engine: Engine, population: Population | Subset, indices: np.ndarray, prepared: Any, stage: str, progress: Progress = SILENT
 ) -> Outputs:
     """The candidates of these (R,) indices on one prepared split, a chunk of the engine at a time."""
     outputs = []

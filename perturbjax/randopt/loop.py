@@ -32,6 +32,8 @@ class CandidateSource(Protocol):
 
     def __getitem__(self, item: np.ndarray, /) -> Any: ...
 
+    def index_of(self, positions: np.ndarray, /) -> np.ndarray: ...
+
 
 @dataclass(frozen=True)
 class ChunkReport:
@@ -73,7 +75,7 @@ class ChunkReport:
 
 def search(
     engine: ScoringEngine,
-    population: CandidateSource,
+    population: CandidateSource | Callable[[np.ndarray], CandidateSource],
     race: Race,
     prepare: Callable[[np.ndarray], Any],
     state: RunState,
@@ -87,7 +89,7 @@ def search(
 
     Args:
         engine: scores ``engine.chunk`` candidates a call; the result must not depend on how they are grouped.
-        population: N candidates.
+        population: N candidates; or, of a search that chooses them as it goes, what gives those that the scores so far let it choose.
         race: the rounds, and who is promoted.
         prepare: gives the engine's own form of the search examples with these numbers, once a part of the race.
         state: committed after every chunk, and written while the next is scored; every round is complete and on disk when this returns.
@@ -114,13 +116,14 @@ def search(
         if not remaining.size:
             continue
         prepared = prepare(part.columns)
+        candidates = population(table.scores) if callable(population) else population
         label = "search" if race.parts == 1 else f"search, round {number + 1} of {race.parts}"
         with progress.bar(label, len(part.candidates), int(scored.sum()), unit="candidate") as commits.bar:
             for start in range(0, len(remaining), engine.chunk):
                 indices = remaining[start : start + engine.chunk]
-                outputs = engine.run(population[indices], prepared)
+                outputs = engine.run(candidates[indices], prepared)
                 commits.wait()
-                _record(table, outputs, indices, part)
+                _record(table, outputs, indices, part, candidates)
                 commits.commit(table, _report(state.step + 1, table, outputs, len(indices), part, number, race, commits.waited))
                 try:
                     look(table)
@@ -173,11 +176,11 @@ class _Commits:
             self.bar.update(report.done, **figures)
 
 
-def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, part: Part) -> None:
+def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, part: Part, population: CandidateSource) -> None:
     bad = np.argwhere(~np.isfinite(outputs.scores))
     if bad.size:
         number_in_chunk, example = bad[0]
-        which = f"its score of example {part.columns[example]} for candidate {indices[number_in_chunk]}"
+        which = f"its score of example {part.columns[example]} for candidate {population.index_of(indices[[number_in_chunk]])[0]}"
         raise InputError(f"--task: {which} is not a finite number; scores must be")
     table.scores[np.ix_(indices, part.columns)] = outputs.scores
     table.tokens[indices, part.round] = outputs.tokens

@@ -10,7 +10,7 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import Outputs
-from perturbjax.noise import Population
+from perturbjax.noise import Population, Subset
 from perturbjax.randopt.flow import vote_curve
 from perturbjax.randopt.pools import ALL, finalists, pools
 from perturbjax.randopt.voting import Voting
@@ -31,7 +31,7 @@ class MemberRule:
             that the vote of the first k is expected to have.
     """
 
-    pools: Callable[[Population, np.ndarray, int], Mapping[str | float, np.ndarray]]
+    pools: Callable[[Population | Subset, np.ndarray, int], Mapping[str | float, np.ndarray]]
     order: Callable[[Outputs, Voting, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -40,7 +40,7 @@ def _best(outputs: Outputs, voting: Voting, count: int) -> tuple[np.ndarray, np.
     return first, vote_curve(outputs.take(first), voting.of(first)).accuracies
 
 
-def _wide_pool(population: Population, scores: np.ndarray, k: int) -> dict[str | float, np.ndarray]:
+def _wide_pool(population: Population | Subset, scores: np.ndarray, k: int) -> dict[str | float, np.ndarray]:
     mine = finalists(scores)
     return {ALL: mine[top_k(scores[mine], min(GREEDY_POOL * k, len(mine)))]}
 

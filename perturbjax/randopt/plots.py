@@ -8,6 +8,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 
 from perturbjax.randopt.results import Results
 from perturbjax.randopt.results_table import search_words
+from perturbjax.randopt.screened import Screening
 from perturbjax.report import figure as draw
 from perturbjax.report.words import percent
 
@@ -143,6 +144,30 @@ def plot_racing(path: Path, results: Results) -> None:
     scores.yaxis.set_major_locator(draw.round_ticks())
     draw.percent_axis(scores, "y")
     draw.label_right(scores, [(heights[-1], name, color) for name, heights, color, _ in curves])
+    draw.save(figure, path)
+
+
+def plot_screening(path: Path, results: Results, screening: Screening, scores: np.ndarray, asked: np.ndarray) -> None:
+    """What the gradient predicted for each candidate that was run, and what it scored.
+
+    Args:
+        path: PNG to write.
+        results: content of results.json.
+        screening: how the candidates were chosen.
+        scores, asked: (N,) as for ``plot_scores``.
+    """
+    figure, (axis,) = draw.new_figure(3.6)
+    ended, drawn, products = asked == results.splits.search, np.array(screening.drawn), np.array(screening.products)
+    for mine, color, marker in ((ended & ~drawn, draw.BLUE, "o"), (ended & drawn, draw.VERMILLION, "^")):
+        axis.plot(products[mine], scores[mine], marker, color=color, alpha=0.75, markersize=6)
+    base = results.racing.rounds[-1].base_score
+    axis.axhline(base, color=draw.INK, linewidth=1.5)
+    axis.set(xlabel="change of mean log-odds that the gradient predicts", ylabel=f"search score, of {results.splits.search}")
+    axis.yaxis.set_major_locator(draw.round_ticks())
+    draw.percent_axis(axis, "y")
+    groups = [(scores[ended & ~drawn], "put first", draw.BLUE), (scores[ended & drawn], "drawn", draw.VERMILLION)]
+    labels = [(float(mine.mean()), f"{name}, mean", color) for mine, name, color in groups if mine.size]
+    draw.label_right(axis, [(base, "base", draw.INK), *labels])
     draw.save(figure, path)
 
 

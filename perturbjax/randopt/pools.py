@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from perturbjax.noise import Population
+from perturbjax.noise import Population, Subset
 from perturbjax.scoring import top_k
 
 ALL = "all"
@@ -15,7 +15,7 @@ def finalists(scores: np.ndarray) -> np.ndarray:
     return np.flatnonzero(~(missing.any(axis=1) if missing.ndim == 2 else missing))
 
 
-def pools(population: Population, scores: np.ndarray, k: int) -> dict[str | float, np.ndarray]:
+def pools(population: Population | Subset, scores: np.ndarray, k: int) -> dict[str | float, np.ndarray]:
     """The ``k`` best finalists among all, and among those of each sigma, by search score; best first, ties to the lower index.
 
     Args:
@@ -35,7 +35,7 @@ def pools(population: Population, scores: np.ndarray, k: int) -> dict[str | floa
     return members
 
 
-def pool_of(population: Population, scores: np.ndarray, sigma: str | float) -> np.ndarray:
+def pool_of(population: Population | Subset, scores: np.ndarray, sigma: str | float) -> np.ndarray:
     """Indices of the finalists of one sigma, or of ``ALL``, ascending."""
     ranked = finalists(scores)
     return ranked if sigma == ALL else ranked[population.sigma_of(ranked) == np.float32(sigma)]

@@ -53,6 +53,7 @@ class Race:
         smallest: fewest examples of the first round.
         finalists: of ``halving``, in multiples of K.
         screen: of ``dead``: how many candidates, from the first on, are asked everything.
+        rungs: of ``off``: how many candidates are asked in one go, one rung after the other (``sigma_halving``); empty: all of them.
         error: of ``bounds``: the probability with which any one candidate of the full evaluation's best K may be lost.
     """
 
@@ -65,6 +66,7 @@ class Race:
     finalists: float = 2.0
     error: float = 0.1
     screen: int = 32
+    rungs: tuple[int, ...] = ()
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -83,12 +85,20 @@ class Race:
 
     @property
     def parts(self) -> int:
-        """In how many parts the search asks: one a round, and in ``dead`` one more for those who are not asked everything."""
-        return len(self.ends) + (self.rule == "dead" and self.candidates > self.screen)
+        """In how many parts the search asks: one a round or rung, and in ``dead`` one more for those who are not asked everything."""
+        return len(self.rungs) or len(self.ends) + self.screens
+
+    @property
+    def screens(self) -> bool:
+        """Whether ``dead`` may leave out examples."""
+        return self.rule == "dead" and self.candidates > self.screen
 
     def part(self, scores: np.ndarray, number: int) -> Part:
         """Part ``number`` (from 0), given the scores of the parts before it. Raises as ``survivors``."""
-        if self.rule != "dead" or self.parts == 1:
+        if self.rungs:
+            start = sum(self.rungs[:number])
+            return Part(np.arange(start, start + self.rungs[number]), np.arange(self.examples), 0)
+        if not self.screens:
             columns = self.columns(number)
             return Part(self.survivors(scores, number), np.arange(columns.start, columns.stop), number)
         if number == 0:
@@ -99,7 +109,7 @@ class Race:
         """bool (D,), the examples that are asked of the first ``screen`` candidates alone. None before these have answered everything, and
         where it would be all of them."""
         first = scores[: self.screen]
-        if self.parts == len(self.ends) or np.isnan(first).any():
+        if not self.screens or np.isnan(first).any():
             return np.zeros(self.examples, bool)
         right = (first == 1).all(axis=0)
         return right & ~right.all()

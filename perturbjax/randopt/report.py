@@ -9,14 +9,17 @@ from perturbjax.inference.calibration import Calibration
 from perturbjax.randopt.auto_sigmas import calibration_words
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.headline import headline
-from perturbjax.randopt.results import Results, read_results
-from perturbjax.randopt.results_table import has_lenient, lines, racing_words, search_words, sigma_words
+from perturbjax.randopt.results import Results, halving_of, read_results, screening_of
+from perturbjax.randopt.results_table import halving_words, has_lenient, lines, racing_words, search_words, sigma_words
+from perturbjax.randopt.screened import Screening, read_screening
+from perturbjax.randopt.screening_words import difference_words, screening_words
 from perturbjax.randopt.table import read_candidates
 from perturbjax.records import from_json, read_json_lines
 from perturbjax.report.page import missing_extra, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count, percent
 from perturbjax.runs.files import read_json
+from perturbjax.runs.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run_dir = Path(run_dir)
     results, config = read_results(run_dir / "results.json"), read_json(run_dir / "config.json")
+    screened = screening_of(results)
     record = {field.name: config[field.name] for field in fields(RunRecord) if field.name in config}
     record = from_json(RunRecord, record, str(run_dir / "config.json"))
     values = {
@@ -56,16 +60,20 @@ def write_report(run_dir: str | Path) -> Path:
         "command": reproduce_command("randopt", record.config),
         "caveats": _caveats(results),
         "speed": _speed_over_time(run_dir / "metrics.jsonl"),
+        "screening": screened,
+        "halving": halving_of(results),
     }
-    plots = _write_plots(run_dir, results)
+    screening = None if screened is None else read_screening(RunDirectory(run_dir), record.config.search)
+    plots = _write_plots(run_dir, results, screening)
     report = run_dir / "report.html"
-    write_page(report, "perturbjax.randopt", values, {"sigma_words": sigma_words}, plots)
+    filters = {"sigma_words": sigma_words, "difference_words": difference_words}
+    write_page(report, "perturbjax.randopt", values, filters, plots)
     return report
 
 
-def _write_plots(run_dir: Path, results: Results) -> list[Path]:
+def _write_plots(run_dir: Path, results: Results, screening: Screening | None) -> list[Path]:
     try:
-        from perturbjax.randopt.plots import plot_accuracy, plot_density, plot_racing, plot_scores
+        from perturbjax.randopt.plots import plot_accuracy, plot_density, plot_racing, plot_scores, plot_screening
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 
@@ -78,12 +86,16 @@ def _write_plots(run_dir: Path, results: Results) -> list[Path]:
     plot_density(plots[2], results)
     if results.raced:
         plots.append(folder / "racing.png")
-        plot_racing(plots[3], results)
+        plot_racing(plots[-1], results)
+    if screening is not None:
+        plots.append(folder / "screening.png")
+        plot_screening(plots[-1], results, screening, *candidates[1:])
     return plots
 
 
 def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
     search, splits, selection, devices = record.config.search, results.splits, results.selection, record.devices
+    screened = screening_of(results)
     rank = "full rank" if search.rank is None else f"rank {search.rank}"
     rules = f", rules {','.join(map(str, search.rules))}" if search.rules else ""
     return [
@@ -91,6 +103,8 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Task", f"{results.task.name}: {results.task.source}"),
         ("Splits", f"{count(splits.search)} search, {count(splits.select)} select, {count(splits.test)} test, disjoint"),
         ("Population", f"N = {count(results.population.n)} candidates" + (", antithetic pairs" if search.antithetic else "")),
+        *([("Searcher", f"halving over the sigmas: {halving_words(results)}")] if halving_of(results) else []),
+        *([] if screened is None else [("Searcher", f"screen: {screening_words(screened)}")]),
         ("Racing", racing_words(results) if results.raced or results.racing.screen is not None else search.racing),
         ("Sigmas", ", ".join(f"{sigma:g}" for sigma in search.to_population().sigmas)),
         *([] if record.calibration is None else [("How they were chosen", calibration_words(record.calibration))]),
@@ -134,6 +148,17 @@ def _caveats(results: Results) -> list[str]:
         notes.append(
             f"The race kept the best of all sigmas. A sigma of which fewer than {results.most_votes} candidates finished could "
             "not be chosen alone."
+        )
+    if halving_of(results):
+        notes.append(
+            "The sigmas were compared by the best quarter of few candidates each, so the one that is left won in part by luck. It has most "
+            "of the candidates: shares and means over all sigmas are not those of equal numbers."
+        )
+    if (screened := screening_of(results)) is not None:
+        notes.append(
+            f"The gradient was made of the {count(screened.examples)} search questions, so those that it put first may look better there "
+            "than they are. What they are worth on other questions is what the test split says, where the random ensemble was drawn from "
+            f"all {count(screened.screened)} candidates."
         )
     if results.population.nonfinite:
         notes.append(

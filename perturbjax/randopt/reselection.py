@@ -1,7 +1,7 @@
 """Choosing again: other members, another number of them, another vote, on the committed scores of a search."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from perturbjax.randopt.members import BEST, MEMBER_RULES
 from perturbjax.randopt.pools import finalists
 from perturbjax.randopt.results import Option, Way
 from perturbjax.randopt.selection import choose_members
-from perturbjax.randopt.setup import make_engine, reopen
+from perturbjax.randopt.setup import make_engine, reopen, with_candidates
 from perturbjax.randopt.table import ScoreTable, read_table
 from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.records import to_json
@@ -91,19 +91,22 @@ def reselect(
     """
     check_rules(top_k, votes, members)
     table, record, top_k = _scores(RunDirectory(Path(run)), top_k, trusted, progress)
-    parts = reopen(Path(run), progress.note, trusted)
+    parts = with_candidates(reopen(Path(run), progress.note, trusted), Path(run))
     engine = make_engine(parts)
-    flow = Flow(engine, parts.task, parts.splits, parts.population, record, top_k, parts.template, progress=progress)
+    candidates = parts.candidates(table.scores)
+    record = replace(record, scores=record.scores[: len(candidates)])  # a search that was stopped may not have chosen all of them
+    flow = Flow(engine, parts.task, parts.splits, candidates, record, top_k, parts.template, progress=progress)
     prepared = engine.prepare(parts.splits.select, parts.template)
     base = run_base(engine, prepared)
     choice = choose_members(flow, prepared, members, votes)
     chosen = choice.order[: choice.K]
-    ensemble = Ensemble(parts.population, chosen, parts.noise, parts.fingerprint, record.mean_scores[chosen], choice.way.vote)
+    indices, scores = candidates.index_of(chosen), record.mean_scores[chosen]
+    ensemble = Ensemble(parts.population, indices, parts.noise, parts.fingerprint, scores, choice.way.vote)
     reselection = Reselection(
         version=VERSION,
         run=str(Path(run).absolute()),
         identity=read_json(RunDirectory(Path(run)).config)["identity_digest"],
-        candidates=len(parts.population),
+        candidates=len(candidates),
         finalists=len(finalists(table.scores)),
         examples=len(parts.splits.select),
         base=float(base.scores[0].mean(dtype=np.float64)),

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from perturbjax.randopt.entries import BaseEntry, PromptEntry, RandomEntry, RandOptEntry, SelfConsistencyEntry
 from perturbjax.randopt.reliability import Reliability
+from perturbjax.randopt.searcher_records import HalvingRung, ScreeningSummary
 from perturbjax.records import from_json
 from perturbjax.report.schema import Interval, Source
 from perturbjax.runs.files import read_json
@@ -240,10 +241,40 @@ class Results:
         return self.best_prompt.prompt == self.selection.search_prompt
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScreenedResults(Results):
+    """The content of results.json of a search that screened. Of others it is what it was before there was screening."""
+
+    screening: ScreeningSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalvedResults(Results):
+    """The content of results.json of a search that halved its sigmas."""
+
+    halving: tuple[HalvingRung, ...]
+
+
+def halving_of(results: Results) -> tuple[HalvingRung, ...]:
+    """The rungs of the halving over the sigmas; none if the search had none."""
+    return results.halving if isinstance(results, HalvedResults) else ()
+
+
+def screening_of(results: Results) -> ScreeningSummary | None:
+    """What the screening did, if the search had one."""
+    return results.screening if isinstance(results, ScreenedResults) else None
+
+
+def results_of(content: dict[str, Any], where: str) -> Results:
+    """The results that a JSON object says; raises as ``from_json``."""
+    kinds = {"screening": ScreenedResults, "halving": HalvedResults}
+    return from_json(next((kind for name, kind in kinds.items() if name in content), Results), content, where)
+
+
 def read_results(path: Path) -> Results:
     """results.json of a finished run.
 
     Raises:
         InputError: the file is missing or damaged; the field is named.
     """
-    return from_json(Results, read_json(path), str(path))
+    return results_of(read_json(path), str(path))

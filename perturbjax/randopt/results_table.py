@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from perturbjax.randopt.headline import headline
-from perturbjax.randopt.results import Results
+from perturbjax.randopt.results import Results, halving_of, screening_of
+from perturbjax.randopt.screening_words import difference_words, screening_words
 from perturbjax.report.schema import Entry
 from perturbjax.report.words import FACT_WIDTH, WIDTH, count, entry_lines, fact_lines, percent, rate, shorten
 
@@ -61,6 +62,13 @@ def racing_words(results: Results) -> str:
     return f"{results.racing.rule}: {candidates} candidates up to question {examples}"
 
 
+def halving_words(results: Results) -> str:
+    """``sigma 0.001 is left; 0.0005 had 5 candidates, 0.001 30, 0.002 13``."""
+    first, *others = results.population.per_sigma
+    had = [f"{first.sigma:g} had {first.n} candidates", *(f"{other.sigma:g} {other.n}" for other in others)]
+    return f"{sigma_words(halving_of(results)[-1].sigmas[0])} is left; {', '.join(had)}"
+
+
 def results_table(results: Results) -> str:
     """Verdict, base, controls and RandOpt at each K with 95 % intervals and tokens, then choices, ties, throughput and efficiency."""
     table = entry_lines([(line.label, line.entry) for line in lines(results)], has_lenient(results))
@@ -71,7 +79,8 @@ def results_table(results: Results) -> str:
 def _facts(results: Results) -> list[tuple[str, str]]:
     splits, chosen, ties, population, speed = results.splits, results.selection, results.ties, results.population, results.throughput
     choices = f"K = {chosen.K}, {sigma_words(chosen.sigma)}, prompt {shorten(chosen.prompt, 30)}, T = {chosen.temperature:g}"
-    reliability = results.reliability
+    reliability, screened = results.reliability, screening_of(results)
+    stages = f"{count(screened.tokens)} to screen, by operations; search and select" if screened else "search and select"
     density, reference = percent(population.share_at_or_above_base), rate(speed.reference_tokens_per_s)
     race = [
         ("racing", shorten(racing_words(results), WIDTH - FACT_WIDTH)),
@@ -83,8 +92,10 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("ties at rank K", f"{ties.tied_candidates} candidates score {percent(ties.score_at_k)}, {ties.tied_inside_k} of them are in"),
         ("population", f"{count(population.n)} candidates, {density} at or above the base on {search_words(results)}"),
         *(race if results.raced or results.racing.screen is not None else []),
+        *([("screening", screening_words(screened)), ("first and drawn", difference_words(screened))] if screened else []),
+        *([("sigmas", halving_words(results))] if halving_of(results) else []),
         *([("reliability", reliability.population.words)] if reliability else []),
-        ("spent before test", f"{count(results.chosen.search_tokens)} tokens by RandOpt (search and select)"),
+        ("spent before test", f"{count(results.chosen.search_tokens)} tokens by RandOpt ({stages})"),
         ("throughput", f"{rate(speed.candidates_per_s)} candidates/s, {rate(speed.tokens_per_s)} tokens/s"),
         ("efficiency", f"{rate(speed.efficiency)} of plain inference ({reference} tokens/s, same tokens, same run)"),
     ]

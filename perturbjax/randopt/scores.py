@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perturbjax.errors import InputError
+from perturbjax.randopt.screened import read_screening, scored_candidates
 from perturbjax.randopt.setup import reopen_questions
 from perturbjax.randopt.table import read_table
 from perturbjax.runs.console import SILENT, Progress
@@ -21,12 +22,13 @@ from perturbjax.runs.rundir import RunDirectory
 class Scores:
     """What N candidates scored on D examples, as far as a search has come.
 
-    Candidate i is ``Population(seed, N, sigmas, antithetic)[index[i]]`` of the settings in the run's config.json.
+    Candidate i is ``config.search.to_population()[index[i]]`` of the settings in the run's config.json. Of a search by halving, N is what
+    it has chosen so far.
 
     Attributes:
         scores: (N, D) float32 strict scores between 0 and 1, NaN where a candidate was not asked: the search has not come so far, or a
             race stopped it.
-        index: (N,) int64, the candidates' places in the population: 0 to N - 1.
+        index: (N,) int64, the candidates' places in the population, ascending: 0 to N - 1 unless a searcher chose others.
         sigma: (N,) float32, their noise scales.
         seed: () int64, that of the population.
         example: (D,) text, ids of the examples, in the order in which a race asks them.
@@ -60,13 +62,13 @@ def read_scores(run: str | Path, trusted: Collection[str] = (), progress: Progre
     directory = RunDirectory(Path(run))
     config, questions = reopen_questions(directory.path, trusted)
     table = read_table(directory, config.race, progress.note)
-    population, examples = config.search.to_population(), questions.splits.search
-    index = np.arange(len(population))
+    candidates = scored_candidates(config.search, read_screening(directory, config.search), table.scores)
+    positions, examples = np.arange(len(candidates)), questions.splits.search
     return Scores(
-        scores=table.scores,
-        index=index,
-        sigma=population.sigma_of(index),
-        seed=np.asarray(population.seed, np.int64),
+        scores=table.scores[: len(candidates)],
+        index=candidates.index_of(positions),
+        sigma=candidates.sigma_of(positions),
+        seed=np.asarray(config.search.seed, np.int64),
         example=np.array([example.id for example in examples], np.str_),
         split=np.full(len(examples), "search"),
     )

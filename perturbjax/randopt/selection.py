@@ -81,9 +81,10 @@ TEMPERATURES = (0.7, 1.0, 0.4)
 
 @dataclass(frozen=True)
 class Chosen:
-    """What select chose, the tokens that each choice took, and the time of all."""
+    """What select chose, the tokens that each choice took, and the time of all; ``members`` are positions of the selection's members."""
 
     selection: Selection
+    members: np.ndarray
     template: Template
     member_tokens: int
     prompt_tokens: int
@@ -121,10 +122,11 @@ def choose_on_select(flow: Flow) -> Chosen:
             K=k,
             prompt=prompt,
             temperature=best_option(temperatures),
-            members=tuple(int(i) for i in members.order),
+            members=tuple(int(i) for i in flow.population.index_of(members.order)),
             candidates=Options(sigmas, members.by_k, prompts, temperatures),
             search_prompt=template.name,
         ),
+        members=members.order,
         template=next(t for t in templates if t.name == prompt),
         member_tokens=members.tokens,
         prompt_tokens=sum(int(o.tokens.sum()) for o in by_template),

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
 from perturbjax.inference.calibration import Calibration
 from perturbjax.inference.fingerprint import task_fingerprint
-from perturbjax.noise import Noise, Population
+from perturbjax.noise import Noise, Population, Subset
 from perturbjax.noise.spec import check_noise
 from perturbjax.pretrained import Model, load_model
 from perturbjax.randopt.auto_sigmas import choose_sigmas, with_sigmas
 from perturbjax.randopt.config import AUTO, Config, Machine, Run
 from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.screened import Screening, read_screening, scored_candidates
 from perturbjax.records import to_json
 from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
@@ -76,9 +79,11 @@ class Parts:
         template: the prompt of the candidates.
         splits: three disjoint sets of examples.
         model: the base, as loaded.
+        population: the whole of it; ``candidates(scores)`` are those that are scored.
         fingerprint: of its parameters.
         identity: what makes two runs the same run.
         calibration: how the sigmas were chosen, if they were just now.
+        screening: which candidates are scored, once that is known, where the searcher screens.
     """
 
     config: Config
@@ -92,6 +97,15 @@ class Parts:
     fingerprint: str
     identity: dict[str, Any]
     calibration: Calibration | None = None
+    screening: Screening | None = None
+
+    def candidates(self, scores: np.ndarray) -> Population | Subset:
+        """The candidates that are scored, counted from 0, as far as their choice is known.
+
+        Args:
+            scores: (N, D) of the search, NaN where a candidate was not asked.
+        """
+        return scored_candidates(self.config.search, self.screening, scores)
 
 
 def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
@@ -109,6 +123,11 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     config.validate()
     search, questions = config.search, load_questions(config)
     task = questions.task
+    if search.searcher == "screen" and task.kind != "choice":
+        raise InputError(
+            f"`searcher` screen: task {task.name} has replies that are generated, whose log-odds have no gradient; give a multiple-choice "
+            "`task`, or leave `searcher` out"
+        )
     noise = search.to_noise()
     dtype = resolve_dtype(config.base.dtype)
     model = load_model(config.base.model, dtype, stored=shares_a_model(config.machine))
@@ -126,6 +145,10 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     return Parts(config, task, questions.template, questions.splits, model, noise, population, dtype, base, identity, calibration)
 
 
+_LATER = ("searcher", "screened")
+"""Settings that an identity names only where they are not the default: without them a run is the run that it was before they existed."""
+
+
 def make_identity(config: Config, base: str, dtype: str, questions: Questions) -> dict[str, Any]:
     """The identity of a run: the fields of ``Config.IDENTITY``, resolved, and fingerprints.
 
@@ -135,7 +158,9 @@ def make_identity(config: Config, base: str, dtype: str, questions: Questions) -
         dtype: the resolved type of the weights.
         questions: what is asked.
     """
-    return fields_of(config) | questions.identity | {"dtype": dtype, "model_fingerprint": base}
+    defaults = fields_of(Config())
+    fields = {name: value for name, value in fields_of(config).items() if name not in _LATER or value != defaults[name]}
+    return fields | questions.identity | {"dtype": dtype, "model_fingerprint": base}
 
 
 def make_engine(parts: Parts, task: Task | None = None) -> Engine:
@@ -179,6 +204,15 @@ def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()
     identity = directory.check_identity(parts.identity, fields_of(Config()))
     parts.model.tokenizer.clock = directory.read_config()["prompt_clock"]  # prompts show the date that they showed when it began
     return dataclasses.replace(parts, identity=dict(identity))
+
+
+def with_candidates(parts: Parts, run: Path) -> Parts:
+    """The parts of an existing run, as ``reopen`` gives them, which then know their ``candidates``.
+
+    Raises:
+        InputError: as ``read_screening``.
+    """
+    return dataclasses.replace(parts, screening=read_screening(RunDirectory(run), parts.config.search))
 
 
 def reopen_questions(run: Path, trusted: Collection[str] = ()) -> tuple[Config, Questions]:

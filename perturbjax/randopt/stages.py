@@ -20,10 +20,11 @@ from perturbjax.randopt.flow import Flow, SearchRecord, run_base
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.preflight import Preflight
 from perturbjax.randopt.questions import write_question_scores
-from perturbjax.randopt.results import Results, read_results
+from perturbjax.randopt.results import Results, read_results, results_of
+from perturbjax.randopt.screening import keep_screening, screen
 from perturbjax.randopt.setup import Parts, describe_run, load_parts, make_engine
 from perturbjax.randopt.table import ScoreTable, open_state, write_candidates
-from perturbjax.records import from_json, to_json
+from perturbjax.records import to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, write_json
@@ -56,24 +57,28 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     on_main(lambda: _check(config))
     parts = load_parts(keep_sigmas(config), progress.note)
     config = parts.config
-    check_agreement(parts.identity)
+    defaults = fields_of(Config())
+    check_agreement({**defaults, **parts.identity})
     directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity))
     # Prompts that show the date show the same one on all processes, and after a resume that of the first day.
-    clock, defaults = parts.model.tokenizer.clock, fields_of(Config())
+    clock = parts.model.tokenizer.clock
     parts.model.tokenizer.clock, identity = directory.claim(parts.identity, clock, config.run.resume, defaults, progress.note)
     parts = replace(parts, identity=identity)
+    parts = replace(parts, screening=keep_screening(parts, directory))
     engine = make_engine(parts)
     whole = prepare_all(parts, engine)
     slices = prepare_rounds(parts, engine, whole)
     progress.note(f"strategy {', '.join(dict.fromkeys(part.strategy for part in slices))}")
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
     with directory.written("randopt", peers):
+        if config.search.searcher == "screen" and parts.screening is None:
+            parts = replace(parts, screening=screen(parts, engine, directory, progress))
         results = _stages(parts, engine, whole, slices, directory, progress, peers)
         if results is not None:
             content = to_json(replace(results, seconds=results.seconds | {"process": time.perf_counter() - started}))
             # Last, so that a run with results.json is a run with everything before it.
             on_main(lambda: write_json(directory.results, content))
-        return from_json(Results, on_main(lambda: _finish(directory, progress)), str(directory.results))
+        return results_of(on_main(lambda: _finish(directory, progress)), str(directory.results))
 
 
 def _check(config: Config) -> None:
@@ -102,8 +107,10 @@ def _stages(
         _trace(parts, engine, slices[0], parts.config.run.profile, progress)
     look = Preflight(parts.config.race, parts.config.run.require_reliability and not finished, progress.note)
     table = score_population(parts, engine, slices, directory, progress, peers, look)
-    sigmas = parts.population.sigma_of(np.arange(len(parts.population)))
-    on_main(lambda: write_candidates(directory.candidates, sigmas, parts.config.race.filled(table.scores)))
+    candidates = parts.candidates(table.scores)
+    positions = np.arange(len(candidates))
+    indices, sigmas = candidates.index_of(positions), candidates.sigma_of(positions)
+    on_main(lambda: write_candidates(directory.candidates, sigmas, parts.config.race.filled(table.scores), indices))
     if base is None:
         return None
     evaluation = evaluate_population(parts, engine, base, table, progress)
@@ -167,7 +174,7 @@ def score_population(
             raise InputError(
                 f"{directory.state}: the saved state is missing, candidates.parquet is not; restore it, or delete {directory.path}"
             )
-        table = search(engine, parts.population, race, prepare, state, MetricsLog(directory.metrics), progress, look)
+        table = search(engine, parts.candidates, race, prepare, state, MetricsLog(directory.metrics), progress, look)
         if bad := sum(table.nonfinite):
             # One candidate may count once a round; it is the hint to lower sigma that matters.
             progress.note(f"perturbjax: warning: {bad} candidates gave NaN or infinite logits and score 0; lower the sigmas")
@@ -181,12 +188,14 @@ def evaluate_population(parts: Parts, engine: Engine, base: tuple[np.ndarray, in
         engine,
         parts.task,
         parts.splits,
-        parts.population,
+        parts.candidates(table.scores),
         record,
         settings.top_k,
         parts.template,
         seed=settings.seed,
         progress=progress,
+        screening=parts.screening,
+        halving=settings.halving,
     )
     return evaluate_run(flow, Source(parts.model.name, parts.model.source))
 

@@ -1,15 +1,27 @@
 """Votes, population and race in figures, from the score matrices."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from perturbjax.noise import Population
+from perturbjax.noise import Population, Subset
 from perturbjax.randopt.entries import VoteEntry
 from perturbjax.randopt.flow import SearchRecord, VoteCurve
 from perturbjax.randopt.preflight import FirstLook
 from perturbjax.randopt.reliability import reliability
-from perturbjax.randopt.results import PopulationSummary, RacingSummary, ReliabilitySummary, Round, SigmaSummary, Ties
+from perturbjax.randopt.results import (
+    HalvedResults,
+    PopulationSummary,
+    RacingSummary,
+    ReliabilitySummary,
+    Results,
+    Round,
+    SigmaSummary,
+    Ties,
+)
+from perturbjax.randopt.searcher_records import HalvingRung
+from perturbjax.randopt.sigma_halving import SigmaHalving
 from perturbjax.report import compared_entry, entry
 from perturbjax.report.accounting import wilson
 
@@ -21,7 +33,7 @@ def vote_entry(curve: VoteCurve, k: int, base_scores: np.ndarray, seed: int, sea
     return VoteEntry(**vars(compared_entry(figures, scores, base_scores, seed)), K=k)
 
 
-def population_summary(population: Population, record: SearchRecord) -> PopulationSummary:
+def population_summary(population: Population | Subset, record: SearchRecord) -> PopulationSummary:
     """The population on the search split: its scores against the base's, in all and per sigma.
 
     A race stops candidates early, so the figures are on the examples that all candidates were asked (those of the first round): means over
@@ -73,10 +85,21 @@ def racing_summary(record: SearchRecord) -> RacingSummary:
             )
         )
     spent = record.total_tokens
-    full = spent if race.parts == 1 else len(scores) * int(record.base_tokens)
+    full = spent if race.parts == 1 or race.rungs else len(scores) * int(record.base_tokens)
     error = race.error if race.rule == "bounds" else None
-    screen = race.screen if race.parts > len(rounds) else None
+    screen = race.screen if race.screens else None
     return RacingSummary(race.rule, error, tuple(rounds), spent, full, spent / full if full else 1.0, record.skipped, screen)
+
+
+def with_halving(results: Results, halving: SigmaHalving, sigmas: Sequence[float], scores: np.ndarray) -> HalvedResults:
+    """The results of a search that halved its sigmas: what every search has, and the rungs, of (N, D) scores."""
+    rungs, had = [], 0
+    for rung in halving.played(scores):
+        assert rung.worth is not None, "the search has ended"
+        had += rung.share
+        rungs.append(HalvingRung(tuple(sigmas[number] for number in rung.alive), had, tuple(rung.worth.tolist())))
+    fields: dict[str, Any] = vars(results)
+    return HalvedResults(**fields, halving=tuple(rungs))
 
 
 def reliability_summary(record: SearchRecord) -> ReliabilitySummary | None:

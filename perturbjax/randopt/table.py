@@ -106,17 +106,19 @@ def _like(race: Race) -> dict[str, Any]:
     }
 
 
-def write_candidates(path: Path, sigmas: np.ndarray, scores: np.ndarray) -> None:
+def write_candidates(path: Path, sigmas: np.ndarray, scores: np.ndarray, indices: np.ndarray | None = None) -> None:
     """Write index, sigma, score (mean over the examples scored) and examples_scored of every candidate, atomically.
 
     Args:
         path: the parquet file.
         sigmas: (N,) float32, the sigma of each candidate.
         scores: (N, D) float32 score matrix, NaN where a candidate was not asked.
+        indices: (N,) of the candidates in their population; 0 to N - 1 when left out.
     """
+    indices = np.arange(len(scores)) if indices is None else indices
     table = pa.table(
         {
-            "index": pa.array(np.arange(len(scores), dtype=np.uint32)),
+            "index": pa.array(indices.astype(np.uint32)),
             "sigma": pa.array(np.asarray(sigmas, np.float32)),
             "score": pa.array(candidate_scores(scores)),
             "examples_scored": pa.array((~np.isnan(scores)).sum(axis=1).astype(np.int32)),

@@ -107,6 +107,7 @@ class RunDirectory:
     selection = _file("selection.json")
     test = _file("test.parquet")
     metrics = _file("metrics.jsonl")
+    screening = _file("screening.json")
 
     def evaluation(self, name: str) -> Path:
         """The file of an evaluation; of a name's characters only those of a file name are kept."""
@@ -145,7 +146,8 @@ class RunDirectory:
 
         Args:
             identity: as this version makes it.
-            defaults: what the run had for settings that did not exist when it was begun.
+            defaults: of settings that an identity does not name: they did not exist when the run was begun, or are named only where
+                they are another.
 
         Returns:
             The identity as the run has it, which its committed state carries too.
@@ -154,7 +156,7 @@ class RunDirectory:
             InputError: another run; every difference is named.
         """
         theirs = self.read_config()["identity"]
-        if found := differences(identity, {**defaults, **theirs}):
+        if found := differences({**defaults, **identity}, {**defaults, **theirs}):
             raise InputError(f"`resume`: {'; '.join(found)} (in {self.path}); use the run's own settings, or give another `out`")
         return theirs
 
@@ -167,7 +169,7 @@ class RunDirectory:
     def withdraw(self) -> None:
         """Remove a run that was refused before anything of it was committed: bad input leaves nothing behind."""
         commits = self.state.iterdir() if self.state.is_dir() else ()
-        others = {entry.name for entry in self.path.iterdir()} - {self.config.name, self.metrics.name, self.state.name}
+        others = {entry.name for entry in self.path.iterdir()} - {self.config.name, self.metrics.name, self.state.name, self.screening.name}
         if not others and not any(entry.name.isdigit() for entry in commits):
             shutil.rmtree(self.path)
 

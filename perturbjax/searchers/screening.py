@@ -17,7 +17,7 @@ still a random one, moved a little along the gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -72,10 +72,10 @@ def inner_products(
     indices = np.arange(len(population)) if indices is None else np.asarray(indices, np.int64)
     # Antithetic partners share noise: it is made once for both.
     _, first, inverse = np.unique(population.noise_number(indices), return_index=True, return_inverse=True)
-    products = leaf_products(gradient, population, noise, leaf_scales, indices[first], progress)
-    candidates = population[indices]
-    steps = np.asarray(candidates.sigma, np.float64) * np.asarray(candidates.sign, np.float64)
-    return steps * np.sum(list(products.values()), axis=0)[inverse]
+    # Summed over the leaves a call at a time: of a huge population no more than one number a candidate is kept.
+    pieces = [np.sum(list(each.values()), axis=0) for each in _calls(gradient, population, noise, leaf_scales, indices[first], progress)]
+    signs = np.where(indices % 2 == 1, -1.0, 1.0) if population.antithetic else 1.0
+    return population.sigma_of(indices).astype(np.float64) * signs * np.concatenate([np.zeros(0), *pieces])[inverse]
 
 
 def leaf_products(
@@ -88,22 +88,33 @@ def leaf_products(
 ) -> dict[str, Float64[np.ndarray, " n"]]:
     """Path -> <scale E, g> of a leaf for the (n,) candidates ``indices``: the change for a sigma of 1 and a sign of +1. Arguments as for
     ``inner_products``."""
+    calls = list(_calls(gradient, population, noise, leaf_scales, indices, progress))
+    return {path: np.concatenate([np.zeros(0), *(each[path] for each in calls)]) for path in leaf_paths(gradient) if path in leaf_scales}
+
+
+def _calls(
+    gradient: Params,
+    population: Population,
+    noise: Noise,
+    leaf_scales: Mapping[str, jax.Array],
+    indices: np.ndarray,
+    progress: Progress,
+) -> Iterator[dict[str, np.ndarray]]:
+    """What ``leaf_products`` returns, for the candidates of one compiled call after the other."""
     if unknown := leaf_scales.keys() - leaf_paths(gradient).keys():
         raise ValueError(f"gradient: has no leaf {min(unknown)!r}, which the noise moves; give a gradient in the shapes of the base")
     leaves = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaf_paths(gradient).items() if path in leaf_scales}
+    scaled = {path: float(leaf_scales[path]) for path in leaves}
     width = block_of(noise)
     call = -(-min(CALL, max(1, len(indices))) // width) * width
-    found: list[dict[str, np.ndarray]] = []
     program = _program(noise)
     with progress.bar("screening", len(indices), unit="candidate") as bar:
         for start in range(0, len(indices), call):
             piece = indices[start : start + call]
             keys = population[np.resize(piece, call)].key_data  # the last call is padded with candidates of its own
             made = jax.device_get(program(keys, leaves))
-            found.append({path: values[: len(piece)] for path, values in made.items()})
+            yield {path: scaled[path] * values[: len(piece)].astype(np.float64) for path, values in made.items()}
             bar.update(start + len(piece))
-    scaled = {path: float(leaf_scales[path]) for path in leaves}
-    return {path: scaled[path] * np.concatenate([np.zeros(0), *(each[path] for each in found)]) for path in leaves}
 
 
 def block_of(noise: Noise) -> int:

@@ -51,11 +51,16 @@ def reopen_search(run: Path, trusted: Collection[str], machine: Machine, progres
     """The parts of a search, and its engine on the mesh of these settings.
 
     Raises:
-        InputError: no run there, it names code that is not ``trusted``, something it was made from has changed, or there is no such mesh.
+        InputError: no run there, it names code that is not ``trusted``, something it was made from has changed, its candidates are no
+            random sample, or there is no such mesh.
     """
     from perturbjax.randopt import setup
 
     parts = setup.reopen(run, progress.note, trusted)
+    if (searcher := parts.config.search.searcher) != "random":
+        raise InputError(
+            f"{run}: its candidates were chosen by searcher {searcher}; what studies say is of a random sample: give another run"
+        )
     here = replace(parts.config, machine=replace(parts.config.machine, mesh=machine.mesh))
     return parts, setup.make_engine(replace(parts, config=here))
 

@@ -166,7 +166,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     random = np.random.default_rng(derived_seed(config.seed, "random")).choice(others, config.top_k, replace=False)
     members = np.unique(np.concatenate([random, *chosen.values()]))
     base = run_base(engine, batch).scores[0]
-    outputs = run_members(engine, parts.population, members, batch, "asking", progress)
+    outputs = run_members(engine, parts.population, found.index[members], batch, "asking", progress)
     pools = {(n, False): chosen[n] for n in sizes} | {(len(candidates), True): random}
     votes, diagnoses = [], {}
     for (n, is_random), mine in pools.items():

@@ -22,7 +22,7 @@ from perturbjax.randopt.config import Machine
 from perturbjax.runs import rundir
 
 LAUNCH = SCRIPTS / "launch_local.py"
-SMALL = {"racing": "off", "chunk": 4, "population": 7}
+SMALL = {"racing": "off", "chunk": 4, "population": 7, "searcher": "screen", "screened": 20}
 
 
 def test_two_processes_on_a_mesh_give_the_files_of_one(tmp_path, capfd):

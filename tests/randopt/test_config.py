@@ -22,7 +22,7 @@ COUNTS = ["population", "top_k", "search_examples", "select_examples", "test_exa
 
 
 @pytest.mark.parametrize("value", [0, -3, True, 2.5, float("nan")])
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", [*COUNTS, "screened"])
 def test_counts_must_be_positive_integers(name, value):
     with pytest.raises(InputError, match=f"^`{name}` {value}: (must be )?an integer of at least 1"):
         config_of(**{name: value}).validate()
@@ -50,6 +50,24 @@ def test_counts_must_be_positive_integers(name, value):
         ({"scale": "relative"}, r"`scale` relative: one of absolute, rms, modular"),
         ({"scale": "modular"}, r"`sigmas` 0.0005,0.001,0.002: .* they are R, 0.16 to 0.64 .* or auto"),
         ({"racing": "sprint"}, r"`racing` sprint: one of off, halving, bounds, dead"),
+        ({"searcher": "grid"}, r"`searcher` grid: one of random, screen, halving"),
+        ({"searcher": "halving"}, r"`racing` halving: `searcher` halving compares sigmas .*; add `racing` off"),
+        ({"searcher": "halving", "racing": "dead"}, r"`racing` dead: `searcher` halving"),
+        ({"searcher": "halving", "racing": "off", "sigmas": (0.001,)}, r"`sigmas`: at least 2 are required with `searcher` halving"),
+        ({"searcher": "halving", "racing": "off", "population": 35}, r"`population` 35: 36 are required to halve 3 sigmas"),
+        ({"searcher": "halving", "racing": "off", "population": 2**32 + 2, "top_k": 1}, r"`population` 4294967298: .* 2\*\*32"),
+        (
+            {"searcher": "halving", "racing": "off", "population": 2**32},
+            r"`population` 4294967296: .* from 7874106711, at most 2\*\*32",
+        ),
+        ({"searcher": "halving", "racing": "off", "screened": 100}, r"`screened` 100: only `searcher` screen"),
+        ({"screened": 1000}, r"`screened` 1000: only `searcher` screen takes it"),
+        ({"searcher": "screen"}, r"`searcher` screen: needs `screened`"),
+        ({"searcher": "screen", "screened": 48}, r"`screened` 48: more than `population` 48, .* at most 67108864"),
+        ({"searcher": "screen", "screened": 2**40}, r"`screened` 1099511627776: .* at most 67108864"),
+        ({"searcher": "screen", "screened": 101, "antithetic": True}, r"`screened` 101: .* pairs"),
+        ({"searcher": "screen", "screened": 9, "population": 3, "top_k": 1}, r"`population` 3: .* takes from 4, .*, to 262144"),
+        ({"searcher": "screen", "screened": 2**20, "population": 2**19}, r"`population` 524288: .* takes from 4, .*, to 262144"),
         ({"strategy": "eager"}, r"`strategy` eager: one of auto, lazy, copy, low_rank"),
         ({"strategy": "low_rank"}, r"`strategy` low_rank: .* `rank`"),
         ({"dtype": "float16"}, r"`dtype` float16: one of auto, float32, bfloat16"),
@@ -61,6 +79,15 @@ def test_every_other_mistake_is_one_line_that_names_the_field(changes, message):
     with pytest.raises(InputError, match=message) as caught:
         config_of(**changes).validate()
     assert "\n" not in str(caught.value)
+
+
+def test_the_whole_population_is_what_is_screened():
+    search = config_of(searcher="screen", screened=1000, population=47, antithetic=True).search
+    search.validate()
+    assert len(search.to_population()) == 1000 and search.halving is None
+    assert len(config_of(searcher="halving", racing="off").search.to_population()) == 90
+    config_of(searcher="halving", racing="off", sigmas="auto").validate()
+    assert config_of(population=47).search.to_population().size == 47
 
 
 def test_choices_of_the_noise_are_the_table_of_distributions_and_the_help_is_theirs():

@@ -101,7 +101,10 @@ def test_every_field_of_the_config_is_in_the_identity_or_known_not_to_matter():
     # A setting added later must be put on one of the two sides.
     irrelevant = {"chunk", "in_flight", "out", "resume", "require_reliability", "profile"}
     irrelevant |= {"compile_cache", "mesh", "coordinator", "num_processes", "process_id"}
-    assert {field.name for part in vars(Config()).values() for field in dataclasses.fields(part)} - irrelevant <= set(identity())
+    named = set(identity(searcher="screen", screened=100))
+    assert {field.name for part in vars(Config()).values() for field in dataclasses.fields(part)} - irrelevant <= named
+    # Named where they are not the default alone, so that the digest of a search without them is what it was.
+    assert named - set(identity()) == {"searcher", "screened"}
 
 
 def test_a_new_directory_is_made_with_its_config_and_found_again(tmp_path):

@@ -21,6 +21,9 @@ class FakePopulation:
     def __getitem__(self, item: np.ndarray) -> np.ndarray:
         return np.asarray(item)
 
+    def index_of(self, positions: np.ndarray) -> np.ndarray:
+        return np.asarray(positions)
+
 
 class FakeEngine:
     """Scores are a hash of (candidate, example): any grouping gives the same, and no two rows are likely to agree."""
