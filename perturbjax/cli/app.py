@@ -20,6 +20,7 @@ from perturbjax.cli.bench import BenchConfig, run_bench
 from perturbjax.cli.calibrate import CalibrateConfig, run_calibrate
 from perturbjax.cli.caulking import run_caulking
 from perturbjax.cli.compare import CompareConfig, run_compare
+from perturbjax.cli.consolidate import run_consolidate
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.export import ExportConfig, run_export
 from perturbjax.cli.ivl import run_ivl
@@ -33,6 +34,7 @@ from perturbjax.cli.serve import ServeConfig, run_serve
 from perturbjax.cli.study import StudyConfig, run_study
 from perturbjax.cli.tasks import TasksConfig, run_tasks
 from perturbjax.cli.vpretrain import run_vpretrain
+from perturbjax.consolidate import Config as ConsolidateConfig
 from perturbjax.errors import InputError, shortened
 from perturbjax.ivl import Config as IvlConfig
 from perturbjax.randopt import Config
@@ -69,6 +71,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "select": (SelectConfig, run_select),
     "scores": (ScoresConfig, run_scores),
     "compare": (CompareConfig, run_compare),
+    "consolidate": (ConsolidateConfig, run_consolidate),
     "calibrate": (CalibrateConfig, run_calibrate),
     "study": (StudyConfig, run_study),
     "tasks": (TasksConfig, run_tasks),

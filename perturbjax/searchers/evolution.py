@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from perturbjax.noise import DISTRIBUTIONS, Block, Noise, Population, scales
+from perturbjax.noise import DISTRIBUTIONS, Block, Candidate, Noise, Population, scales
 from perturbjax.noise.low_rank import low_rank_factors
 from perturbjax.noise.spec import moving, wide_dtype
 from perturbjax.noise.values import fold_in
@@ -140,20 +140,37 @@ def rate_of_length(length: float, sigma: float, size: int) -> float:
 
 def rebuild(params: Params, noise: Noise, steps: Sequence[Step]) -> Params:
     """The parameters after the steps of a trajectory that began at ``params``, which are not written; moving leaves in float32."""
-    found = moving(params, noise)
-    wide = map_with_paths(
-        lambda path, leaf: jnp.array(leaf, wide_dtype(jnp.result_type(leaf)), copy=True) if path in found else leaf, params
-    )
+    wide = widened(params, noise)
     for step in steps:
         wide = updated(wide, noise, step)
     return wide
 
 
+def widened(params: Params, noise: Noise) -> Params:
+    """A copy of the leaves that move, in float32, beside the others as they are: what ``displaced`` may take."""
+    found = moving(params, noise)
+    return map_with_paths(
+        lambda path, leaf: jnp.array(leaf, wide_dtype(jnp.result_type(leaf)), copy=True) if path in found else leaf, params
+    )
+
+
 def updated(params: Params, noise: Noise, step: Step) -> Params:
     """The parameters after one step. Leaves that move are donated: they cannot be read any more."""
-    leaf_scales = scales(params, noise)
     candidates = step.population[:]
     factors = step.rate / (len(step.weights) * step.sigma) * np.asarray(candidates.sign, np.float64) * step.weights
+    return displaced(params, noise, candidates, factors)
+
+
+def displaced(params: Params, noise: Noise, candidates: Candidate, factors: np.ndarray) -> Params:
+    """params + sum over k of factors_k * scale * E_k, leaf by leaf from the keys: no candidate's weights are ever made.
+
+    Args:
+        params: leaves that move are donated, and cannot be read any more; scales are theirs.
+        noise: of the candidates.
+        candidates: (n,) batched. Their sigma and sign are not read: they belong into the factors.
+        factors: (n,) float64.
+    """
+    leaf_scales = scales(params, noise)
     padding = -len(factors) % BLOCK
     keys, weights = jnp.pad(candidates.key_data, [(0, padding), (0, 0)]), np.pad(factors, (0, padding)).astype(np.float32)
 

@@ -1,0 +1,26 @@
+"""``perturbjax consolidate``: one model of the ensemble of a run."""
+
+from pathlib import Path
+
+from perturbjax.cli.outputs import check_outside
+from perturbjax.cli.randopt import in_cluster
+from perturbjax.consolidate import Config
+from perturbjax.errors import InputError
+from perturbjax.runs.config import Machine
+from perturbjax.runs.console import Console
+
+
+def run_consolidate(config: Config, console: Console) -> None:
+    """Run; SIGTERM ends it with a line and a code of its own."""
+    config.validate()
+    if config.out is not None:
+        check_outside(config.out, config.run)
+    from perturbjax.consolidate.stages import run
+
+    in_cluster(Machine(compile_cache=config.compile_cache), console, lambda peers: run(config, console, peers))
+
+
+def refuse_consolidated(run: Path, chapter: str) -> None:
+    """Raise ``InputError`` for what ``perturbjax consolidate`` made, which is a model and no run."""
+    if chapter == "consolidate":
+        raise InputError(f"{run}: made by perturbjax consolidate; its model is {run / 'model'}, which `model` of a search takes")
