@@ -106,13 +106,15 @@ class Config:
         """What the result depends on, beside the run: the settings that ``by`` reads, resolved where the run does not matter."""
         resolved = {
             "rounds": self.rounds or ROUNDS,
+            "examples": self.examples or EXAMPLES,
             "rank": self.rank or LORA_RANK,
             "learning_rate": self.learning_rate or (LORA_RATE if self.train == "lora" else FULL_RATE),
         }
         values = {name: resolved.get(name, getattr(self, name)) for name, ways in _OF.items() if self.by in ways}
         if self.train == "full":
             values.pop("rank", None)
-        return {"by": self.by, **{name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}}
+        given = {name: value for name, value in values.items() if value not in (None, ())}
+        return {"by": self.by, **{name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}}
 
 
 def _shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from perturbjax.cluster.peers import Peers
 from perturbjax.consolidate.config import Config
 from perturbjax.consolidate.gate import best_of, choose
+from perturbjax.consolidate.iterating import iterate_arms, population_of
 from perturbjax.consolidate.measuring import Arm, Asker, Measured, Option
 from perturbjax.consolidate.merging import merge_arms
 from perturbjax.consolidate.results import BASE, CONSOLIDATED, VERSION, VOTE, Gate, Results, Row, Tried, read_results
@@ -20,15 +22,19 @@ from perturbjax.consolidate.results_table import results_table
 from perturbjax.consolidate.setup import describe, make_identity, open_run
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.export import export_safetensors
-from perturbjax.randopt.setup import make_engine
+from perturbjax.randopt.ensemble import Ensemble
+from perturbjax.randopt.setup import Parts, make_engine
 from perturbjax.records import to_json
 from perturbjax.report import Source, compared_entry, comparison, entry
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import new_directory, read_json, write_json
 from perturbjax.runs.machine import require
-from perturbjax.runs.rundir import RunDirectory
+from perturbjax.runs.rundir import Identity, RunDirectory
+from perturbjax.runs.state import RunState
 from perturbjax.tree import derived_seed
 
+Made = tuple[tuple[Arm, ...], tuple[str, ...]]
+"""Arms, and notes on how they were made."""
 MODEL, ADAPTER = "model", "adapter"
 """Folders of what was made."""
 
@@ -49,6 +55,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     directory = RunDirectory(config.out or its.with_name(f"{its.name}-{config.by}"))
     directory.check_usable(config.resume)
     parts, ensemble = open_run(config.run, config.trust, progress)
+    make_arms = _plan(config, parts, ensemble)
     _, identity = directory.claim(make_identity(config, parts, ensemble), None, config.resume, {}, progress.note)
     asker = Asker(parts, ensemble, make_engine(parts), directory.path / "measured", progress)
     run_identity = read_json(RunDirectory(config.run).config)["identity_digest"]
@@ -56,7 +63,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
         directory.create(identity, describe(config, parts, run_identity))
     with directory.written("consolidate", peers):
         if not directory.results.exists():
-            arms, notes = merge_arms(asker, config.lengths_of(len(ensemble)), parts.config.search.seed)
+            arms, notes = make_arms(asker, identity, peers)
             gate, rows, taken = measure(asker, arms, parts.config.search.seed)
             if taken is not None:
                 save(parts.model, taken, directory.path)
@@ -80,6 +87,31 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
         results = read_results(directory.results)
     progress.line(results_table(results, directory.path))
     return results
+
+
+def _plan(config: Config, parts: Parts, ensemble: Ensemble) -> Callable[[Asker, Identity, Peers], Made]:
+    """How the arms will be made, everything checked that can be before a directory is."""
+    seed, lengths = parts.config.search.seed, config.lengths_of(len(ensemble))
+    if config.by == "merge":
+        return lambda asker, identity, peers: merge_arms(asker, lengths, seed)
+    if config.by == "distill":
+        from perturbjax.consolidate.distilling import check_rank, distill_arms
+        from perturbjax.consolidate.labels import rows_to_label
+
+        rows = rows_to_label(config, parts)
+        check_rank(config, parts.model.params)
+        return lambda asker, identity, peers: distill_arms(asker, config, rows, identity, freezing(peers))
+    population_of(config, ensemble, seed, 1)
+    return lambda asker, identity, peers: iterate_arms(asker, config, lengths, identity, freezing(peers))
+
+
+def freezing(peers: Peers) -> Callable[[RunState], None]:
+    """Lets SIGTERM wait for the commits of whatever state is open."""
+
+    def opened(state: RunState) -> None:
+        peers.freeze = state.freeze
+
+    return opened
 
 
 def measure(asker: Asker, arms: tuple[Arm, ...], seed: int) -> tuple[Gate, tuple[Row, ...], Option | None]:

@@ -171,7 +171,8 @@ def displaced(params: Params, noise: Noise, candidates: Candidate, factors: np.n
         factors: (n,) float64.
     """
     leaf_scales = scales(params, noise)
-    padding = -len(factors) % BLOCK
+    # Factors are multiplied a block at a time; full-rank noise is made one by one, and padding would be made too.
+    padding = 0 if noise.rank is None else -len(factors) % BLOCK
     keys, weights = jnp.pad(candidates.key_data, [(0, padding), (0, 0)]), np.pad(factors, (0, padding)).astype(np.float32)
 
     def one(path: str, leaf: jax.Array) -> jax.Array:
@@ -184,8 +185,8 @@ def displaced(params: Params, noise: Noise, candidates: Candidate, factors: np.n
 
 @partial(jax.jit, static_argnames="noise", donate_argnums=0)
 def moved(leaf: jax.Array, keys: jax.Array, weights: jax.Array, hash_of_path: jax.Array, noise: Noise) -> jax.Array:
-    """leaf + sum of weights * E over (n, 2) keys of candidates, n a multiple of ``BLOCK``; ``noise`` is that of the leaf. Temporaries do
-    not depend on n, and leaves of one shape share a program."""
+    """leaf + sum of weights * E over (n, 2) keys of candidates; ``noise`` is that of the leaf, and n a multiple of ``BLOCK`` where it has a
+    rank. Temporaries do not depend on n, and leaves of one shape share a program."""
     block = Block(leaf.shape)
 
     def add_one(total: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -194,13 +195,14 @@ def moved(leaf: jax.Array, keys: jax.Array, weights: jax.Array, hash_of_path: ja
 
     def add_block(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         keys, weights = some
-        if noise.rank is None:
-            return jax.lax.scan(add_one, total, some)
         folded = jax.vmap(lambda key: fold_in(key, hash_of_path))(keys)
         a, b = jax.vmap(lambda key: low_rank_factors(key, block, noise.rank or 1, noise.distribution))(folded)
         weighted = a * (weights / math.sqrt(noise.rank))[(slice(None), *[None] * (a.ndim - 1))]
         return total + jnp.einsum("n...ir,n...jr->...ij", weighted, b, precision=jax.lax.Precision.HIGHEST), None
 
-    blocks = (keys.reshape(-1, BLOCK, 2), weights.reshape(-1, BLOCK))
-    total, _ = jax.lax.scan(add_block, jnp.zeros(leaf.shape, jnp.float32), blocks)
+    zeros = jnp.zeros(leaf.shape, jnp.float32)
+    if noise.rank is None:
+        total, _ = jax.lax.scan(add_one, zeros, (keys, weights))
+    else:
+        total, _ = jax.lax.scan(add_block, zeros, (keys.reshape(-1, BLOCK, 2), weights.reshape(-1, BLOCK)))
     return leaf + total.astype(leaf.dtype)
