@@ -7,8 +7,10 @@ does that has learned nothing from the members); on the gold answers (what label
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from perturbjax.consolidate.config import Config
@@ -68,6 +70,8 @@ def distill_arms(
     everything = config.rows == "all"
     kept = [(row, each) for row, each in zip(rows, labels.rows, strict=True) if each.voted is not None and (each.hard or everything)]
     if not kept:
+        # What is refused leaves nothing: without the answers the directory is withdrawn.
+        shutil.rmtree(asker.folder)
         more = "raise `examples`" + ("" if everything else ", or learn all of them with `rows` all")
         raise InputError(f"`rows` {config.rows}: on all {len(rows)} questions the members say the same as the base, or nothing; {more}")
     chosen, said = [row for row, _ in kept], [each for _, each in kept]
@@ -117,16 +121,12 @@ class Trainer:
             raise InputError(f"{name}: no question has an answer to learn; raise `examples`")
         fitted = self._fit(name, taught)
         spent = tokens + 3 * fitted.looks[-1].tokens
-        lora, model = adapter_of(self.config), self.asker.model
-
-        def trained() -> Any:
-            return to_host(self._fit(name, taught).params, self.asker.engine.mesh)
-
+        lora, model, trained = adapter_of(self.config), self.asker.model, to_host(fitted.params, self.asker.engine.mesh)
         label = f"{len({each.id for each in taught})} questions"
         if lora is None:
-            return Arm(name, (Option(label, trained, spent),), control)
-        write = lambda folder: write_adapter(lora, trained(), model, folder)  # noqa: E731
-        return Arm(name, (Option(label, lambda: lora.apply(model.params, trained()), spent, write),), control)
+            return Arm(name, (Option(label, lambda: trained, spent),), control)
+        merged, write = partial(lora.apply, model.params, trained), partial(write_adapter, lora, trained, model)
+        return Arm(name, (Option(label, merged, spent, write),), control)
 
     def _fit(self, name: str, taught: Sequence[EncodedDemonstration]) -> Fitted:
         """A training; one that is done is read from its last commit."""

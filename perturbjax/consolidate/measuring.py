@@ -47,7 +47,7 @@ class Option:
 
     Attributes:
         label: what distinguishes it from the arm's others, in words.
-        make: its parameters, of the model's shapes; made anew at each call, so that one is in memory at a time.
+        make: its parameters, of the model's shapes. A merge is made anew at each call, so that one is in memory at a time.
         tokens: spent to arrive at it, its answers on select not counted.
         write: writes what there is of it beside the whole model, into an empty directory; None: nothing.
     """
