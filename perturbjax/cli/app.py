@@ -52,6 +52,7 @@ caulking: measure how many labeled examples an adapter of a model needs.
 - a first run: perturbjax randopt
 - on your own data: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
 - after a kill: the same command with --resume
+- one model in place of the members: perturbjax consolidate RUN --by merge
 - what a task asks, and how it grades: perturbjax tasks sst2
 - a sigma for a model: perturbjax calibrate
 - the method at work on a toy: perturbjax study signals

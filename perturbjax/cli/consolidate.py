@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from perturbjax.cli.outputs import check_outside
 from perturbjax.cli.randopt import in_cluster
 from perturbjax.consolidate import Config
 from perturbjax.errors import InputError
@@ -13,8 +12,6 @@ from perturbjax.runs.console import Console
 def run_consolidate(config: Config, console: Console) -> None:
     """Run; SIGTERM ends it with a line and a code of its own."""
     config.validate()
-    if config.out is not None:
-        check_outside(config.out, config.run)
     from perturbjax.consolidate.stages import run
 
     in_cluster(Machine(compile_cache=config.compile_cache), console, lambda peers: run(config, console, peers))
@@ -23,4 +20,6 @@ def run_consolidate(config: Config, console: Console) -> None:
 def refuse_consolidated(run: Path, chapter: str) -> None:
     """Raise ``InputError`` for what ``perturbjax consolidate`` made, which is a model and no run."""
     if chapter == "consolidate":
-        raise InputError(f"{run}: made by perturbjax consolidate; its model is {run / 'model'}, which `model` of a search takes")
+        there = (run / "model").exists()
+        what = f"its model is {run / 'model'}, which `model` of a search takes" if there else "it has no model: its result is the base"
+        raise InputError(f"{run}: made by perturbjax consolidate; {what}")

@@ -47,7 +47,7 @@ class ExportConfig:
     rank: int | None = None
     """The member of this rank, 1 being the best."""
     merge: bool = False
-    """The average of all members' weights, computed in float32 and rounded once."""
+    """The average of all members' weights, computed in float32 and rounded once; perturbjax consolidate tries several, and measures."""
     base: bool = False
     """The unperturbed base, as the run used it."""
     format: Literal["hf", "peft"] = "hf"

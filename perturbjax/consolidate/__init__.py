@@ -1,6 +1,6 @@
 """One model of an ensemble: merged, distilled, or searched again around the merge; one forward pass in place of K.
 
-``run(Config(run, by))`` does from Python what ``perturbjax consolidate`` does.
+``run(Config(path, by=...))`` does from Python what ``perturbjax consolidate`` does.
 """
 
 from typing import TYPE_CHECKING
@@ -25,8 +25,9 @@ def run(config: Config, progress: Progress = SILENT) -> "Results":
     Raises:
         InputError: the settings, or the run that they name, cannot be used.
 
+    >>> from pathlib import Path
     >>> from perturbjax import consolidate
-    >>> results = consolidate.run(consolidate.Config("RUN", by="merge"))  # doctest: +SKIP
+    >>> results = consolidate.run(consolidate.Config(Path("RUN"), by="merge"))  # doctest: +SKIP
     """
     from perturbjax.consolidate.stages import run as run_stages
 

@@ -84,7 +84,7 @@ def distill_arms(
     )
     trained = "all weights" if (lora := adapter_of(config)) is None else f"LoRA of rank {lora.rank}"
     how = f"{trained}, {trainer.training.steps} steps of {trainer.training.batch_rows} rows at {trainer.training.learning_rate:g}"
-    return arms, (label_words(len(rows), said, everything), how)
+    return arms, (*label_words(len(rows), said, everything), how)
 
 
 def _packed(taught: Sequence[EncodedDemonstration]) -> Any:

@@ -15,6 +15,7 @@ from perturbjax.inference.engine import encode_prompts
 from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.flow import run_base
 from perturbjax.randopt.setup import Parts, unused_rows
+from perturbjax.report.words import percent
 from perturbjax.tasks.base import Example
 from perturbjax.train.demonstrations import EncodedDemonstration, encode_demonstrations, task_demonstrations
 
@@ -157,9 +158,9 @@ def lessons(asker: Asker, rows: Sequence[Example], labels: Sequence[Label], shar
     return Lessons(all_of(voted), all_of([told(b, each.base, each.base_reply) for b, each in enumerate(labels)]), gold)
 
 
-def label_words(asked: int, learned: Sequence[Label], everything: bool) -> str:
-    """What was asked and what is learned, in words."""
+def label_words(asked: int, learned: Sequence[Label], everything: bool) -> tuple[str, str]:
+    """What was asked, and what is learned, in words."""
     vote, base = np.mean([each.right for each in learned], axis=0, dtype=np.float64)
-    which = "all with a vote" if everything else "where members differ or the base is not with the vote"
-    right = f"the vote is right on {100 * vote:.1f} % of these, the base on {100 * base:.1f} %"
-    return f"{asked} unlabeled questions asked, {len(learned)} learned ({which}); {right}"
+    which = "all that have a vote" if everything else "where members differ or the base is not with the vote"
+    right = f"the vote is right on {percent(vote)}, the base on {percent(base)} (by gold answers, which are not learned)"
+    return f"{asked} unlabeled questions asked, {len(learned)} learned, {which}", f"of those learned {right}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from perturbjax.consolidate.merging import merge_arms
 from perturbjax.consolidate.results import BASE, CONSOLIDATED, VERSION, VOTE, Gate, Results, Row, Tried, read_results
 from perturbjax.consolidate.results_table import results_table
 from perturbjax.consolidate.setup import describe, make_identity, open_run
+from perturbjax.errors import InputError
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.randopt.ensemble import Ensemble
@@ -47,12 +47,13 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
         Exception: anything else, with a note that says what is safe and how to go on.
     """
     started = time.perf_counter()
-    config = replace(config, run=Path(config.run))
     config.validate()
     require("safetensors", *(("optax", "grain") if config.by == "distill" else ()))
     peers = peers or Peers(None, SILENT.note)
     its = config.run.resolve()
     directory = RunDirectory(config.out or its.with_name(f"{its.name}-{config.by}"))
+    if directory.path.resolve().is_relative_to(its):
+        raise InputError(f"`out` {directory.path}: lies in the run directory, which is not changed; give another place")
     directory.check_usable(config.resume)
     parts, ensemble = open_run(config.run, config.trust, progress)
     make_arms = _plan(config, parts, ensemble)
@@ -67,26 +68,34 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
             gate, rows, taken = measure(asker, arms, parts.config.search.seed)
             if taken is not None:
                 save(parts.model, taken, directory.path)
-            results = Results(
-                version=VERSION,
-                by=config.by,
-                settings=config.settings,
-                run=str(its),
-                identity=run_identity,
-                model=Source(parts.model.name, parts.model.source),
-                task=Source(parts.task.name, parts.task.source),
-                members=len(ensemble),
-                select=len(parts.splits.select),
-                gate=gate,
-                rows=rows,
-                notes=notes,
-                saved=taken is not None,
-                seconds=time.perf_counter() - started,
-            )
-            write_json(directory.results, to_json(results))
+            made = _results(config, asker, run_identity, gate, rows, notes, time.perf_counter() - started)
+            # Last, so that what has results.json has its model.
+            write_json(directory.results, to_json(made))
         results = read_results(directory.results)
     progress.line(results_table(results, directory.path))
     return results
+
+
+def _results(
+    config: Config, asker: Asker, run_identity: str, gate: Gate, rows: tuple[Row, ...], notes: tuple[str, ...], seconds: float
+) -> Results:
+    parts = asker.parts
+    return Results(
+        version=VERSION,
+        by=config.by,
+        settings=config.settings,
+        run=str(config.run.resolve()),
+        identity=run_identity,
+        model=Source(parts.model.name, parts.model.source),
+        task=Source(parts.task.name, parts.task.source),
+        members=len(asker.ensemble),
+        select=len(parts.splits.select),
+        gate=gate,
+        rows=rows,
+        notes=notes,
+        saved=gate.taken,
+        seconds=seconds,
+    )
 
 
 def _plan(config: Config, parts: Parts, ensemble: Ensemble) -> Callable[[Asker, Identity, Peers], Made]:

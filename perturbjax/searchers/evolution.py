@@ -197,7 +197,7 @@ def moved(leaf: jax.Array, keys: jax.Array, weights: jax.Array, hash_of_path: ja
         keys, weights = some
         folded = jax.vmap(lambda key: fold_in(key, hash_of_path))(keys)
         a, b = jax.vmap(lambda key: low_rank_factors(key, block, noise.rank or 1, noise.distribution))(folded)
-        weighted = a * (weights / math.sqrt(noise.rank))[(slice(None), *[None] * (a.ndim - 1))]
+        weighted = a * (weights / math.sqrt(noise.rank or 1))[(slice(None), *[None] * (a.ndim - 1))]
         return total + jnp.einsum("n...ir,n...jr->...ij", weighted, b, precision=jax.lax.Precision.HIGHEST), None
 
     zeros = jnp.zeros(leaf.shape, jnp.float32)
