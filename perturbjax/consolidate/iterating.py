@@ -185,7 +185,7 @@ class Rounds:
             means = table.scores.mean(axis=1, dtype=np.float64)
             return Scored(tuple(map(float, means)), int(table.tokens.sum()))
 
-        scored = self.asker.kept(f"search {name}", Scored, score)
+        scored = self.asker.kept(f"search {name}", Scored, score, lambda found: len(found.scores) == len(population))
         return Searched(tuple(Found(population, i, each) for i, each in enumerate(scored.scores)), scored.tokens)
 
     def merged(self, name: str, center: Center, chosen: Sequence[Found], tokens: int) -> Center:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -78,7 +79,9 @@ def label(asker: Asker, rows: Sequence[Example]) -> Labels:
     found = []
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
-        found.append(asker.kept(f"labels {start}", Labels, lambda block=block: _label(asker, block)))
+        ids = [example.id for example in block]
+        make, fits = partial(_label, asker, block), lambda labels, ids=ids: [each.id for each in labels.rows] == ids
+        found.append(asker.kept(f"labels {start}", Labels, make, fits))
     return Labels(tuple(each for labels in found for each in labels.rows), sum(labels.tokens for labels in found))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from perturbjax.errors import InputError
 from perturbjax.inference.outputs import EncodedBatch, Outputs
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.flow import run_base, run_members, vote_curve
@@ -110,14 +111,21 @@ class Asker:
     def _prepared(self, split: Split) -> EncodedBatch:
         return self.engine.prepare(getattr(self.parts.splits, split), self.parts.template)
 
-    def kept(self, name: str, kind: type[T], make: Callable[[], T]) -> T:
-        """What ``make`` gives: from its file if it was made before, else made and written there, whole or not at all."""
+    def kept(self, name: str, kind: type[T], make: Callable[[], T], fits: Callable[[T], bool]) -> T:
+        """What ``make`` gives: from its file if it was made before, else made and written there, whole or not at all.
+
+        Raises:
+            InputError: the file is damaged, or its content does not fit.
+        """
         path = self.folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
         if not path.exists():
             made = make()
             self.folder.mkdir(exist_ok=True)
             write_json(path, to_json(made))
-        return from_json(kind, read_json(path), str(path))
+        found = from_json(kind, read_json(path), str(path))
+        if not fits(found):
+            raise InputError(f"{path}: is not of these questions or candidates; delete it, and it is made again")
+        return found
 
     def one(self, label: str, split: Split, make: Callable[[], Params]) -> Measured:
         """One model on a split."""
@@ -127,7 +135,7 @@ class Asker:
             outputs = run_base(self.engine, getattr(self, split))
             return _measured(outputs.scores[0], outputs.lenient[0], outputs.tokens[0])
 
-        return self.kept(f"{split} {label}", Measured, ask)
+        return self.kept(f"{split} {label}", Measured, ask, lambda found: self._fits(split, found))
 
     def several(self, split: Split, made: Sequence[tuple[str, Callable[[], Params]]]) -> list[Measured]:
         """Labels and models, one after the other."""
@@ -149,7 +157,11 @@ class Asker:
             curve = vote_curve(self.members(getattr(self, split), f"{split} split: members"), self.ensemble.voting)
             return _measured(curve.scores[-1], curve.lenient[-1], curve.tokens[-1])
 
-        return self.kept(f"{split} vote", Measured, ask)
+        return self.kept(f"{split} vote", Measured, ask, lambda found: self._fits(split, found))
+
+    def _fits(self, split: Split, found: Measured) -> bool:
+        scores = (*found.scores, *found.lenient)
+        return len(found.scores) == len(found.lenient) == len(getattr(self.parts.splits, split)) and all(0 <= s <= 1 for s in scores)
 
     def members(self, batch: EncodedBatch, stage: str) -> Outputs:
         """All members, best first, on prepared questions."""

@@ -59,7 +59,22 @@ def test_version(capsys):
     assert call(["--version"], capsys) == (0, f"perturbjax {perturbjax.__version__}\n", "")
 
 
-VERBS = ["evaluate", "predict", "export", "report", "serve", "select", "scores", "compare", "calibrate", "study", "tasks", "bench", "plan"]
+VERBS = [
+    "evaluate",
+    "predict",
+    "export",
+    "report",
+    "serve",
+    "select",
+    "scores",
+    "compare",
+    "consolidate",
+    "calibrate",
+    "study",
+    "tasks",
+    "bench",
+    "plan",
+]
 
 
 @pytest.mark.parametrize("command", [[], ["randopt"], *([verb] for verb in VERBS)])

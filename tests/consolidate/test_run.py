@@ -113,6 +113,12 @@ def test_what_was_measured_is_not_measured_again(folder, merged, tmp_path, monke
     monkeypatch.setattr(measuring, "run_base", lambda *a: asked.append("one") or run_base(*a))
     found = consolidate.run(config(folder, tmp_path / "m", "merge", lengths=(2.0, 10.0), resume=True))
     assert asked == ["one"] and found.rows == merged.rows and found.gate == merged.gate
+    (tmp_path / "m" / "results.json").unlink()
+    measured = json.loads((tmp_path / "m" / "measured" / "test-vote.json").read_text())
+    for change in ({"scores": measured["scores"][1:]}, {"scores": [2.0, *measured["scores"][1:]]}):
+        (tmp_path / "m" / "measured" / "test-vote.json").write_text(json.dumps(measured | change))
+        with pytest.raises(InputError, match=r"test-vote\.json: is not of these questions or candidates; delete it"):
+            consolidate.run(config(folder, tmp_path / "m", "merge", lengths=(2.0, 10.0), resume=True))
 
 
 def test_labels_are_the_votes_of_a_loop_and_no_split_has_their_questions(folder, tmp_path):
