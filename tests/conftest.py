@@ -60,6 +60,7 @@ LONGEST = (
     "interpret/test_kernels.py",
     "bench/test_bench.py",
     "randopt/test_run.py",
+    "consolidate/test_run.py",
     "kernels/test_matmul.py",
     "interpret/test_usage.py",
     "bench/test_values.py",

@@ -20,6 +20,7 @@ from perturbjax.cli.bench import BenchConfig, run_bench
 from perturbjax.cli.calibrate import CalibrateConfig, run_calibrate
 from perturbjax.cli.caulking import run_caulking
 from perturbjax.cli.compare import CompareConfig, run_compare
+from perturbjax.cli.consolidate import run_consolidate
 from perturbjax.cli.evaluate import EvaluateConfig, run_evaluate
 from perturbjax.cli.export import ExportConfig, run_export
 from perturbjax.cli.ivl import run_ivl
@@ -33,6 +34,7 @@ from perturbjax.cli.serve import ServeConfig, run_serve
 from perturbjax.cli.study import StudyConfig, run_study
 from perturbjax.cli.tasks import TasksConfig, run_tasks
 from perturbjax.cli.vpretrain import run_vpretrain
+from perturbjax.consolidate import Config as ConsolidateConfig
 from perturbjax.errors import InputError, shortened
 from perturbjax.ivl import Config as IvlConfig
 from perturbjax.randopt import Config
@@ -50,6 +52,7 @@ caulking: measure how many labeled examples an adapter of a model needs.
 - a first run: perturbjax randopt
 - on your own data: perturbjax randopt --task questions.jsonl --population 200 --top-k 10
 - after a kill: the same command with --resume
+- one model in place of the members: perturbjax consolidate RUN --by merge
 - what a task asks, and how it grades: perturbjax tasks sst2
 - a sigma for a model: perturbjax calibrate
 - the method at work on a toy: perturbjax study signals
@@ -69,6 +72,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
     "select": (SelectConfig, run_select),
     "scores": (ScoresConfig, run_scores),
     "compare": (CompareConfig, run_compare),
+    "consolidate": (ConsolidateConfig, run_consolidate),
     "calibrate": (CalibrateConfig, run_calibrate),
     "study": (StudyConfig, run_study),
     "tasks": (TasksConfig, run_tasks),

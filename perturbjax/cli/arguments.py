@@ -15,7 +15,7 @@ import tyro
 
 from perturbjax.noise.spec import SCALES, Rule
 
-_OPTIONAL: dict[type, str] = {int: "INT", str: "TEXT", Path: "PATH"}
+_OPTIONAL: dict[type, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 _SCALE = "|".join((*SCALES, "exclude"))
 _RULE = re.compile(rf"(?P<pattern>.+?)=(?P<scale>{_SCALE})(?:,|$)")
 _LISTS: dict[Any, tuple[type, str]] = {tuple[float, ...]: (float, "FLOAT"), tuple[int, ...]: (int, "INT"), tuple[str, ...]: (str, "TEXT")}

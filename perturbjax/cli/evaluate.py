@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from perturbjax.cli.consolidate import refuse_consolidated
 from perturbjax.cli.outputs import check_file_name
 from perturbjax.cli.pretrained import evaluate_pretrained
 from perturbjax.cli.value import EVALUATE_OPTIONS, evaluate_value, refuse_options
@@ -22,7 +23,6 @@ from perturbjax.runs.files import write_json
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Task
 from perturbjax.tasks.splits import same_question_key
-from perturbjax.tree import digest
 
 if TYPE_CHECKING:
     from perturbjax.randopt.setup import Parts
@@ -75,6 +75,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     check_positive(config, "examples")
     check_file_name("name", config.name)
     chapter = RunDirectory(config.run).chapter
+    refuse_consolidated(config.run, chapter)
     if chapter == "caulking":
         raise InputError(f"{config.run}: every cell of a run of caulking was measured already; its report and cells.parquet say how it did")
     if chapter == "vpretrain":
@@ -88,7 +89,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     from perturbjax.inference.fingerprint import task_fingerprint
     from perturbjax.randopt.ensembles import compare_to_base
     from perturbjax.randopt.questions import write_question_scores
-    from perturbjax.randopt.setup import make_engine, reopen_ensemble
+    from perturbjax.randopt.setup import make_engine, reopen_ensemble, unused_rows
     from perturbjax.tasks import load_task
 
     parts, ensemble = reopen_ensemble(config.run, console.note, (*config.trust, config.task or ""))
@@ -118,18 +119,6 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     for k, entry in compared.randopt.items():
         console.line(_line(f"RandOpt @{k}", entry))
     console.line(f"written to {path}")
-
-
-def unused_rows(parts: "Parts") -> list[Example]:
-    """Rows of the run's own task that are in none of its splits, repeated ones once, in an order that depends on seed and ids alone."""
-    splits = parts.splits
-    seen = {same_question_key(example) for example in (*splits.search, *splits.select, *splits.test)}
-    rows = []
-    for example in sorted(parts.task.examples(), key=lambda e: digest([parts.config.search.seed, e.id])):
-        if same_question_key(example) not in seen:
-            seen.add(same_question_key(example))
-            rows.append(example)
-    return rows
 
 
 def foreign_rows(parts: "Parts", task: Task) -> Sequence[Example]:

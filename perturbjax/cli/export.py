@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from perturbjax.cli.caulking import export_caulk
+from perturbjax.cli.consolidate import refuse_consolidated
 from perturbjax.cli.outputs import check_new_directory
 from perturbjax.cli.pretrained import export_pretrained
 from perturbjax.cli.value import export_value, refuse_options
@@ -46,7 +47,7 @@ class ExportConfig:
     rank: int | None = None
     """The member of this rank, 1 being the best."""
     merge: bool = False
-    """The average of all members' weights, computed in float32 and rounded once."""
+    """The average of all members' weights, computed in float32 and rounded once; perturbjax consolidate tries several, and measures."""
     base: bool = False
     """The unperturbed base, as the run used it."""
     format: Literal["hf", "peft"] = "hf"
@@ -68,6 +69,7 @@ class ExportConfig:
 def run_export(config: ExportConfig, console: Console) -> None:
     """Rebuild the asked model from ensemble.json and write it."""
     chapter = RunDirectory(config.run).chapter
+    refuse_consolidated(config.run, chapter)
     if chapter == "caulking":
         refuse_options(config, ("rank", "merge", "base", *ADAPTER_OPTIONS, "beside", "vocabulary"), "caulking")
         check_new_directory(config.out)

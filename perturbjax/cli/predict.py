@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from perturbjax.cli.caulking import predict_caulk
+from perturbjax.cli.consolidate import refuse_consolidated
 from perturbjax.cli.outputs import check_new_file
 from perturbjax.cli.pretrained import predict_pretrained
 from perturbjax.cli.value import VALUE_OPTIONS, predict_value, refuse_options
@@ -68,6 +69,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
     chapter = RunDirectory(config.run).chapter
+    refuse_consolidated(config.run, chapter)
     if chapter == "caulking":
         refuse_options(config, (*VALUE_OPTIONS, "early_exit"), "caulking")
         use_compile_cache(config.compile_cache, console)

@@ -159,8 +159,8 @@ def merge(params: Params, candidates: Candidate, noise: Noise, weights: Sequence
 
     merged = params + sum_k w_k (theta_k - params) / sum_k w_k, summed in float32 (a float64 leaf in float64) and rounded once to each
     leaf's dtype. Besides the base, one such accumulator and one member are in memory. Weighting members by their reward is the idea of
-    CoRP (arXiv 2605.31494), which accepts a merge only if held-out data approve of it. There is no such gate here: nobody has measured a
-    merged model until you do.
+    CoRP (arXiv 2605.31494), which accepts a merge only if held-out data approve of it. There is no such gate here: ``consolidate`` has one,
+    and measures what it merges.
 
     Args:
         params: base parameters.

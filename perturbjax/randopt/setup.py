@@ -25,8 +25,8 @@ from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
 from perturbjax.runs.rundir import RunDirectory, fields_of
 from perturbjax.tasks import load_task, template_by_name
-from perturbjax.tasks.base import Task, Template
-from perturbjax.tasks.splits import Splits, make_splits
+from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.splits import Splits, make_splits, same_question_key
 from perturbjax.tree import digest, fingerprint
 
 
@@ -161,6 +161,18 @@ def make_identity(config: Config, base: str, dtype: str, questions: Questions) -
     defaults = fields_of(Config())
     fields = {name: value for name, value in fields_of(config).items() if name not in _LATER or value != defaults[name]}
     return fields | questions.identity | {"dtype": dtype, "model_fingerprint": base}
+
+
+def unused_rows(parts: Parts) -> list[Example]:
+    """Rows of the run's own task that are in none of its splits, repeated ones once, in an order that depends on seed and ids alone."""
+    splits = parts.splits
+    seen = {same_question_key(example) for example in (*splits.search, *splits.select, *splits.test)}
+    rows = []
+    for example in sorted(parts.task.examples(), key=lambda e: digest([parts.config.search.seed, e.id])):
+        if same_question_key(example) not in seen:
+            seen.add(same_question_key(example))
+            rows.append(example)
+    return rows
 
 
 def make_engine(parts: Parts, task: Task | None = None) -> Engine:

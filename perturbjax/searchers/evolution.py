@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from perturbjax.noise import DISTRIBUTIONS, Block, Noise, Population, scales
+from perturbjax.noise import DISTRIBUTIONS, Block, Candidate, Noise, Population, scales
 from perturbjax.noise.low_rank import low_rank_factors
 from perturbjax.noise.spec import moving, wide_dtype
 from perturbjax.noise.values import fold_in
@@ -140,21 +140,39 @@ def rate_of_length(length: float, sigma: float, size: int) -> float:
 
 def rebuild(params: Params, noise: Noise, steps: Sequence[Step]) -> Params:
     """The parameters after the steps of a trajectory that began at ``params``, which are not written; moving leaves in float32."""
-    found = moving(params, noise)
-    wide = map_with_paths(
-        lambda path, leaf: jnp.array(leaf, wide_dtype(jnp.result_type(leaf)), copy=True) if path in found else leaf, params
-    )
+    wide = widened(params, noise)
     for step in steps:
         wide = updated(wide, noise, step)
     return wide
 
 
+def widened(params: Params, noise: Noise) -> Params:
+    """A copy of the leaves that move, in float32, beside the others as they are: what ``displaced`` may take."""
+    found = moving(params, noise)
+    return map_with_paths(
+        lambda path, leaf: jnp.array(leaf, wide_dtype(jnp.result_type(leaf)), copy=True) if path in found else leaf, params
+    )
+
+
 def updated(params: Params, noise: Noise, step: Step) -> Params:
     """The parameters after one step. Leaves that move are donated: they cannot be read any more."""
-    leaf_scales = scales(params, noise)
     candidates = step.population[:]
     factors = step.rate / (len(step.weights) * step.sigma) * np.asarray(candidates.sign, np.float64) * step.weights
-    padding = -len(factors) % BLOCK
+    return displaced(params, noise, candidates, factors)
+
+
+def displaced(params: Params, noise: Noise, candidates: Candidate, factors: np.ndarray) -> Params:
+    """params + sum over k of factors_k * scale * E_k, leaf by leaf from the keys: no candidate's weights are ever made.
+
+    Args:
+        params: leaves that move are donated, and cannot be read any more; scales are theirs.
+        noise: of the candidates.
+        candidates: (n,) batched. Their sigma and sign are not read: they belong into the factors.
+        factors: (n,) float64.
+    """
+    leaf_scales = scales(params, noise)
+    # Factors are multiplied a block at a time; full-rank noise is made one by one, and padding would be made too.
+    padding = 0 if noise.rank is None else -len(factors) % BLOCK
     keys, weights = jnp.pad(candidates.key_data, [(0, padding), (0, 0)]), np.pad(factors, (0, padding)).astype(np.float32)
 
     def one(path: str, leaf: jax.Array) -> jax.Array:
@@ -167,8 +185,8 @@ def updated(params: Params, noise: Noise, step: Step) -> Params:
 
 @partial(jax.jit, static_argnames="noise", donate_argnums=0)
 def moved(leaf: jax.Array, keys: jax.Array, weights: jax.Array, hash_of_path: jax.Array, noise: Noise) -> jax.Array:
-    """leaf + sum of weights * E over (n, 2) keys of candidates, n a multiple of ``BLOCK``; ``noise`` is that of the leaf. Temporaries do
-    not depend on n, and leaves of one shape share a program."""
+    """leaf + sum of weights * E over (n, 2) keys of candidates; ``noise`` is that of the leaf, and n a multiple of ``BLOCK`` where it has a
+    rank. Temporaries do not depend on n, and leaves of one shape share a program."""
     block = Block(leaf.shape)
 
     def add_one(total: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -177,13 +195,14 @@ def moved(leaf: jax.Array, keys: jax.Array, weights: jax.Array, hash_of_path: ja
 
     def add_block(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         keys, weights = some
-        if noise.rank is None:
-            return jax.lax.scan(add_one, total, some)
         folded = jax.vmap(lambda key: fold_in(key, hash_of_path))(keys)
         a, b = jax.vmap(lambda key: low_rank_factors(key, block, noise.rank or 1, noise.distribution))(folded)
-        weighted = a * (weights / math.sqrt(noise.rank))[(slice(None), *[None] * (a.ndim - 1))]
+        weighted = a * (weights / math.sqrt(noise.rank or 1))[(slice(None), *[None] * (a.ndim - 1))]
         return total + jnp.einsum("n...ir,n...jr->...ij", weighted, b, precision=jax.lax.Precision.HIGHEST), None
 
-    blocks = (keys.reshape(-1, BLOCK, 2), weights.reshape(-1, BLOCK))
-    total, _ = jax.lax.scan(add_block, jnp.zeros(leaf.shape, jnp.float32), blocks)
+    zeros = jnp.zeros(leaf.shape, jnp.float32)
+    if noise.rank is None:
+        total, _ = jax.lax.scan(add_one, zeros, (keys, weights))
+    else:
+        total, _ = jax.lax.scan(add_block, zeros, (keys.reshape(-1, BLOCK, 2), weights.reshape(-1, BLOCK)))
     return leaf + total.astype(leaf.dtype)

@@ -32,11 +32,12 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class EncodedDemonstration:
-    """Token ids; those of the response end with a stop token."""
+    """Token ids, and what the response weighs. Those of ``encode_demonstrations`` end with a stop token."""
 
     id: str
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    weight: float = 1.0
 
 
 def load_demonstrations(spec: str, template: str | None = None) -> tuple[Demonstration, ...]:

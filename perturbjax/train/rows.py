@@ -54,7 +54,7 @@ def pack_rows(demonstrations: Sequence[EncodedDemonstration], row_tokens: int, p
     Args:
         demonstrations: prompts of at least one token, responses of at least one.
         row_tokens: T. The last token of a response is learned and never read, so it takes no room.
-        per_demonstration: the tokens of a response weigh 1 together, so that losses are means over demonstrations; else 1 each.
+        per_demonstration: the tokens of a response share its weight, so that losses are means over demonstrations; else they have it each.
 
     Raises:
         InputError: none fits into a row.
@@ -90,7 +90,7 @@ def pack_rows(demonstrations: Sequence[EncodedDemonstration], row_tokens: int, p
             positions[r, here], segments[r, here] = np.arange(length), segment
             there = slice(asked, asked + count)
             query[r, there] = column + len(demonstration.prompt) - 1 + np.arange(count)
-            labels[r, there], weights[r, there] = demonstration.response, 1 / count if per_demonstration else 1
+            labels[r, there], weights[r, there] = demonstration.response, demonstration.weight / (count if per_demonstration else 1)
             column, asked = column + length, asked + count
     arrays = {"tokens": tokens, "positions": positions, "segments": segments, "query": query, "labels": labels, "weights": weights}
     return Rows(arrays, len(demonstrations) - len(left_out), left_out)

@@ -14,12 +14,12 @@ from support.cli_tiny import MODEL, search_arguments, write_questions
 
 import perturbjax
 from perturbjax.cli import main
-from perturbjax.cli.evaluate import foreign_rows, unused_rows
+from perturbjax.cli.evaluate import foreign_rows
 from perturbjax.cli.predict import read_questions
 from perturbjax.errors import InputError
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.setup import reopen
+from perturbjax.randopt.setup import reopen, unused_rows
 from perturbjax.runs.console import Console
 from perturbjax.tasks.base import Example
 from perturbjax.tasks.splits import make_splits
@@ -59,7 +59,22 @@ def test_version(capsys):
     assert call(["--version"], capsys) == (0, f"perturbjax {perturbjax.__version__}\n", "")
 
 
-VERBS = ["evaluate", "predict", "export", "report", "serve", "select", "scores", "compare", "calibrate", "study", "tasks", "bench", "plan"]
+VERBS = [
+    "evaluate",
+    "predict",
+    "export",
+    "report",
+    "serve",
+    "select",
+    "scores",
+    "compare",
+    "consolidate",
+    "calibrate",
+    "study",
+    "tasks",
+    "bench",
+    "plan",
+]
 
 
 @pytest.mark.parametrize("command", [[], ["randopt"], *([verb] for verb in VERBS)])
