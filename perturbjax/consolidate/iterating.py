@@ -23,6 +23,7 @@ from perturbjax.consolidate.measuring import Arm, Asker, Option
 from perturbjax.consolidate.merging import Move, Part, moved_by, reward_weights
 from perturbjax.errors import InputError
 from perturbjax.noise import Population
+from perturbjax.randopt.config import Search
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race
@@ -69,18 +70,17 @@ class Center:
     tokens: int
 
 
-def population_of(config: Config, ensemble: Ensemble, seed: int, number: int) -> Population:
-    """The candidates of a round, as many and of the same sigmas as the run's.
+def population_of(config: Config, ensemble: Ensemble, search: Search, number: int) -> Population:
+    """The candidates of a round, of the same sigmas as the run's and as many as it scored.
 
     Raises:
         InputError: `population` cannot be that of a search.
     """
-    its = ensemble.population
-    size = config.population or len(its)
+    size = config.population or search.population
     if size < len(ensemble):
         raise InputError(f"`population` {size}: at least the {len(ensemble)} members of the ensemble are required")
     try:
-        return replace(its, seed=derived_seed(seed, f"round {number}"), size=size)
+        return replace(ensemble.population, seed=derived_seed(search.seed, f"round {number}"), size=size)
     except ValueError as error:
         raise InputError(f"`population` {str(error).removeprefix('size ')}") from error
 
@@ -111,7 +111,7 @@ def iterate_arms(
     arms = tuple(Arm(name, tuple(map(rounds.option, range(len(found)), found)), control) for name, found, control in names)
     shown = [", ".join(f"{100 * center.score:.1f}" for center in found) for _, found, _ in names]
     lengths_of = ", ".join(f"{move.length:.3g}" for move in centers[-1].moves)
-    size = len(population_of(config, asker.ensemble, 0, 0))
+    size = len(population_of(config, asker.ensemble, asker.parts.config.search, 0))
     return arms, (
         f"{len(centers) - 1} searches of {count(size)} candidates each way; lengths of the moves {lengths_of}",
         f"right on search after each round, in %: {ITERATED} {shown[0]}; {AROUND_BASE} {shown[1]}",
@@ -165,7 +165,7 @@ class Rounds:
 
     def searched(self, way: str, number: int, moves: tuple[Move, ...]) -> Searched:
         """The population of a round, scored around a center; every chunk is committed."""
-        population = population_of(self.config, self.asker.ensemble, self.seed, number)
+        population = population_of(self.config, self.asker.ensemble, self.asker.parts.config.search, number)
         name = f"{way}, round {number}"
 
         def score() -> Scored:

@@ -110,7 +110,7 @@ def _plan(config: Config, parts: Parts, ensemble: Ensemble) -> Callable[[Asker, 
         rows = rows_to_label(config, parts)
         check_rank(config, parts.model.params)
         return lambda asker, identity, peers: distill_arms(asker, config, rows, identity, freezing(peers))
-    population_of(config, ensemble, seed, 1)
+    population_of(config, ensemble, parts.config.search, 1)
     return lambda asker, identity, peers: iterate_arms(asker, config, lengths, identity, freezing(peers))
 
 
