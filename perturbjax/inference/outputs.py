@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from perturbjax.cluster import on_main
 from perturbjax.inference.packing import Packing
 from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.equality import AnswerGroups, pairwise
 
 ProgramName = Literal["single_token", "multi_token", "generate"]
 """The compiled programs: logits of choices of one token each, log-probabilities of longer ones, and generation."""
@@ -45,7 +47,8 @@ class Outputs:
 
     Attributes:
         answers: (n, E) extracted answers (strict), None where there is none.
-        keys: (n, E) their vote keys: answers with one key count as one in a vote; None where there is no answer.
+        keys: (n, E) their vote keys: answers with one key count as one in a vote; None where there is no answer. A task that compares
+            answers two by two may find more of them the same: ``grouped``.
         scores: (n, E) float32 strict task scores; lenient: the same with lenient extraction (equal for multiple choice).
         tokens: (n,) int64 tokens put through the model, padding not counted.
         seconds: wall time, host work included.
@@ -114,6 +117,25 @@ def grade(
         keys,
         np.array([[[each.strict for each in row] for row in table], [[each.lenient for each in row] for row in table]], np.float32),
     )
+
+
+def grouped(outputs: Outputs, examples: Sequence[Example], groups: AnswerGroups) -> Outputs:
+    """The outputs of models that vote, with one key for all answers that the task finds the same.
+
+    Process 0 asks the task, in the order of the models; all processes call it. ``groups`` are those of earlier models of the same vote, and
+    are added to. Outputs of a task without ``same`` stay as they are.
+
+    Raises:
+        InputError: the task's ``same`` fails.
+    """
+    if pairwise(groups.task) is None:
+        return outputs
+
+    def keys() -> list[list[str | None]]:
+        rows = zip(outputs.answers, outputs.keys, strict=True)
+        return [[groups.key(*each) for each in zip(answers, keys, examples, strict=True)] for answers, keys in rows]
+
+    return replace(outputs, keys=tuple(map(tuple, on_main(keys))))
 
 
 class _Worth(NamedTuple):

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from perturbjax.inference.outputs import Outputs
+from perturbjax.inference.outputs import Outputs, grouped
 from perturbjax.noise import Candidate, Population
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.voting import BY_MAJORITY, MAJORITY, Voting
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.equality import AnswerGroups
 from perturbjax.tasks.splits import Splits
 from perturbjax.tree import derived_seed
 
@@ -24,10 +25,14 @@ class Engine(Protocol):
 
     ``chunk`` candidates are one call of a compiled program, of which ``width`` run at once.
 
+    ``task`` says which answers count as one; what ``prepare`` gives has the ``examples``.
+
     ``sample`` counts tokens as they are spent: where one forward pass gives all samples (choice tasks), the first row carries its tokens
     and the others 0, so that the sum over the first k rows is what k samples cost.
     """
 
+    @property
+    def task(self) -> Task: ...
     @property
     def chunk(self) -> int: ...
     @property
@@ -115,8 +120,9 @@ class Flow:
             raise ValueError(f"top_k {self.top_k}: between 1 and the population's {len(self.population)} is required")
 
     def samples(self, prepared: Any, count: int, temperature: float, purpose: str) -> Outputs:
-        """``count`` samples of the base."""
-        return self.engine.sample(prepared, count, temperature, derived_seed(self.seed, purpose))
+        """``count`` samples of the base, which vote."""
+        outputs = self.engine.sample(prepared, count, temperature, derived_seed(self.seed, purpose))
+        return grouped(outputs, prepared.examples, AnswerGroups(self.task))
 
     def voting(self, members: Sequence[int] | np.ndarray) -> Voting:
         """How candidates vote that were chosen by their scores; controls vote by majority."""
@@ -172,3 +178,20 @@ def run_members(
             outputs.append(engine.run(population[chunk], prepared))
             bar.update(start + len(chunk))
     return Outputs.concatenate(outputs)
+
+
+def run_voters(
+    engine: Engine,
+    population: Population,
+    indices: np.ndarray,
+    prepared: Any,
+    stage: str,
+    progress: Progress = SILENT,
+    groups: AnswerGroups | None = None,
+) -> Outputs:
+    """As ``run_members``, for a vote: where the task compares answers two by two, equal ones have one key.
+
+    ``groups``: goes on with those of earlier members of the same vote; None begins. They are found in the order of ``indices``.
+    """
+    outputs = run_members(engine, population, indices, prepared, stage, progress)
+    return grouped(outputs, prepared.examples, groups or AnswerGroups(engine.task))
