@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ class EncodedBatch:
         packings: where the results of each call belong, for multiple-choice tasks.
         prompt_tokens: tokens of prefix and prompts, as run for one candidate.
         strategy: how candidates will be perturbed on them.
+        worths: of each example, what its replies so far were worth, filled as they are graded: chunks of candidates repeat each other.
     """
 
     examples: tuple[Example, ...]
@@ -39,6 +41,7 @@ class EncodedBatch:
     packings: tuple[Packing, ...]
     prompt_tokens: int
     strategy: str
+    worths: Sequence[dict[str | None, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,32 @@ class Outputs:
         return cls(**texts, **arrays, seconds=sum(p.seconds for p in parts), nonfinite=sum(p.nonfinite for p in parts))
 
 
+@dataclass(frozen=True)
+class Running:
+    """Candidates on the devices.
+
+    Attributes:
+        wait: returns when their results are on the host.
+        graded: waits too, and gives their graded answers. On all processes, once.
+    """
+
+    wait: Callable[[], Any]
+    graded: Callable[[], Outputs]
+
+
 _PER_MODEL = ("scores", "lenient", "tokens", "log_probs", "row_steps", "reply_tokens")
 
 
+REMEMBERED = 1000
+"""Replies to an example whose worth is kept from one chunk to the next: 128 MB for 64 examples and replies of 2,000 characters."""
+
+
 def grade(
-    task: Task, examples: Sequence[Example], texts: Sequence[Sequence[str]], finite: np.ndarray
+    task: Task,
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[str]],
+    finite: np.ndarray,
+    worths: Sequence[dict[str | None, Any]] = (),
 ) -> tuple[list[list[str | None]], list[list[str | None]], np.ndarray]:
     """Extracts answers and scores them, by the task's own code, which sees each distinct reply to an example once.
 
@@ -99,18 +123,21 @@ def grade(
         examples: E of them.
         texts: (n, E) replies; for multiple-choice tasks the chosen answers themselves.
         finite: (n,) bool; a model that had NaN or infinite logits has no answers.
+        worths: of each example, what earlier replies were worth; up to ``REMEMBERED`` are added. Empty remembers nothing.
 
     Returns:
         (n, E) answers and vote keys, and (2, n, E) float32 strict and lenient scores.
     """
     rows = [[text if ok else None for text in replies] for replies, ok in zip(texts, finite, strict=True)]
     # Candidates are close relatives of one base and mostly say the same; a task's own code may take long.
-    worths: list[dict[str | None, _Worth]] = [{} for _ in examples]
+    found: list[dict[str | None, _Worth]] = [dict(worth) for worth in worths] or [{} for _ in examples]
     for replies in rows:
-        for example, worth, text in zip(examples, worths, replies, strict=True):
+        for example, worth, text in zip(examples, found, replies, strict=True):
             if text not in worth:
                 worth[text] = _worth(task, example, text)
-    table = [[worth[text] for worth, text in zip(worths, replies, strict=True)] for replies in rows]
+    for kept, worth in zip(worths, found, strict=bool(worths)):
+        kept.update(islice(worth.items(), REMEMBERED))
+    table = [[worth[text] for worth, text in zip(found, replies, strict=True)] for replies in rows]
     answers, keys = ([[getattr(each, name) for each in row] for row in table] for name in ("answer", "key"))
     return (
         answers,

@@ -3,34 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import Outputs
+from perturbjax.randopt.flow import CandidateSource, ChunkEngine, graded_chunks
 from perturbjax.randopt.racing import Part, Race
 from perturbjax.randopt.table import ScoreTable, candidate_scores
 from perturbjax.runs.console import SILENT, Bar, Progress
 from perturbjax.runs.files import MetricsLog
 from perturbjax.runs.state import RunState
-
-
-class ScoringEngine(Protocol):
-    """What the loop needs of a scoring engine; ``inference.Engine`` is the real one."""
-
-    @property
-    def chunk(self) -> int: ...
-
-    def run(self, candidates: Any, prepared: Any, /) -> Outputs: ...
-
-
-class CandidateSource(Protocol):
-    """What the loop needs of a population; ``noise.Population`` is the real one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, item: np.ndarray, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +56,7 @@ class ChunkReport:
 
 
 def search(
-    engine: ScoringEngine,
+    engine: ChunkEngine,
     population: CandidateSource,
     race: Race,
     prepare: Callable[[np.ndarray], Any],
@@ -83,7 +67,8 @@ def search(
 ) -> ScoreTable:
     """Scores what ``state`` has no scores of: in each round, every candidate that the rounds before it promoted.
 
-    All processes of a run call it with the same arguments, and so commit and decide the same.
+    All processes of a run call it with the same arguments, and so commit and decide the same. While a chunk is graded and committed the
+    next one of its round runs; the first of a round waits, because the scores of the round before say who takes part in it.
 
     Args:
         engine: scores ``engine.chunk`` candidates a call; the result must not depend on how they are grouped.
@@ -116,9 +101,7 @@ def search(
         prepared = prepare(part.columns)
         label = "search" if race.parts == 1 else f"search, round {number + 1} of {race.parts}"
         with progress.bar(label, len(part.candidates), int(scored.sum()), unit="candidate") as commits.bar:
-            for start in range(0, len(remaining), engine.chunk):
-                indices = remaining[start : start + engine.chunk]
-                outputs = engine.run(population[indices], prepared)
+            for indices, outputs in graded_chunks(engine, population, remaining, prepared):
                 commits.wait()
                 _record(table, outputs, indices, part)
                 commits.commit(table, _report(state.step + 1, table, outputs, len(indices), part, number, race, commits.waited))

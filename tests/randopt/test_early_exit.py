@@ -9,7 +9,7 @@ import pytest
 
 import perturbjax as pj
 from perturbjax.errors import InputError
-from perturbjax.inference.outputs import Outputs
+from perturbjax.inference.outputs import Outputs, Running
 from perturbjax.randopt.early_exit import decided, random_order
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.ensembles import predict
@@ -69,6 +69,9 @@ class Engine:
 
     def prepare(self, examples, template):
         return SimpleNamespace(examples=tuple(examples), template=template)
+
+    def start(self, candidates, batch):
+        return Running(lambda: None, lambda: self.run(candidates, batch))
 
     def run(self, candidates, batch):
         given = tuple(tuple(self.answers[int(i)][int(e.id)] for e in batch.examples) for i in candidates.index)
