@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from support.paths import ROOT, SCRIPTS
+from support.paths import FIXTURES, ROOT, SCRIPTS
 
 import perturbjax as pj
 
@@ -29,6 +29,15 @@ def test_an_example_runs_and_its_vote_gains(name, gain, capsys):
     assert what.startswith("vote") and float(vote) >= float(base) + gain and float(vote) > 0.6
 
 
+def test_the_quickstart_gains_on_plain_functions_and_on_a_language_model(capsys):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        main = runpy.run_path(str(EXAMPLES / "quickstart.py"))["main"]
+        main(str(FIXTURES / "tiny_llama3"))
+    figures = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line.startswith(("base", "vote"))]
+    (base, vote), (decoder, votes) = figures[:2], figures[2:]
+    assert vote > base + 0.1 and votes > decoder + 0.1
+
+
 def test_a_search_is_under_twenty_changed_lines_of_the_training_script():
     before, after = ((EXAMPLES / name).read_text().splitlines() for name in ("train.py", "train_then_search.py"))
     changed = [line for line in difflib.ndiff(before, after) if line[:1] in "+-"]
@@ -36,7 +45,8 @@ def test_a_search_is_under_twenty_changed_lines_of_the_training_script():
 
 
 def test_examples_are_short():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"nnx_digits.py", "equinox_model.py", "train.py", "train_then_search.py"}
+    searches = {"quickstart.py", "nnx_digits.py", "equinox_model.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == searches | {"train.py", "train_then_search.py"}
     assert all(len(path.read_text().splitlines()) < 120 for path in EXAMPLES.glob("*.py"))
 
 
