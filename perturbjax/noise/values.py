@@ -189,8 +189,10 @@ def _words(key_data: jax.Array, block: Block) -> jax.Array:
     lo = _compat.varying_like(lo, key_data)
     key_data = _compat.varying_like(key_data, lo)
     hi = _compat.varying_like(jnp.broadcast_to(jnp.asarray(hi, jnp.uint32), lo.shape), lo)
-    x0, x1 = _compat.threefry2x32(key_data, hi, lo)
-    return x0 ^ x1
+    # As a matrix: XLA:CPU takes three to five times as long to compile the loop over an array of more dims.
+    matrix = (math.prod(lo.shape[:-1]), lo.shape[-1]) if lo.ndim > 2 else lo.shape
+    x0, x1 = _compat.threefry2x32(key_data, hi.reshape(matrix), lo.reshape(matrix))
+    return (x0 ^ x1).reshape(lo.shape)
 
 
 def rademacher(key_data: KeyData, block: Block) -> Float32[Array, "*block"]:
