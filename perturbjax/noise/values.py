@@ -70,7 +70,7 @@ def leaf_keys(key_data: KeyData, paths: Iterable[str]) -> dict[str, KeyData]:
     paths = tuple(paths)
     if not paths:
         return {}
-    keys = jax.vmap(fold_in, (None, 0))(key_data, np.array([path_hash(path) for path in paths], np.uint32))
+    keys = jax.vmap(fold_in, (None, 0))(key_data, jnp.array([path_hash(path) for path in paths], jnp.uint32))
     return {path: keys[number] for number, path in enumerate(paths)}
 
 
