@@ -14,7 +14,7 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import EncodedBatch, Outputs
 from perturbjax.randopt.ensemble import Ensemble
-from perturbjax.randopt.flow import run_base, run_members, vote_curve
+from perturbjax.randopt.flow import run_base, run_voters, vote_curve
 from perturbjax.randopt.setup import Parts
 from perturbjax.records import from_json, to_json
 from perturbjax.runs.console import Progress
@@ -166,7 +166,7 @@ class Asker:
     def members(self, batch: EncodedBatch, stage: str) -> Outputs:
         """All members, best first, on prepared questions."""
         self.engine.rebase(self.model.params)
-        return run_members(self.engine, self.ensemble.population, self.ensemble.members, batch, stage, self.progress)
+        return run_voters(self.engine, self.ensemble.population, self.ensemble.members, batch, stage, self.progress)
 
 
 def _measured(scores: np.ndarray, lenient: np.ndarray, tokens: int) -> Measured:

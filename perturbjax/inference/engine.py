@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from perturbjax import _compat, sharding
 from perturbjax.cluster import broadcast, on_main
 from perturbjax.errors import InputError
 from perturbjax.inference.decode import NO_TOKEN
-from perturbjax.inference.outputs import EncodedBatch, Outputs, ProgramName, grade
+from perturbjax.inference.outputs import EncodedBatch, Outputs, ProgramName, Running, grade
 from perturbjax.inference.packing import ScoringExample, common_prefix, pack, unpack
 from perturbjax.inference.programs import batch_prompts, choice_values, generate_replies
 from perturbjax.noise import Candidate, Noise
@@ -76,6 +77,7 @@ class Engine:
         self._programs: dict[tuple[ProgramName, str | None, bool], ChunkProgram] = {}
         self.width = self.mesh.shape[sharding.DATA] * in_flight
         self.chunk = -(-chunk // self.width) * self.width
+        self._graded_at = 0.0  # when candidates were graded last, on the clock of time.perf_counter
 
     def _sharded(self, params: Any) -> sharding.ShardedParams:
         return sharding.shard_params(params, self.mesh, self.parallel.dims(self.model.config) if self.parallel else None)
@@ -104,17 +106,20 @@ class Engine:
         ids, choices = encode_prompts(self.model, self.task, examples, template, self.max_new_tokens)
         length = common_prefix(ids)
         prefix, rest = ids[0][:length], [prompt[length:] for prompt in ids]
+        worths = tuple({} for _ in examples)
         if self.task.kind == "choice":
             packings = pack(prefix, [ScoringExample(p, c) for p, c in zip(rest, choices, strict=True)], slot_tokens)
             arrays = tuple(packing.arrays for packing in packings)
             tokens, passes = sum(packing.tokens for packing in packings), sum(int(each["num_valid"]) for each in arrays)
             single = packings[0].single
             strategy = self._strategy(tokens, passes, len(packings), all_logits=not single)
-            return EncodedBatch(tuple(examples), template, "single_token" if single else "multi_token", arrays, packings, tokens, strategy)
+            return EncodedBatch(
+                tuple(examples), template, "single_token" if single else "multi_token", arrays, packings, tokens, strategy, worths
+            )
         data, tokens = batch_prompts(prefix, rest), length + sum(len(p) for p in rest)
         passes = 1 + int(data["num_valid"]) * self.max_new_tokens
         strategy = self._strategy(tokens + len(rest) * self.max_new_tokens, passes, 1, all_logits=True)
-        return EncodedBatch(tuple(examples), template, "generate", (data,), (), tokens, strategy)
+        return EncodedBatch(tuple(examples), template, "generate", (data,), (), tokens, strategy, worths)
 
     def _strategy(self, tokens: int, passes: int, copies: int, all_logits: bool) -> str:
         """What was asked for, or the cost model's choice. ``all_logits``: all are needed, not those of a few ids."""
@@ -134,7 +139,11 @@ class Engine:
 
     def run(self, candidates: Candidate, batch: EncodedBatch) -> Outputs:
         """Answers of batched candidates (leading axis n, any n); ``Candidate.base(1)`` is the base through the same program."""
-        return self._evaluate(candidates, batch, batch.strategy)
+        return self.start(candidates, batch).graded()
+
+    def start(self, candidates: Candidate, batch: EncodedBatch) -> Running:
+        """Dispatches what ``run`` would run. Whoever starts several waits for one before the next, and may grade it while that runs."""
+        return self._start(candidates, batch, batch.strategy)
 
     def sample(self, batch: EncodedBatch, num_samples: int, temperature: float, seed: int) -> Outputs:
         """``num_samples`` draws of the base at a temperature (self-consistency, arXiv 2203.11171); row i of the outputs is draw i.
@@ -146,7 +155,7 @@ class Engine:
             keys = jax.vmap(fold_in, (None, 0))(root_key_data(seed), jnp.arange(num_samples, dtype=jnp.uint32))
             (arrays,) = batch.arrays
             batch = replace(batch, arrays=(arrays | {"temperature": np.asarray(temperature, np.float32)},))
-            return self._evaluate(Candidate.base(num_samples)._replace(key_data=keys), batch, None, sample=True)
+            return self._start(Candidate.base(num_samples)._replace(key_data=keys), batch, None, sample=True).graded()
         started = time.perf_counter()
         base = self.run(Candidate.base(1), batch)
         assert base.log_probs is not None
@@ -171,18 +180,30 @@ class Engine:
         ``copies``: how many times, sharded over the mesh. On one device a copy beyond the first would be free, because XLA sees that all of
         them are the same.
         """
-        return self._evaluate(Candidate.base(copies), batch, None)
+        return self._start(Candidate.base(copies), batch, None).graded()
 
     def compiled(self, batch: EncodedBatch, plain: bool = False) -> list[Any]:
         """The programs of ``run`` (or ``run_plain``) on ``batch``, compiled now if they have not been."""
         program = self._program(batch.program, None if plain else batch.strategy, sample=False)
         return [program.lower(arrays).compile() for arrays in batch.arrays]
 
-    def _evaluate(self, candidates: Candidate, batch: EncodedBatch, strategy: str | None, sample: bool = False) -> Outputs:
-        """``strategy`` None is the plain model, without noise."""
-        started = time.perf_counter()
-        results = [self._compute(batch.program, strategy, sample, candidates, arrays) for arrays in batch.arrays]
-        count = candidates.index.shape[0]
+    def _start(self, candidates: Candidate, batch: EncodedBatch, strategy: str | None, sample: bool = False) -> Running:
+        """``strategy`` None is the plain model, without noise. Of a batch of several calls the first is dispatched."""
+        started, count = time.perf_counter(), candidates.index.shape[0]
+        calls = [partial(self._dispatch, batch.program, strategy, sample, candidates, arrays) for arrays in batch.arrays]
+        first = calls[0]()
+        results = cache(lambda: [first(), *(call()() for call in calls[1:])])
+
+        def graded() -> Outputs:
+            replies = results()
+            # Time that earlier candidates were graded in while these ran is theirs, so that the seconds of all add up to the time of all.
+            outputs = self._outputs(replies, batch, count, max(started, self._graded_at))
+            self._graded_at = time.perf_counter()
+            return outputs
+
+        return Running(wait=results, graded=graded)
+
+    def _outputs(self, results: list[Any], batch: EncodedBatch, count: int, started: float) -> Outputs:
         if batch.program != "generate":
             log_probs = unpack(batch.packings, results)
             finite = np.logical_not(np.isnan(log_probs).any(axis=(1, 2)))
@@ -202,7 +223,7 @@ class Engine:
 
         def graded() -> tuple[Any, Any, float]:
             nonlocal scores
-            answers, keys, scores = grade(self.task, batch.examples, texts, finite)
+            answers, keys, scores = grade(self.task, batch.examples, texts, finite, batch.worths)
             return answers, keys, time.perf_counter() - started
 
         answers, keys, seconds = on_main(graded)
@@ -210,26 +231,44 @@ class Engine:
         nonfinite = int((~finite).sum())
         return Outputs(tuple(map(tuple, answers)), tuple(map(tuple, keys)), strict, lenient, tokens, seconds, nonfinite)
 
-    def _compute(self, name: ProgramName, strategy: str | None, sample: bool, candidates: Candidate, arrays: dict[str, np.ndarray]) -> Any:
-        """The results of one program for all candidates, with half as many in flight where memory is short.
+    def _dispatch(
+        self, name: ProgramName, strategy: str | None, sample: bool, candidates: Candidate, arrays: dict[str, np.ndarray]
+    ) -> Callable[[], Any]:
+        """Runs one program for all candidates, with half as many in flight where memory is short; what is returned waits for the results.
 
         Raises:
-            MemoryError: it is short with one.
+            MemoryError: it is short with one; from what is returned too.
         """
         candidates = jax.tree.map(np.asarray, candidates)
-        while True:
-            try:
-                return self._program(name, strategy, sample)(candidates, arrays)
-            except jax.errors.JaxRuntimeError as error:
-                # All devices hold the same, so all processes are short of memory alike and go on alike.
-                if not _compat.is_out_of_memory(error):
-                    raise
-                reason = str(error).splitlines()[0]
-            if self.in_flight == 1:
-                raise MemoryError(f"one candidate at a time does not fit on a device ({reason}); shard the model over more of them: --mesh")
-            _log.warning("out of memory with %d candidates in flight, going on with %d (%s)", self.in_flight, self.in_flight // 2, reason)
-            self.in_flight //= 2
-            self._programs.clear()  # they were compiled for another number, and hold memory
+
+        def start() -> Callable[[], Any]:
+            return self._program(name, strategy, sample).start(candidates, arrays)
+
+        running = self._or_halved(start)
+
+        def results() -> Any:
+            nonlocal running
+            while running is None or (found := self._or_halved(running)) is None:
+                running = self._or_halved(start)
+            return found
+
+        return results
+
+    def _or_halved(self, call: Callable[[], Any]) -> Any | None:
+        """What the call gives; where memory is short for it, None, and from then on half as many candidates are in flight."""
+        try:
+            return call()
+        except jax.errors.JaxRuntimeError as error:
+            # All devices hold the same, so all processes are short of memory alike and go on alike.
+            if not _compat.is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        if self.in_flight == 1:
+            raise MemoryError(f"one candidate at a time does not fit on a device ({reason}); shard the model over more of them: --mesh")
+        _log.warning("out of memory with %d candidates in flight, going on with %d (%s)", self.in_flight, self.in_flight // 2, reason)
+        self.in_flight //= 2
+        self._programs.clear()  # they were compiled for another number, and hold memory
+        return None
 
     def _program(self, name: ProgramName, strategy: str | None, sample: bool) -> ChunkProgram:
         """A compiled program; ``strategy`` None is the plain model without noise."""

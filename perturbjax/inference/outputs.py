@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from perturbjax.cluster import on_main
 from perturbjax.inference.packing import Packing
 from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.equality import AnswerGroups, pairwise
 
 ProgramName = Literal["single_token", "multi_token", "generate"]
 """The compiled programs: logits of choices of one token each, log-probabilities of longer ones, and generation."""
@@ -28,6 +31,7 @@ class EncodedBatch:
         packings: where the results of each call belong, for multiple-choice tasks.
         prompt_tokens: tokens of prefix and prompts, as run for one candidate.
         strategy: how candidates will be perturbed on them.
+        worths: of each example, what its replies so far were worth, filled as they are graded: chunks of candidates repeat each other.
     """
 
     examples: tuple[Example, ...]
@@ -37,6 +41,7 @@ class EncodedBatch:
     packings: tuple[Packing, ...]
     prompt_tokens: int
     strategy: str
+    worths: Sequence[dict[str | None, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Outputs:
 
     Attributes:
         answers: (n, E) extracted answers (strict), None where there is none.
-        keys: (n, E) their vote keys: answers with one key count as one in a vote; None where there is no answer.
+        keys: (n, E) their vote keys: answers with one key count as one in a vote; None where there is no answer. A task that compares
+            answers two by two may find more of them the same: ``grouped``.
         scores: (n, E) float32 strict task scores; lenient: the same with lenient extraction (equal for multiple choice).
         tokens: (n,) int64 tokens put through the model, padding not counted.
         seconds: wall time, host work included.
@@ -83,11 +89,32 @@ class Outputs:
         return cls(**texts, **arrays, seconds=sum(p.seconds for p in parts), nonfinite=sum(p.nonfinite for p in parts))
 
 
+@dataclass(frozen=True)
+class Running:
+    """Candidates on the devices.
+
+    Attributes:
+        wait: returns when their results are on the host.
+        graded: waits too, and gives their graded answers. On all processes, once.
+    """
+
+    wait: Callable[[], Any]
+    graded: Callable[[], Outputs]
+
+
 _PER_MODEL = ("scores", "lenient", "tokens", "log_probs", "row_steps", "reply_tokens")
 
 
+REMEMBERED = 1000
+"""Replies to an example whose worth is kept from one chunk to the next: 128 MB for 64 examples and replies of 2,000 characters."""
+
+
 def grade(
-    task: Task, examples: Sequence[Example], texts: Sequence[Sequence[str]], finite: np.ndarray
+    task: Task,
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[str]],
+    finite: np.ndarray,
+    worths: Sequence[dict[str | None, Any]] = (),
 ) -> tuple[list[list[str | None]], list[list[str | None]], np.ndarray]:
     """Extracts answers and scores them, by the task's own code, which sees each distinct reply to an example once.
 
@@ -96,24 +123,46 @@ def grade(
         examples: E of them.
         texts: (n, E) replies; for multiple-choice tasks the chosen answers themselves.
         finite: (n,) bool; a model that had NaN or infinite logits has no answers.
+        worths: of each example, what earlier replies were worth; up to ``REMEMBERED`` are added. Empty remembers nothing.
 
     Returns:
         (n, E) answers and vote keys, and (2, n, E) float32 strict and lenient scores.
     """
     rows = [[text if ok else None for text in replies] for replies, ok in zip(texts, finite, strict=True)]
     # Candidates are close relatives of one base and mostly say the same; a task's own code may take long.
-    worths: list[dict[str | None, _Worth]] = [{} for _ in examples]
+    found: list[dict[str | None, _Worth]] = [dict(worth) for worth in worths] or [{} for _ in examples]
     for replies in rows:
-        for example, worth, text in zip(examples, worths, replies, strict=True):
+        for example, worth, text in zip(examples, found, replies, strict=True):
             if text not in worth:
                 worth[text] = _worth(task, example, text)
-    table = [[worth[text] for worth, text in zip(worths, replies, strict=True)] for replies in rows]
+    for kept, worth in zip(worths, found, strict=bool(worths)):
+        kept.update(islice(worth.items(), REMEMBERED))
+    table = [[worth[text] for worth, text in zip(found, replies, strict=True)] for replies in rows]
     answers, keys = ([[getattr(each, name) for each in row] for row in table] for name in ("answer", "key"))
     return (
         answers,
         keys,
         np.array([[[each.strict for each in row] for row in table], [[each.lenient for each in row] for row in table]], np.float32),
     )
+
+
+def grouped(outputs: Outputs, examples: Sequence[Example], groups: AnswerGroups) -> Outputs:
+    """The outputs of models that vote, with one key for all answers that the task finds the same.
+
+    Process 0 asks the task, in the order of the models; all processes call it. ``groups`` are those of earlier models of the same vote, and
+    are added to. Outputs of a task without ``same`` stay as they are.
+
+    Raises:
+        InputError: the task's ``same`` fails.
+    """
+    if pairwise(groups.task) is None:
+        return outputs
+
+    def keys() -> list[list[str | None]]:
+        rows = zip(outputs.answers, outputs.keys, strict=True)
+        return [[groups.key(*each) for each in zip(answers, keys, examples, strict=True)] for answers, keys in rows]
+
+    return replace(outputs, keys=tuple(map(tuple, on_main(keys))))
 
 
 class _Worth(NamedTuple):

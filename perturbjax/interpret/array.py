@@ -25,8 +25,8 @@ from perturbjax.noise.dense import Blocks, perturb_block
 from perturbjax.noise.low_rank import low_rank_factors, low_rank_product
 from perturbjax.noise.population import check_candidate
 from perturbjax.noise.spec import Noise, scales, wide_dtype
-from perturbjax.noise.values import fold_in
-from perturbjax.tree import Params, leaf_paths, map_with_paths, path_hash
+from perturbjax.noise.values import leaf_keys
+from perturbjax.tree import Params, leaf_paths, map_with_paths
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ class LazyArray(Sealed):
                 wide = self.base.astype(wide_dtype(self.base.dtype))
                 moved = wide + (self.step * low_rank_product(*self.factors)).astype(wide.dtype)
                 perturbed = moved.astype(self.base.dtype)
-        return self._viewed(perturbed)
+        # A vector multiplies rows of activations: fused into that, its noise would be made again for every row.
+        return self._viewed(jax.lax.optimization_barrier(perturbed) if self.is_vector else perturbed)
 
     def _views_and_operand_shapes(self) -> list[tuple[View, tuple[int, ...]]]:
         """Each view with the shape of its operand, last view first."""
@@ -221,7 +222,7 @@ def lazy(
     """
     check_candidate(candidate)
     leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
-    step = candidate.sigma * candidate.sign
+    step, keys = candidate.sigma * candidate.sign, leaf_keys(candidate.key_data, leaf_scales)
     leaves = leaf_paths(params)
     at = {path: (blocks or {}).get(path, Block(jnp.shape(leaf))) for path, leaf in leaves.items()}
     # Of whole leaves, so that no device decides otherwise than another.
@@ -234,7 +235,7 @@ def lazy(
         leaf_noise = noise.of_leaf(path, block.global_shape)
         # Never weakly typed: what perturb returns is not, and types must promote alike.
         base, leaf_step = jnp.asarray(leaf, jnp.result_type(leaf)), step * leaf_scales[path]
-        key = fold_in(candidate.key_data, path_hash(path))
+        key = keys[path]
         # Inside shard_map over candidates: the function is traced with the base in the parameter's place, so it must vary as that does.
         base = _compat.varying_like(base, leaf_step)
         if math.prod(block.global_shape) * SMALL < moving:

@@ -13,8 +13,8 @@ from perturbjax.noise.block import Block
 from perturbjax.noise.distributions import DISTRIBUTIONS
 from perturbjax.noise.population import Candidate, check_candidate
 from perturbjax.noise.spec import Noise, scales, wide_dtype
-from perturbjax.noise.values import KeyData, fold_in
-from perturbjax.tree import Params, map_with_paths, path_hash
+from perturbjax.noise.values import KeyData, leaf_keys
+from perturbjax.tree import Params, map_with_paths
 
 Blocks = Mapping[str, Block]
 """Path -> block, of the leaves that are not whole."""
@@ -49,15 +49,14 @@ def perturb(
     """
     check_candidate(candidate)
     leaf_scales = scales(params, noise) if leaf_scales is None else leaf_scales
-    step = candidate.sigma * candidate.sign
+    step, keys = candidate.sigma * candidate.sign, leaf_keys(candidate.key_data, leaf_scales)
 
     def one(path, leaf):
         if path not in leaf_scales:
             return leaf
         leaf = jnp.asarray(leaf)
         block = (blocks or {}).get(path, Block(leaf.shape))
-        key_data, leaf_noise = fold_in(candidate.key_data, path_hash(path)), noise.of_leaf(path, block.global_shape)
-        return perturb_block(leaf, key_data, step * leaf_scales[path], leaf_noise, block)
+        return perturb_block(leaf, keys[path], step * leaf_scales[path], noise.of_leaf(path, block.global_shape), block)
 
     return map_with_paths(one, params)
 

@@ -23,7 +23,7 @@ word n is ``x0 ^ x1`` of the block with counter (n >> 32, n & 0xffffffff), a fun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from jaxtyping import Array, Float32, UInt32
 from perturbjax import _compat
 from perturbjax.noise.block import Block, Slice
 from perturbjax.noise.erf_inv import erf_inv
+from perturbjax.tree import path_hash
 
 KEY_IMPL = "threefry2x32"
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -61,6 +62,16 @@ def root_key_data(seed: int | jax.Array) -> KeyData:
 def fold_in(key_data: KeyData, data: int | jax.Array) -> KeyData:
     """``jax.random.fold_in`` on raw key data: uint32[2] -> uint32[2]."""
     return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=KEY_IMPL), data))
+
+
+def leaf_keys(key_data: KeyData, paths: Iterable[str]) -> dict[str, KeyData]:
+    """Path -> key of the leaf, from a candidate's key. In one operation: one for each leaf took a third of the time of a small model's
+    noise."""
+    paths = tuple(paths)
+    if not paths:
+        return {}
+    keys = jax.vmap(fold_in, (None, 0))(key_data, jnp.array([path_hash(path) for path in paths], jnp.uint32))
+    return {path: keys[number] for number, path in enumerate(paths)}
 
 
 def threefry2x32(key_data: KeyData, block: Block) -> tuple[UInt32[Array, " *s"], UInt32[Array, " *s"]]:
@@ -189,8 +200,10 @@ def _words(key_data: jax.Array, block: Block) -> jax.Array:
     lo = _compat.varying_like(lo, key_data)
     key_data = _compat.varying_like(key_data, lo)
     hi = _compat.varying_like(jnp.broadcast_to(jnp.asarray(hi, jnp.uint32), lo.shape), lo)
-    x0, x1 = _compat.threefry2x32(key_data, hi, lo)
-    return x0 ^ x1
+    # As a matrix: XLA:CPU takes three to five times as long to compile the loop over an array of more dims.
+    matrix = (math.prod(lo.shape[:-1]), lo.shape[-1]) if lo.ndim > 2 else lo.shape
+    x0, x1 = _compat.threefry2x32(key_data, hi.reshape(matrix), lo.reshape(matrix))
+    return (x0 ^ x1).reshape(lo.shape)
 
 
 def rademacher(key_data: KeyData, block: Block) -> Float32[Array, "*block"]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.entries import Against, BaseEntry, ControlEntry, PromptEntry, RandomEntry, RandOptEntry, SelfConsistencyEntry
-from perturbjax.randopt.flow import Flow, VoteCurve, run_base, run_members, vote_curve
+from perturbjax.randopt.flow import Flow, VoteCurve, run_base, run_voters, vote_curve
 from perturbjax.randopt.pools import pool_of
 from perturbjax.randopt.questions import BASE, RANDOPT
 from perturbjax.randopt.results import RESULTS_VERSION, Results, SplitSizes, TaskSource, Throughput
@@ -112,7 +112,7 @@ def measure_on_test(flow: Flow, chosen: Chosen) -> tuple[dict[str, Any], dict[st
     members, random_members = np.asarray(selection.members), generator.permutation(len(whole))[: flow.top_k]
 
     union = np.unique(np.concatenate([members, random_members]))
-    outputs = run_members(flow.engine, whole, union, prepared, "test split: candidates", flow.progress)
+    outputs = run_voters(flow.engine, whole, union, prepared, "test split: candidates", flow.progress)
     voters = outputs.take(np.searchsorted(union, members))
     votes = vote_curve(voters, flow.voting(chosen.members))
     unselected = vote_curve(outputs.take(np.searchsorted(union, random_members)))

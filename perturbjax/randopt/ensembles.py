@@ -8,7 +8,7 @@ import numpy as np
 from perturbjax.randopt.early_exit import check_early_exit, decided, random_order
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.entries import VoteEntry
-from perturbjax.randopt.flow import Engine, run_base, run_members, vote_curve
+from perturbjax.randopt.flow import Engine, run_base, run_voters, vote_curve
 from perturbjax.randopt.questions import BASE, RANDOPT
 from perturbjax.randopt.selection import k_curve
 from perturbjax.randopt.summaries import vote_entry
@@ -16,6 +16,7 @@ from perturbjax.randopt.voting import tally
 from perturbjax.report import Entry, entry
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example
+from perturbjax.tasks.equality import AnswerGroups
 from perturbjax.tree import derived_seed
 
 
@@ -63,11 +64,11 @@ def predict(
         check_early_exit(early_exit, ensemble.voting)
         order, group = random_order(ensemble.population, members), engine.width
     cast: list[list[Ballot]] = [[] for _ in examples]
-    rest = list(range(len(examples)))
+    rest, groups = list(range(len(examples))), AnswerGroups(engine.task)
     with progress.bar("votes", members * len(examples)) as bar:
         for start in range(0, members, group):
             ranks = order[start : start + group]
-            outputs = run_members(engine, ensemble.population, ensemble.members[ranks], prepared, "members")
+            outputs = run_voters(engine, ensemble.population, ensemble.members[ranks], prepared, "members", groups=groups)
             for rank, answers, keys in zip(ranks, outputs.answers, outputs.keys, strict=True):
                 for b, answer, key in zip(rest, answers, keys, strict=True):
                     cast[b].append(Ballot(int(rank), answer, key))
@@ -101,7 +102,7 @@ def compare_to_base(
     engine: Engine, ensemble: Ensemble, prepared: Any, seed: int = 0, progress: Progress = SILENT
 ) -> tuple[BaseComparison, dict[str, np.ndarray]]:
     """Base and ensemble on one prepared split with gold answers: entries as in results.json, and the (B,) scores of both by question."""
-    outputs = run_members(engine, ensemble.population, ensemble.members, prepared, "members", progress)
+    outputs = run_voters(engine, ensemble.population, ensemble.members, prepared, "members", progress)
     curve = vote_curve(outputs, ensemble.voting)
     base = run_base(engine, prepared)
     bootstrap = derived_seed(seed, "bootstrap")

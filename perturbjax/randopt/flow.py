@@ -1,12 +1,13 @@
 """What the two halves of an evaluation work from: the finished search, the engine that runs models, and the votes of their answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from perturbjax.inference.outputs import Outputs
+from perturbjax.inference.outputs import Outputs, Running, grouped
 from perturbjax.noise import Candidate, Population, Subset
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.screened import Screening
@@ -14,6 +15,7 @@ from perturbjax.randopt.sigma_halving import SigmaHalving
 from perturbjax.randopt.voting import BY_MAJORITY, MAJORITY, Voting
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
+from perturbjax.tasks.equality import AnswerGroups
 from perturbjax.tasks.splits import Splits
 from perturbjax.tree import derived_seed
 
@@ -26,16 +28,21 @@ class Engine(Protocol):
 
     ``chunk`` candidates are one call of a compiled program, of which ``width`` run at once.
 
+    ``task`` says which answers count as one; what ``prepare`` gives has the ``examples``.
+
     ``sample`` counts tokens as they are spent: where one forward pass gives all samples (choice tasks), the first row carries its tokens
     and the others 0, so that the sum over the first k rows is what k samples cost.
     """
 
+    @property
+    def task(self) -> Task: ...
     @property
     def chunk(self) -> int: ...
     @property
     def width(self) -> int: ...
     def prepare(self, examples: Sequence[Example], template: Template, /) -> Any: ...
     def run(self, candidates: Candidate, batch: Any, /) -> Outputs: ...
+    def start(self, candidates: Candidate, batch: Any, /) -> Running: ...
     def sample(self, batch: Any, num_samples: int, temperature: float, seed: int, /) -> Outputs: ...
     def reference(self, batch: Any, rounds: int, /) -> float: ...
 
@@ -127,8 +134,9 @@ class Flow:
         return self.record.total_tokens + (0 if self.screening is None else self.screening.tokens)
 
     def samples(self, prepared: Any, count: int, temperature: float, purpose: str) -> Outputs:
-        """``count`` samples of the base."""
-        return self.engine.sample(prepared, count, temperature, derived_seed(self.seed, purpose))
+        """``count`` samples of the base, which vote."""
+        outputs = self.engine.sample(prepared, count, temperature, derived_seed(self.seed, purpose))
+        return grouped(outputs, prepared.examples, AnswerGroups(self.task))
 
     def voting(self, members: Sequence[int] | np.ndarray) -> Voting:
         """How candidates vote that were chosen by their scores; controls vote by majority."""
@@ -173,14 +181,66 @@ def run_base(engine: Engine, prepared: Any) -> Outputs:
     return engine.run(Candidate.base(1), prepared)
 
 
+class ChunkEngine(Protocol):
+    """What runs candidates a chunk at a time; the engine of a search needs no more."""
+
+    @property
+    def chunk(self) -> int: ...
+
+    def start(self, candidates: Any, prepared: Any, /) -> Running: ...
+
+
+class CandidateSource(Protocol):
+    """What a chunk needs of a population; ``noise.Population`` is the real one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: np.ndarray, /) -> Any: ...
+
+
+def graded_chunks(
+    engine: ChunkEngine, population: CandidateSource, indices: np.ndarray, prepared: Any
+) -> Iterator[tuple[np.ndarray, Outputs]]:
+    """The candidates of these indices in order, a chunk at a time, with their graded answers.
+
+    A chunk is graded while the next runs on the devices: that one is dispatched as soon as the results of this one are on the host, and
+    before the task sees them. What grading raises is raised in the turn of its own chunk; the one that runs is given up then.
+    """
+    chunks = [indices[start : start + engine.chunk] for start in range(0, len(indices), engine.chunk)]
+    running = engine.start(population[chunks[0]], prepared) if chunks else None
+    for chunk, following in zip_longest(chunks, chunks[1:]):
+        assert running is not None
+        current = running
+        current.wait()
+        running = None if following is None else engine.start(population[following], prepared)
+        yield chunk, current.graded()
+
+
 def run_members(
     engine: Engine, population: Population | Subset, indices: np.ndarray, prepared: Any, stage: str, progress: Progress = SILENT
 ) -> Outputs:
     """The candidates of these (R,) indices on one prepared split, a chunk of the engine at a time."""
-    outputs = []
+    outputs, done = [], 0
     with progress.bar(stage, len(indices)) as bar:
-        for start in range(0, len(indices), engine.chunk):
-            chunk = indices[start : start + engine.chunk]
-            outputs.append(engine.run(population[chunk], prepared))
-            bar.update(start + len(chunk))
+        for chunk, graded in graded_chunks(engine, population, indices, prepared):
+            outputs.append(graded)
+            done += len(chunk)
+            bar.update(done)
     return Outputs.concatenate(outputs)
+
+
+def run_voters(
+    engine: Engine,
+    population: Population | Subset,
+    indices: np.ndarray,
+    prepared: Any,
+    stage: str,
+    progress: Progress = SILENT,
+    groups: AnswerGroups | None = None,
+) -> Outputs:
+    """As ``run_members``, for a vote: where the task compares answers two by two, equal ones have one key.
+
+    ``groups``: goes on with those of earlier members of the same vote; None begins. They are found in the order of ``indices``.
+    """
+    outputs = run_members(engine, population, indices, prepared, stage, progress)
+    return grouped(outputs, prepared.examples, groups or AnswerGroups(engine.task))

@@ -9,6 +9,7 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import Outputs
+from perturbjax.randopt.flow import CandidateSource, ChunkEngine, graded_chunks
 from perturbjax.randopt.racing import Part, Race
 from perturbjax.randopt.table import ScoreTable, candidate_scores
 from perturbjax.runs.console import SILENT, Bar, Progress
@@ -16,21 +17,8 @@ from perturbjax.runs.files import MetricsLog
 from perturbjax.runs.state import RunState
 
 
-class ScoringEngine(Protocol):
-    """What the loop needs of a scoring engine; ``inference.Engine`` is the real one."""
-
-    @property
-    def chunk(self) -> int: ...
-
-    def run(self, candidates: Any, prepared: Any, /) -> Outputs: ...
-
-
-class CandidateSource(Protocol):
-    """What the loop needs of a population; ``noise.Population`` is the real one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, item: np.ndarray, /) -> Any: ...
+class Scored(CandidateSource, Protocol):
+    """What the loop needs of a population besides; ``noise.Population`` and ``noise.Subset`` are the real ones."""
 
     def index_of(self, positions: np.ndarray, /) -> np.ndarray: ...
 
@@ -74,8 +62,8 @@ class ChunkReport:
 
 
 def search(
-    engine: ScoringEngine,
-    population: CandidateSource | Callable[[np.ndarray], CandidateSource],
+    engine: ChunkEngine,
+    population: Scored | Callable[[np.ndarray], Scored],
     race: Race,
     prepare: Callable[[np.ndarray], Any],
     state: RunState,
@@ -85,7 +73,8 @@ def search(
 ) -> ScoreTable:
     """Scores what ``state`` has no scores of: in each round, every candidate that the rounds before it promoted.
 
-    All processes of a run call it with the same arguments, and so commit and decide the same.
+    All processes of a run call it with the same arguments, and so commit and decide the same. While a chunk is graded and committed the
+    next one of its round runs; the first of a round waits, because the scores of the round before say who takes part in it.
 
     Args:
         engine: scores ``engine.chunk`` candidates a call; the result must not depend on how they are grouped.
@@ -119,9 +108,7 @@ def search(
         candidates = population(table.scores) if callable(population) else population
         label = "search" if race.parts == 1 else f"search, round {number + 1} of {race.parts}"
         with progress.bar(label, len(part.candidates), int(scored.sum()), unit="candidate") as commits.bar:
-            for start in range(0, len(remaining), engine.chunk):
-                indices = remaining[start : start + engine.chunk]
-                outputs = engine.run(candidates[indices], prepared)
+            for indices, outputs in graded_chunks(engine, candidates, remaining, prepared):
                 commits.wait()
                 _record(table, outputs, indices, part, candidates)
                 commits.commit(table, _report(state.step + 1, table, outputs, len(indices), part, number, race, commits.waited))
@@ -176,7 +163,7 @@ class _Commits:
             self.bar.update(report.done, **figures)
 
 
-def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, part: Part, population: CandidateSource) -> None:
+def _record(table: ScoreTable, outputs: Outputs, indices: np.ndarray, part: Part, population: Scored) -> None:
     bad = np.argwhere(~np.isfinite(outputs.scores))
     if bad.size:
         number_in_chunk, example = bad[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.randopt.flow import Flow, run_base, run_members, vote_curve
+from perturbjax.randopt.flow import Flow, run_base, run_voters, vote_curve
 from perturbjax.randopt.members import BEST, MEMBER_RULES
 from perturbjax.randopt.results import Option, Options, Selection, Way
 from perturbjax.randopt.voting import Voting
@@ -62,7 +62,7 @@ def choose_members(flow: Flow, prepared: Any, rules: Sequence[str] = (BEST,), vo
     means, count = flow.record.mean_scores, flow.top_k
     found = [(rule, *pool) for rule in rules for pool in MEMBER_RULES[rule].pools(flow.population, flow.record.scores, count).items()]
     union = np.unique(np.concatenate([pool for _, _, pool in found]))
-    outputs = run_members(flow.engine, flow.population, union, prepared, "select split: candidates", flow.progress)
+    outputs = run_voters(flow.engine, flow.population, union, prepared, "select split: candidates", flow.progress)
     tried, orders, curves = [], [], []
     for rule, sigma, pool in found:
         for vote in votes or (flow.rule,):

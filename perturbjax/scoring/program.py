@@ -130,18 +130,29 @@ class ChunkProgram:
 
     def __call__(self, candidates: Candidate, data: Any) -> Any:
         """Evaluates any number of candidates (leading axis n), chunk by chunk; numpy results with leading axis n, in order."""
-        total = candidates.index.shape[0]
-        pieces = (slice(i, i + self.max_candidates) for i in range(0, total, self.max_candidates))
-        parts = [self._chunk(Candidate(*(leaf[piece] for leaf in candidates)), data) for piece in pieces]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        return self.start(candidates, data)()
 
-    def _chunk(self, candidates: Candidate, data: Any) -> Any:
+    def start(self, candidates: Candidate, data: Any) -> Callable[[], Any]:
+        """As a call, but the first chunk is only dispatched, and what is returned waits for its results and evaluates the other chunks."""
+        total = candidates.index.shape[0]
+        pieces = [slice(i, i + self.max_candidates) for i in range(0, total, self.max_candidates)]
+        chunks = [Candidate(*(leaf[piece] for leaf in candidates)) for piece in pieces]
+        first = self._dispatch(chunks[0], data)
+
+        def results() -> Any:
+            parts = [first(), *(self._dispatch(chunk, data)() for chunk in chunks[1:])]
+            return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+        return results
+
+    def _dispatch(self, candidates: Candidate, data: Any) -> Callable[[], Any]:
+        """Puts a chunk on the devices; what is returned waits for its results."""
         num_valid, padded, slots = self._assign(candidates)
         if sharding.spans_processes(self.mesh):
             data = sharding.put_replicated(data, self.mesh)
         with sharding.in_context(self.mesh):
             results = self._program(self._params.arrays, self._scales, num_valid, padded, data)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[slots], results)
+        return lambda: jax.tree.map(lambda leaf: np.asarray(leaf)[slots], results)
 
     def _assign(self, candidates: Candidate) -> tuple[jax.Array, Candidate, np.ndarray]:
         """How many candidates each device gets, the padded candidates, and the slot that each candidate is in."""

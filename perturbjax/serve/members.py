@@ -20,6 +20,7 @@ from perturbjax.serve.config import Limits
 from perturbjax.serve.work import Piece, Work, batch_arrays, rehearsals
 from perturbjax.sharding import DATA
 from perturbjax.tasks.base import Example, Task
+from perturbjax.tasks.equality import AnswerGroups
 
 
 class _Reply(NamedTuple):
@@ -85,13 +86,15 @@ class Members:
     def answer(self, batch: Sequence[Work]) -> int:
         arrays, members = batch_arrays(batch, self._limits), len(self._ensemble)
         cast: list[list[_Reply]] = [[] for _ in batch]
+        groups = [None if self._task is None else AnswerGroups(self._task) for _ in batch]
         rest, spent = list(range(len(batch))), 0
         for ranks in self._groups:
             tokens, finite = self._run(ranks, arrays)
             spent += int((tokens[:, rest] != NO_TOKEN).sum())
             for row in rest:
                 cast[row] += [
-                    self._read(batch[row], int(rank), *own) for rank, *own in zip(ranks, tokens[:, row], finite[:, row], strict=True)
+                    self._read(batch[row], groups[row], int(rank), *own)
+                    for rank, *own in zip(ranks, tokens[:, row], finite[:, row], strict=True)
                 ]
             if self._early_exit is not None:
                 rest = [row for row in rest if not decided([reply.key for reply in cast[row]], members, self._early_exit)]
@@ -108,14 +111,17 @@ class Members:
         replies = self._program(self._ensemble.population[self._ensemble.members[ranks]], needed)
         return replies.tokens, replies.finite
 
-    def _read(self, work: Work, rank: int, tokens_W: np.ndarray, finite: bool) -> _Reply:
+    def _read(self, work: Work, groups: AnswerGroups | None, rank: int, tokens_W: np.ndarray, finite: bool) -> _Reply:
         """What one member wrote, and how it is counted."""
         tokens = [int(token) for token in tokens_W if token != NO_TOKEN]
         stopped = bool(tokens) and tokens[-1] in self._tokenizer.stop_ids
         written = tokens[:-1] if stopped else tokens
         example = Example("request", work.question, "")
         answer = self._answer(self._tokenizer.decode(written), example) if finite else None
-        return _Reply(rank, tuple(written), stopped, finite, answer, None if answer is None else self._key(answer, example))
+        key = answer
+        if answer is not None and self._task is not None and groups is not None:
+            key = groups.key(answer, self._task.vote_key(answer, example), example)
+        return _Reply(rank, tuple(written), stopped, finite, answer, key)
 
     def _voted(self, replies: Sequence[_Reply]) -> Piece:
         """The vote of those who were asked, best-ranked first."""
@@ -134,9 +140,6 @@ class Members:
 
     def _answer(self, text: str, example: Example) -> str | None:
         return text.strip() or None if self._task is None else self._task.extract(text, example)
-
-    def _key(self, answer: str, example: Example) -> str:
-        return answer if self._task is None else self._task.vote_key(answer, example)
 
 
 def _reads(task: Task) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.inference.log_odds import GRADIENT_TOKENS, log_odds, objective_gradient, right_choices
 from perturbjax.noise import Noise, Population, scales
-from perturbjax.randopt.flow import run_base, run_members, vote_curve
+from perturbjax.randopt.flow import run_base, run_members, run_voters, vote_curve
 from perturbjax.report import comparison
 from perturbjax.report.accounting import wilson
 from perturbjax.runs.console import Progress
@@ -232,14 +232,16 @@ class Contest:
     def _voted(self, name: str, indices: np.ndarray, scores: np.ndarray, spent: Entrant) -> Entrant:
         """The vote of the best of the candidates by their scores, K as chosen on select."""
         best = indices[top_k(scores, min(self.config.top_k, len(indices)))]
-        on_select = self._members(self.config.population(), best, self.select, f"{name}, select")
+        on_select = self._voters(best, self.select, f"{name}, select")
         k = _last_best(vote_curve(on_select).accuracies.tolist()) + 1
-        votes = vote_curve(self._members(self.config.population(), best[:k], self.test, f"{name}, test")).scores[-1]
+        votes = vote_curve(self._voters(best[:k], self.test, f"{name}, test")).scores[-1]
         return replace(spent, name=name, what=f"vote of {k}", scores=votes, select_tokens=int(on_select.tokens.sum()))
 
     def _members(self, population: Population, indices: np.ndarray, batch: EncodedBatch, stage: str) -> Outputs:
-
         return run_members(self.engine, population, indices, batch, f"{self.task.name}: {stage}", self.progress)
+
+    def _voters(self, indices: np.ndarray, batch: EncodedBatch, stage: str) -> Outputs:
+        return run_voters(self.engine, self.config.population(), indices, batch, f"{self.task.name}: {stage}", self.progress)
 
     def _log_odds(self, outputs: Outputs) -> np.ndarray:
         """(n,) mean log-odds on the search questions, the lowest where they are not finite."""

@@ -144,7 +144,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     >>> print(scaling.run(scaling.Config(Path("RUN"))).sentence)  # doctest: +SKIP
     """
     config.validate()
-    from perturbjax.randopt.flow import run_base, run_members
+    from perturbjax.randopt.flow import run_base, run_voters
     from perturbjax.randopt.scores import read_scores
 
     found = read_scores(config.run, config.trust, progress)
@@ -166,7 +166,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     random = np.random.default_rng(derived_seed(config.seed, "random")).choice(others, config.top_k, replace=False)
     members = np.unique(np.concatenate([random, *chosen.values()]))
     base = run_base(engine, batch).scores[0]
-    outputs = run_members(engine, parts.population, found.index[members], batch, "asking", progress)
+    outputs = run_voters(engine, parts.population, found.index[members], batch, "asking", progress)
     pools = {(n, False): chosen[n] for n in sizes} | {(len(candidates), True): random}
     votes, diagnoses = [], {}
     for (n, is_random), mine in pools.items():

@@ -65,6 +65,9 @@ class Task(Protocol):
 
     A task may have a ``version`` too, of any printable kind: change it with ``extract`` or ``score``, and a run that was graded in another
     way is not continued.
+
+    And it may have a method ``same(a: str, b: str, example: Example) -> bool`` for answers that have no canonical key, as formulas: whether
+    two answers of different vote keys count as one in a vote (``tasks.equality`` says how they are grouped).
     """
 
     name: str

@@ -30,6 +30,8 @@ def check_task(task: Any, spec: str) -> Task:
         elif not valid(getattr(task, name)):
             faults.append(f"{name} must be {wanted}")
     faults += [f"method {name}() is missing" for name in _METHODS if not callable(getattr(task, name, None))]
+    if not callable(getattr(task, "same", len)):
+        faults.append("same must be a method same(a, b, example), or left out")
     if not faults and task.kind == "generation" and not task.max_new_tokens:
         faults.append("max_new_tokens must be 1 or more for a generation task")
     if faults:

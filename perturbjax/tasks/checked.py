@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from perturbjax.errors import InputError, one_line
 from perturbjax.tasks.base import Example, Prompt, Task, Template
+from perturbjax.tasks.equality import pairwise
 
 
 class CheckedTask:
@@ -23,6 +26,8 @@ class CheckedTask:
         self.name, self.templates = task.name, task.templates
         self.kind: Literal["choice", "generation"] = task.kind
         self.max_new_tokens, self.source = task.max_new_tokens, task.source
+        if pairwise(task) is not None:
+            self.same = self._checked_same
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # asked for by copy, before there is a task
@@ -61,6 +66,13 @@ class CheckedTask:
         if not isinstance(key, str):
             raise self._error(where, f"returned {type(key).__name__}, a text is required")
         return key
+
+    def _checked_same(self, a: str, b: str, example: Example) -> bool:
+        where = f"same() of example {example.id!r}"
+        same = self._called(where, self._task.same, a, b, example)  # pyright: ignore[reportAttributeAccessIssue]
+        if not isinstance(same, bool | np.bool_):
+            raise self._error(where, f"returned {type(same).__name__}, True or False is required")
+        return bool(same)
 
     def _called(self, where: str, method: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -135,11 +135,11 @@ def test_steering_is_planned_beside_the_plain_step(tiny):
     plan, lines = Plan(tiny.parts[""], jax.devices()[:1], 1, None, "lazy"), []
     with jax.numpy_dtype_promotion("standard"):
         steering_lines(plan, CHIPS["v5e"], 2, 16, lines.append)
-    plain, steered, update = (float(re.search(r"arguments ([\d.]+) MiB", line)[1]) for line in lines if "arguments" in line)
+    plain, steered, update = map(float, re.findall(r"arguments ([\d.]+) MiB", "\n".join(lines)))
     assert plain == pytest.approx(3 * 4 * tiny.parameters / 2**20, rel=0.02)  # weights and both moments in float32
     assert min(steered, update) > 10 * plain, "the designer is an argument of both"
-    ratio = float(re.search(r"memory ([\d.]+) \(", "\n".join(lines))[1])
-    assert ratio > 1.5 and lines[-2].endswith("of 16.00 GiB a device: it fits);")
+    (ratio,) = re.findall(r"memory ([\d.]+) \(", "\n".join(lines))
+    assert float(ratio) > 1.5 and lines[-2].endswith("of 16.00 GiB a device: it fits);")
 
 
 def test_the_largest_that_fits_is_found_by_doubling():

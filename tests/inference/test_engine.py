@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 
 import jax
@@ -19,8 +20,9 @@ from perturbjax.inference.decode import ROW_SIZES
 from perturbjax.inference.packing import common_prefix
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.decoder import decoder_from_params
-from perturbjax.noise import Candidate, Noise, perturb
+from perturbjax.noise import Candidate, Noise, Population, perturb
 from perturbjax.pretrained import load_model
+from perturbjax.randopt.flow import graded_chunks
 from perturbjax.sharding import make_mesh
 from perturbjax.tasks.base import Example
 from perturbjax.tree import fingerprint
@@ -221,6 +223,34 @@ def test_a_broken_candidate_scores_zero_is_counted_and_stops_nothing(model):
         assert outputs.nonfinite == 1 and fine.nonfinite == 0
         assert outputs.scores[1].max() == 0 and set(outputs.answers[1]) == {None}
         assert outputs.answers[0] == fine.answers[0] and outputs.answers[2] == fine.answers[2]
+
+
+class Slow(Toy):
+    """Grading a chunk takes about as long as running it."""
+
+    max_new_tokens = 40
+
+    def score(self, answer, example):
+        time.sleep(0.01)
+        return super().score(answer, example)
+
+
+def test_a_chunk_that_is_graded_while_the_next_runs_is_as_it_is_alone(model):
+    task, population = Slow("generation"), Population(seed=4, size=24, sigmas=(0.3,))
+    engine = Engine(model, task, Noise(), mesh_of_one(), chunk=CHUNK)
+    examples, chunks = task.examples()[:2], [population[start : start + CHUNK] for start in range(0, 24, CHUNK)]
+    engine.run(chunks[0], engine.prepare(examples, TEMPLATE))  # compiles
+    batch, started = engine.prepare(examples, TEMPLATE), time.perf_counter()
+    alone = [engine.run(chunk, batch) for chunk in chunks]
+    ended = time.perf_counter()
+    prepared = engine.prepare(examples, TEMPLATE)  # has seen no reply yet
+    begun = time.perf_counter()
+    together = [outputs for _, outputs in graded_chunks(engine, population, np.arange(24), prepared)]
+    took = time.perf_counter() - begun
+    print(f"6 chunks graded in turn: {ended - started:.2f} s; each while the next runs: {took:.2f} s")
+    for one, other in zip(alone, together, strict=True):
+        assert (one.answers, one.keys) == (other.answers, other.keys) and np.array_equal(one.scores, other.scores)
+    assert 0 < sum(outputs.seconds for outputs in together) <= took  # no second is counted twice
 
 
 def test_the_base_is_bit_identical_after_a_search(model):

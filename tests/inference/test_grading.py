@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.numpy_engine import ColorTask
 
+from perturbjax.inference import outputs
 from perturbjax.inference.fingerprint import task_fingerprint
 from perturbjax.inference.outputs import grade
 
@@ -48,6 +49,22 @@ def test_every_reply_is_graded_as_by_itself_and_equal_ones_once(kind):
     calls = sum(count for key, count in task.asked.items() if key[0] == "score")
     assert calls == distinct * (2 if kind == "generation" else 1)
     assert scores.dtype == np.float32 and scores.shape == (2, 30, 6)
+
+
+def test_what_earlier_chunks_said_is_not_graded_again(monkeypatch):
+    task = CountingTask("generation")
+    examples, worths = task.examples(), [{} for _ in range(6)]
+    texts = [["red"] * 6, ["green?"] * 6, ["blue"] * 6]
+    first = grade(task, examples, texts[:2], np.ones(2, bool), worths)
+    asked = sum(task.asked.values())
+    again = grade(task, examples, texts[:2], np.ones(2, bool), worths)
+    assert first[:2] == again[:2] and np.array_equal(first[2], again[2]) and sum(task.asked.values()) == asked
+    grade(task, examples, texts, np.ones(3, bool), worths)
+    assert sum(task.asked.values()) == asked * 3 / 2
+    monkeypatch.setattr(outputs, "REMEMBERED", 1)
+    few = [{} for _ in range(6)]
+    assert grade(task, examples, texts, np.ones(3, bool), few)[0] == [["red"] * 6, [None] * 6, ["blue"] * 6]
+    assert [list(each) for each in few] == [["red"]] * 6  # memory is bounded
 
 
 def test_a_version_is_part_of_what_a_task_is_known_by():

@@ -1,10 +1,13 @@
 """Members as LoRA adapters: the adapter added to the base is the member's dense weights, in our arithmetic and in PEFT's."""
 
 import dataclasses
+import json
+import re
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from support.chapter import call
 from support.logits import logits_of
 from support.oracle import jit
@@ -118,6 +121,24 @@ def test_peft_computes_the_logits_of_the_member_and_merges_to_its_weights(model,
         assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def assert_vllm_takes(folder, max_lora_rank: int) -> None:
+    """What vLLM 0.10 and later asks of an adapter before it loads it (``peft_helper.py``, ``utils.py``, ``lora_model.py``, all of its
+    ``lora``): known features, a rank that the server was started for, and tensors of the target modules alone, by the names of PEFT."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["bias"] == "none"
+    assert not (config["modules_to_save"] or config["use_dora"] or config.get("trainable_token_indices"))
+    assert isinstance(config["r"], int) and 1 <= config["r"] <= max_lora_rank and config["lora_alpha"] > 0
+    targets = config["target_modules"]
+    # Where a matrix is part of a larger one in vLLM (qkv_proj, gate_up_proj), it is still named and given as in transformers.
+    linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
+    assert isinstance(targets, list) and targets and set(targets) <= linear
+    tensors = load_file(folder / "adapter_model.safetensors")
+    named = {re.fullmatch(r"base_model\.model\.(?:model\.layers\.\d+\.\w+\.)?(\w+)\.lora_([AB])\.weight", name) for name in tensors}
+    assert None not in named and {match[1] for match in named if match} == set(targets)
+    assert all(tensor.shape[0 if ".lora_A." in name else 1] == config["r"] for name, tensor in tensors.items())
+    assert all(name.replace("lora_A", "lora_B") in tensors for name in tensors)
+
+
 def test_the_command_writes_adapters_and_says_the_error(tmp_path, capsys):
     parts = searched_parts(tmp_path, rank=1, rules=MATRICES)
     directory, base = searched_run(parts, tmp_path / "run"), parts.model
@@ -127,6 +148,7 @@ def test_the_command_writes_adapters_and_says_the_error(tmp_path, capsys):
         out = tmp_path / flags[0]
         code, said, _ = call(["export", str(run), *flags, "--format", "peft", "--out", str(out)], capsys)
         assert code == 0 and f"as a PEFT adapter of rank {len(members)} of tiny_llama3" in said and "left out" not in said
+        assert_vllm_takes(out, max_lora_rank=8)
         lora, trained = read_adapter(out, base)
         assert_same(lora.apply(base.params, trained), merge(base.params, ensemble.population[members], ensemble.noise), 1e-6)
     nearest = ["export", str(run), "--rank", "1", "--format", "peft", "--adapter-rank"]

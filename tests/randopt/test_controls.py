@@ -54,8 +54,8 @@ class Recorded(Progress):
 class Run:
     """One evaluated run, with everything that went in."""
 
-    def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0, rule: RacingRule = "off", vote=MAJORITY):
-        self.task = ColorTask(kind, count=200)
+    def __init__(self, kind, chunk=4, population=POPULATION, top_k=TOP_K, seed=0, rule: RacingRule = "off", vote=MAJORITY, task=ColorTask):
+        self.task = task(kind, count=200)
         self.noise, self.params = Noise(), base_params()
         self.engine = NumpyEngine(self.task, self.params, self.noise, chunk)
         self.splits = make_splits(self.task.examples(), 40, 30, 90, 0)
@@ -98,6 +98,28 @@ class Run:
 @pytest.fixture(scope="module", params=["choice", "generation"])
 def run(request):
     return Run(request.param)
+
+
+class AsWritten(ColorTask):
+    """Counts answers as they are written."""
+
+    def vote_key(self, answer, example):
+        return answer
+
+    def score(self, answer, example):
+        return float(answer is not None and answer.lower() == example.answer)
+
+
+class Compared(AsWritten):
+    """Finds by comparison what ``ColorTask`` finds by its vote key."""
+
+    def same(self, a, b, example):
+        return a.lower() == b.lower()
+
+
+def test_an_evaluation_by_pairwise_equality_is_that_of_the_canonical_key():
+    compared, written = (Run("generation", task=task).results for task in (Compared, AsWritten))
+    assert compared == Run("generation").results != written
 
 
 def test_selection_follows_from_select_votes_alone(run):

@@ -9,7 +9,7 @@ import pytest
 
 import perturbjax as pj
 from perturbjax.errors import InputError
-from perturbjax.inference.outputs import Outputs
+from perturbjax.inference.outputs import Outputs, Running
 from perturbjax.randopt.early_exit import decided, random_order
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.ensembles import predict
@@ -64,11 +64,14 @@ class Engine:
 
     chunk, width = 6, 3
 
-    def __init__(self, answers):
-        self.answers, self.asked = answers, 0
+    def __init__(self, answers, task=None):
+        self.answers, self.asked, self.task = answers, 0, task
 
     def prepare(self, examples, template):
         return SimpleNamespace(examples=tuple(examples), template=template)
+
+    def start(self, candidates, batch):
+        return Running(lambda: None, lambda: self.run(candidates, batch))
 
     def run(self, candidates, batch):
         given = tuple(tuple(self.answers[int(i)][int(e.id)] for e in batch.examples) for i in candidates.index)
@@ -77,9 +80,9 @@ class Engine:
         return Outputs(given, given, np.zeros(shape), np.zeros(shape), np.ones(shape[0], np.int64), 0.0, 0)
 
 
-def engine_of(answers) -> Any:
+def engine_of(answers, task=None) -> Any:
     """As a type that ``predict`` takes: it samples nothing and times nothing."""
-    return Engine(answers)
+    return Engine(answers, task)
 
 
 def test_predict_asks_on_only_where_the_vote_is_open():
@@ -98,6 +101,29 @@ def test_predict_asks_on_only_where_the_vote_is_open():
         first = random_order(ensemble.population, members)[: p.asked]
         assert p.votes == dict(sorted(p.votes.items(), key=lambda vote: -vote[1])) and sum(p.votes.values()) == p.asked
         assert p.share == [answers[i][int(p.example.id)] for i in first].count(p.answer) / p.asked
+
+
+def test_answers_that_a_task_compares_two_by_two_count_as_one():
+    class Loose:
+        asked: list
+
+        def same(self, a, b, example):
+            self.asked.append((a, b, example.id))
+            return a.lower() == b.lower()
+
+    rng, members = np.random.default_rng(1), 12
+    answers = [[str(rng.choice(list("aAbBc"))) for _ in range(6)] for _ in range(members)]
+    ensemble = Ensemble(pj.Population(seed=4, size=members, sigmas=(1.0,)), range(members), pj.Noise(), "sha256:0")
+    prepared = engine_of(answers).prepare([Example(str(q), "", "") for q in range(6)], None)
+    lower = engine_of([[answer.lower() for answer in row] for row in answers])
+    for early_exit in (None, 0.0, 0.2):
+        task = Loose()
+        task.asked = []
+        found = predict(engine_of(answers, task), ensemble, prepared, early_exit=early_exit)
+        expected = predict(lower, ensemble, prepared, early_exit=early_exit)
+        assert [(p.answer or "").lower() for p in found] == [p.answer for p in expected]
+        assert [(list(p.votes.values()), p.share, p.asked) for p in found] == [(list(p.votes.values()), p.share, p.asked) for p in expected]
+        assert task.asked and len(set(task.asked)) == len(task.asked)  # also where members are asked a few at a time
 
 
 def test_what_cannot_be_used_is_refused():

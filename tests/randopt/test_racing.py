@@ -15,6 +15,7 @@ from support.paths import DATA
 from support.search_fakes import FakeEngine, FakePopulation, Told, expected_scores, prepare
 
 from perturbjax.errors import InputError
+from perturbjax.inference.outputs import Running
 from perturbjax.randopt.bounds import critical_lead, may_reach_top
 from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race, RacingRule
@@ -301,6 +302,50 @@ def test_candidates_parquet_says_how_many_examples_each_was_asked(tmp_path):
     for index, score, asked in zip(rows["index"], rows["score"], rows["examples_scored"], strict=True):
         assert asked in race.ends and score == full[index, :asked].mean(dtype=np.float64)
     assert sorted(set(rows["examples_scored"])) == list(race.ends)
+
+
+class Watched(FakeEngine):
+    """Writes down when chunks are put on the devices, waited for and graded; ``breaks``: grading this chunk raises."""
+
+    def __init__(self, chunk: int, breaks: int = -1):
+        super().__init__(chunk)
+        self.events, self.started, self.breaks = [], 0, breaks
+
+    def start(self, candidates, prepared):
+        number, self.started = self.started, self.started + 1
+        self.events.append(("start", number))
+
+        def graded():
+            self.events.append(("grade", number))
+            if number == self.breaks:
+                raise InputError(f"task: score() of chunk {number} failed")
+            return self.run(candidates, prepared)
+
+        return Running(lambda: self.events.append(("wait", number)), graded)
+
+
+def test_a_chunk_is_graded_while_the_next_of_its_round_runs(tmp_path):
+    race, engine = RACES[1], Watched(7)
+    with open_state(tmp_path / "state", race, {}) as state:
+        table = search(engine, FakePopulation(N), race, prepare, state, MetricsLog(tmp_path / "metrics.jsonl"))
+    at = {event: place for place, event in enumerate(engine.events)}
+    chunks = [-(-len(race.part(table.scores, number).candidates) // 7) for number in range(race.parts)]
+    lasts = set(np.cumsum(chunks) - 1)
+    assert len(chunks) > 1 and max(chunks) > 2 and len(at) == len(engine.events) == 3 * sum(chunks)
+    for n in range(sum(chunks)):
+        assert at["start", n] < at["wait", n] < at["grade", n]
+        if n in lasts:  # who is in the next round is known only when all of this one is graded
+            assert at["grade", n] < at.get(("start", n + 1), math.inf)
+        else:
+            assert at["wait", n] < at["start", n + 1] < at["grade", n] < at["wait", n + 1]
+
+
+def test_what_grading_raises_comes_in_the_turn_of_its_chunk(tmp_path):
+    engine = Watched(4, breaks=2)
+    with open_state(tmp_path / "state", RACES[0], {}) as state:
+        with pytest.raises(InputError, match="chunk 2 failed"):
+            search(engine, FakePopulation(N), RACES[0], prepare, state, MetricsLog(tmp_path / "metrics.jsonl"))
+        assert state.step == 2 and engine.started == 4
 
 
 def test_a_bad_score_in_a_later_round_is_named_by_its_place_in_the_split(tmp_path):

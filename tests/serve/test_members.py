@@ -124,6 +124,27 @@ def test_a_generation_task_reads_the_replies(opened, replies):
         assert found["answer"] is None and found["share"] == 0
 
 
+class SameLetters(Sums):
+    """Votes by letters as written, which it finds the same if they are of one kind."""
+
+    def vote_key(self, answer: str, example: Example) -> str:
+        return answer
+
+    def same(self, a: str, b: str, example: Example) -> bool:
+        return a.isdigit() == b.isdigit()
+
+
+def test_a_task_may_compare_the_answers_two_by_two(opened, monkeypatch):
+    answering = serving(
+        dataclasses.replace(opened, parts=dataclasses.replace(opened.parts, task=SameLetters())), LIMITS, pytest.fail
+    ).answering
+    said = np.array([[opened.model.tokenizer.encode(text)[:1]] for text in "ab"])
+    monkeypatch.setattr(answering, "_run", lambda ranks, arrays: (said[ranks], np.ones((len(ranks), 1), bool)))
+    pieces: list[Piece] = []
+    answering.answer([Work([5], 6, pieces.append, question="?")])
+    assert pieces[0].vote == {"answer": "a", "share": 1.0, "votes": {"a": 2}, "members": 2, "asked": 2}
+
+
 def test_one_model_of_a_run_and_what_it_does_not_have(run, opened):
     ensemble = Ensemble.load(run / "ensemble.json")
     first = open_run(run, Choice(rank=1), lambda _: None)

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from perturbjax.inference.outputs import Outputs, grade
+from perturbjax.inference.outputs import Outputs, Running, grade
 from perturbjax.noise import Candidate, Noise, perturb
 from perturbjax.tasks.base import Example, Prompt, Template
 
@@ -89,6 +89,9 @@ class NumpyEngine:
         is_base = count == 1 and float(candidates.sigma[0]) == 0.0
         self._note("base" if is_base else "run", tuple(np.asarray(candidates.index).tolist()), prepared)
         return self._outputs(self.logits(candidates, prepared), prepared, np.full(count, 10 * len(prepared.examples)))
+
+    def start(self, candidates: Candidate, prepared: NumpyPrepared) -> Running:
+        return Running(lambda: None, lambda: self.run(candidates, prepared))
 
     def sample(self, prepared: NumpyPrepared, num_samples: int, temperature: float, seed: int) -> Outputs:
         self._note("sample", (num_samples, temperature, seed), prepared)

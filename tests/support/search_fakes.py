@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perturbjax.inference.outputs import Outputs
+from perturbjax.inference.outputs import Outputs, Running
 from perturbjax.runs.console import Bar, Progress
 
 
@@ -33,6 +33,9 @@ class FakeEngine:
         self.delay = delay
         self.seen: list[int] = []
         self.asked: list[tuple[int, int]] = []
+
+    def start(self, candidates: np.ndarray, prepared: list[int]) -> Running:
+        return Running(lambda: None, lambda: self.run(candidates, prepared))
 
     def run(self, candidates: np.ndarray, prepared: list[int]) -> Outputs:
         time.sleep(self.delay)

@@ -8,6 +8,7 @@ import pytest
 from perturbjax.errors import InputError
 from perturbjax.line_process import LineProcess
 from perturbjax.tasks import Example, load_task, math500
+from perturbjax.tasks.equality import AnswerGroups
 from perturbjax.tasks.math500 import SOURCE, Math500, boxed, normalize_latex
 
 TASK = Math500()
@@ -46,6 +47,16 @@ def test_votes_join_what_is_written_alike():
     assert key == normalize_latex("(3,\\frac{1}{2})") == normalize_latex("$(3,\\, \\tfrac{1}{2})$.") == normalize_latex(key)
     assert {normalize_latex(text) for text in ("1,000", "1000.0", "$1000$", "1000^\\circ", "\\text{1000}")} == {"1000"}
     assert normalize_latex("\\leftarrow x") == "\\leftarrowx" and normalize_latex("1/2") != normalize_latex("0.5")
+
+
+@needs_math_verify
+def test_votes_join_what_is_equal_but_written_otherwise(monkeypatch):
+    groups = AnswerGroups(TASK)
+    answers = ("\\frac{1}{2}", "0.51", "0.5", "$1/2$", "\\sqrt{8}", "2\\sqrt{2}", "x" * 400)
+    found = [groups.key(answer, TASK.vote_key(answer, HALF), HALF) for answer in answers]
+    assert found[:6] == ["\\frac{1}{2}", "0.51", "\\frac{1}{2}", "\\frac{1}{2}", "\\sqrt{8}", "\\sqrt{8}"] and len(set(found)) == 4
+    monkeypatch.setattr(math500, "_equal", pytest.fail)
+    assert not TASK.same("0.51", "1,000", HALF)  # numbers have canonical keys
 
 
 @needs_math_verify

@@ -10,6 +10,7 @@ import pytest
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import grade
 from perturbjax.tasks import TASK_NAMES, load_task
+from perturbjax.tasks.equality import AnswerGroups
 from perturbjax.tasks.mmlu import SUBJECTS
 from perturbjax.tasks.registry import names_code
 
@@ -67,6 +68,7 @@ no_templates = changed(templates=())
 twin_templates = changed(templates=(Template("a", "x"), Template("a", "y")))
 no_budget = changed(kind="generation")
 no_score = changed(score=None)
+no_same = changed(same=True)
 no_rows = changed(examples=lambda: [])
 not_rows = changed(examples=lambda: iter([]))
 dict_rows = changed(examples=lambda: [{"question": "q"}])
@@ -151,6 +153,7 @@ def test_a_users_task_in_a_file(module: str, tmp_path: Path, monkeypatch: pytest
         ("twin_templates", "templates must be a non-empty tuple of Template with unique names"),
         ("no_budget", "max_new_tokens must be 1 or more for a generation task"),
         ("no_score", "method score() is missing"),
+        ("no_same", "same must be a method same(a, b, example), or left out"),
         ("no_rows", "examples() must return a non-empty sequence of Example"),
         ("not_rows", "examples() must return a non-empty sequence of Example, not list_iterator"),
         ("dict_rows", "example 0: dict where perturbjax.tasks.Example is required"),
@@ -215,6 +218,20 @@ def test_what_a_users_task_does_to_an_example_is_checked(kind, method, code, com
         _ = [task.prompt(example, task.templates[0]) for example in examples]
         grade(task, examples, [["even"] * 9], np.array([True]))
     assert str(caught.value).startswith(f"task '{module}:Bad': {complaint}"), caught.value
+
+
+def test_a_users_comparison_is_checked(module: str) -> None:
+    body = "{}['a'] if example.id == '3' else a[0] == b[0] if example.id == '2' else a[0] in b and 'yes'"
+    Path(f"{module}.py").write_text(f"{MODULE}\nclass Pairs(Parity):\n    def same(self, a, b, example):\n        return {body}\n")
+    task = load_task(f"{module}:Pairs", None)
+    assert AnswerGroups(task).task is task
+    by_id = {example.id: example for example in task.examples()}
+    groups = AnswerGroups(task)
+    assert [groups.key(answer, answer, by_id["2"]) for answer in ("even", "odd", "eve")] == ["even", "odd", "even"]
+    for number, complaint in (("3", "failed (KeyError: 'a')"), ("4", "returned str, True or False is required")):
+        with pytest.raises(InputError) as caught:
+            [groups.key(answer, answer, by_id[number]) for answer in ("even", "e")]
+        assert str(caught.value) == f"task '{module}:Pairs': same() of example '{number}' {complaint}; correct the task"
 
 
 def test_modules_that_cannot_be_imported(module: str) -> None:
