@@ -100,11 +100,7 @@ def main() -> None:
         x, y = np.array(points).T
         axis.plot(x, y, marker="os"[len(found) > 4], color=(draw.BLUE, draw.VERMILLION)[len(found) > 4], label=name)
     axis.invert_xaxis()
-    axis.set(
-        xlabel="base, nats a token of the task (better to the right)",
-        ylabel=f"gain {MARGIN:g} nats or more, net of luck",
-        ylim=(-0.02, 1.02),
-    )
+    axis.set(xlabel="base, nats a token of the task (better to the right)", ylabel=f"gain {MARGIN:g} nats or more, net of luck")
     draw.percent_axis(axis, "y")
     axis.legend(frameon=False)
     draw.save(figure, out / "density.png")
