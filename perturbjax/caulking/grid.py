@@ -155,12 +155,7 @@ def train_cells(
             for start in range(0, len(numbers), committed):
                 chunk, began = numbers[start : start + committed], time.perf_counter()
                 cells = [table.cells[number] for number in chunk]
-                arrays = CellArrays(
-                    np.array([cell.seed for cell in cells], np.uint32),
-                    np.array([position[cell.seed] for cell in cells], np.int32),
-                    np.array([cell.samples for cell in cells], np.int32),
-                )
-                results = program(Shared(held[1] if quality is not None else (), *put), arrays)
+                results = program(Shared(held[1] if quality is not None else (), *put), _arrays(cells, position))
                 table.record(chunk, results)
                 table.seconds += time.perf_counter() - began
                 if keep is not None and "trained" in results:
@@ -172,6 +167,13 @@ def train_cells(
                     metrics.append(line | {"seconds": round(time.perf_counter() - began, 3)})
                     state.commit(table.tree, {"seconds": round(table.seconds, 3)})
                 bar.update(int(table.done.sum()), now=f"{method} {'scratch' if quality is None else format(quality, 'g')}")
+
+
+def _arrays(cells: Sequence[Cell], position: Mapping[int, int]) -> CellArrays:
+    """``position``: seed -> its place among the grid's."""
+    seeds, samples = [cell.seed for cell in cells], [cell.samples for cell in cells]
+    places = [position[seed] for seed in seeds]
+    return CellArrays(np.array(seeds, np.uint32), np.array(places, np.int32), np.array(samples, np.int32))
 
 
 def check_samples(samples: Sequence[int], rows: int) -> None:

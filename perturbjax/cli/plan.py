@@ -110,15 +110,15 @@ def run_plan(config: PlanConfig, console: Console) -> None:
     from perturbjax.bench.plan_lines import generation_lines, scoring_lines, size, training_lines
 
     jax.config.update("jax_platforms", "cpu")
-    noise = None if value else Noise(config.noise)
+    noise = None if value or config.program in ("training", "steering") else Noise(config.noise)
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=config.topology).devices
         plan = Plan(base, devices, config.shape[1], noise, config.strategy, value)
     except ValueError as error:  # a topology that does not exist, a model that cannot be sharded so
         raise InputError(f"`topology` {config.topology}, `mesh` {config.mesh}: {str(error).splitlines()[0]}") from error
     say, chip = console.line, CHIPS[kind]
-    perturbed = f"noise {config.noise}, {config.strategy}" if noise else f"value network {config.value}"
-    say(f"{config.model}, {plan.parameters / 1e9:.2f} G parameters in bf16, {perturbed}")
+    beside = f", noise {config.noise}, {config.strategy}" if noise else f", value network {config.value}" if value else ""
+    say(f"{config.model}, {plan.parameters / 1e9:.2f} G parameters in bf16{beside}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
     say(f"{config.topology}, {config.chips} chips, mesh data x model = {config.mesh}; compiled with {versions}")
     say(f"layout {plan.parallel or 'one device has all of it'}; weights {size(plan.params.device_bytes)} a device")
