@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import JaxprEqn
 
 from perturbjax.interpret.array import LazyArray
 
 if TYPE_CHECKING:
+    from jax.extend.core import JaxprEqn
+
     from perturbjax.interpret.interpreter import Interpreter
 
 

@@ -11,7 +11,6 @@ import functools
 from typing import Any, NoReturn
 
 import jax
-from jax.extend.random import define_prng_impl
 
 from perturbjax.noise.values import KeyData
 from perturbjax.tree import Unmade
@@ -42,7 +41,10 @@ def _no_random_bits(*_: Any, **__: Any) -> NoReturn:
 
 @functools.cache
 def _implementation() -> Any:
-    """The dtype of sealed keys; made at the first use, because nothing may touch JAX at import."""
+    """The dtype of sealed keys; made at the first use, because nothing may touch JAX at import, and ``jax.extend`` imports
+    Pallas (``_compat``)."""
+    from jax.extend.random import define_prng_impl
+
     return define_prng_impl(
         key_shape=(2,), seed=_no_random_bits, split=_no_random_bits, random_bits=_no_random_bits, fold_in=_no_random_bits,
         name="lazy parameter", tag="of a lazy parameter: pass the tree to pj.lazily(fn), or materialize it by pj.lazily(lambda p: p)(tree)",

@@ -96,26 +96,21 @@ import jax
 jax_s = time.process_time() - start
 import perturbjax
 package_s = time.process_time() - start
+assert not {"orbax", "flax", "jax._src.pallas.core"} & set(sys.modules)
 from perturbjax.cli import main
 main(["--help"])
 assert not {"orbax", "flax"} & set(sys.modules)
-print(jax_s, package_s, time.process_time() - start)
+print(package_s / jax_s, (time.process_time() - start) / jax_s)
 """
 
 
-def cpu_marks() -> list[float]:
-    """Seconds of a new process until jax is imported, perturbjax too, and help shown: CPU time does not depend on what else runs."""
-    done = subprocess.run([sys.executable, "-c", MARKS], capture_output=True, text=True, check=True)
-    return [float(number) for number in done.stdout.splitlines()[-1].split()]
-
-
 def test_help_and_import_cost_little_more_than_importing_jax():
-    marks: list[list[float]] = []
-    package, help_ = float("inf"), float("inf")
-    while len(marks) < 8 and (len(marks) < 3 or package >= 1.2 or help_ >= 1.7):  # again where other processes were in the way
-        marks.append(cpu_marks())
-        jax, package, help_ = (min(times) for times in zip(*marks, strict=True))
-        package, help_ = package / jax, help_ / jax
+    """CPU time as multiples of ``import jax``'s in the same process, so that a busy machine slows both; the least of a few processes."""
+    package, help_, rounds = float("inf"), float("inf"), 0
+    while rounds < 10 and (rounds < 3 or package >= 1.2 or help_ >= 1.7):
+        done = subprocess.run([sys.executable, "-c", MARKS], capture_output=True, text=True, check=True)
+        here = [float(number) for number in done.stdout.splitlines()[-1].split()]
+        package, help_, rounds = min(package, here[0]), min(help_, here[1]), rounds + 1
     assert package < 1.2 and help_ < 1.7, f"import perturbjax: {package:.2f} times import jax; --help: {help_:.2f} times"
 
 
