@@ -41,6 +41,13 @@ class Gate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OverControl(Comparison):
+    """The paired difference to a control of the same consolidation, by its ``name``."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row(ComparedEntry):
     """One system on the test questions, beside the base and the vote. ``search_tokens`` are those that this consolidation spent to arrive
     at it, its answers on select included; those of the run come on top. A token of training counts three times.
@@ -48,13 +55,14 @@ class Row(ComparedEntry):
     Attributes:
         name: of the system; ``option``: what select chose for it.
         models: forward passes a question.
-        over_vote: its paired difference to the vote.
+        over_vote: its paired difference to the vote; ``over_controls``: to every control, empty for base, vote and the controls.
     """
 
     name: str
     option: str
     models: int
     over_vote: Comparison
+    over_controls: tuple[OverControl, ...] = ()
 
     @property
     def question_tokens(self) -> float:

@@ -61,3 +61,6 @@ def _sentences(results: Results) -> Iterator[str]:
     over, interval = points(made.over_vote.difference), points_range(made.over_vote.difference_interval)
     yield f"One model, {made.option}, is right on {percent(made.accuracy)}. {effect_sentence(made)}"
     yield f"The vote takes {vote.models} times the passes; the model's difference to it is {over} points (95 % interval {interval})."
+    for each in made.over_controls:
+        over, interval = points(each.difference), points_range(each.difference_interval)
+        yield f"Its difference to the control, {each.name}, is {over} points (95 % interval {interval})."

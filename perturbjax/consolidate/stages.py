@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from perturbjax.consolidate.gate import best_of, choose
 from perturbjax.consolidate.iterating import iterate_arms, population_of
 from perturbjax.consolidate.measuring import Arm, Asker, Measured, Option
 from perturbjax.consolidate.merging import merge_arms
-from perturbjax.consolidate.results import BASE, CONSOLIDATED, VERSION, VOTE, Gate, Results, Row, Tried, read_results
+from perturbjax.consolidate.results import BASE, CONSOLIDATED, VERSION, VOTE, Gate, OverControl, Results, Row, Tried, read_results
 from perturbjax.consolidate.results_table import results_table
 from perturbjax.consolidate.setup import describe, make_identity, open_run
 from perturbjax.errors import InputError
@@ -25,7 +25,7 @@ from perturbjax.pretrained.export import export_safetensors
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.setup import Parts, make_engine
 from perturbjax.records import to_json
-from perturbjax.report import Source, compared_entry, comparison, entry
+from perturbjax.report import Comparison, Source, compared_entry, comparison, entry
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import new_directory, read_json, write_json
 from perturbjax.runs.machine import require
@@ -152,18 +152,26 @@ def measure(asker: Asker, arms: tuple[Arm, ...], seed: int) -> tuple[Gate, tuple
     answers = asker.several("test", [(f"{name}, {option.label}", option.make) for name, option in best.items()])
     tests = dict(zip(best, answers, strict=True))
     bootstrap = derived_seed(seed, "bootstrap")
+    controls = [each.name for each in arms if each.control]
 
-    def row(name: str, what: str, measured: Measured, models: int = 1, tokens: int = 0) -> Row:
-        scores, plain, votes = (np.array(each.scores) for each in (measured, base, vote))
-        figures = compared_entry(entry(scores, np.array(measured.lenient), measured.tokens, tokens), scores, plain, bootstrap)
-        return Row(**vars(figures), name=name, option=what, models=models, over_vote=comparison(scores, votes, bootstrap))
+    def over(measured: Measured, other: Measured) -> Comparison:
+        return comparison(np.array(measured.scores), np.array(other.scores), bootstrap)
+
+    def row(name: str, what: str, measured: Measured, models: int = 1, tokens: int = 0, beside: Sequence[str] = ()) -> Row:
+        scores = np.array(measured.scores)
+        figures = compared_entry(
+            entry(scores, np.array(measured.lenient), measured.tokens, tokens), scores, np.array(base.scores), bootstrap
+        )
+        over_controls = tuple(OverControl(**vars(over(measured, tests[control])), name=control) for control in beside)
+        return Row(**vars(figures), name=name, option=what, models=models, over_vote=over(measured, vote), over_controls=over_controls)
 
     rows = [row(BASE, "", base), row(VOTE, f"of {len(asker.ensemble)}", vote, len(asker.ensemble))]
-    rows += [row(each.name, best[each.name].label, tests[each.name], tokens=spent[each.name]) for each in arms]
+    for each in arms:
+        rows.append(row(each.name, best[each.name].label, tests[each.name], 1, spent[each.name], () if each.control else controls))
     total = on_select.tokens + sum(spent[each.name] for each in arms if not each.control)
     # The option with the best accuracy of all is the best of its arm too, so it has been tested.
     chosen = (f"{arm.name}, {option.label}", tests[arm.name]) if gate.taken else ("the base", base)
-    rows.append(row(CONSOLIDATED, *chosen, tokens=total))
+    rows.append(row(CONSOLIDATED, *chosen, tokens=total, beside=controls))
     return gate, tuple(rows), option if gate.taken else None
 
 

@@ -77,6 +77,13 @@ def test_the_command_writes_what_python_gives_and_leaves_the_run(folder, merged,
     lines = out.splitlines()
     assert "above 0, taken" in out and str(tmp_path / "m" / "model") in out and lines[2].startswith("test ")
     assert all(row.over_vote.difference == pytest.approx(row.accuracy - merged.row("vote").accuracy) for row in merged.rows)
+    [over] = merged.row("consolidated").over_controls
+    assert over.difference == pytest.approx(merged.row("consolidated").accuracy - merged.row("random merge").accuracy)
+    assert (
+        f"Its difference to the control, {over.name}, is" in out
+        and over.name == "random merge"
+        and not merged.row("random merge").over_controls
+    )
     for command in (["evaluate"], ["predict", "--questions", "q", "--out", str(tmp_path / "a")], ["export", "--out", str(tmp_path / "x")]):
         code, out, err = call([command[0], str(tmp_path / "m"), *command[1:]], capsys)
         assert (code, out) == (2, "") and "made by perturbjax consolidate; its model is" in err
