@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -161,9 +162,12 @@ class RunDirectory:
         return theirs
 
     def create(self, identity: Identity, record: dict[str, Any]) -> None:
-        """Make the directory and its ``config.json``: ``record`` plus the format and the identity."""
+        """Make the directory and its ``config.json``: ``record`` plus the format, the identity, and, where its data name
+        modules, the working directory, in which they mostly lie."""
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, **record, "identity": dict(identity), "identity_digest": identity_digest(identity)}
+        named = any(map(names_code, _texts(record.get("config", {}).get("data"))))
+        place = {"working_directory": str(Path.cwd())} if named else {}
+        content = {"format": FORMAT, **record, **place, "identity": dict(identity), "identity_digest": identity_digest(identity)}
         write_json(self.config, content)
 
     def withdraw(self) -> None:
@@ -213,7 +217,7 @@ class RunDirectory:
         """The settings of an existing run, a chapter's ``Config``.
 
         A run directory may come from anyone. A ``module:attribute`` among its data is code, and is imported only where the person who opens
-        the run names it too.
+        the run names it too. Modules that are not found otherwise are then looked for in the working directory that the run began in.
 
         Args:
             kind: the chapter's ``Config``.
@@ -222,15 +226,22 @@ class RunDirectory:
         Raises:
             InputError: as ``read_config``; the settings are damaged, or name code that is not trusted.
         """
-        config: Any = from_json(kind, self.read_config().get("config"), f"{self.config}: config")
+        content = self.read_config()
+        config: Any = from_json(kind, content.get("config"), f"{self.config}: config")
         try:
             config.validate()
         except InputError as error:
             raise InputError(f"{self.config}: {error}") from None
-        code = [text for text in _texts(to_json(config.data)) if names_code(text)]
+        code, place = [text for text in _texts(to_json(config.data)) if names_code(text)], content.get("working_directory")
+        if not isinstance(place, str | None):
+            refuse(str(self.config), "working_directory", place, "a text is required")
+        elsewhere = place is not None and place != str(Path.cwd())  # that of this process is looked in anyway, and first
         if not set(code) <= {*trusted, *map(absolute_if_there, trusted)}:
             names = ",".join(dict.fromkeys(code))
-            raise InputError(f"{self.path}: the run names Python code, which would be run; if you trust it, add `trust` {names}")
+            where = f" (of {place}, unless it is found elsewhere)" if elsewhere else ""
+            raise InputError(f"{self.path}: the run names Python code, which would be run; if you trust it, add `trust` {names}{where}")
+        if code and place is not None and elsewhere and place not in sys.path:
+            sys.path.append(place)
         return config
 
     def claim(

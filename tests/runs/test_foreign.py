@@ -34,7 +34,7 @@ CONFIGS = {
 @pytest.fixture
 def imported(tmp_path, monkeypatch):
     """The file that the code of the run writes when it is imported; its module lies in the working directory."""
-    (tmp_path / "foreign_under_test.py").write_text("open('imported', 'w').close()\ntask = 5\n")
+    (tmp_path / "foreign_under_test.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\ntask = 5\n")
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "imported"
     sys.modules.pop("foreign_under_test", None)
@@ -63,13 +63,20 @@ def test_no_command_imports_what_a_run_names(named, imported, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words", [["--trust", CODE], ["--trust", f"sst2,{CODE}"], ["--task", CODE]])
-def test_what_the_user_names_too_is_imported(words, imported, tmp_path, capsys):
+def test_what_the_user_names_too_is_imported_from_where_it_was(words, imported, tmp_path, capsys, monkeypatch):
     for named, next_refusal in (("ivl demonstrations", "no value network there"), ("randopt task", "the search has not finished")):
         run = make_run(tmp_path / named, named.split()[0], CONFIGS[named])
         code, _, err = call(["evaluate", str(run), *words], capsys)
         assert code == 2 and next_refusal in err
+    other = make_run(tmp_path / "other", "randopt", CONFIGS["randopt task"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    code, _, err = call(["evaluate", str(other)], capsys)
+    assert code == 2 and err.endswith(f"add --trust {CODE} (of {tmp_path}, unless it is found elsewhere)\n")
+    assert str(tmp_path) not in sys.path
+    monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(InputError, match="int is not a Task"):
-        reopen(make_run(tmp_path / "other", "randopt", CONFIGS["randopt task"]), print, (CODE,))
+        reopen(other, print, (CODE,))
     assert imported.exists()
 
 
