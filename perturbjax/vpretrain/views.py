@@ -49,8 +49,7 @@ class Views:
             raise InputError(f"`jitter` {self.jitter}: 0 or a number above it is required")
 
     def make(self, images_BxSxSxC: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, ...]:
-        """Large views (B, 2, S, S, C), and small ones if any (B, locals, s, s, C), of images with values of about 0 to 1; a typed key for
-        each image."""
+        """Large views (B, 2, S, S, C), and small ones if any (B, locals, s, s, C), of images; a typed key for each image."""
         side, channels = images_BxSxSxC.shape[2:]
 
         def of(image: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:

@@ -19,6 +19,9 @@ SIZES = 12, 26
 """Pixels of a side of a figure, the smallest and the largest."""
 FARTHEST = 1.5
 """Depth of the texture, in depths of the smallest figure."""
+MEAN, SCALE = 0.45, 0.2
+"""Of pixels: images have their distance from the mean, in this scale. Otherwise the outputs of a student without training are much alike
+for all images, and its teacher's distributions near uniform."""
 CLASSES = 2
 """Of a patch: texture, figure."""
 
@@ -61,7 +64,7 @@ def texture(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def compose(figures: Figures, count: int, side: int, patch: int, rng: np.random.Generator) -> Images:
-    """Scenes, with ``label``, the figure's class (N,), and ``classes`` and ``depth`` of patches (N, P)."""
+    """Scenes, normalized, with ``label``, the figure's class (N,), and ``classes`` and ``depth`` of patches (N, P)."""
     grid = side // patch
     images, labels = np.empty((count, side, side, 3), np.float32), np.empty(count, np.int32)
     classes, depth = np.zeros((count, grid**2), np.int32), np.full((count, grid**2), FARTHEST, np.float32)
@@ -77,4 +80,9 @@ def compose(figures: Figures, count: int, side: int, patch: int, rng: np.random.
         images[number], labels[number] = scene + rng.normal(0, 0.02, scene.shape), figures.labels[which]
         covered = (ink >= INK).reshape(grid, patch, grid, patch).mean(axis=(1, 3)).ravel() >= COVERED
         classes[number, covered], depth[number, covered] = 1, SIZES[0] / size
-    return Images({"image": images, "label": labels, "classes": classes, "depth": depth})
+    return Images({"image": (images - MEAN) / SCALE, "label": labels, "classes": classes, "depth": depth})
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Of normalized images: values of 0 to 1."""
+    return np.clip(images * SCALE + MEAN, 0, 1)
