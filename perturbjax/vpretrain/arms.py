@@ -82,6 +82,7 @@ class Experiment:
 
     def _auxiliary(self, mode: Mode) -> Auxiliary:
         batches = feedback_batches(self.feedback, self.feedback_rows, self.steering)
+        matched = self.task.by_domain()
         if mode == "oracle":
-            return oracle_auxiliary(self.task, self.steering, self.trained, batches)
-        return designer_auxiliary(self.task, replace(self.steering, random=mode == "random"), self.designer, batches, self.rate)
+            return oracle_auxiliary(self.task, self.steering, self.trained, batches, matched)
+        return designer_auxiliary(self.task, replace(self.steering, random=mode == "random"), self.designer, batches, self.rate, matched)

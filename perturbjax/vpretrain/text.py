@@ -13,7 +13,7 @@ Axis letters: B rows, T tokens, Q learned positions, K candidates, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import jax
@@ -24,7 +24,8 @@ from perturbjax.models.decoder import Decoder
 from perturbjax.train.language import fine_tuning_loss, hidden_at_queries, map_over_queries, sum_over_queries
 from perturbjax.train.step import Loss, Sums, cast, cross_entropy
 from perturbjax.vpretrain.designer import TopKDesigner
-from perturbjax.vpretrain.value import Part, Subset, value_scores
+from perturbjax.vpretrain.directions import Matched
+from perturbjax.vpretrain.value import Part, Subset, scores_by_domain
 
 MASKED = -1e30
 Batch = dict[str, jax.Array]
@@ -125,9 +126,8 @@ class Oracle:
     alpha: float
 
     def prepare(self, trained: Any, frozen: Any, auxiliary: Any, batch: Batch) -> Any:
-        found = value_scores(
-            candidate_log_probs(self.learner, self.k, frozen, self.subset), trained, self.subset, auxiliary["direction"], batch
-        )
+        fn = candidate_log_probs(self.learner, self.k, frozen, self.subset)
+        found = scores_by_domain(fn, trained, self.subset, auxiliary["direction"], batch)
         # By token: the forward pass of the loss is another program, which may see two equal candidates in another order.
         return found.others[..., 0], jnp.take_along_axis(found.others, jnp.argmax(found.scores, axis=-1)[..., None], axis=-1)[..., 0]
 
@@ -202,12 +202,23 @@ class TextTask:
         designer: of the targets.
         subset: what the value looks at.
         weights: name -> weight of each feedback set.
+        domains: name -> domain of the rows that each set steers; the rows of a batch then have ``domain``, the number of theirs in the
+            order of ``by_domain``. Empty: all sets steer all rows.
     """
 
     learner: Learner
     designer: TopKDesigner
     subset: Subset
     weights: Mapping[str, float]
+    domains: Mapping[str, str] = field(default_factory=dict)
+
+    def by_domain(self) -> tuple[Matched, ...]:
+        """For each domain, the task with the feedback of that domain alone."""
+        total, found = sum(self.weights.values()), []
+        for domain in dict.fromkeys(self.domains.values()):
+            weights = {name: weight for name, weight in self.weights.items() if self.domains[name] == domain}
+            found.append(Matched(replace(self, weights=weights, domains={}), sum(weights.values()) / total))
+        return tuple(found)
 
     def feedback_loss(self, trained: Any, frozen: Any, feedback: Mapping[str, Batch]) -> jax.Array:
         """The weighted mean of the sets' losses, each a mean over its examples."""
@@ -218,10 +229,10 @@ class TextTask:
             found = found + weight / total * sums["loss"] / jnp.maximum(sums["weight"], 1e-30)
         return found
 
-    def prepare(self, trained: Any, frozen: Any, direction: Part, batch: Batch) -> Batch:
-        """The batch with scores, log-probabilities and candidates of its positions."""
+    def prepare(self, trained: Any, frozen: Any, direction: Part | tuple[Part, ...], batch: Batch) -> Batch:
+        """The batch with scores, log-probabilities and candidates of its positions. ``direction``: one, or one for each domain."""
         fn = candidate_log_probs(self.learner, self.designer.candidates, frozen, self.subset)
-        found = value_scores(fn, trained, self.subset, direction, batch)
+        found = scores_by_domain(fn, trained, self.subset, direction, batch)
         return batch | {"scores": found.scores, "log_probs": found.log_probs, "ids": found.others}
 
     def value(self, designer: Any, trained: Any, frozen: Any, prepared: Batch) -> Sums:
