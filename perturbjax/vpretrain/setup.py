@@ -195,6 +195,7 @@ def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
         learning_rates(training, training.total_steps(len(packed.corpus))),
         measured,
         dims,
+        parts.designer.dims(mesh.shape[MODEL]),
     )
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from perturbjax.sharding import REPLICATED, ShardedDim
 from perturbjax.train.data import BatchOrder
 from perturbjax.train.optimizer import promoting
+from perturbjax.train.placement import moment_specs, param_specs
 from perturbjax.train.problem import Auxiliary, Figures, TrainingRows
 from perturbjax.train.step import Sums, TrainState
 from perturbjax.vpretrain.config import Similarity
@@ -69,6 +72,7 @@ def designer_auxiliary(
     batches: Callable[[int], Any],
     rate: Callable[[jax.Array], Any],
     matched: Sequence[Matched] = (),
+    dims: Mapping[str, ShardedDim] = MappingProxyType({}),
 ) -> Auxiliary:
     """A designer beside its learner.
 
@@ -85,6 +89,7 @@ def designer_auxiliary(
         rate: step -> learning rate of the learner, in which ``predicted`` is counted.
         matched: one for each domain, where feedback steers the rows of its own domain: ``task.prepare`` then gets a direction for each,
             of a norm that is the domain's share over the mean share. ``feedback_loss`` and predictions are of all feedback on all rows.
+        dims: path -> sharded dim of the designer's parameters; its moments lie where they lie.
 
     Raises:
         ValueError: a cosine with ``matched`` domains.
@@ -132,8 +137,10 @@ def designer_auxiliary(
         return {"designer": new, "optimizer": moments, **_counted(state, good)}, figures
 
     designer = jax.tree.map(jnp.asarray, designer)
-    start = {"designer": designer, "optimizer": init(designer), "updates": jnp.int32(0), "skipped": jnp.int32(0)}
-    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None)
+    start = {"designer": designer, "optimizer": init(designer), **_counts()}
+    moment = moment_specs(TrainState(designer, start["optimizer"]), chain, dims)
+    specs = {"designer": param_specs(designer, dims), "optimizer": moment, **dict.fromkeys(_counts(), REPLICATED)}
+    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None, specs=specs)
 
 
 def _mean_value(task: DesignedTask, trained: Any, frozen: Any, designer: Any, prepared: Any) -> tuple[jax.Array, Sums]:
@@ -145,9 +152,15 @@ def _mean_value(task: DesignedTask, trained: Any, frozen: Any, designer: Any, pr
 
 
 def oracle_auxiliary(
-    task: DesignedTask, steering: Steering, trained: Any, batches: Callable[[int], Any], matched: Sequence[Matched] = ()
+    task: DesignedTask,
+    steering: Steering,
+    trained: Any,
+    batches: Callable[[int], Any],
+    matched: Sequence[Matched] = (),
+    dims: Mapping[str, ShardedDim] = MappingProxyType({}),
 ) -> Auxiliary:
-    """The direction g_down itself, or that of each domain, for targets that need no designer (``text.Oracle``)."""
+    """The direction g_down itself, or that of each domain, for targets that need no designer (``text.Oracle``). ``dims``: of the learner's
+    parameters, where their part of a direction lies too."""
 
     def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Figures]:
         feedback = jax.tree.map(lambda array: array[0], own)
@@ -160,14 +173,20 @@ def oracle_auxiliary(
 
     shapes = jax.eval_shape(task.subset.take, trained)
     zeros = tuple({path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in shapes.items()} for _ in matched or [task])
-    start = {"direction": zeros if matched else zeros[0], "updates": jnp.int32(0), "skipped": jnp.int32(0)}
-    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None)
+    where = tuple(param_specs(part, dims) for part in zeros)
+    start = {"direction": zeros if matched else zeros[0], **_counts()}
+    specs = {"direction": where if matched else where[0], **dict.fromkeys(_counts(), REPLICATED)}
+    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None, specs=specs)
 
 
 def _predictions(rate: jax.Array, momentum: jax.Array, value: jax.Array, step: jax.Array) -> Figures:
     """The fall by the whole step of AdamW, and by the task's own part of it; of ``fall_by_adamw``'s arguments."""
     alone = jnp.where(step == 0, jnp.nan, rate * value)
     return {"predicted": fall_by_adamw(rate, momentum, value, step), "predicted_alone": alone}
+
+
+def _counts() -> dict[str, jax.Array]:
+    return {"updates": jnp.int32(0), "skipped": jnp.int32(0)}
 
 
 def _counted(state: Any, good: jax.Array) -> dict[str, jax.Array]:

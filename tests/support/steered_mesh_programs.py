@@ -4,6 +4,7 @@ Prints one line a case: the part, ``ok`` or ``WRONG``, and the case.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -24,17 +25,21 @@ from support import vpretrain_cases as cases
 
 LOSSES, VALUES = 1e-5, 1e-4
 """Relative. A value is a sum of products of both signs, so that more of its rounding is left."""
+VOCABULARY = 24
+"""Which devices along "model" divide, so that logits are sharded."""
 STEPS = 4
 TRAINING = Training(steps=STEPS, batch_rows=8, row_tokens=20, every=2, learning_rate=3e-3)
 
 
 def steered(devices: int, model: int) -> Fitted:
-    learner, feedback = cases.SMALL, {"one": cases.rows(40, seed=1)}
+    config = replace(cases.SMALL.config, vocab_size=VOCABULARY)
+    learner = replace(cases.SMALL, config=config)
+    designer, feedback = replace(cases.DESIGNER, vocab_size=VOCABULARY), {"one": cases.rows(40, seed=1)}
     layout = learner.config.partition(model)
     dims = layout.dims(learner.config) if layout else {}
-    task, start = cases.task(learner=learner), (cases.params(learner.config), None, cases.designer_params())
+    task, start = cases.task(designer, learner=learner), (cases.params(config), None, cases.designer_params(designer))
     rate, settings = learning_rates(TRAINING, STEPS), Steering(every=2, learning_rate=0.01)
-    experiment = Experiment(task, *start, settings, cases.rows(60), feedback, 8, rate, feedback, dims)
+    experiment = Experiment(task, *start, settings, cases.rows(60), feedback, 8, rate, feedback, dims, designer.dims(model))
     with tempfile.TemporaryDirectory() as name:
         metrics = MetricsLog(Path(name) / "metrics.jsonl")
         mesh = make_mesh(jax.devices()[:devices], model)
@@ -49,6 +54,12 @@ def figures(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
     return np.array(losses), np.array([update[name] for update in updates for name in ("value", "direction_norm")])
 
 
+def held(fitted: Fitted) -> float:
+    """The share of the designer and its moments that one device holds."""
+    leaves = jax.tree.leaves((fitted.auxiliary["designer"], fitted.auxiliary["optimizer"]))
+    return sum(leaf.addressable_shards[0].data.size for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+
 def on_images(devices: int) -> dict[str, np.ndarray]:
     """The sums of a step, with rows sharded over devices: they are of all views, masks and targets."""
     mesh, task = make_mesh(jax.devices()[:devices]), vision_cases.task(vision_cases.SMALL)
@@ -60,7 +71,9 @@ def on_images(devices: int) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    one, several = figures(steered(1, 1)), figures(steered(8, 2))
+    fitted = steered(8, 2)
+    print(f"designer {'ok' if held(fitted) < 0.6 else 'WRONG'} 4x2: a device holds {held(fitted):.2f} of it and of its moments")
+    one, several = figures(steered(1, 1)), figures(fitted)
     off = [float(np.abs(found / here - 1).max()) for found, here in zip(several, one, strict=True)]
     print(f"steered {'ok' if off[0] < LOSSES and off[1] < VALUES else 'WRONG'} 4x2: losses {off[0]:.1e} apart, values {off[1]:.1e}")
     one, several = on_images(1), on_images(8)
