@@ -16,6 +16,7 @@ from perturbjax.train import Training
 from perturbjax.train.optimizer import learning_rates, make_optimizer
 from perturbjax.train.placement import BATCH
 from perturbjax.train.step import make_step
+from perturbjax.vpretrain.candidates import vocabulary_blocks
 from perturbjax.vpretrain.designer import TopKDesigner
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 from perturbjax.vpretrain.text import Designed, Learner, TextTask, designed_loss
@@ -36,7 +37,8 @@ def steering(plan: Plan, rows: int, tokens: int, queries: int, feedback_rows: in
     """
     config = plan.parts[""]
     model = plan.mesh.shape[sharding.MODEL]
-    learner, designer = Learner(config, jnp.bfloat16, remat=True), TopKDesigner(config.vocab_size)
+    learner = Learner(config, jnp.bfloat16, remat=True, blocks=vocabulary_blocks(config.vocab_size, model))
+    designer = TopKDesigner(config.vocab_size)
     optimizer = make_optimizer(Training(), 1000)
     state, shardings = plan.train_state(config, optimizer)
     task = TextTask(learner, designer, make_subset(state.params, SUBSET_LAYERS), {"feedback": 1.0})

@@ -20,8 +20,9 @@ from perturbjax.train.placement import put_batch
 from perturbjax.train.rows import join_rows, pack_rows
 from perturbjax.train.step import cross_entropy
 from perturbjax.vpretrain.arms import Experiment
+from perturbjax.vpretrain.candidates import candidates, log_probs_of
 from perturbjax.vpretrain.results import TargetExample
-from perturbjax.vpretrain.text import Designed, Learner, candidates, log_probs_of
+from perturbjax.vpretrain.text import Designed, Learner
 
 EXAMPLES, CONTEXT, SHOWN = 6, 12, 4
 """Targets that are shown, tokens of their context, candidates of each."""

@@ -23,11 +23,11 @@ from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import Decoder
 from perturbjax.train.language import fine_tuning_loss, hidden_at_queries, map_over_queries, sum_over_queries
 from perturbjax.train.step import Loss, Sums, cast, cross_entropy
+from perturbjax.vpretrain.candidates import candidates, log_probs_of
 from perturbjax.vpretrain.designer import TopKDesigner
 from perturbjax.vpretrain.directions import Matched
 from perturbjax.vpretrain.value import Part, Subset, scores_by_domain
 
-MASKED = -1e30
 Batch = dict[str, jax.Array]
 
 
@@ -39,12 +39,14 @@ class Learner:
         config: its shape.
         dtype: what its trained weights are used in.
         remat: compute each layer again in the backward pass.
+        blocks: of the vocabulary, into which devices along "model" have their logits sharded; 1 where they do not.
         whole: (trained, frozen) -> all parameters; of an adapter, its ``attach``.
     """
 
     config: DecoderConfig
     dtype: Any
     remat: bool = False
+    blocks: int = 1
     whole: Callable[[Any, Any], Any] = lambda trained, frozen: trained
 
     @property
@@ -59,19 +61,6 @@ class Learner:
         """Cross-entropy of the true tokens."""
         loss = fine_tuning_loss(self.config, self.dtype, self.remat, differentiated)
         return lambda trained, frozen, batch: loss(self.whole(trained, frozen), None, batch)
-
-
-def candidates(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """The true token and the K - 1 likeliest others: logits (..., V), labels (...) -> int32 (..., K), the true token first."""
-    logits = jax.lax.stop_gradient(logits)
-    others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), MASKED, logits)
-    return jnp.concatenate([labels[..., None], jax.lax.top_k(others, k - 1)[1]], axis=-1).astype(jnp.int32)
-
-
-def log_probs_of(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """Log-probabilities of K tokens at each position: (B, Q, V), (B, Q, K) -> float32 (B, Q, K)."""
-    logits = logits.astype(jnp.float32)
-    return jnp.take_along_axis(logits, ids, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
 class Targets(Protocol):
@@ -146,8 +135,8 @@ def candidate_log_probs(learner: Learner, k: int, frozen: Any, subset: Subset) -
 
         def some(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = decoder.logits(hidden)
-            ids = candidates(logits, labels, k)
-            return log_probs_of(logits, ids), ids
+            ids = candidates(logits, labels, k, learner.blocks)
+            return log_probs_of(logits, ids, learner.blocks), ids
 
         return map_over_queries(some, 1, hidden, batch["labels"])
 
@@ -174,8 +163,8 @@ def designed_loss(learner: Learner, k: int, targets: Targets, differentiated: in
 
         def sums(hidden: jax.Array, prepared: Any, labels: jax.Array, weights: jax.Array) -> Sums:
             logits = decoder.logits(hidden)
-            ids = candidates(logits, labels, k)
-            log_probs = log_probs_of(logits, ids)
+            ids = candidates(logits, labels, k, learner.blocks)
+            log_probs = log_probs_of(logits, ids, learner.blocks)
             alpha, r = jax.lax.stop_gradient(targets.at(prepared, auxiliary, ids, jax.lax.stop_gradient(log_probs)))
             plain = cross_entropy(logits, labels)
             moved = alpha * (log_probs[..., 0] - jnp.sum(r * log_probs, axis=-1))

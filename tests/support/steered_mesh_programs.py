@@ -18,6 +18,7 @@ from perturbjax.train.optimizer import learning_rates
 from perturbjax.train.placement import put_batch
 from perturbjax.train.problem import Fitted
 from perturbjax.vpretrain.arms import Experiment
+from perturbjax.vpretrain.candidates import vocabulary_blocks
 from perturbjax.vpretrain.steering import Steering
 from perturbjax.vpretrain.vision import learner_loss
 from support import vision_cases
@@ -33,7 +34,7 @@ TRAINING = Training(steps=STEPS, batch_rows=8, row_tokens=20, every=2, learning_
 
 def steered(devices: int, model: int) -> Fitted:
     config = replace(cases.SMALL.config, vocab_size=VOCABULARY)
-    learner = replace(cases.SMALL, config=config)
+    learner = replace(cases.SMALL, config=config, blocks=vocabulary_blocks(VOCABULARY, model))
     designer, feedback = replace(cases.DESIGNER, vocab_size=VOCABULARY), {"one": cases.rows(40, seed=1)}
     layout = learner.config.partition(model)
     dims = layout.dims(learner.config) if layout else {}

@@ -9,8 +9,9 @@ from support import vpretrain_cases as cases
 from perturbjax.train.config import Training
 from perturbjax.train.optimizer import make_optimizer
 from perturbjax.train.step import TrainState, make_step
+from perturbjax.vpretrain.candidates import candidates, log_probs_of
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
-from perturbjax.vpretrain.text import Designed, Fixed, Oracle, candidates, designed_loss, log_probs_of
+from perturbjax.vpretrain.text import Designed, Fixed, Oracle, designed_loss
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -27,6 +28,22 @@ def test_candidates_are_the_true_token_and_the_likeliest_others():
         assert found[place].tolist() == [labels[place], *others[: cases.K - 1]]
     expected = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     np.testing.assert_allclose(log_probs_of(jnp.asarray(logits), jnp.asarray(found)), np.take_along_axis(expected, found, -1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 12])
+def test_candidates_by_block_are_those_of_the_whole_vocabulary(blocks):
+    """Whole numbers from 0 to 3, so that most logits have equals, and K reaches through several blocks."""
+    rng = np.random.default_rng(1)
+    logits = jnp.asarray(rng.integers(0, 4, (2, 5, 24)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 24, (2, 5)), jnp.int32)
+
+    def both(logits):
+        ids = candidates(logits, labels, 9), candidates(logits, labels, 9, blocks)
+        found = [log_probs_of(logits, ids[0], n) for n in (1, blocks)]
+        return ids, found, [jax.grad(lambda logits, n=n: jnp.sum(jnp.sin(log_probs_of(logits, ids[0], n))))(logits) for n in (1, blocks)]
+
+    for whole, by_block in cases.jit(both)(logits):
+        np.testing.assert_array_equal(by_block, whole)
 
 
 def designed(designer_params, updates=1):
