@@ -16,7 +16,6 @@ from perturbjax.train import Training
 from perturbjax.train.optimizer import learning_rates, make_optimizer
 from perturbjax.train.placement import BATCH
 from perturbjax.train.step import make_step
-from perturbjax.vpretrain.candidates import vocabulary_blocks
 from perturbjax.vpretrain.designer import TopKDesigner
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 from perturbjax.vpretrain.text import Designed, Learner, TextTask, designed_loss
@@ -36,15 +35,13 @@ def steering(plan: Plan, rows: int, tokens: int, queries: int, feedback_rows: in
         feedback_rows: of an update.
     """
     config = plan.parts[""]
-    model = plan.mesh.shape[sharding.MODEL]
-    learner = Learner(config, jnp.bfloat16, remat=True, blocks=vocabulary_blocks(config.vocab_size, model))
-    designer = TopKDesigner(config.vocab_size)
+    learner, designer = Learner(config, jnp.bfloat16, remat=True, mesh=plan.mesh), TopKDesigner(config.vocab_size)
     optimizer = make_optimizer(Training(), 1000)
     state, shardings = plan.train_state(config, optimizer)
     task = TextTask(learner, designer, make_subset(state.params, SUBSET_LAYERS), {"feedback": 1.0})
     rates = learning_rates(Training(steps=1000), 1000)
     # A designer is small enough to be made here; everything of the learner is shapes.
-    settings, dims = Steering(every=EVERY, probe=False), designer.dims(model)
+    settings, dims = Steering(every=EVERY, probe=False), designer.dims(plan.mesh.shape[sharding.MODEL])
     auxiliary = designer_auxiliary(task, settings, designer.init(0), lambda step: {}, rates, dims=dims)
     beside = plan.placed(auxiliary.state, auxiliary.specs)
     its = jax.tree.map(lambda leaf: leaf.sharding, beside)

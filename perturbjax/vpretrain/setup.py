@@ -25,7 +25,6 @@ from perturbjax.train.rows import Rows, pack_rows
 from perturbjax.tree import digest, fingerprint
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.artifacts import load_designer, vocabulary_of
-from perturbjax.vpretrain.candidates import vocabulary_blocks
 from perturbjax.vpretrain.config import Config
 from perturbjax.vpretrain.corpus import encode_corpus, load_corpus
 from perturbjax.vpretrain.designer import TopKDesigner
@@ -168,8 +167,7 @@ def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
     steer, training, model = config.steer, config.training, parts.model
     dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
     dims = model_dims(parts, mesh)
-    blocks = vocabulary_blocks(model.config.vocab_size, mesh.shape[MODEL])
-    learner, trained, frozen, adapter = Learner(model.config, dtype, training.remat, blocks), model.params, None, adapter_of(config)
+    learner, trained, frozen, adapter = Learner(model.config, dtype, training.remat, mesh), model.params, None, adapter_of(config)
     if adapter is not None:
         learner = dataclasses.replace(learner, whole=lambda trained, frozen: adapter.attach(frozen, trained))
         trained = jax.device_get(adapter.init(model.params, steer.seed))

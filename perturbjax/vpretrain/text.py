@@ -18,12 +18,13 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import Decoder
 from perturbjax.train.language import fine_tuning_loss, hidden_at_queries, map_over_queries, sum_over_queries
 from perturbjax.train.step import Loss, Sums, cast, cross_entropy
-from perturbjax.vpretrain.candidates import candidates, log_probs_of
+from perturbjax.vpretrain.candidates import candidates, log_probs_of, vocabulary_blocks
 from perturbjax.vpretrain.designer import TopKDesigner
 from perturbjax.vpretrain.directions import Matched
 from perturbjax.vpretrain.value import Part, Subset, scores_by_domain
@@ -39,20 +40,25 @@ class Learner:
         config: its shape.
         dtype: what its trained weights are used in.
         remat: compute each layer again in the backward pass.
-        blocks: of the vocabulary, into which devices along "model" have their logits sharded; 1 where they do not.
+        mesh: (data, model), over which batches and parameters are sharded; None: one device has all of it.
         whole: (trained, frozen) -> all parameters; of an adapter, its ``attach``.
     """
 
     config: DecoderConfig
     dtype: Any
     remat: bool = False
-    blocks: int = 1
+    mesh: Mesh | None = None
     whole: Callable[[Any, Any], Any] = lambda trained, frozen: trained
 
     @property
     def merged(self) -> Learner:
         """The same over all parameters, once training is done."""
         return Learner(self.config, self.dtype, self.remat)
+
+    def candidates(self, logits: jax.Array, labels: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+        """The candidates of each position and their log-probabilities: (B, Q, V), (B, Q) -> (B, Q, K) both."""
+        ids = candidates(logits, labels, k, self.mesh)
+        return ids, log_probs_of(logits, ids, vocabulary_blocks(self.config.vocab_size, self.mesh))
 
     def build(self, trained: Any, frozen: Any) -> Decoder:
         return self.config.build(cast(self.whole(trained, frozen), self.dtype))
@@ -134,9 +140,8 @@ def candidate_log_probs(learner: Learner, k: int, frozen: Any, subset: Subset) -
         hidden = hidden_at_queries(decoder, batch, learner.remat, subset.layers)
 
         def some(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = decoder.logits(hidden)
-            ids = candidates(logits, labels, k, learner.blocks)
-            return log_probs_of(logits, ids, learner.blocks), ids
+            ids, log_probs = learner.candidates(decoder.logits(hidden), labels, k)
+            return log_probs, ids
 
         return map_over_queries(some, 1, hidden, batch["labels"])
 
@@ -163,8 +168,7 @@ def designed_loss(learner: Learner, k: int, targets: Targets, differentiated: in
 
         def sums(hidden: jax.Array, prepared: Any, labels: jax.Array, weights: jax.Array) -> Sums:
             logits = decoder.logits(hidden)
-            ids = candidates(logits, labels, k, learner.blocks)
-            log_probs = log_probs_of(logits, ids, learner.blocks)
+            ids, log_probs = learner.candidates(logits, labels, k)
             alpha, r = jax.lax.stop_gradient(targets.at(prepared, auxiliary, ids, jax.lax.stop_gradient(log_probs)))
             plain = cross_entropy(logits, labels)
             moved = alpha * (log_probs[..., 0] - jnp.sum(r * log_probs, axis=-1))

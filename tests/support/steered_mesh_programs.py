@@ -6,10 +6,14 @@ Prints one line a case: the part, ``ok`` or ``WRONG``, and the case.
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from perturbjax.bench.collectives import read_collectives
 from perturbjax.runs.files import MetricsLog
 from perturbjax.sharding import make_mesh
 from perturbjax.train import Training
@@ -18,7 +22,7 @@ from perturbjax.train.optimizer import learning_rates
 from perturbjax.train.placement import put_batch
 from perturbjax.train.problem import Fitted
 from perturbjax.vpretrain.arms import Experiment
-from perturbjax.vpretrain.candidates import vocabulary_blocks
+from perturbjax.vpretrain.candidates import candidates, log_probs_of
 from perturbjax.vpretrain.steering import Steering
 from perturbjax.vpretrain.vision import learner_loss
 from support import vision_cases
@@ -33,8 +37,8 @@ TRAINING = Training(steps=STEPS, batch_rows=8, row_tokens=20, every=2, learning_
 
 
 def steered(devices: int, model: int) -> Fitted:
-    config = replace(cases.SMALL.config, vocab_size=VOCABULARY)
-    learner = replace(cases.SMALL, config=config, blocks=vocabulary_blocks(VOCABULARY, model))
+    mesh, config = make_mesh(jax.devices()[:devices], model), replace(cases.SMALL.config, vocab_size=VOCABULARY)
+    learner = replace(cases.SMALL, config=config, mesh=mesh)
     designer, feedback = replace(cases.DESIGNER, vocab_size=VOCABULARY), {"one": cases.rows(40, seed=1)}
     layout = learner.config.partition(model)
     dims = layout.dims(learner.config) if layout else {}
@@ -43,7 +47,6 @@ def steered(devices: int, model: int) -> Fitted:
     experiment = Experiment(task, *start, settings, cases.rows(60), feedback, 8, rate, feedback, dims, designer.dims(model))
     with tempfile.TemporaryDirectory() as name:
         metrics = MetricsLog(Path(name) / "metrics.jsonl")
-        mesh = make_mesh(jax.devices()[:devices], model)
         return fit(experiment.problem("value"), TRAINING, 0, Path(name) / "state", {"seed": 0}, mesh, metrics)
 
 
@@ -71,7 +74,28 @@ def on_images(devices: int) -> dict[str, np.ndarray]:
     return jax.device_get(loss(batch))
 
 
+def sharded_candidates(model: int) -> tuple[bool, int, int]:
+    """Whether candidates of sharded logits are those of one device, though many are equal; bytes of the largest collective that finds them
+    and the slope of their log-probabilities; bytes of a device's logits."""
+    mesh, rng, (rows, queries, width, k) = make_mesh(model=model), np.random.default_rng(0), (8, 4, 4096, 9)
+    logits = jnp.asarray(rng.integers(0, 600, (rows, queries, width)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, width, (rows, queries)), jnp.int32)
+    where = NamedSharding(mesh, PartitionSpec("data", None, "model")), NamedSharding(mesh, PartitionSpec("data"))
+
+    def found(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ids = candidates(logits, labels, k, mesh)
+        return ids, jax.grad(lambda logits: log_probs_of(logits, ids, model).sum())(logits)
+
+    compiled: Any = jax.jit(found, in_shardings=where, out_shardings=where[::-1]).lower(logits, labels).compile()
+    ids = compiled(*jax.device_put((logits, labels), where))[0]
+    largest = max(int(one.nbytes) for one in read_collectives(compiled.as_text(), model))
+    return bool(np.all(np.asarray(ids) == np.asarray(candidates(logits, labels, k)))), largest, logits.nbytes // mesh.size
+
+
 def main() -> None:
+    for model in (2, 4):
+        same, largest, own = sharded_candidates(model)
+        print(f"candidates {'ok' if same and largest < own / 16 else 'WRONG'} {8 // model}x{model}: same {same}, {largest} of {own} bytes")
     fitted = steered(8, 2)
     print(f"designer {'ok' if held(fitted) < 0.6 else 'WRONG'} 4x2: a device holds {held(fitted):.2f} of it and of its moments")
     one, several = figures(steered(1, 1)), figures(fitted)
