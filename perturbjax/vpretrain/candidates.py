@@ -35,6 +35,8 @@ def candidates(logits: jax.Array, labels: jax.Array, k: int, mesh: Mesh | None =
             values, ids = jax.lax.top_k(block, min(k - 1, block.shape[-1]))
             if blocks == 1:
                 return ids
+            # Without a barrier a TPU copies the sorted block, which is as large as the logits, into the layout that the gather likes.
+            values, ids = jax.lax.optimization_barrier((values, ids))
             ids = ids + jax.lax.axis_index(MODEL) * block.shape[-1]
             # Devices are in the order of their tokens, so of equal logits the first belongs to the lowest token.
             values, ids = (jax.lax.all_gather(array, MODEL, axis=array.ndim - 1, tiled=True) for array in (values, ids))
