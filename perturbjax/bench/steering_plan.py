@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from perturbjax import sharding
 from perturbjax.bench.plan import Chip, Plan, device_bytes, packed_rows
@@ -28,7 +27,7 @@ SUBSET_LAYERS, EVERY = 2, 8
 
 def steering(plan: Plan, rows: int, tokens: int, queries: int, feedback_rows: int) -> dict[str, Any]:
     """The compiled programs: the ``plain`` step, the ``steered`` step on a designer's targets, and the ``update`` of the designer before
-    every r-th step. The paper's designer (256 wide, 6 layers, 64 candidates), which every device holds whole; layers are computed again.
+    every r-th step. The paper's designer (256 wide, 6 layers, 64 candidates); layers are computed again.
 
     Args:
         plan: of the learner, all of whose parameters are trained.
@@ -36,15 +35,16 @@ def steering(plan: Plan, rows: int, tokens: int, queries: int, feedback_rows: in
         feedback_rows: of an update.
     """
     config = plan.parts[""]
-    learner, designer = Learner(config, jnp.bfloat16, remat=True), TopKDesigner(config.vocab_size)
+    learner, designer = Learner(config, jnp.bfloat16, remat=True, mesh=plan.mesh), TopKDesigner(config.vocab_size)
     optimizer = make_optimizer(Training(), 1000)
     state, shardings = plan.train_state(config, optimizer)
     task = TextTask(learner, designer, make_subset(state.params, SUBSET_LAYERS), {"feedback": 1.0})
     rates = learning_rates(Training(steps=1000), 1000)
     # A designer is small enough to be made here; everything of the learner is shapes.
-    auxiliary = designer_auxiliary(task, Steering(every=EVERY, probe=False), designer.init(0), lambda step: {}, rates)
-    everywhere = NamedSharding(plan.mesh, sharding.REPLICATED)
-    beside = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), auxiliary.state)
+    settings, dims = Steering(every=EVERY, probe=False), designer.dims(plan.mesh.shape[sharding.MODEL])
+    auxiliary = designer_auxiliary(task, settings, designer.init(0), lambda step: {}, rates, dims=dims)
+    beside = plan.placed(auxiliary.state, auxiliary.specs)
+    its = jax.tree.map(lambda leaf: leaf.sharding, beside)
     batch, feedback = (plan.placed(packed_rows(count, tokens, queries), BATCH) for count in (rows, feedback_rows))
     designed = make_step(designed_loss(learner, designer.candidates, Designed(designer)), optimizer)
 
@@ -55,7 +55,7 @@ def steering(plan: Plan, rows: int, tokens: int, queries: int, feedback_rows: in
     return {
         "plain": compiled(make_step(learner.plain_loss(), optimizer), 0, (shardings, None), state, None, batch),
         "steered": compiled(designed, 0, (shardings, None), state, (None, beside), batch),
-        "update": compiled(auxiliary.update, 0, (everywhere, None), beside, state, None, batch, {"feedback": feedback}, step),
+        "update": compiled(auxiliary.update, 0, (its, None), beside, state, None, batch, {"feedback": feedback}, step),
     }
 
 

@@ -21,7 +21,7 @@ from perturbjax.runs.state import RunState
 from perturbjax.train.config import Training
 from perturbjax.train.data import BatchOrder
 from perturbjax.train.optimizer import learning_rates, make_optimizer
-from perturbjax.train.placement import check_batch, put_batch, put_params, state_shardings
+from perturbjax.train.placement import check_batch, put_batch, put_params, put_specs, state_shardings
 from perturbjax.train.problem import Figures, Fitted, Look, Problem, RowArrays, TrainingRows
 from perturbjax.train.step import Sums, TrainState, make_step
 
@@ -102,7 +102,8 @@ class _Training:
         self._validate = jax.jit(lambda params, frozen, batch: validate(params, frozen, jax.tree.map(lambda array: array[0], batch)))
         self.auxiliary: Any = None
         if (auxiliary := problem.auxiliary) is not None:
-            self.auxiliary = sharding.put_replicated(auxiliary.state, mesh)
+            specs = auxiliary.specs
+            self.auxiliary = sharding.put_replicated(auxiliary.state, mesh) if specs is None else put_specs(auxiliary.state, mesh, specs)
             everywhere = jax.tree.map(lambda leaf: leaf.sharding, self.auxiliary)
             self._update = jax.jit(auxiliary.update, donate_argnums=0, out_shardings=(everywhere, None))
             self._after = jax.jit(auxiliary.after) if auxiliary.after is not None else None

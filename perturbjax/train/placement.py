@@ -31,19 +31,28 @@ def param_specs(params: Any, dims: Mapping[str, ShardedDim]) -> Any:
 
 def put_params(params: Any, mesh: Mesh, dims: Mapping[str, ShardedDim], dtype: Any = None) -> Any:
     """Parameters on the mesh, in ``dtype`` where one is given. Every process has the whole of ``params``."""
+    return put_specs(params, mesh, param_specs(params, dims), dtype)
+
+
+def put_specs(tree: Any, mesh: Mesh, specs: Any, dtype: Any = None) -> Any:
+    """As ``put_params``, along the partition specs of a tree of them."""
 
     def one(leaf: Any, spec: PartitionSpec) -> Any:
         return sharding.put(np.asarray(leaf) if dtype is None else np.asarray(leaf, dtype), mesh, spec)
 
-    return jax.tree.map(one, params, param_specs(params, dims))
+    return jax.tree.map(one, tree, specs)
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh, dims: Mapping[str, ShardedDim]) -> TrainState:
     """The shardings of a state: moments lie where their parameters lie."""
+    specs = TrainState(param_specs(state.params, dims), moment_specs(state, optimizer, dims))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def moment_specs(state: TrainState, optimizer: optax.GradientTransformation, dims: Mapping[str, ShardedDim]) -> Any:
+    """The tree of partition specs of an optimizer's state: those of the parameters for what has their shapes."""
     specs = param_specs(state.params, dims)
-    moments = optax.tree.map_params(optimizer, lambda _, spec: spec, state.optimizer, specs, transform_non_params=lambda _: REPLICATED)
-    named = jax.tree.map(lambda spec: NamedSharding(mesh, spec), TrainState(specs, moments), is_leaf=lambda x: isinstance(x, PartitionSpec))
-    return named
+    return optax.tree.map_params(optimizer, lambda _, spec: spec, state.optimizer, specs, transform_non_params=lambda _: REPLICATED)
 
 
 def to_host(params: Any, mesh: Mesh) -> Any:

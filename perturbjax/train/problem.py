@@ -30,7 +30,7 @@ Figures = dict[str, jax.Array]
 class Auxiliary:
     """What is updated before some of the steps or after each, and what the loss reads besides: a designer of tasks, say.
 
-    The loss then gets (frozen, state) in place of ``frozen``. The state is replicated over the mesh and committed with the training.
+    The loss then gets (frozen, state) in place of ``frozen``. The state is committed with the training.
 
     Attributes:
         state: the pytree that it begins with.
@@ -40,6 +40,7 @@ class Auxiliary:
         after: (training state after the step, frozen, own batch, figures of the update) -> more figures; None: nothing is measured. Traced.
         follow: (state, training state after the step, sums of the step) -> new state, sums that are reported: an average of the parameters,
             say. After every step; the sums that only it reads may be of any shape. None: nothing follows. Traced.
+        specs: the tree of partition specs of the state; None: all of it is replicated over the mesh.
     """
 
     state: Any
@@ -48,6 +49,7 @@ class Auxiliary:
     update: Callable[[Any, TrainState, Any, Any, Any, jax.Array], tuple[Any, Figures]] = lambda state, *_: (state, {})
     after: Callable[[TrainState, Any, Any, Figures], Figures] | None = None
     follow: Callable[[Any, TrainState, Sums], tuple[Any, Sums]] | None = None
+    specs: Any = None
 
 
 RowArrays = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]

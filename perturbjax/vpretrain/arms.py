@@ -12,7 +12,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from perturbjax.train.problem import Auxiliary, Problem
@@ -41,6 +41,7 @@ class Experiment:
         rate: step -> learning rate of the learner.
         measured: name -> rows whose plain loss is measured at each look.
         dims: as of ``Problem``.
+        designer_dims: path -> sharded dim of the designer's parameters.
     """
 
     task: TextTask
@@ -54,6 +55,7 @@ class Experiment:
     rate: Callable[[Any], Any]
     measured: Mapping[str, Rows]
     dims: Mapping[str, Any]
+    designer_dims: Mapping[str, Any] = field(default_factory=dict)
 
     def problem(self, mode: Mode) -> Problem:
         """What ``train.loop.fit`` trains in this mode."""
@@ -82,6 +84,8 @@ class Experiment:
 
     def _auxiliary(self, mode: Mode) -> Auxiliary:
         batches = feedback_batches(self.feedback, self.feedback_rows, self.steering)
+        matched = self.task.by_domain()
         if mode == "oracle":
-            return oracle_auxiliary(self.task, self.steering, self.trained, batches)
-        return designer_auxiliary(self.task, replace(self.steering, random=mode == "random"), self.designer, batches, self.rate)
+            return oracle_auxiliary(self.task, self.steering, self.trained, batches, matched, self.dims)
+        steering = replace(self.steering, random=mode == "random")
+        return designer_auxiliary(self.task, steering, self.designer, batches, self.rate, matched, self.designer_dims)

@@ -29,6 +29,9 @@ class Data:
     """Tasks, or files as for the corpus, comma separated: their rows are divided into feedback, validation and test."""
     feedback_weights: tuple[float, ...] = ()
     """A weight for each, comma separated; all 1 when left out."""
+    feedback_domains: tuple[str, ...] = ()
+    """A domain for each, comma separated: it steers the rows of the corpus of that domain alone, which their field domain says; a .jsonl
+    file with text, with prompt and response, or with messages is required then. Each steers all rows when left out."""
     general: str | None = None
     """Held-out text of another domain, a file as for the corpus: its loss is measured at every look."""
     feedback_examples: int = 256
@@ -57,6 +60,11 @@ class Data:
             raise InputError(f"`feedback_weights` {','.join(map(str, self.feedback_weights))}: {count}")
         if any(not 0 < weight < float("inf") for weight in self.feedback_weights):
             raise InputError(f"`feedback_weights` {','.join(map(str, self.feedback_weights))}: numbers above 0 are required")
+        if self.feedback_domains and len(self.feedback_domains) != len(self.feedback):
+            count = f"{len(self.feedback)} domains are required, one for each `feedback`"
+            raise InputError(f"`feedback_domains` {','.join(self.feedback_domains)}: {count}")
+        for name in self.feedback_domains:
+            check_text("feedback_domains", name)
         for name in ("feedback_examples", "validation_examples", "test_examples", "feedback_rows"):
             positive_integer(name, getattr(self, name))
         for pair in self.allow_overlap:
@@ -67,6 +75,16 @@ class Data:
     def weights(self) -> dict[str, float]:
         """Weight of each feedback set."""
         return dict(zip(self.feedback, self.feedback_weights or (1.0,) * len(self.feedback), strict=True))
+
+    @property
+    def domains(self) -> dict[str, str]:
+        """Domain of each feedback set; empty where all of them steer all rows."""
+        return dict(zip(self.feedback, self.feedback_domains, strict=True)) if self.feedback_domains else {}
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """The domains, each once, in the order of their numbers."""
+        return tuple(dict.fromkeys(self.feedback_domains))
 
 
 @dataclass(frozen=True)
@@ -185,5 +203,7 @@ class Config:
         """
         for part in (self.base, self.data, self.adapt, self.steer, self.training, self.machine):
             part.validate()
+        if self.data.feedback_domains and self.steer.similarity == "cosine":
+            raise InputError("`similarity` cosine: it is of all rows together; with `feedback_domains`, dot or preconditioned is required")
         if self.training.patience:
             raise InputError(f"`patience` {self.training.patience}: all arms take the same steps; leave it out")

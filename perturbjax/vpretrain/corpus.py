@@ -50,7 +50,12 @@ def load_corpus(spec: str, argument: str = "corpus") -> tuple[Demonstration, ...
     for where, row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
             refuse(where, "text", row.get("text") if isinstance(row, dict) else row, "a text that is not empty is required")
-    return tuple(_document(where.rpartition(": ")[2].replace(" ", "-"), row["text"]) for where, row in rows)
+    return tuple(_document(row_name(where), row["text"]) for where, row in rows)
+
+
+def row_name(where: str) -> str:
+    """What a row is called by its place in a file: ``corpus 'x.jsonl': line 3`` -> ``line-3``."""
+    return where.rpartition(": ")[2].replace(" ", "-")
 
 
 def _document(name: str, text: str) -> Demonstration:

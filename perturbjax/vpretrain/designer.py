@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.models.config import DecoderConfig, param_shapes
+from perturbjax.sharding import ShardedDim
 from perturbjax.train.language import hidden_at_queries
 from perturbjax.tree import nest
 
@@ -23,6 +24,15 @@ LOG_PROB_SCALE = 0.1
 """Of log-probabilities as an input, which lie between 0 and about -20."""
 SILENT_GATE = -2.0
 """The gate's bias at the start, so that targets begin near the true tokens: alpha is 0.12 of its cap."""
+
+_SHARDED = (
+    ("decoder/embed/embedding", 1, 1),
+    ("next/kernel", 0, 1),
+    ("mlp/up/kernel", 1, 2),
+    ("mlp/down/kernel", 0, 2),
+    ("query/kernel", 1, 1),
+)
+"""Path, sharded dim, and its length in widths of the designer, of what is sharded beside the layers."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,21 @@ class TopKDesigner:
             return rng.normal(0, 0.02 if path.endswith("/embedding") else shape[-2] ** -0.5, shape).astype(np.float32)
 
         return nest({path: one(path, shape) for path, shape in shapes.items()})
+
+    def dims(self, size: int) -> dict[str, ShardedDim]:
+        """Path -> the sharded dim of a parameter on a "model" axis of ``size``; those that are not named are on every device.
+
+        Its layers are sharded as the learner's. The embedding is sharded by width, and what comes before and after it so that they meet:
+        K rows of it are looked up at each position, and by vocabulary all of them would be summed over the devices.
+        """
+        layout = self.decoder.partition(size)
+        dims = {f"decoder/{path}": dim for path, dim in layout.dims(self.decoder).items()} if layout else {}
+        dims.pop("decoder/embed/embedding", None)
+        if size > 1 and self.hidden % size == 0:
+            for path, dim, widths in _SHARDED:
+                block = widths * self.hidden // size
+                dims[path] = ShardedDim(dim, block, tuple(block * device for device in range(size)))
+        return dims
 
     def states(self, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         """What it knows of each learned position but for the candidates: (B, Q, D)."""

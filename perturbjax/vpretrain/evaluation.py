@@ -21,7 +21,7 @@ from perturbjax.train.rows import join_rows, pack_rows
 from perturbjax.train.step import cross_entropy
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.results import TargetExample
-from perturbjax.vpretrain.text import Designed, Learner, candidates, log_probs_of
+from perturbjax.vpretrain.text import Designed, Learner
 
 EXAMPLES, CONTEXT, SHOWN = 6, 12, 4
 """Targets that are shown, tokens of their context, candidates of each."""
@@ -88,8 +88,7 @@ def target_examples(experiment: Experiment, params: Any, auxiliary: Any, model: 
     def of(params: Any, auxiliary: Any, batch: dict[str, jax.Array]) -> Any:
         decoder = task.learner.merged.build(params, None)
         logits = decoder.logits(hidden_at_queries(decoder, batch))
-        ids = candidates(logits, batch["labels"], task.designer.candidates)
-        log_probs = log_probs_of(logits, ids)
+        ids, log_probs = task.learner.merged.candidates(logits, batch["labels"], task.designer.candidates)
         alpha, r = targets.at(targets.prepare(params, None, auxiliary, batch), auxiliary, ids, log_probs)
         first = jnp.zeros(r.shape, r.dtype).at[..., 0].set(1.0)
         return ids, jnp.exp(log_probs), alpha, (1 - alpha)[..., None] * first + alpha[..., None] * r

@@ -79,6 +79,11 @@ def _write_plots(run_dir: Path, arms: list[Measured], own: Measured) -> list[Pat
     return list(plots.values())
 
 
+def _domains(config: Config) -> str:
+    """Which feedback steers which rows of the corpus."""
+    return "; ".join(f"{label(name)} steers the rows of {domain} alone" for name, domain in config.data.domains.items())
+
+
 def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
     data, steer, training, trained = record.config.data, record.config.steer, record.config.training, results.trained
     devices = record.devices
@@ -90,6 +95,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Feedback", results.task.source),
         ("Rows of each", f"{data.feedback_examples} steer, {data.validation_examples} for validation, {data.test_examples} for the test"),
         ("Weights", ", ".join(f"{label(name)} {weight:g}" for name, weight in data.weights.items())),
+        *([("Domains", _domains(record.config))] if data.domains else []),
         ("Targets", f"K = {steer.candidates} candidates, alpha at most {steer.alpha_max:g}"),
         ("Value", f"{steer.similarity} on {', '.join(looked)}: {count(trained.subset)} of {count(trained.parameters)} parameters"),
         ("Designer", f"{count(trained.designer)} parameters; sees {seen}; Adam, learning rate {steer.designer_learning_rate:g}"),

@@ -28,6 +28,7 @@ from perturbjax.vpretrain.artifacts import load_designer, vocabulary_of
 from perturbjax.vpretrain.config import Config
 from perturbjax.vpretrain.corpus import encode_corpus, load_corpus
 from perturbjax.vpretrain.designer import TopKDesigner
+from perturbjax.vpretrain.domains import corpus_domains, rows_by_domain
 from perturbjax.vpretrain.feedback import FeedbackSet, load_feedback
 from perturbjax.vpretrain.overlap import Overlap, check_overlaps
 from perturbjax.vpretrain.steering import Steering
@@ -44,6 +45,7 @@ class Parts:
     Attributes:
         config: the settings they were made from.
         model: the learner at step 0.
+        domains: of each demonstration of the corpus; empty where feedback steers all of them.
         corpus: what it is trained on, and ``general`` what it is measured on besides; as demonstrations.
         feedback: name -> its divided rows.
         overlaps: pair of sets -> rows that they share.
@@ -56,6 +58,7 @@ class Parts:
     config: Config
     model: Model
     corpus: tuple[Any, ...]
+    domains: tuple[str, ...]
     general: tuple[Any, ...]
     feedback: Mapping[str, FeedbackSet]
     overlaps: dict[str, Overlap]
@@ -86,6 +89,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     config.validate()
     data, steer = config.data, config.steer
     corpus = load_corpus(data.corpus)
+    domains = corpus_domains(data.corpus, corpus, data.domain_names) if data.domains else ()
     general = load_corpus(data.general, "general") if data.general else ()
     sizes = data.feedback_examples, data.validation_examples, data.test_examples
     feedback = {name: load_feedback(name, *sizes, steer.seed) for name in data.feedback}
@@ -120,8 +124,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         "designer_fingerprint": fingerprint(designer_params),
         # The texts, not the tokens: some chat templates write the date.
         "texts": digest([[to_json(each) for each in some] for some in (corpus, general, steering, tested)]),
+        **({"domains": digest(list(domains))} if domains else {}),
     }
-    return Parts(config, model, corpus, general, feedback, overlaps, designer, designer_params, dtype, found, identity)
+    return Parts(config, model, corpus, domains, general, feedback, overlaps, designer, designer_params, dtype, found, identity)
 
 
 def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
@@ -138,7 +143,8 @@ def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
             note(f"perturbjax: warning: {name}: {len(found.left_out)} are longer than {training.row_tokens} tokens and left out")
         return found
 
-    corpus = rows(parts.corpus, "corpus")
+    names = parts.config.data.domain_names
+    corpus = rows_by_domain(parts.corpus, parts.domains, names, rows) if names else rows(parts.corpus, "corpus")
     needed = training.total_steps(len(corpus)) * training.batch_rows
     # The last batch of an epoch may begin the next one.
     if not parts.config.data.repeat and (needed >= len(corpus) + training.batch_rows or len(corpus) < training.batch_rows):
@@ -161,12 +167,13 @@ def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
     steer, training, model = config.steer, config.training, parts.model
     dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
     dims = model_dims(parts, mesh)
-    learner, trained, frozen, adapter = Learner(model.config, dtype, training.remat), model.params, None, adapter_of(config)
+    learner, trained, frozen, adapter = Learner(model.config, dtype, training.remat, mesh), model.params, None, adapter_of(config)
     if adapter is not None:
         learner = dataclasses.replace(learner, whole=lambda trained, frozen: adapter.attach(frozen, trained))
         trained = jax.device_get(adapter.init(model.params, steer.seed))
         frozen, dims = put_params(model.params, mesh, dims), {}
-    task = TextTask(learner, parts.designer, make_subset(trained, steer.subset_layers, steer.subset_rules), config.data.weights)
+    subset = make_subset(trained, steer.subset_layers, steer.subset_rules)
+    task = TextTask(learner, parts.designer, subset, config.data.weights, config.data.domains)
     steering = Steering(
         similarity=steer.similarity,
         every=steer.meta_period,
@@ -188,6 +195,7 @@ def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
         learning_rates(training, training.total_steps(len(packed.corpus))),
         measured,
         dims,
+        parts.designer.dims(mesh.shape[MODEL]),
     )
 
 

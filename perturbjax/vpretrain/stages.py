@@ -141,7 +141,7 @@ class _Stages:
         measured = self._measure(mode, params)
         counts, examples = {}, ()
         if fitted.auxiliary is not None:
-            auxiliary = jax.device_get(fitted.auxiliary)
+            auxiliary = to_host(fitted.auxiliary, self._mesh)
             counts = {name: int(auxiliary[name]) for name in ("updates", "skipped")}
             if mode == "value":
                 examples = target_examples(self._experiment, params, auxiliary, parts.model)

@@ -6,46 +6,25 @@ the designer up the value. The learner then takes its step on the task that the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from perturbjax.sharding import REPLICATED, ShardedDim
 from perturbjax.train.data import BatchOrder
 from perturbjax.train.optimizer import promoting
+from perturbjax.train.placement import moment_specs, param_specs
 from perturbjax.train.problem import Auxiliary, Figures, TrainingRows
 from perturbjax.train.step import Sums, TrainState
 from perturbjax.vpretrain.config import Similarity
-from perturbjax.vpretrain.value import Part, Subset, cosine_direction, dot, fall_by_adamw, norm, preconditioned, unit
-
-
-class DesignedTask(Protocol):
-    """A self-supervised task that a designer changes, and the feedback that it is to serve. All functions are traced."""
-
-    @property
-    def subset(self) -> Subset:
-        """The parameters that the value looks at."""
-        ...
-
-    def feedback_loss(self, trained: Any, frozen: Any, feedback: Any) -> jax.Array:
-        """() the loss that steps are to lower."""
-        ...
-
-    def prepare(self, trained: Any, frozen: Any, direction: Part, batch: Any) -> Any:
-        """What of a value no designer appears in, for a batch with leading B."""
-        ...
-
-    def value(self, designer: Any, trained: Any, frozen: Any, prepared: Any) -> Sums:
-        """Sums over the batch: ``value``, ``weight``, and whatever else is of interest. Differentiated in the designer."""
-        ...
-
-    def designed_loss(self, trained: Any, frozen: Any, designer: Any, batch: Any) -> Sums:
-        """Sums over the batch of what the learner minimizes: ``loss`` and ``weight``."""
-        ...
+from perturbjax.vpretrain.directions import DesignedTask, Matched, designed_gradient, designer_direction, feedback_gradients, over_parts
+from perturbjax.vpretrain.value import cosine_direction, dot, fall_by_adamw, norm, preconditioned, unit
 
 
 @dataclass(frozen=True)
@@ -87,7 +66,13 @@ def feedback_batches(sets: Mapping[str, TrainingRows], batch_rows: int, steering
 
 
 def designer_auxiliary(
-    task: DesignedTask, steering: Steering, designer: Any, batches: Callable[[int], Any], rate: Callable[[jax.Array], Any]
+    task: DesignedTask,
+    steering: Steering,
+    designer: Any,
+    batches: Callable[[int], Any],
+    rate: Callable[[jax.Array], Any],
+    matched: Sequence[Matched] = (),
+    dims: Mapping[str, ShardedDim] = MappingProxyType({}),
 ) -> Auxiliary:
     """A designer beside its learner.
 
@@ -102,7 +87,15 @@ def designer_auxiliary(
         designer: its parameters at the start, float32.
         batches: step -> a batch of feedback.
         rate: step -> learning rate of the learner, in which ``predicted`` is counted.
+        matched: one for each domain, where feedback steers the rows of its own domain: ``task.prepare`` then gets a direction for each,
+            of a norm that is the domain's share over the mean share. ``feedback_loss`` and predictions are of all feedback on all rows.
+        dims: path -> sharded dim of the designer's parameters; its moments lie where they lie.
+
+    Raises:
+        ValueError: a cosine with ``matched`` domains.
     """
+    if matched and steering.similarity == "cosine":
+        raise ValueError("similarity cosine: it is of all rows together; with matched domains, dot or preconditioned is required")
     clip, adam = optax.clip_by_global_norm(steering.clip), optax.adam(steering.learning_rate)
     chain = optax.chain(clip, adam)
     init, advance = promoting(chain.init), promoting(chain.update)
@@ -110,18 +103,18 @@ def designer_auxiliary(
     def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Figures]:
         trained, feedback = training.params, jax.tree.map(lambda array: array[0], own)
         with jax.named_scope("feedback"):
-            down, g_down = _gradient(task, trained, frozen, feedback)
-            scaled = preconditioned(g_down, task.subset.take(optax.tree.get(training.optimizer, "nu")), step)
+            down, g_down, parts = feedback_gradients(task, matched, trained, frozen, feedback)
+            second_moments = task.subset.take(optax.tree.get(training.optimizer, "nu"))
+            scaled = preconditioned(g_down, second_moments, step)
         cosine: Any = None
-        if steering.random:
-            direction = unit(_random(g_down, jax.random.fold_in(jax.random.key(steering.seed), step)))
-        elif steering.similarity == "cosine":
-            direction, cosine = cosine_direction(g_down, _designed_gradient(task, trained, frozen, state["designer"], batch))
+        if steering.similarity == "cosine" and not steering.random:
+            direction, cosine = cosine_direction(g_down, designed_gradient(task, trained, frozen, state["designer"], batch))
         else:
-            direction = unit(scaled if steering.similarity == "preconditioned" else g_down)
+            key = jax.random.fold_in(jax.random.key(steering.seed), step) if steering.random else None
+            direction = designer_direction(steering.similarity, parts, matched, key, second_moments, step)
 
-        def scores(direction: Part) -> Any:
-            return _over_parts(lambda part: task.prepare(trained, frozen, direction, part), batch)
+        def scores(direction: Any) -> Any:
+            return over_parts(lambda part: task.prepare(trained, frozen, direction, part), batch)
 
         value = partial(_mean_value, task, trained, frozen)
         with jax.named_scope("scores"):
@@ -136,7 +129,7 @@ def designer_auxiliary(
         figures |= {"direction_norm": norm(g_down), "skipped": 1.0 - good.astype(jnp.float32)}
         if steering.probe:
             with jax.named_scope("probe"):
-                if steering.random or steering.similarity != "preconditioned":
+                if matched or steering.random or steering.similarity != "preconditioned":
                     prepared = scores(unit(scaled))
                 own_part = norm(scaled) * value(new, prepared)[0]
                 momentum = dot(scaled, task.subset.take(optax.tree.get(training.optimizer, "mu")))
@@ -144,61 +137,46 @@ def designer_auxiliary(
         return {"designer": new, "optimizer": moments, **_counted(state, good)}, figures
 
     designer = jax.tree.map(jnp.asarray, designer)
-    start = {"designer": designer, "optimizer": init(designer), "updates": jnp.int32(0), "skipped": jnp.int32(0)}
-    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None)
+    start = {"designer": designer, "optimizer": init(designer), **_counts()}
+    moment = moment_specs(TrainState(designer, start["optimizer"]), chain, dims)
+    specs = {"designer": param_specs(designer, dims), "optimizer": moment, **dict.fromkeys(_counts(), REPLICATED)}
+    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None, specs=specs)
 
 
 def _mean_value(task: DesignedTask, trained: Any, frozen: Any, designer: Any, prepared: Any) -> tuple[jax.Array, Sums]:
     """() the value over a whole batch, and the means of what ``task.value`` sums besides."""
-    sums = jax.tree.map(jnp.sum, _over_parts(lambda part: task.value(designer, trained, frozen, part), prepared))
+    sums = jax.tree.map(jnp.sum, over_parts(lambda part: task.value(designer, trained, frozen, part), prepared))
     weight = jnp.maximum(sums.pop("weight"), 1e-30)
     means = jax.tree.map(lambda total: total / weight, sums)
     return means.pop("value"), means
 
 
-def oracle_auxiliary(task: DesignedTask, steering: Steering, trained: Any, batches: Callable[[int], Any]) -> Auxiliary:
-    """The direction g_down itself, for targets that need no designer (``text.Oracle``)."""
+def oracle_auxiliary(
+    task: DesignedTask,
+    steering: Steering,
+    trained: Any,
+    batches: Callable[[int], Any],
+    matched: Sequence[Matched] = (),
+    dims: Mapping[str, ShardedDim] = MappingProxyType({}),
+) -> Auxiliary:
+    """The direction g_down itself, or that of each domain, for targets that need no designer (``text.Oracle``). ``dims``: of the learner's
+    parameters, where their part of a direction lies too."""
 
     def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Figures]:
         feedback = jax.tree.map(lambda array: array[0], own)
-        down, g_down = _gradient(task, training.params, frozen, feedback)
-        size = norm(g_down)
+        down, g_down, parts = feedback_gradients(task, matched, training.params, frozen, feedback)
+        size, units = norm(g_down), tuple(map(unit, parts))
         good = jnp.isfinite(size)
-        direction = jax.tree.map(lambda new, old: jnp.where(good, new, old), unit(g_down), state["direction"])
+        direction = jax.tree.map(lambda new, old: jnp.where(good, new, old), units if matched else units[0], state["direction"])
         figures = {"feedback_loss": down, "direction_norm": size, "skipped": 1.0 - good.astype(jnp.float32)}
         return {"direction": direction, **_counted(state, good)}, figures
 
     shapes = jax.eval_shape(task.subset.take, trained)
-    zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in shapes.items()}
-    start = {"direction": zeros, "updates": jnp.int32(0), "skipped": jnp.int32(0)}
-    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None)
-
-
-def _over_parts(fn: Callable[[Any], Any], parts: Any) -> Any:
-    """``fn`` of each of the A parts of a batch, one after the other; the results with leading A."""
-    if len(jax.tree.leaves(parts)[0]) == 1:  # the common case, without a loop to be compiled
-        return jax.tree.map(lambda array: array[None], fn(jax.tree.map(lambda array: array[0], parts)))
-    return jax.lax.map(fn, parts)
-
-
-def _gradient(task: DesignedTask, trained: Any, frozen: Any, feedback: Any) -> tuple[jax.Array, Part]:
-    """The feedback loss and g_down, on the subset."""
-
-    def loss(part: Part) -> jax.Array:
-        return task.feedback_loss(task.subset.put(trained, part), frozen, feedback)
-
-    return jax.value_and_grad(loss)(task.subset.take(trained))
-
-
-def _designed_gradient(task: DesignedTask, trained: Any, frozen: Any, designer: Any, batch: Any) -> Part:
-    """g_pre of the whole batch, on the subset."""
-
-    def loss(part: Part) -> jax.Array:
-        whole = task.subset.put(trained, part)
-        sums = _over_parts(lambda rows: task.designed_loss(whole, frozen, designer, rows), batch)
-        return sums["loss"].sum() / jnp.maximum(sums["weight"].sum(), 1e-30)
-
-    return jax.grad(loss)(task.subset.take(trained))
+    zeros = tuple({path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in shapes.items()} for _ in matched or [task])
+    where = tuple(param_specs(part, dims) for part in zeros)
+    start = {"direction": zeros if matched else zeros[0], **_counts()}
+    specs = {"direction": where if matched else where[0], **dict.fromkeys(_counts(), REPLICATED)}
+    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None, specs=specs)
 
 
 def _predictions(rate: jax.Array, momentum: jax.Array, value: jax.Array, step: jax.Array) -> Figures:
@@ -207,13 +185,12 @@ def _predictions(rate: jax.Array, momentum: jax.Array, value: jax.Array, step: j
     return {"predicted": fall_by_adamw(rate, momentum, value, step), "predicted_alone": alone}
 
 
+def _counts() -> dict[str, jax.Array]:
+    return {"updates": jnp.int32(0), "skipped": jnp.int32(0)}
+
+
 def _counted(state: Any, good: jax.Array) -> dict[str, jax.Array]:
     return {"updates": state["updates"] + good.astype(jnp.int32), "skipped": state["skipped"] + (~good).astype(jnp.int32)}
-
-
-def _random(like: Part, key: jax.Array) -> Part:
-    keys = jax.random.split(key, len(like))
-    return {path: jax.random.normal(key, leaf.shape) for key, (path, leaf) in zip(keys, sorted(like.items()), strict=True)}
 
 
 def _probe(task: DesignedTask) -> Callable[[TrainState, Any, Any, Figures], Figures]:

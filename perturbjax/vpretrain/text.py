@@ -13,20 +13,22 @@ Axis letters: B rows, T tokens, Q learned positions, K candidates, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import Decoder
 from perturbjax.train.language import fine_tuning_loss, hidden_at_queries, map_over_queries, sum_over_queries
 from perturbjax.train.step import Loss, Sums, cast, cross_entropy
+from perturbjax.vpretrain.candidates import candidates, log_probs_of, vocabulary_blocks
 from perturbjax.vpretrain.designer import TopKDesigner
-from perturbjax.vpretrain.value import Part, Subset, value_scores
+from perturbjax.vpretrain.directions import Matched
+from perturbjax.vpretrain.value import Part, Subset, scores_by_domain
 
-MASKED = -1e30
 Batch = dict[str, jax.Array]
 
 
@@ -38,18 +40,25 @@ class Learner:
         config: its shape.
         dtype: what its trained weights are used in.
         remat: compute each layer again in the backward pass.
+        mesh: (data, model), over which batches and parameters are sharded; None: one device has all of it.
         whole: (trained, frozen) -> all parameters; of an adapter, its ``attach``.
     """
 
     config: DecoderConfig
     dtype: Any
     remat: bool = False
+    mesh: Mesh | None = None
     whole: Callable[[Any, Any], Any] = lambda trained, frozen: trained
 
     @property
     def merged(self) -> Learner:
         """The same over all parameters, once training is done."""
         return Learner(self.config, self.dtype, self.remat)
+
+    def candidates(self, logits: jax.Array, labels: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+        """The candidates of each position and their log-probabilities: (B, Q, V), (B, Q) -> (B, Q, K) both."""
+        ids = candidates(logits, labels, k, self.mesh)
+        return ids, log_probs_of(logits, ids, vocabulary_blocks(self.config.vocab_size, self.mesh))
 
     def build(self, trained: Any, frozen: Any) -> Decoder:
         return self.config.build(cast(self.whole(trained, frozen), self.dtype))
@@ -58,19 +67,6 @@ class Learner:
         """Cross-entropy of the true tokens."""
         loss = fine_tuning_loss(self.config, self.dtype, self.remat, differentiated)
         return lambda trained, frozen, batch: loss(self.whole(trained, frozen), None, batch)
-
-
-def candidates(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """The true token and the K - 1 likeliest others: logits (..., V), labels (...) -> int32 (..., K), the true token first."""
-    logits = jax.lax.stop_gradient(logits)
-    others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), MASKED, logits)
-    return jnp.concatenate([labels[..., None], jax.lax.top_k(others, k - 1)[1]], axis=-1).astype(jnp.int32)
-
-
-def log_probs_of(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """Log-probabilities of K tokens at each position: (B, Q, V), (B, Q, K) -> float32 (B, Q, K)."""
-    logits = logits.astype(jnp.float32)
-    return jnp.take_along_axis(logits, ids, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
 class Targets(Protocol):
@@ -125,9 +121,8 @@ class Oracle:
     alpha: float
 
     def prepare(self, trained: Any, frozen: Any, auxiliary: Any, batch: Batch) -> Any:
-        found = value_scores(
-            candidate_log_probs(self.learner, self.k, frozen, self.subset), trained, self.subset, auxiliary["direction"], batch
-        )
+        fn = candidate_log_probs(self.learner, self.k, frozen, self.subset)
+        found = scores_by_domain(fn, trained, self.subset, auxiliary["direction"], batch)
         # By token: the forward pass of the loss is another program, which may see two equal candidates in another order.
         return found.others[..., 0], jnp.take_along_axis(found.others, jnp.argmax(found.scores, axis=-1)[..., None], axis=-1)[..., 0]
 
@@ -145,9 +140,8 @@ def candidate_log_probs(learner: Learner, k: int, frozen: Any, subset: Subset) -
         hidden = hidden_at_queries(decoder, batch, learner.remat, subset.layers)
 
         def some(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = decoder.logits(hidden)
-            ids = candidates(logits, labels, k)
-            return log_probs_of(logits, ids), ids
+            ids, log_probs = learner.candidates(decoder.logits(hidden), labels, k)
+            return log_probs, ids
 
         return map_over_queries(some, 1, hidden, batch["labels"])
 
@@ -174,8 +168,7 @@ def designed_loss(learner: Learner, k: int, targets: Targets, differentiated: in
 
         def sums(hidden: jax.Array, prepared: Any, labels: jax.Array, weights: jax.Array) -> Sums:
             logits = decoder.logits(hidden)
-            ids = candidates(logits, labels, k)
-            log_probs = log_probs_of(logits, ids)
+            ids, log_probs = learner.candidates(logits, labels, k)
             alpha, r = jax.lax.stop_gradient(targets.at(prepared, auxiliary, ids, jax.lax.stop_gradient(log_probs)))
             plain = cross_entropy(logits, labels)
             moved = alpha * (log_probs[..., 0] - jnp.sum(r * log_probs, axis=-1))
@@ -202,12 +195,23 @@ class TextTask:
         designer: of the targets.
         subset: what the value looks at.
         weights: name -> weight of each feedback set.
+        domains: name -> domain of the rows that each set steers; the rows of a batch then have ``domain``, the number of theirs in the
+            order of ``by_domain``. Empty: all sets steer all rows.
     """
 
     learner: Learner
     designer: TopKDesigner
     subset: Subset
     weights: Mapping[str, float]
+    domains: Mapping[str, str] = field(default_factory=dict)
+
+    def by_domain(self) -> tuple[Matched, ...]:
+        """For each domain, the task with the feedback of that domain alone."""
+        total, found = sum(self.weights.values()), []
+        for domain in dict.fromkeys(self.domains.values()):
+            weights = {name: weight for name, weight in self.weights.items() if self.domains[name] == domain}
+            found.append(Matched(replace(self, weights=weights, domains={}), sum(weights.values()) / total))
+        return tuple(found)
 
     def feedback_loss(self, trained: Any, frozen: Any, feedback: Mapping[str, Batch]) -> jax.Array:
         """The weighted mean of the sets' losses, each a mean over its examples."""
@@ -218,10 +222,10 @@ class TextTask:
             found = found + weight / total * sums["loss"] / jnp.maximum(sums["weight"], 1e-30)
         return found
 
-    def prepare(self, trained: Any, frozen: Any, direction: Part, batch: Batch) -> Batch:
-        """The batch with scores, log-probabilities and candidates of its positions."""
+    def prepare(self, trained: Any, frozen: Any, direction: Part | tuple[Part, ...], batch: Batch) -> Batch:
+        """The batch with scores, log-probabilities and candidates of its positions. ``direction``: one, or one for each domain."""
         fn = candidate_log_probs(self.learner, self.designer.candidates, frozen, self.subset)
-        found = value_scores(fn, trained, self.subset, direction, batch)
+        found = scores_by_domain(fn, trained, self.subset, direction, batch)
         return batch | {"scores": found.scores, "log_probs": found.log_probs, "ids": found.others}
 
     def value(self, designer: Any, trained: Any, frozen: Any, prepared: Batch) -> Sums:

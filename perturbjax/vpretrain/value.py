@@ -133,6 +133,24 @@ def value_scores(
     return Scored(*jax.lax.stop_gradient((-tangents, log_probs, others)))
 
 
+def scores_by_domain(
+    log_probs_fn: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, subset: Subset, direction: Part | tuple[Part, ...], batch: Any
+) -> Scored:
+    """``value_scores``. Of a direction for each domain, the scores of a row are those in the direction of its domain, whose number is
+    ``batch["domain"]`` (B,); the learner is run once, its derivative once for each direction."""
+    if not isinstance(direction, tuple):
+        return value_scores(log_probs_fn, params, subset, direction, batch)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *direction)
+
+    def scored(one: Part) -> tuple[jax.Array, Any]:
+        scores, *others = value_scores(log_probs_fn, params, subset, one, batch)
+        return scores, others
+
+    scores, (log_probs, others) = jax.vmap(scored, out_axes=(0, None))(stacked)
+    own = jnp.arange(len(direction))[:, None, None, None] == batch["domain"][None, :, None, None]
+    return Scored(jnp.sum(jnp.where(own, scores, 0.0), axis=0), log_probs, others)
+
+
 def designed_value(
     loss_fn: Callable[[Any, Any, Any], jax.Array], params: Any, subset: Subset, direction: Part, designer: Any, batch: Any
 ) -> jax.Array:

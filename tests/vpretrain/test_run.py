@@ -139,20 +139,32 @@ class TestVpretrain(ChapterBattery):
         ({"feedback-examples": 40}, "--feedback-examples 40 + --validation-examples 4 + --test-examples 6"),
         ({"controls": "plane"}, "--controls plane: one of plain, value, random,"),
         ({"feedback-weights": "1,2"}, "1 weights are required, one for each --feedback"),
+        ({"feedback-domains": "left,right"}, "--feedback-domains left,right: 1 domains are required, one for each --feedback"),
+        ({"feedback-domains": "left"}, "line 1: domain null: one of left, the --feedback-domains, is required"),
+        ({"corpus": "PARTS", "feedback": "EVEN,LOUD", "feedback-domains": "left,up"}, 'line 2: domain "right": one of left, up, the'),
+        ({"corpus": "PARTS", "feedback": "EVEN,LOUD,SAME", "feedback-domains": "left,right,up"}, "--feedback-domains up: no row of the"),
+        ({"corpus": "sst2", "feedback-domains": "left"}, "--corpus sst2: with --feedback-domains its rows need a domain"),
+        ({"similarity": "cosine", "feedback-domains": "left"}, "--similarity cosine: it is of all rows together; with --feedback-domains"),
         ({"patience": 2}, "--patience 2: all arms take the same steps; leave it out"),
         ({"row-tokens": 100000}, "takes at most"),
     ],
 )
 def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, changes, said):
-    files = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("TEXTS", "EVEN", "LOUD", "SAME")}
+    files = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("TEXTS", "EVEN", "LOUD", "SAME", "PARTS")}
     write_texts(files["TEXTS"])
     write_questions(files["EVEN"], 24)
     rows = [json.loads(line) for line in files["EVEN"].read_text().splitlines()]
     files["LOUD"].write_text("".join(json.dumps({"prompt": f"{row['question'].upper()}?", "response": "x"}) + "\n" for row in rows))
     files["SAME"].write_text("".join(json.dumps({"prompt": row["question"], "response": "x"}) + "\n" for row in rows))
+    parts = [{"text": f"number {n}", "domain": ("left", "right")[n % 2]} for n in range(9)]
+    files["PARTS"].write_text("".join(json.dumps(row) + "\n" for row in parts))
     files["EMPTY"] = tmp_path / "empty"
     files["EMPTY"].mkdir()
     given = {"model": MODEL, "corpus": "TEXTS", "feedback": "EVEN", "out": tmp_path / "run", **changes}
-    code, out, err = call(["vpretrain", *flags(**{name: files.get(str(value), value) for name, value in given.items()})], capsys)
+
+    def named(value: Any) -> str:
+        return ",".join(str(files.get(word, word)) for word in str(value).split(","))
+
+    code, out, err = call(["vpretrain", *flags(**{name: named(value) for name, value in given.items()})], capsys)
     assert code == 2 and out == "" and said in err.splitlines()[-1]
     assert not (tmp_path / "run").exists()

@@ -9,8 +9,9 @@ from support import vpretrain_cases as cases
 from perturbjax.train.config import Training
 from perturbjax.train.optimizer import make_optimizer
 from perturbjax.train.step import TrainState, make_step
+from perturbjax.vpretrain.candidates import candidates, log_probs_of
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
-from perturbjax.vpretrain.text import Designed, Fixed, Oracle, candidates, designed_loss, log_probs_of
+from perturbjax.vpretrain.text import Designed, Fixed, Oracle, designed_loss
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -27,6 +28,21 @@ def test_candidates_are_the_true_token_and_the_likeliest_others():
         assert found[place].tolist() == [labels[place], *others[: cases.K - 1]]
     expected = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     np.testing.assert_allclose(log_probs_of(jnp.asarray(logits), jnp.asarray(found)), np.take_along_axis(expected, found, -1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [2, 12])
+def test_log_probabilities_by_block_are_those_of_the_whole_vocabulary(blocks):
+    rng = np.random.default_rng(1)
+    logits = jnp.asarray(rng.normal(size=(2, 5, 24)), jnp.float32)
+    ids = jnp.asarray(rng.integers(0, 24, (2, 5, 9)), jnp.int32)
+
+    def both(logits):
+        return [jax.vjp(lambda logits, n=n: log_probs_of(logits, ids, n), logits) for n in (1, blocks)]
+
+    (whole, slope), (by_block, other) = cases.jit(both)(logits)
+    np.testing.assert_array_equal(by_block, whole)
+    for found, expected in zip(other(jnp.sin(whole)), slope(jnp.sin(whole)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def designed(designer_params, updates=1):
