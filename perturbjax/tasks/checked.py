@@ -1,7 +1,9 @@
 """A user's task whose every answer is checked: other people's code may raise anything, and return anything."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -76,7 +78,8 @@ class CheckedTask:
 
     def _called(self, where: str, method: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return method(*arguments)
+            with exits_raised():
+                return method(*arguments)
         except InputError:
             raise
         # sys.exit() in a task would end the command as if it had been done.
@@ -85,6 +88,27 @@ class CheckedTask:
 
     def _error(self, where: str, fault: str) -> InputError:
         return InputError(f"task {self._spec!r}: {where[:200]} {fault}; correct the task")
+
+
+_LEAVE = os._exit
+
+
+@contextlib.contextmanager
+def exits_raised() -> Iterator[None]:
+    """While a user's code runs, ``os._exit`` raises ``SystemExit`` in this process: it would end the command without a word, and with the
+    exit code of a success. Processes that the code forks end as they wish."""
+    here = os.getpid()
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() != here:
+            _LEAVE(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = _LEAVE
 
 
 def _prompt_fault(prompt: Any, example: Example) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 from perturbjax.errors import InputError, one_line
 from perturbjax.tasks.base import Task
 from perturbjax.tasks.check import check_examples, check_task
-from perturbjax.tasks.checked import CheckedTask
+from perturbjax.tasks.checked import CheckedTask, exits_raised
 
 FORM = re.compile(r"(?P<place>.+?\.py|[^():/\\]+):(?P<path>[^():]+)(?P<call>\(.*\))?", re.DOTALL)
 
@@ -80,7 +80,8 @@ class UserCode:
         folder = os.getcwd() if file is None else str(file.parent)
         sys.path.insert(0, folder)
         try:
-            return importlib.import_module(self.place) if file is None else _import_file(file)
+            with exits_raised():
+                return importlib.import_module(self.place) if file is None else _import_file(file)
         except (Exception, SystemExit) as error:  # the user's module may fail in any way
             reason = one_line(error, 200)
             raise InputError(f"task {self.spec!r}: importing {self.place} failed ({reason}); correct the module or its name") from error
@@ -105,7 +106,8 @@ class UserCode:
                 raise InputError(f"task {self.spec!r}: {self.path} is a {type(found).__name__}, which takes no arguments; leave them out")
             return found
         try:
-            return found(*self.args, **self.kwargs)
+            with exits_raised():
+                return found(*self.args, **self.kwargs)
         except InputError:
             raise
         except (Exception, SystemExit) as error:  # the user's code may fail in any way

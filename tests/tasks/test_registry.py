@@ -1,6 +1,7 @@
 """What --task may say: names, files, and a user's own objects."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import grade
-from perturbjax.tasks import TASK_NAMES, load_task
+from perturbjax.tasks import TASK_NAMES, checked, load_task
 from perturbjax.tasks.equality import AnswerGroups
 from perturbjax.tasks.mmlu import SUBJECTS
 from perturbjax.tasks.registry import names_code
 
 MODULE = """
+import os
 import sys
 from perturbjax.tasks import Example, Prompt, Template
 
@@ -178,6 +180,20 @@ def test_a_users_task_that_breaks_the_contract(module: str, attribute: str, comp
     assert message.startswith(f"task '{module}:{attribute}': ") and complaint in message
 
 
+def test_os_exit_ends_a_process_that_a_task_forked_and_none_other(monkeypatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(checked, "_LEAVE", ended.append)
+    with checked.exits_raised():
+        with pytest.raises(SystemExit, match=r"os\._exit\(3\)"):
+            os._exit(3)
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        with pytest.raises(SystemExit):  # the recorder returns, where the real one does not
+            os._exit(4)
+    assert ended == [4]
+    monkeypatch.undo()
+    os._exit = checked._LEAVE
+
+
 @pytest.mark.parametrize("kind", ["choice", "generation"])
 @pytest.mark.parametrize(
     ("method", "code", "complaint"),
@@ -186,6 +202,7 @@ def test_a_users_task_that_breaks_the_contract(module: str, attribute: str, comp
         ("extract", "text[99]", "extract() of example '3' failed (IndexError: string index out of range)"),
         ("extract", "5", "extract() of example '3' returned int, a text or None is required"),
         ("score", "sys.exit(0)", "score() of example '3' failed (SystemExit: 0)"),
+        ("score", "os._exit(0)", "score() of example '3' failed (SystemExit: os._exit(0))"),
         ("score", "1.5", "score() of example '3' returned 1.5, a number from 0 to 1 is required"),
         ("score", "float('nan')", "score() of example '3' returned nan, a number from 0 to 1 is required"),
         ("score", "'1'", "score() of example '3' returned '1', a number from 0 to 1 is required"),
