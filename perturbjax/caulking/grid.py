@@ -151,11 +151,14 @@ def train_cells(
                 base: Any = bases[quality]
                 held = quality, sharding.put_replicated(base() if callable(base) else base, mesh)
             program = programs[method]
+            shown = Shared(held[1] if quality is not None else (), *put)
+            if program.freeze is not None:
+                shown = program.freeze(shown)
             committed = program.chunk  # cells of a commit, whatever memory makes of the program's
             for start in range(0, len(numbers), committed):
                 chunk, began = numbers[start : start + committed], time.perf_counter()
                 cells = [table.cells[number] for number in chunk]
-                results = program(Shared(held[1] if quality is not None else (), *put), _arrays(cells, position))
+                results = program(shown, _arrays(cells, position))
                 table.record(chunk, results)
                 table.seconds += time.perf_counter() - began
                 if keep is not None and "trained" in results:
