@@ -153,7 +153,9 @@ def train_cells(
             program = programs[method]
             shown = Shared(held[1] if quality is not None else (), *put)
             if program.freeze is not None:
+                began = time.perf_counter()
                 shown = program.freeze(shown)
+                table.seconds += time.perf_counter() - began
             committed = program.chunk  # cells of a commit, whatever memory makes of the program's
             for start in range(0, len(numbers), committed):
                 chunk, began = numbers[start : start + committed], time.perf_counter()

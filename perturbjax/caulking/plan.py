@@ -76,9 +76,11 @@ def plan_lines(parts: Parts, encoded: Encoded, left: Sequence[Cell], devices: in
     files = sum(kept.get(cell.method, 0) for cell in cells)
     lines = [
         f"plan       {count(len(cells))} cells ({what})" + (f", {count(len(left))} left" if len(left) < len(cells) else ""),
-        f"a cell     {count(tokens.training)} tokens in {parts.config.fitting.steps} steps, {count(tokens.testing)} to measure it",
         f"trained    {', '.join(f'{name} {count(trained[name])}' for name in grid.methods)} parameters; files {size(files)}",
     ]
+    if set(grid.methods) != {"head"}:
+        steps, testing = parts.config.fitting.steps, count(tokens.testing)
+        lines.insert(1, f"a cell     {count(tokens.training)} tokens in {steps} steps, {testing} to measure it")
     if "head" in grid.methods:
         made = count(tokens.features + tokens.test_features)
         lines.append(f"a head     reads hidden states of {made} tokens, made once for a base; its cells put none through the model")

@@ -49,12 +49,12 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.parts.split(","):
-        settings = PARTS[name] | {"sigmas": args.sigmas, "samples": args.samples, "seeds": args.seeds, "dtype": "float32"}
+        settings = PARTS[name] | {"sigmas": args.sigmas, "samples": args.samples, "seeds": args.seeds, "steps": args.steps}
         settings |= {
-            "steps": args.steps,
             "batch": args.batch,
             "test-examples": args.test,
             "in-flight": args.in_flight,
+            "dtype": "float32",
             "out": args.out / name,
         }
         if settings["target"] == "arc.jsonl":
