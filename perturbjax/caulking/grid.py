@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from perturbjax import sharding
 from perturbjax.caulking.cells import Cell, CellTable, Measured, grid_cells
-from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Loss, Method, Shared, evenly_in_flight
+from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared, evenly_in_flight
+from perturbjax.caulking.sizes import Loss
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.records import to_json
 from perturbjax.runs.console import SILENT, Progress

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from perturbjax.caulking.config import Grid
-from perturbjax.caulking.program import BySize, Method
+from perturbjax.caulking.program import Method
 from perturbjax.caulking.questions import Layout, pack_rows
+from perturbjax.caulking.sizes import BySize
 from perturbjax.models.adapters import Bottleneck, LoRA, bitfit, full, head
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.decoder import Decoder

@@ -18,38 +18,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from perturbjax import _compat, sharding
+from perturbjax.caulking.sizes import BySize, Loss, highest_together
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.adapters import Adapter, distance, full
 from perturbjax.tree import Params
 
 _log = logging.getLogger(__name__)
-
-Loss = Callable[[Params, Any], jax.Array]
-"""(params, batch) -> (): of batch arrays with leading B, and of test rows with leading R."""
-
-
-@dataclass(frozen=True)
-class BySize:
-    """A loss whose arrays depend on what is in the batch, e.g. on its longest row: compiled for a few sizes.
-
-    Attributes:
-        losses: the same function in each size, growing; the last holds every batch.
-        needed: batch -> () int32, the number of the first that holds it. A step takes the highest of the cells that are vmapped together.
-    """
-
-    losses: tuple[Loss, ...]
-    needed: Callable[[Any], jax.Array]
-
-
-@jax.custom_batching.custom_vmap
-def _highest_together(number: jax.Array) -> jax.Array:
-    """The highest number of all that are vmapped together: one for all of them, so that a ``switch`` by it stays one."""
-    return number
-
-
-@_highest_together.def_vmap
-def _(size: int, batched: Any, numbers: jax.Array) -> tuple[jax.Array, bool]:
-    return numbers.max(axis=0), False
 
 
 @dataclass(frozen=True)
@@ -259,7 +233,7 @@ class GridProgram:
         branches = [of(loss) for loss in self._sized.losses]
         if len(branches) == 1:
             return branches[0](trained, batch)
-        return jax.lax.switch(_highest_together(self._sized.needed(batch)), branches, trained, batch)
+        return jax.lax.switch(highest_together(self._sized.needed(batch)), branches, trained, batch)
 
     def __call__(self, shared: Shared, cells: CellArrays) -> Any:
         """Trains cells, ``chunk`` of them at a time, from now on half as many together where memory is short; numpy results with their
