@@ -21,6 +21,8 @@ import numpy as np
 from perturbjax.bench.values import Ratio, made_up_weights, ratio_row, shape
 from perturbjax.caulking.language import ChoiceProblem
 from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared
+from perturbjax.caulking.questions import Layout
+from perturbjax.inference.packing import PROMPT
 from perturbjax.models.adapters import LoRA, full, head
 from perturbjax.models.config import DecoderConfig
 from perturbjax.sharding import make_mesh, put_replicated
@@ -142,13 +144,14 @@ def _caulks(sizes: Sizes, rounds: int) -> Ratio:
     """A few steps of LoRA caulks of one base at once, and of all its weights on as many rows."""
     rng, config, t = np.random.default_rng(0), sizes.model, sizes.tokens
     n = sizes.caulks * sizes.rows
-    tokens, length = rng.integers(0, config.vocab_size, (n, 1, t)).astype(np.int32), np.full((n, 1), t, np.int32)
-    labels = rng.integers(0, config.vocab_size, (n, 1, 2)).astype(np.int32)
-    data = {"tokens": tokens, "lengths": length, "query": np.full((n, 1, 2), t - 1, np.int32), "labels": labels}
-    data |= {"weights": np.ones((n, 1, 2), np.float32), "answer": np.zeros(n, np.int32)}
+    tokens, last = rng.integers(0, config.vocab_size, (n, t)).astype(np.int32), np.full((n, 1), t - 1, np.int32)
+    labels, places = rng.integers(0, config.vocab_size, (n, 1, 2)).astype(np.int32), np.tile(np.arange(t, dtype=np.int32), (n, 1))
+    data = {"tokens": tokens, "positions": places, "branch": np.full((n, t), PROMPT, np.int32), "lengths": np.full(n, t, np.int32)}
+    data |= {"query": last, "labels": labels, "answer": np.zeros(n, np.int32)}
     test, mesh = jax.tree.map(lambda array: array[:1], data), make_mesh(jax.devices()[:1])
     shared = put_replicated(Shared(made_up_weights(config, 0), data, test, np.arange(n, dtype=np.int32)[None]), mesh)
-    problem = ChoiceProblem(config, single=True)
+    one_a_row = Layout((), 1, (t,))
+    problem = ChoiceProblem(config, one_a_row, one_a_row)
 
     def program(method: Method, cells: int, rows: int) -> Callable[[], Any]:
         made = GridProgram(problem.loss, problem.error, method, Fitting(sizes.caulk_steps, rows), mesh, cells)

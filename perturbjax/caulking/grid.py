@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from perturbjax import sharding
 from perturbjax.caulking.cells import Cell, CellTable, Measured, grid_cells
-from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Loss, Method, Shared, evenly_in_flight
+from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared, evenly_in_flight
+from perturbjax.caulking.sizes import Loss
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.records import to_json
 from perturbjax.runs.console import SILENT, Progress
@@ -151,11 +152,16 @@ def train_cells(
                 base: Any = bases[quality]
                 held = quality, sharding.put_replicated(base() if callable(base) else base, mesh)
             program = programs[method]
+            shown = Shared(held[1] if quality is not None else (), *put)
+            if program.freeze is not None:
+                began = time.perf_counter()
+                shown = program.freeze(shown)
+                table.seconds += time.perf_counter() - began
             committed = program.chunk  # cells of a commit, whatever memory makes of the program's
             for start in range(0, len(numbers), committed):
                 chunk, began = numbers[start : start + committed], time.perf_counter()
                 cells = [table.cells[number] for number in chunk]
-                results = program(Shared(held[1] if quality is not None else (), *put), _arrays(cells, position))
+                results = program(shown, _arrays(cells, position))
                 table.record(chunk, results)
                 table.seconds += time.perf_counter() - began
                 if keep is not None and "trained" in results:

@@ -18,14 +18,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from perturbjax import _compat, sharding
+from perturbjax.caulking.sizes import BySize, Loss, highest_together
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.adapters import Adapter, distance, full
 from perturbjax.tree import Params
 
 _log = logging.getLogger(__name__)
-
-Loss = Callable[[Params, Any], jax.Array]
-"""(params, batch) -> (): of batch arrays with leading B, and of test rows with leading R."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class GridProgram:
     """Trains cells of one method, compiled once.
 
     Args:
-        loss: of adapted parameters and a batch, differentiable.
+        loss: of adapted parameters and a batch, differentiable; ``BySize`` where the batch's size depends on it.
         error: of adapted parameters and the test rows.
         method: how the model is adapted.
         fitting: steps and batch.
@@ -150,11 +148,12 @@ class GridProgram:
         per_seed: ``Shared.base``, ``data`` and ``test`` have a leading axis of seeds.
         init: key -> parameters, for a method from scratch.
         keep: return what was trained too.
+        freeze: what the cells of one base read in place of the base and the rows, made once (``train_cells``); None: these themselves.
     """
 
     def __init__(
         self,
-        loss: Loss,
+        loss: Loss | BySize,
         error: Loss,
         method: Method,
         fitting: Fitting,
@@ -163,6 +162,7 @@ class GridProgram:
         per_seed: bool = False,
         init: Callable[[jax.Array], Params] | None = None,
         keep: bool = False,
+        freeze: Callable[[Shared], Shared] | None = None,
     ):
         from perturbjax.train import Training
         from perturbjax.train.optimizer import make_optimizer
@@ -174,7 +174,8 @@ class GridProgram:
             weight_decay=fitting.weight_decay,
             clip=fitting.clip,
         )
-        self._loss, self._error, self._method, self._fitting = loss, error, method, fitting
+        self._sized = loss if isinstance(loss, BySize) else BySize((loss,), lambda batch: jnp.int32(0))
+        self._error, self._method, self._fitting, self.freeze = error, method, fitting, freeze
         self._optimizer = make_optimizer(training, fitting.steps)
         self._per_seed, self._init, self._keep, self.mesh = per_seed, init, keep, mesh
         self.traces, self.chunk = 0, in_flight * mesh.shape[sharding.DATA]
@@ -206,7 +207,7 @@ class GridProgram:
             trained, moments = state
             batch = jax.tree.map(lambda array: array[rows[drawn]], data)
             with jax.named_scope("gradients"):
-                value, gradients = jax.value_and_grad(lambda trained: self._loss(method.apply(base, trained), batch))(trained)
+                value, gradients = self._gradients(base, trained, batch)
             with jax.named_scope("optimizer"):
                 updates, moments = self._optimizer.update(gradients, moments, trained)
                 trained = jax.tree.map(jnp.add, trained, updates)
@@ -222,6 +223,17 @@ class GridProgram:
             "distance": distance(start, trained),
         }
         return figures | ({"trained": trained} if self._keep else {})
+
+    def _gradients(self, base: Params, trained: Any, batch: Any) -> tuple[jax.Array, Any]:
+        """The loss and its gradients. They are taken inside the branches: a switch that is differentiated keeps what all of them keep."""
+
+        def of(loss: Loss) -> Callable[[Any, Any], tuple[jax.Array, Any]]:
+            return lambda trained, batch: jax.value_and_grad(lambda each: loss(self._method.apply(base, each), batch))(trained)
+
+        branches = [of(loss) for loss in self._sized.losses]
+        if len(branches) == 1:
+            return branches[0](trained, batch)
+        return jax.lax.switch(highest_together(self._sized.needed(batch)), branches, trained, batch)
 
     def __call__(self, shared: Shared, cells: CellArrays) -> Any:
         """Trains cells, ``chunk`` of them at a time, from now on half as many together where memory is short; numpy results with their

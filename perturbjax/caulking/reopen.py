@@ -77,8 +77,7 @@ def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Co
     if fingerprint(base.params) != content["identity"].get("model_fingerprint"):
         raise InputError(f"{directory.path}: its caulks were trained on another {base.name}; restore that model")
     base.tokenizer.clock = content["prompt_clock"]
-    # No caulk that is kept trains a head, so the base needs none of its own here.
-    method = make_methods(config.grid, base.config)[cell.method]
+    method = make_methods(config.grid)[cell.method]
     assert cell.quality is not None
     moved = dataclasses.replace(base, params=moved_base(base.params, cell.quality))
     return Caulked(cell, task, template, (*train, *test), moved, method, read_caulk(directory.path / "caulks", cell))

@@ -184,12 +184,12 @@ def make_curves(cells: Sequence[Measured], accuracies: Sequence[float]) -> tuple
 
 
 def make_slopes(cells: Sequence[Measured], bases: Sequence[BaseAlone], accuracies: Sequence[float]) -> tuple[Slope, ...]:
-    """Slopes where two bases or more reach an accuracy."""
+    """Slopes where two bases or more reach an accuracy. One number of examples has none: it is what every base needs at most."""
     found = []
     for method, surface in surfaces(cells).items():
         # A base that makes no mistake has no logarithm; half a question stands for it.
         sources = {base.sigma: [max(base.error, 1e-4)] * len(surface.seeds) for base in bases}
-        for accuracy in accuracies if surface.qualities != (None,) else ():
+        for accuracy in accuracies if surface.qualities != (None,) and len(surface.samples) > 1 else ():
             slope, interval, used = source_slope(surface, sources, 1 - accuracy)
             if used >= 2 and all(map(math.isfinite, (slope, *interval))):
                 found.append(Slope(method, accuracy, slope, interval, used))

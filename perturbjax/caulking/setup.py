@@ -10,12 +10,14 @@ from jax.sharding import Mesh
 
 from perturbjax.caulking.cells import Cell, grid_cells
 from perturbjax.caulking.config import KEPT, Config
-from perturbjax.caulking.language import ChoiceProblem, Questions, encode_questions, make_methods, random_params
+from perturbjax.caulking.features import HeadFeatures, HeadProblem
+from perturbjax.caulking.grid import row_order
+from perturbjax.caulking.language import TEST_ROWS, ChoiceProblem, make_methods, random_params
 from perturbjax.caulking.program import GridProgram, Method, evenly_in_flight
+from perturbjax.caulking.questions import Layout, Questions, encode_questions
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference.fingerprint import task_fingerprint
-from perturbjax.models.config import untied
 from perturbjax.noise import Noise, Population, perturb
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
@@ -39,7 +41,7 @@ class Parts:
 
     Attributes:
         config: the settings they were made from.
-        model: the base, with a head of its own where one is trained.
+        model: the base.
         task: the target, and ``template`` of its prompts.
         train: examples that cells draw from; ``test``: those that measure them.
         dtype: of the base's weights.
@@ -73,10 +75,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Training and test questions in one shape."""
+    """Training and test questions in one shape.
+
+    Attributes:
+        train: that cells draw from; ``test``: that measure them.
+        layout: of the questions of a step; ``test_layout``: of ``TEST_ROWS`` test questions.
+        feature_layout: of ``TEST_ROWS`` questions of both, whose features are made for a head.
+    """
 
     train: Questions
     test: Questions
+    layout: Layout
+    test_layout: Layout
+    feature_layout: Layout
 
 
 def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
@@ -95,12 +106,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     model = load_model(config.bases.base, dtype)
     note(f"base {model.name}: {model.source}")
     base = on_main(lambda: fingerprint(model.params))
-    if "head" in config.grid.methods:
-        shape, params = untied(model.config, model.params)
-        model = dataclasses.replace(model, config=shape, params=params)
-    methods = make_methods(config.grid, model.config)
-    for method in methods.values():
-        if method.caulk is not None:  # a rank above the smaller dim, a rule that matches nothing: said now
+    methods = make_methods(config.grid)
+    for name, method in methods.items():
+        if method.caulk is not None and name != "head":  # a rank above the smaller dim, a rule that matches nothing: said now
             method.caulk.init(model.params, 0)
     identity = {
         "chapter": CHAPTER,
@@ -139,11 +147,15 @@ def encode(parts: Parts) -> Encoded:
     Raises:
         InputError: as ``encode_questions``.
     """
-    train = encode_questions(parts.model, parts.task, parts.train, parts.template)
-    test = encode_questions(parts.model, parts.task, parts.test, parts.template, train.arrays["tokens"].shape[-1])
-    if train.single != test.single:
-        raise InputError(f"`target` {parts.task.name}: the choices of all questions must be one token, or those of none; give another task")
-    return Encoded(train, test)
+    both = encode_questions(parts.model, parts.task, (*parts.train, *parts.test), parts.template)
+    train, test = both[: len(parts.train)], both[len(parts.train) :]
+    batch = parts.config.fitting.batch
+    return Encoded(train, test, Layout.of(train, batch), Layout.of(test, TEST_ROWS), Layout.of(both, TEST_ROWS))
+
+
+def row_orders(parts: Parts) -> np.ndarray:
+    """The order of the training examples for each seed, (S, N) int32."""
+    return np.stack([row_order(len(parts.train), seed, parts.classes) for seed in range(parts.config.grid.seeds)])
 
 
 def moved_base(params: Any, sigma: float) -> Any:
@@ -158,23 +170,18 @@ def make_bases(parts: Parts) -> dict[float, Callable[[], Any]]:
 
 def make_programs(parts: Parts, encoded: Encoded, mesh: Mesh) -> dict[str, GridProgram]:
     """One program a method. All parameters of several models do not fit beside each other, so those methods train cell by cell."""
-    grid, shape = parts.config.grid, parts.model.config
-    problem = ChoiceProblem(shape, encoded.train.single, grid.remat)
-    test = ChoiceProblem(shape, encoded.test.single)
+    grid, shape, fitting = parts.config.grid, parts.model.config, parts.config.fitting
+    problem = ChoiceProblem(shape, encoded.layout, encoded.test_layout, grid.remat)
     init = random_params(shape, DTYPES[parts.dtype])
-    return {
-        name: GridProgram(
-            problem.loss,
-            test.error,
-            method,
-            parts.config.fitting,
-            mesh,
-            in_flight(parts.config, name, mesh),
-            init=init,
-            keep=name in KEPT,
-        )
-        for name, method in parts.methods.items()
-    }
+    programs = {}
+    for name, method in parts.methods.items():
+        together = in_flight(parts.config, name, mesh)
+        if name == "head":
+            features = HeadFeatures(shape, encoded.feature_layout, encoded.train.columns, grid.samples[-1], mesh)
+            programs[name] = GridProgram(HeadProblem.loss, HeadProblem.error, method, fitting, mesh, together, freeze=features)
+        else:
+            programs[name] = GridProgram(problem.loss_by_size, problem.error, method, fitting, mesh, together, init=init, keep=name in KEPT)
+    return programs
 
 
 def in_flight(config: Config, method: str, mesh: Mesh) -> int:

@@ -12,14 +12,14 @@ from perturbjax import sharding
 from perturbjax.caulking.cells import Cell, CellTable, Measured, write_cells
 from perturbjax.caulking.config import KEPT, Config
 from perturbjax.caulking.files import write_caulk
-from perturbjax.caulking.grid import row_order, train_cells
+from perturbjax.caulking.grid import train_cells
 from perturbjax.caulking.language import ChoiceProblem
-from perturbjax.caulking.plan import missing_classes, plan_lines, trainable, trained_tokens
+from perturbjax.caulking.plan import Tokens, missing_classes, plan_lines, trainable
 from perturbjax.caulking.program import Shared
 from perturbjax.caulking.report import write_report
 from perturbjax.caulking.results import VERSION, BaseAlone, Results, base_alone, make_curves, make_slopes
 from perturbjax.caulking.results_table import results_table
-from perturbjax.caulking.setup import CHAPTER, Encoded, Parts, describe_run, encode, load_parts, make_bases, make_programs
+from perturbjax.caulking.setup import CHAPTER, Encoded, Parts, describe_run, encode, load_parts, make_bases, make_programs, row_orders
 from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.records import from_json, to_json
@@ -85,17 +85,17 @@ def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory,
             progress.note(f"perturbjax: warning: {warning}")
         if state.step:
             table.load(state.tree, state.record)
-        left = int((~table.done).sum())
+        left = [cell for cell, done in zip(parts.cells, table.done, strict=True) if not done]
         for line in on_main(lambda: plan_lines(parts, encoded, left, mesh.shape[sharding.DATA])) if left else ():
             progress.note(line)
         for n in missing_classes(parts):
             progress.note(f"perturbjax: warning: {n} examples are fewer than the different answers; some answer is never seen")
-        seeds = range(config.grid.seeds)
-        order = np.stack([row_order(len(parts.train), seed, parts.classes) for seed in seeds])
-        shared = Shared(None, encoded.train.arrays, encoded.test.arrays, order)
+        shared = Shared(None, encoded.train.arrays, encoded.test.arrays, row_orders(parts))
         programs, bases = make_programs(parts, encoded, mesh), make_bases(parts)
         keep = partial(_keep, directory)
-        train_cells(table, programs, bases, shared, tuple(seeds), mesh, state, MetricsLog(directory.metrics), keep, progress)
+        train_cells(
+            table, programs, bases, shared, tuple(range(config.grid.seeds)), mesh, state, MetricsLog(directory.metrics), keep, progress
+        )
     cells = table.measured()
     on_main(lambda: write_cells(directory.path / "cells.parquet", cells))
     alone = bases_alone(parts, encoded)
@@ -109,14 +109,14 @@ def _keep(directory: RunDirectory, cell: Cell, trained: Any) -> None:
 
 def bases_alone(parts: Parts, encoded: Encoded) -> tuple[BaseAlone, ...]:
     """Every base without a caulk, on the test questions."""
-    error = jax.jit(ChoiceProblem(parts.model.config, encoded.test.single).error)
+    error = jax.jit(ChoiceProblem(parts.model.config, encoded.layout, encoded.test_layout).error)
     bases = make_bases(parts)
     return tuple(base_alone(sigma, float(error(make(), encoded.test.arrays)), len(parts.test)) for sigma, make in bases.items())
 
 
 def _results(parts: Parts, encoded: Encoded, cells: tuple[Measured, ...], alone: tuple[BaseAlone, ...], seconds: float) -> Results:
     config, accuracies = parts.config, parts.config.data.accuracies
-    training, testing = trained_tokens(parts, encoded)
+    tokens, test_tokens = Tokens.of(parts, encoded).total(cells)
     return Results(
         VERSION,
         Source(parts.task.name, parts.task.source),
@@ -128,11 +128,11 @@ def _results(parts: Parts, encoded: Encoded, cells: tuple[Measured, ...], alone:
         alone,
         make_curves(cells, accuracies),
         make_slopes(cells, alone, accuracies),
-        trainable(parts),
+        trainable(parts, encoded),
         len(cells),
         sum(not np.isfinite(cell.error) for cell in cells),
-        training * len(cells),
-        testing * len(cells),
+        tokens,
+        test_tokens,
         tuple(missing_classes(parts)),
         round(seconds, 3),
     )

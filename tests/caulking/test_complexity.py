@@ -11,6 +11,7 @@ from perturbjax import InputError
 from perturbjax.caulking.cells import Measured, read_cells, write_cells
 from perturbjax.caulking.complexity import n_required, non_increasing, sample_complexity, source_slope, surfaces
 from perturbjax.caulking.laws import FloorLaw, ProductLaw, compare_laws
+from perturbjax.caulking.results import base_alone, make_slopes
 from perturbjax.caulking.surface_table import required_lines, surface_lines
 
 SOURCES, SAMPLES = (256.0, 1024.0, 4096.0), (16, 32, 64, 128, 256, 512, 1024)
@@ -125,3 +126,11 @@ def test_lines_of_a_grid():
     assert first.split()[:3] == ["16", "0.300", "0.500"] and second.split()[:3] == ["64", "0.100", "0.300"]
     above, found = required_lines("lora", sample_complexity(grid, 0.2)["lora"])
     assert above.split() == ["lora", "m", "=", "16", "more", "than", "16"] and found.startswith("lora     m = 64") and "norm" in found
+
+
+def test_one_number_of_samples_has_no_slope():
+    bases = [base_alone(quality, error, 100) for quality, error in ((0.0, 0.2), (0.1, 0.4))]
+    errors = np.array([[0.25, 0.1], [0.3, 0.15]])[:, :, None].repeat(2, axis=2)
+    both = cells(errors, sources=(0.0, 0.1), samples=(8, 16))
+    assert len(make_slopes(both, bases, (0.8,))) == 1
+    assert make_slopes([cell for cell in both if cell.samples == 16], bases, (0.8,)) == ()

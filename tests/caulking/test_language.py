@@ -11,8 +11,10 @@ from support.toy import TEMPLATE, Toy
 
 from perturbjax import sharding
 from perturbjax.caulking.config import Grid
-from perturbjax.caulking.language import ChoiceProblem, choice_scores, encode_questions, make_methods, random_params
-from perturbjax.caulking.program import Fitting, GridProgram, Shared
+from perturbjax.caulking.features import HeadFeatures, HeadProblem
+from perturbjax.caulking.language import TEST_ROWS, ChoiceProblem, choice_scores, make_methods, random_params
+from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared
+from perturbjax.caulking.questions import Layout, Questions, encode_questions
 from perturbjax.inference import Engine
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.config import param_shapes, untied
@@ -44,15 +46,25 @@ def encoded(model, kind):
     return task, replace(questions, arrays=jax.tree.map(jnp.asarray, questions.arrays))
 
 
+def problem_of(model, questions, group=None, remat=False, config=None):
+    """On all questions at once, ``group`` of them a row."""
+    layout, test = (Layout.of(questions, count) for count in (len(questions), TEST_ROWS))
+    if group is not None:
+        most = int(max(questions.arrays["lengths"]))
+        layout, test = (Layout(layout.prefix, group, (len(layout.prefix) + most * group,)) for _ in range(2))
+    return ChoiceProblem(config or model.config, layout, test, remat)
+
+
 @pytest.mark.parametrize("kind", CHOICES)
 def test_the_error_is_that_of_the_engine(model, kind):
     task, questions = encoded(model, kind)
     assert questions.single == (kind == "single")
     engine = Engine(model, task, Noise(), chunk=1)
     outputs = engine.run_plain(engine.prepare(task.examples(), TEMPLATE))
-    error = jax.jit(ChoiceProblem(model.config, questions.single).error)(model.params, questions.arrays)
+    problem = problem_of(model, questions)
+    error = jax.jit(problem.error)(model.params, questions.arrays)
     assert float(error) == pytest.approx(1 - outputs.scores.mean(), abs=1e-6)
-    scores = jax.jit(lambda params, arrays: choice_scores(model.config.build(params), arrays, questions.single))(
+    scores = jax.jit(lambda params, arrays: choice_scores(model.config.build(params), arrays, problem.layout, problem.layout.widths[-1]))(
         model.params, questions.arrays
     )
     assert outputs.log_probs is not None
@@ -81,14 +93,75 @@ def test_the_loss_is_that_of_whole_sequences(model, kind):
     logs = logs.reshape(len(task.examples()), -1)
     right = [example.choices.index(example.answer) for example in task.examples()]
     want = np.mean(np.logaddexp.reduce(logs, axis=1) - logs[np.arange(len(logs)), right])
-    problem = ChoiceProblem(model.config, questions.single, remat=kind == "single")
-    assert float(jax.jit(problem.loss)(model.params, questions.arrays)) == pytest.approx(want, rel=1e-4)
+    for group in (1, 2, None):
+        problem = problem_of(model, questions, group, remat=group == 2)
+        assert float(jax.jit(problem.loss)(model.params, questions.arrays)) == pytest.approx(want, rel=1e-4), group
+
+
+def test_a_step_takes_the_width_that_its_longest_row_needs_and_the_cells_share_it(model):
+    _, questions = encoded(model, "several")
+    lengths, first = np.asarray(questions.arrays["lengths"]), len(questions.prefix)
+    widest = Layout(questions.prefix, 1, (first + int(lengths.max()),))
+    layout = replace(widest, widths=(first + int(np.median(lengths)), *widest.widths))
+    problem = ChoiceProblem(model.config, layout, widest)
+    sized, taken = problem.loss_by_size, []
+    for number in (np.argmin(lengths), np.argmax(lengths)):
+        batch = jax.tree.map(lambda array, n=number: array[n][None], questions.arrays)
+        taken.append(int(sized.needed(batch)))
+        losses = [float(jax.jit(loss)(model.params, batch)) for loss in sized.losses[taken[-1] :]]
+        np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+    assert taken == [0, 1]
+    method = Method(make_methods(Grid(rank=2))["lora"].caulk, learning_rate=0.05, attach=True)
+    order = np.array([np.argsort(lengths), np.argsort(-lengths)], np.int32)
+    cells = CellArrays(np.array([0, 1], np.uint32), np.array([0, 1], np.int32), np.array([1, 1], np.int32))
+    trained = [
+        GridProgram(loss, problem.error, method, Fitting(steps=3, batch=1), sharding.make_mesh(), together)
+        for loss, together in ((sized, 2), (problem.loss, 1))
+    ]
+    shared = sharding.put_replicated(Shared(model.params, questions.arrays, questions.arrays, order), trained[0].mesh)
+    figures = [program(shared, cells) for program in trained]
+    for name in ("loss", "norm", "distance", "error"):
+        np.testing.assert_allclose(figures[1][name], figures[0][name], rtol=2e-4, err_msg=name)
+    text = trained[0].lower(shared).as_text()
+    assert "stablehlo.case" in text or "stablehlo.if" in text
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_a_head_on_features_is_a_head_trained_with_its_decoder(model, kind):
+    _, questions = encoded(model, kind)
+    config, params = untied(model.config, model.params)
+    host = replace(questions, arrays=jax.tree.map(np.asarray, questions.arrays))
+    problem, fitting, mesh = problem_of(model, host, 2, config=config), Fitting(steps=4, batch=len(host)), sharding.make_mesh()
+    method = Method(make_methods(Grid(methods=("head",)))["head"].caulk, learning_rate=0.05)
+    order = np.stack([np.random.default_rng(seed).permutation(len(host)).astype(np.int32) for seed in range(2)])
+    cells = CellArrays(np.arange(2, dtype=np.uint32), np.arange(2, dtype=np.int32), np.array([3, 5], np.int32))
+    whole = GridProgram(problem.loss, problem.error, method, fitting, mesh, 2)
+    want = whole(sharding.put_replicated(Shared(params, host.arrays, host.arrays, order), mesh), cells)
+    features = HeadFeatures(model.config, Layout.of(host, TEST_ROWS), host.columns, 5, mesh)
+    alone = GridProgram(HeadProblem.loss, HeadProblem.error, method, fitting, mesh, 2, freeze=features)
+    shared = features(sharding.put_replicated(Shared(model.params, host.arrays, host.arrays, order), mesh))
+    found = alone(shared, cells)
+    assert len(shared.data["answer"]) == len(set(order[:, :5].ravel())) and found["norm"].min() > 0
+    for name in ("loss", "error", "norm", "distance"):
+        np.testing.assert_allclose(found[name], want[name], rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_questions_are_packed_with_their_prefix_and_nothing_is_left_out(model):
+    _, questions = encoded(model, "single")
+    for batch in (1, 4, 8):
+        layout = Layout.of(questions, batch)
+        lengths = jnp.full(batch, max(questions.arrays["lengths"]))
+        assert int(layout.needed(lengths)) == len(layout.widths) - 1
+        assert layout.widths[-1] >= len(layout.prefix) + layout.group * int(lengths[0])
+    few = Questions({"lengths": np.full(7, 200, np.int32), "answer": np.zeros(7)}, True, tuple(range(40)))
+    assert Layout.of(few, 7) == Layout(tuple(range(40)), 1, (240,))
 
 
 def test_caulks_trained_together_share_the_products_of_the_base(model):
     _, questions = encoded(model, "single")
-    problem, lora = ChoiceProblem(model.config, True), make_methods(Grid(rank=2), model.config)["lora"]
-    together = GridProgram(problem.loss, problem.error, lora, Fitting(steps=2, batch=3), sharding.make_mesh(), 5)
+    problem, lora = problem_of(model, questions), make_methods(Grid(rank=2))["lora"]
+    problem = replace(problem, layout=Layout.of(questions, 3))
+    together = GridProgram(problem.loss_by_size, problem.error, lora, Fitting(steps=2, batch=3), sharding.make_mesh(), 5)
     shared = Shared(model.params, questions.arrays, questions.arrays, np.arange(8, dtype=np.int32)[None])
     text = together.lower(sharding.put_replicated(shared, together.mesh)).as_text()
     dots = [line.rpartition(":")[2].partition("->")[0] for line in text.splitlines() if "dot_general" in line]
@@ -101,7 +174,7 @@ def test_caulks_trained_together_share_the_products_of_the_base(model):
 
 def test_gradients_of_several_caulks_are_those_of_each(model):
     _, questions = encoded(model, "several")
-    problem, lora = ChoiceProblem(model.config, False), make_methods(Grid(rank=2), model.config)["lora"]
+    problem, lora = problem_of(model, questions), make_methods(Grid(rank=2))["lora"]
     base = jax.tree.map(jnp.asarray, model.params)
     starts = [jax.tree.map(lambda leaf: leaf + 0.02, lora.init(base, jax.random.key(seed))) for seed in range(3)]
     gradient = jax.grad(lambda trained: problem.loss(lora.apply(base, trained), questions.arrays))
@@ -117,10 +190,10 @@ def test_every_method_begins_at_the_base_and_scratch_does_not(model):
     _, questions = encoded(model, "single")
     config, params = untied(model.config, model.params)
     params = jax.tree.map(jnp.asarray, params)
-    problem = ChoiceProblem(config, True)
+    problem = problem_of(model, questions, config=config)
     loss = jax.jit(problem.loss)
     want = float(loss(params, questions.arrays))
-    for name, method in make_methods(Grid(methods=("lora", "adapter", "head", "bitfit", "full")), config).items():
+    for name, method in make_methods(Grid(methods=("lora", "adapter", "head", "bitfit", "full"))).items():
         start = method.init(params, jax.random.key(0))
         assert float(loss(method.apply(params, start), questions.arrays)) == pytest.approx(want, rel=1e-6), name
     random = random_params(config, jnp.float32)(jax.random.key(0))
