@@ -54,7 +54,8 @@ def learner_loss(learner: Dino, designer: MaskDesigner | None) -> Loss:
 
 
 def with_teacher(learner: Dino, steering: Auxiliary, student: Any) -> Auxiliary:
-    """``steering``, of a ``VisionTask`` whose ``frozen`` is the teacher, with the teacher beside it, which follows every step."""
+    """``steering``, of a ``VisionTask`` whose ``frozen`` is the teacher, with the teacher beside it, which follows every step. Every device
+    holds all of both."""
 
     def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Sums]:
         new, figures = steering.update(state["steering"], training, state["teacher"], batch, own, step)
@@ -64,7 +65,8 @@ def with_teacher(learner: Dino, steering: Auxiliary, student: Any) -> Auxiliary:
         teacher = learner.follow(state["teacher"], training.params, sums)
         return state | {"teacher": teacher}, {name: total for name, total in sums.items() if name != "outputs"}
 
-    return replace(steering, state={"steering": steering.state, "teacher": learner.start(student)}, update=update, follow=follow)
+    state = {"steering": steering.state, "teacher": learner.start(student)}
+    return replace(steering, state=state, update=update, follow=follow, specs=None)
 
 
 @dataclass(frozen=True)
