@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -105,13 +106,15 @@ print(package_s / jax_s, (time.process_time() - start) / jax_s)
 
 
 def test_help_and_import_cost_little_more_than_importing_jax():
-    """CPU time as multiples of ``import jax``'s in the same process, so that a busy machine slows both; the least of a few processes."""
+    """CPU time as multiples of ``import jax``'s in the same process, so that a busy machine slows both; the least of a few processes. With
+    bytecode, as users have it: where Python may not write any, compiling this package at each start is half of what it takes."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     package, help_, rounds = float("inf"), float("inf"), 0
-    while rounds < 10 and (rounds < 3 or package >= 1.2 or help_ >= 1.7):
-        done = subprocess.run([sys.executable, "-c", MARKS], capture_output=True, text=True, check=True)
+    while rounds < 10 and (rounds < 3 or package >= 1.15 or help_ >= 1.5):
+        done = subprocess.run([sys.executable, "-c", MARKS], capture_output=True, text=True, check=True, env=env)
         here = [float(number) for number in done.stdout.splitlines()[-1].split()]
         package, help_, rounds = min(package, here[0]), min(help_, here[1]), rounds + 1
-    assert package < 1.2 and help_ < 1.7, f"import perturbjax: {package:.2f} times import jax; --help: {help_:.2f} times"
+    assert package < 1.15 and help_ < 1.5, f"import perturbjax: {package:.2f} times import jax; --help: {help_:.2f} times"
 
 
 @pytest.mark.parametrize(
