@@ -89,12 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = Console()
-    if arguments == ["--version"]:
-        console.line(f"{PROG} {__version__}")
-        return 0
     logging.basicConfig(level=logging.WARNING, format=f"{PROG}: %(levelname)s: %(message)s")
     flags: set[str] = set()
     try:
+        if arguments == ["--version"]:
+            console.line(f"{PROG} {__version__}")
+            return 0
         config = parse({name: kind for name, (kind, _) in COMMANDS.items()}, arguments, PROG, DESCRIPTION)
         call, flags = next((call, flag_names(kind)) for kind, call in COMMANDS.values() if type(config) is kind)
         call(config, console)

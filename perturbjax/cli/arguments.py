@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import io
 import re
+import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -40,6 +41,7 @@ def parse(commands: Mapping[str, type], argv: Sequence[str], prog: str, descript
     Raises:
         UsageError: unknown or missing arguments, or values of another type.
         SystemExit: after ``--help``.
+        BrokenPipeError: whoever reads the help has seen enough.
     """
     for word in argv:
         if word.encode(errors="replace").decode() != word:
@@ -61,6 +63,7 @@ def parse(commands: Mapping[str, type], argv: Sequence[str], prog: str, descript
             )
     except SystemExit as stop:
         if stop.code in (0, None):
+            sys.stdout.flush()  # a reader that has gone is met here, where the caller sees it, and not at exit
             raise
         command = next((word for word in argv if word in commands), "")
         known = [f"--{name.replace('_', '-')}" for name in flag_names(commands[command])] if command else list(commands)

@@ -85,8 +85,10 @@ def test_help_is_on_stdout_and_shows_examples(command, capsys):
     assert f"perturbjax {(command or ['randopt'])[0]}" in out
 
 
-def test_a_reader_that_has_seen_enough_is_no_failure():
-    done = subprocess.run(f"{sys.executable} -m perturbjax randopt --help | head -1", shell=True, capture_output=True, text=True)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_failure(unbuffered):
+    command = f"{sys.executable} -m perturbjax randopt --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
     assert done.stdout.startswith("usage: perturbjax randopt") and done.stderr == ""
 
 
