@@ -48,7 +48,8 @@ def perturbed_matmul(
             picks one: a matrix that is sliced off before would be copied.
         key_data, step: the leaf's key, uint32 (2,), or (C, 2); sigma * sign * scale, float32 (), or (C,).
         shape: of the whole leaf, two dims or more; w is a block of its last two.
-        distribution, rank: "gaussian" or "rademacher"; of low-rank noise, None for dense noise.
+        distribution: a name in ``noise.DISTRIBUTIONS``.
+        rank: of low-rank noise; None for dense noise.
         factors: of the block, A (rows of w, rank) and B (columns of w, rank), float32, or with a leading C; made beforehand when None.
         offsets: where w, or the matrix of the stack, begins in the leaf: the flat index of the leading dims, the first row, the first
             column. May be traced. A first row that is a Python integer and a multiple of 32 makes rademacher noise cheaper.

@@ -1,5 +1,6 @@
 """``perturbjax select``: choose the members of an ensemble again, on the committed scores of a search."""
 
+import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from perturbjax.cli.outputs import check_new_directory, check_outside, check_population
+from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
 from perturbjax.report.words import count, fact_lines, percent
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
@@ -36,8 +38,8 @@ class SelectConfig:
     """Directory to write, which predict, evaluate and export take as a run; must not exist, or be empty. Only shown when left out."""
     top_k: int | None = None
     """How many of the best candidates may vote; the run's own when left out."""
-    vote: tuple[str, ...] = ("majority",)
-    """majority: every member has one vote; weighted: as many as its search score says. Of both, comma separated, select chooses."""
+    vote: tuple[str, ...] = (MAJORITY,)
+    """How they vote, as listed above. Of several, comma separated, select chooses."""
     members: tuple[str, ...] = ("best",)
     """best: those of the highest search scores; greedy: one by one the candidate with which the vote on select is best, of the 2 K best
     (half of the select questions pick, the other half measure). Of both, comma separated, select chooses."""
@@ -45,6 +47,10 @@ class SelectConfig:
     """As for perturbjax evaluate."""
     compile_cache: str = "auto"
     """As for randopt."""
+
+
+_VOTES = [f"{name} ({rule.help})" for name, rule in VOTE_RULES.items()]
+SelectConfig.__doc__ = f"{inspect.cleandoc(SelectConfig.__doc__ or '')}\n\nVotes: {', '.join(_VOTES)}."
 
 
 def run_select(config: SelectConfig, console: Console) -> None:

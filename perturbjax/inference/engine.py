@@ -300,7 +300,7 @@ def encode_prompts(
         if needed > model.config.max_positions:
             raise InputError(
                 f"example {example.id!r} needs {needed} tokens under template {template.name!r}; "
-                f"the model takes {model.config.max_positions}: leave it out or choose a shorter template"
+                f"the model takes {model.config.max_positions}: a shorter example or template, or a model that takes more, is required"
             )
     return ids, choices
 

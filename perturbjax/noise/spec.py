@@ -49,7 +49,7 @@ class Noise:
     """The distribution, structure and scale of a perturbation; frozen, hashable and static under jit.
 
     Attributes:
-        distribution: a name in ``DISTRIBUTIONS``: "gaussian" (RandOpt, arXiv 2603.12228) or "rademacher" (random signs, one bit a weight).
+        distribution: a name in ``DISTRIBUTIONS``, which says what each is: "gaussian" is RandOpt's (arXiv 2603.12228).
         rank: None for full-rank noise, or r for E = A B^T / sqrt(r) on matrices, leaves with two or more dims (EGGROLL, arXiv 2511.16652).
         scale: factor of sigma per leaf.
             "absolute": 1, as in RandOpt.

@@ -16,7 +16,7 @@ class TensorNames(NamedTuple):
 
 
 class NumberNames(NamedTuple):
-    """What the two file formats call a number of the configuration.
+    """What the two file formats call a whole number of the configuration.
 
     Attributes:
         hf: keys of config.json; the first that is there counts, and export writes the first.

@@ -124,7 +124,12 @@ def prepare_all(parts: Parts, engine: Engine) -> EncodedBatch:
     """The search split encoded, and the certainty that no prompt of any split and template is too long for the model."""
     examples = (*parts.splits.select, *parts.splits.test)
     for template in parts.task.templates:
-        engine.prepare(examples, template)
+        try:
+            engine.prepare(examples, template)
+        except InputError as error:
+            if template == parts.template:
+                raise
+            raise InputError(f"{error}; whatever `template` says, a control asks the base under all of the task's") from error
     return engine.prepare(parts.splits.search, parts.template)
 
 

@@ -1,7 +1,7 @@
 """Votes: one answer out of the answers of several members, and the same at every number of members.
 
-A vote rule says how much the vote of each member weighs. A new one is a function and its line in ``VOTE_RULES``; everyone else passes a
-``Voting`` along and knows no rule.
+A vote rule says how much the vote of each member weighs. A new one is a record in ``VOTE_RULES``; everyone else passes a ``Voting`` along
+and knows no rule.
 """
 
 from __future__ import annotations
@@ -21,8 +21,28 @@ Answers = Sequence[str | None]
 """One answer per member, best-ranked member first; None is an abstention."""
 
 MAJORITY, WEIGHTED = "majority", "weighted"
-VOTE_RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {MAJORITY: np.ones_like, WEIGHTED: np.copy}
-"""Rule -> (K,) search scores of the members, best first, to (K,) weights of their votes. Scores are NaN where nobody knows them."""
+
+
+@dataclass(frozen=True)
+class VoteRule:
+    """How much the vote of a member weighs.
+
+    Attributes:
+        help: one phrase for people.
+        weights: (K,) search scores of the members to (K,) weights of their votes, elementwise: what a member weighs follows from its own
+            score, whoever votes beside it, because votes of the first k members, and of members in another order, are compared. Scores are
+            NaN where nobody knows them; weights that are not finite, or below 0, are refused.
+    """
+
+    help: str
+    weights: Callable[[np.ndarray], np.ndarray]
+
+
+VOTE_RULES: dict[str, VoteRule] = {
+    MAJORITY: VoteRule("all votes weigh the same", np.ones_like),
+    WEIGHTED: VoteRule("a vote weighs its member's search score", np.copy),
+}
+"""Name -> rule, in the order in which they are offered; the first is the default."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,7 @@ class Voting:
 
     def weights(self, members: int) -> np.ndarray:
         """(K,) what the vote of each of the K members weighs. Raises as ``winners``."""
-        weights = VOTE_RULES[self.rule](np.full(members, np.nan) if self.scores is None else self.scores)
+        weights = VOTE_RULES[self.rule].weights(np.full(members, np.nan) if self.scores is None else self.scores)
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise InputError(f"scores: vote rule {self.rule} has no weights for them; give the ensemble scores, or another rule")
         return weights

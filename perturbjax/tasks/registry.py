@@ -69,10 +69,12 @@ def _load(spec: str) -> Task:
         return mmlu(rest)
     if colon:
         return UserCode.parse(spec).load()
+    if spec.endswith(".py"):
+        raise InputError(f"task {spec!r}: which task of this file? Write its name after a colon: {spec}:my_task")
     names = [*_TASKS, "mmlu:<subject>"]
     near = get_close_matches(spec, names, n=3)
     known = ", ".join([*near, *(name for name in names if name not in near)])
-    raise InputError(f"task {spec!r}: unknown task; use one of {known}, a path.jsonl, or module:attribute")
+    raise InputError(f"task {spec!r}: unknown task; use one of {known}, a path.jsonl, module:attribute, or path.py:attribute")
 
 
 def names_code(spec: str) -> bool:

@@ -18,6 +18,7 @@ from perturbjax.cli import main
 from perturbjax.cli.evaluate import foreign_rows
 from perturbjax.cli.predict import read_questions
 from perturbjax.errors import InputError
+from perturbjax.noise import DISTRIBUTIONS
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.setup import reopen, unused_rows
@@ -137,7 +138,7 @@ def test_help_and_import_cost_little_more_than_importing_jax():
         (["randopt", "--sigmas="], "--sigmas '': a number is required; see perturbjax randopt --help"),
         (
             ["randopt", "--noise", "white"],
-            "invalid choice 'white' for argument '--noise'. Expected one of ('gaussian', 'rademacher'); see perturbjax randopt --help",
+            f"invalid choice 'white' for argument '--noise'. Expected one of {tuple(DISTRIBUTIONS)}; see perturbjax randopt --help",
         ),
         (["randopt", "--seed"], "Missing value for argument '--seed'. Expected 1 values; see perturbjax randopt --help"),
         (["predict"], "required: PATH, --questions PATH, --out PATH; see perturbjax predict --help"),

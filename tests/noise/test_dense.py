@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.noise_oracle import DRAWS
 
 import perturbjax as pj
 from perturbjax.interpret import lazy
@@ -35,16 +36,8 @@ def base(dtype):
     }
 
 
-def signs(key, shape):
-    blocks, rows, columns = math.prod(shape[:-2]), (shape[-2] if len(shape) > 1 else 1), (shape[-1] if shape else 1)
-    words = jax.random.bits(key, (blocks, -(-rows // 32), columns))
-    r = jnp.arange(rows)
-    bits = (words[:, r // 32, :] >> (r % 32).astype(jnp.uint32)[None, :, None]) & jnp.uint32(1)
-    return (bits.astype(jnp.float32) * 2 - 1).reshape(shape)
-
-
 def oracle_noise(key, shape, noise):
-    draw = signs if noise.distribution == "rademacher" else jax.random.normal
+    draw = DRAWS[noise.distribution]
     if noise.rank is None or len(shape) < 2:
         return draw(key, shape)
     a = draw(jax.random.fold_in(key, 1), (*shape[:-1], noise.rank))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support.logits import logits_of
-from support.tiny_gguf import FIXTURES, gguf_metadata, gguf_tensors, write_gguf
+from support.paths import FIXTURES, TINY_MODELS
+from support.tiny_gguf import gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained import export as export_module
@@ -23,9 +24,8 @@ from perturbjax.tasks.base import Prompt
 from perturbjax.tree import leaf_paths
 
 FIXTURE_NAMES = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2"]
-ALL = [*FIXTURE_NAMES, "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
 ROWS = [[5, 9, 200, 31, *range(40, 60)], [7, 8]]
-STORED: dict[str, str] = {name: "bfloat16" for name in ALL if name.startswith(("tiny_qwen", "tiny_gemma"))}
+STORED: dict[str, str] = {name: "bfloat16" for name in TINY_MODELS if name.startswith(("tiny_qwen", "tiny_gemma"))}
 
 
 def moved(model):
@@ -50,7 +50,7 @@ def test_round_trip_is_exact(fixture, dtype, tmp_path):
     assert {path.name for path in out.parent.iterdir()} == {"out"}
 
 
-@pytest.mark.parametrize("fixture", ALL)
+@pytest.mark.parametrize("fixture", TINY_MODELS)
 def test_tensors_keep_the_names_and_orientation_of_transformers(fixture, tmp_path):
     model = load_model(str(FIXTURES / fixture), STORED.get(fixture, "float32"))
     out = export_safetensors(model, model.params, tmp_path / "out")
@@ -111,7 +111,7 @@ def _llama(rope):
 
 @pytest.mark.parametrize(
     ("fixture", "dtype"),
-    [(name, STORED.get(name, "float32")) for name in ALL],
+    [(name, STORED.get(name, "float32")) for name in TINY_MODELS],
 )
 def test_transformers_reads_the_same_model(fixture, dtype, tmp_path):
     torch = pytest.importorskip("torch")

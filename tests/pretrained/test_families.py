@@ -1,9 +1,11 @@
 """The table of model families: what every record must satisfy, so that the loaders and export can rely on it."""
 
 import dataclasses
+import json
 import math
 
 import pytest
+from support.paths import FIXTURES, TINY_MODELS
 
 from perturbjax.errors import InputError
 from perturbjax.models import DecoderConfig, param_shapes
@@ -36,6 +38,12 @@ def test_names_and_classes_are_unique():
     for attribute in ("name", "hf_class", "model_type"):
         assert len({getattr(family, attribute) for family in FAMILIES.values()}) == len(FAMILIES)
     assert all(key == family.name for key, family in FAMILIES.items())
+
+
+def test_every_family_has_a_tiny_model():
+    """Without one no test would run its decoder: tests/fixtures, from scripts/make_fixtures.py."""
+    found = {json.loads((FIXTURES / name / "config.json").read_text())["architectures"][0] for name in TINY_MODELS}
+    assert found == {family.hf_class for family in FAMILIES.values()}
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())

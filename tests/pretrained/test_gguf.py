@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.tiny_gguf import FIXTURES, gguf_metadata, gguf_tensors, write_gguf
+from support.paths import FIXTURES, TINY_MODELS
+from support.tiny_gguf import gguf_metadata, gguf_tensors, write_gguf
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained import load_model
@@ -17,7 +18,6 @@ from perturbjax.pretrained.hf_config import same_factors
 from perturbjax.tasks.base import Prompt
 from perturbjax.tree import leaf_paths
 
-ALL = ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
 Q8_0, Q4_0, F16 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F16
 
 
@@ -45,9 +45,7 @@ def refused(path, *fragments):
     return message
 
 
-@pytest.mark.parametrize(
-    "fixture", ["tiny_llama3", "tiny_llama_tied", "tiny_qwen2", "tiny_qwen3", "tiny_olmo2", "tiny_gemma3", "tiny_qwen3_moe"]
-)
+@pytest.mark.parametrize("fixture", TINY_MODELS)
 def test_same_model_as_the_directory(fixture, tmp_path):
     directory = load_model(str(FIXTURES / fixture))
     tensors = gguf_tensors(fixture)

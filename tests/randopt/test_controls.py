@@ -17,7 +17,7 @@ from perturbjax.randopt.racing import Race, RacingRule
 from perturbjax.randopt.results import Option, Results, Ties
 from perturbjax.randopt.selection import TEMPERATURES, best_option, k_curve
 from perturbjax.randopt.summaries import tie_summary
-from perturbjax.randopt.voting import MAJORITY, VOTE_RULES
+from perturbjax.randopt.voting import MAJORITY, VOTE_RULES, VoteRule
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.report.accounting import wilson
@@ -391,7 +391,8 @@ def test_a_saved_ensemble_votes_as_in_the_run(run, tmp_path):
 
 
 def test_members_vote_by_the_rule_of_the_run_and_controls_by_majority(monkeypatch):
-    monkeypatch.setitem(VOTE_RULES, "the best decides", lambda scores: np.where(np.arange(len(scores)) == 0, 1.0, 0.0))
+    leads = VoteRule("", lambda scores: np.where(np.arange(len(scores)) == 0, 1.0, 0.0))
+    monkeypatch.setitem(VOTE_RULES, "the best decides", leads)
     majority, led = Run("choice"), Run("choice", vote="the best decides")
     assert len({entry["accuracy"] for entry in led.results["randopt"].values()}) == 1
     assert len({option["accuracy"] for option in led.results["selection"]["candidates"]["K"]}) == 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from perturbjax.errors import InputError
 from perturbjax.noise import Noise, Population, Rule, perturb
 from perturbjax.randopt.ensemble import Ensemble, _apply, _merge, merge
-from perturbjax.randopt.voting import MAJORITY, VOTE_RULES, Voting, tally, vote, vote_winners
+from perturbjax.randopt.voting import MAJORITY, VOTE_RULES, VoteRule, Voting, tally, vote, vote_winners
 from perturbjax.tree import fingerprint
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -371,7 +371,7 @@ def test_fifty_members_and_256_examples_are_quick():
 
 
 def test_a_rule_is_a_line_of_the_table_and_weighs_the_votes(monkeypatch):
-    monkeypatch.setitem(VOTE_RULES, "by score", lambda scores: scores)
+    monkeypatch.setitem(VOTE_RULES, "by score", VoteRule("", lambda scores: scores))
     by_member = [["a", "a"], ["b", None], ["b", "b"]]  # of 3 members, to 2 examples
     assert Voting("by score", np.array([0.9, 0.4, 0.4])).winners(by_member, by_member).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert Voting("by score", np.array([0.5, 0.4, 0.4])).winners(by_member, by_member).tolist() == [[0, 0, 1], [0, 0, 0]]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.numpy_engine import ColorTask, NumpyEngine, base_params
 
+from perturbjax.cli.select import SelectConfig
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import Outputs
 from perturbjax.noise import Noise, Population
@@ -62,7 +63,7 @@ SCORES = np.array([8, 7, 7, 5, 4, 4, 2, 1, 0]) / 8
 @pytest.mark.parametrize("vote", VOTE_RULES)
 @pytest.mark.parametrize("abstaining", [0.0, 0.2, 0.9])
 def test_greedy_members_are_those_of_a_brute_force_loop(vote, abstaining):
-    weights = [Fraction(float(w)) for w in VOTE_RULES[vote](SCORES)]
+    weights = [Fraction(float(w)) for w in VOTE_RULES[vote].weights(SCORES)]
     for seed in range(8):
         outputs = made(seed, abstaining=abstaining)
         order = greedy_order(outputs, Voting(vote, SCORES), 6)
@@ -71,12 +72,22 @@ def test_greedy_members_are_those_of_a_brute_force_loop(vote, abstaining):
 
 @pytest.mark.parametrize("vote", VOTE_RULES)
 def test_votes_are_those_of_a_brute_force_loop(vote):
-    weights = [Fraction(float(w)) for w in VOTE_RULES[vote](SCORES)]
+    weights = [Fraction(float(w)) for w in VOTE_RULES[vote].weights(SCORES)]
     for seed in range(8):
         outputs = made(seed)
         curve = vote_curve(outputs, Voting(vote, SCORES))
         for k in range(1, 10):
             assert curve.scores[k - 1].tolist() == [float(naive_vote(outputs, list(range(k)), weights, b)) for b in range(11)]
+
+
+@pytest.mark.parametrize("vote", VOTE_RULES)
+def test_what_a_member_weighs_follows_from_its_own_score(vote):
+    order = np.array([4, 0, 7, 2])
+    np.testing.assert_array_equal(Voting(vote, SCORES).of(order).weights(4), Voting(vote, SCORES).weights(9)[order])
+
+
+def test_the_help_of_select_is_the_table_of_vote_rules():
+    assert all(f"{name} ({rule.help})" in (SelectConfig.__doc__ or "") for name, rule in VOTE_RULES.items())
 
 
 def test_a_weighted_vote_weighs_scores_and_needs_them():
@@ -122,7 +133,7 @@ def flow() -> Flow:
 
 def test_every_way_is_compared_and_the_best_is_taken(flow):
     prepared = flow.engine.prepare(flow.splits.select, flow.template)
-    choice = choose_members(flow, prepared, ["best", "greedy"], ["majority", "weighted"])
+    choice = choose_members(flow, prepared, [*MEMBER_RULES], [*VOTE_RULES])
     means = flow.record.mean_scores
     ranked = sorted(finalists(flow.record.scores).tolist(), key=lambda i: (-means[i], i))
     pools = {"all": ranked, **{s: [i for i in ranked if flow.population.sigma_of([i])[0] == np.float32(s)] for s in flow.population.sigmas}}

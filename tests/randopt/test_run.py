@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,13 @@ from support.configs import config_of
 from support.paths import SCRIPTS
 
 from perturbjax import randopt
+from perturbjax.errors import InputError
 from perturbjax.randopt.entries import CONTROLS
 from perturbjax.randopt.reselection import reselect
 from perturbjax.randopt.results import read_results
+from perturbjax.randopt.stages import prepare_all
+from perturbjax.tasks import load_task
+from perturbjax.tasks.splits import make_splits
 
 
 class TestRandOpt(ChapterBattery):
@@ -59,3 +64,19 @@ class TestRandOpt(ChapterBattery):
         assert {*table.column_names} == {"id", "question", *entries}
         for name, entry in entries.items():
             assert table[name].to_numpy().mean(dtype=np.float64) == pytest.approx(entry.accuracy)
+
+
+def test_a_prompt_that_is_too_long_under_a_template_of_the_controls_says_who_asks_it(tmp_path):
+    write_questions(tmp_path / "q.jsonl", 24)
+    task = load_task(str(tmp_path / "q.jsonl"))
+    parts: Any = SimpleNamespace(task=task, splits=make_splits(task.examples(), 8, 8, 8, 0), template=task.templates[0])
+    whose = "; whatever `template` says, a control asks the base under all of the task's"
+    for long, said in zip(task.templates[:2], ("", whose), strict=True):
+
+        def prepare(examples, template, long=long):
+            if template is long:
+                raise InputError("too long")
+
+        engine: Any = SimpleNamespace(prepare=prepare)
+        with pytest.raises(InputError, match=f"^too long{said}$"):
+            prepare_all(parts, engine)

@@ -28,6 +28,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from perturbjax.kernels.matmul import perturbed_matmul
+from perturbjax.noise import DISTRIBUTIONS
 
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 H100 = """
@@ -44,7 +45,7 @@ KERNEL_CALLS = {"tpu": 'custom_call_target="tpu_custom_call"', "cuda": "__gpu$xl
 # name: x, w, dtype, options. The first is compiled for every TPU, the others for v5e and H100 alone.
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, int], Any, dict[str, Any]]] = {
     "rademacher": ((4, 128, 1024), (1024, 1024), jnp.bfloat16, dict(distribution="rademacher")),
-    "gaussian": ((2, 64, 512), (512, 512), jnp.bfloat16, dict(distribution="gaussian")),
+    **{name: ((2, 64, 512), (512, 512), jnp.bfloat16, dict(distribution=name)) for name in DISTRIBUTIONS if name != "rademacher"},
     "gaussian float32": ((2, 64, 256), (256, 256), jnp.float32, dict(distribution="gaussian", precision="highest")),
     "rademacher ragged, traced offsets, wide leaf": (
         (3, 5, 700), (700, 1111), jnp.bfloat16, dict(distribution="rademacher", shape=(2000, 8192, 16384), offsets=None),

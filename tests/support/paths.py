@@ -7,4 +7,6 @@ ROOT = TESTS.parent
 SUPPORT = TESTS / "support"
 FIXTURES = TESTS / "fixtures"
 DATA = TESTS / "data"
+TINY_MODELS = sorted(folder.name for folder in FIXTURES.glob("tiny_*"))
+"""A tiny model of every family: directories of scripts/make_fixtures.py."""
 SCRIPTS = ROOT / "scripts"

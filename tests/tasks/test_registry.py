@@ -137,6 +137,7 @@ def test_a_users_task_in_a_file(module: str, tmp_path: Path, monkeypatch: pytest
     assert len(load_task("my tasks/json.py:Few(2)").examples()) == 2
     assert len(load_task(f"{folder}/json.py:Few(5)").examples()) == 5
     assert importlib.import_module("json").loads("1") == 1 and names_code("my tasks/json.py:Few(2)")
+    assert refused("my tasks/json.py").endswith("Write its name after a colon: my tasks/json.py:my_task")
     message = refused("my tasks/jsn.py:Few")
     assert f"there is no file {folder / 'jsn.py'}" in message
     (folder / "bad.py").write_text("1 / 0\n")
