@@ -9,6 +9,7 @@ import numpy as np
 
 from perturbjax.caulking.cells import Measured
 from perturbjax.caulking.complexity import Censored, Required, Surface, source_slope, surfaces
+from perturbjax.caulking.config import RATES
 from perturbjax.caulking.laws import FOLDS, compare_laws
 from perturbjax.records import from_json
 from perturbjax.report.accounting import wilson
@@ -159,6 +160,16 @@ class Results:
             raise ValueError(f"version {self.version}: this release reads {VERSION}; use the release that wrote it")
         if not self.curves:
             raise ValueError("curves: is empty, nothing was measured")
+        for curve in self.curves:
+            if curve.method not in RATES:
+                raise ValueError(f"curves: method {curve.method!r}: one of {', '.join(RATES)} is required")
+            if curve.sigma is not None and curve.sigma not in {base.sigma for base in self.bases}:
+                raise ValueError(f"curves: sigma {curve.sigma}: that of one of the bases is required")
+            if curve.method not in self.trained:
+                raise ValueError(f"trained: {curve.method} is missing")
+            shape = len(curve.points), len(curve.needed)
+            if 0 in shape or shape != (len(self.curves[0].points), len(self.curves[0].needed)):
+                raise ValueError("curves: points and needed, as many in each curve, are required")
 
     @property
     def scratch(self) -> Curve | None:

@@ -36,6 +36,8 @@ from perturbjax.vpretrain.text import Learner, TextTask
 from perturbjax.vpretrain.value import make_subset
 
 CHAPTER = "vpretrain"
+MOST_DESIGNED = 2**31
+"""Parameters of a designer at most."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     designer = TopKDesigner(
         size, steer.candidates, steer.designer_hidden, steer.designer_layers, 4, steer.alpha_max, steer.designer_log_probs
     )
+    if designer.parameters > MOST_DESIGNED:
+        given = f"`designer_hidden` {steer.designer_hidden}, `designer_layers` {steer.designer_layers}"
+        raise InputError(f"{given}: a designer of {designer.parameters} parameters; at most {MOST_DESIGNED} are required")
     designer_params = designer.init(steer.seed)
     if steer.designer is not None:
         designer_params = load_designer(steer.designer / "designer", designer, vocabulary_of(model.tokenizer))
