@@ -186,6 +186,8 @@ class GridProgram:
 
     def _local(self, shared: Shared, cells: CellArrays) -> Any:
         self.traces += 1
+        if len(cells.seed) == 1:  # not vmapped: a product of experts cannot be
+            return jax.tree.map(lambda leaf: leaf[None], self.train(shared, jax.tree.map(lambda leaf: leaf[0], cells)))
         return jax.vmap(self.train, (None, 0))(shared, cells)
 
     def train(self, shared: Shared, cell: CellArrays) -> dict[str, Any]:

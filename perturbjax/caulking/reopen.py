@@ -77,7 +77,7 @@ def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Co
     if fingerprint(base.params) != content["identity"].get("model_fingerprint"):
         raise InputError(f"{directory.path}: its caulks were trained on another {base.name}; restore that model")
     base.tokenizer.clock = content["prompt_clock"]
-    method = make_methods(config.grid)[cell.method]
+    method = make_methods(config.grid, base.config)[cell.method]
     assert cell.quality is not None
     moved = dataclasses.replace(base, params=moved_base(base.params, cell.quality))
     like = jax.eval_shape(lambda: method.init(moved.params, jax.random.key(0)))

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from perturbjax.errors import InputError
 from perturbjax.records import from_json
@@ -30,7 +30,8 @@ def read_run_record(kind: type[T], run: Path) -> tuple[T, dict[str, Any]]:
     """
     path = run / "config.json"
     content = read_json(path)
-    record: Any = from_json(kind, {field.name: content[field.name] for field in fields(kind) if field.name in content}, str(path))
+    names = [each.name for each in fields(cast(Any, kind))]
+    record: Any = from_json(kind, {name: content[name] for name in names if name in content}, str(path))
     try:
         record.config.validate()
     except InputError as error:
