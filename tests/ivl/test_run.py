@@ -137,8 +137,9 @@ class TestIvl(ChapterBattery):
 
     def test_answers_do_not_replace_files_of_the_run(self, finished, capsys):
         given = ["predict", str(finished / "run"), "--questions", str(finished / "even.jsonl"), "--out"]
-        code, _, err = call([*given, str(finished / "run" / "config.json")], capsys)
-        assert code == 2 and "lies in the run directory, which is not changed" in err
+        for command in ([*given, str(finished / "run" / "config.json")], ["export", given[1], "--out", str(finished / "run" / "new")]):
+            code, _, err = call(command, capsys)
+            assert code == 2 and "lies in the run directory, which is not changed" in err
 
     @pytest.mark.parametrize(
         ("field", "value", "said"),
