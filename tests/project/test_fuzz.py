@@ -50,10 +50,10 @@ def test_any_file_of_questions(content):
 @given(data=st.data())
 @settings(max_examples=40)
 def test_any_setting_of_a_run(data):
-    from perturbjax import ivl, randopt, vpretrain
+    from perturbjax import caulking, ivl, randopt, vpretrain
 
-    chapter, kind = data.draw(st.sampled_from([("randopt", randopt.Config), ("ivl", ivl.Config), ("vpretrain", vpretrain.Config)]))
-    content: dict[str, Any] = {"chapter": chapter, "config": to_json(kind()), "prompt_clock": None, "model": {"name": "m"}}
+    chapter, module = data.draw(st.sampled_from([("randopt", randopt), ("ivl", ivl), ("vpretrain", vpretrain), ("caulking", caulking)]))
+    content: dict[str, Any] = {"chapter": chapter, "config": to_json(module.Config()), "prompt_clock": None, "model": {"name": "m"}}
     part = data.draw(st.sampled_from([*content["config"], None]))
     if part is None:
         content[data.draw(st.sampled_from(sorted(content)))] = data.draw(VALUES)
