@@ -73,10 +73,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: the file cannot be read, is too large, is not JSON, or is not an object.
+        InputError: the file cannot be read, is too large, is not JSON (NaN is none), or is not an object.
     """
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(read_text(path), finite=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
