@@ -11,6 +11,7 @@ from perturbjax.caulking.cells import Measured
 from perturbjax.caulking.complexity import Censored, Required, Surface, source_slope, surfaces
 from perturbjax.caulking.config import RATES
 from perturbjax.caulking.laws import FOLDS, compare_laws
+from perturbjax.errors import LARGEST
 from perturbjax.records import from_json
 from perturbjax.report.accounting import wilson
 from perturbjax.report.schema import Interval, Source
@@ -160,16 +161,30 @@ class Results:
             raise ValueError(f"version {self.version}: this release reads {VERSION}; use the release that wrote it")
         if not self.curves:
             raise ValueError("curves: is empty, nothing was measured")
+        if any(not 0 <= base.error <= 1 for base in self.bases):
+            raise ValueError("bases: errors from 0 to 1 are required")
         for curve in self.curves:
-            if curve.method not in RATES:
-                raise ValueError(f"curves: method {curve.method!r}: one of {', '.join(RATES)} is required")
-            if curve.sigma is not None and curve.sigma not in {base.sigma for base in self.bases}:
-                raise ValueError(f"curves: sigma {curve.sigma}: that of one of the bases is required")
-            if curve.method not in self.trained:
-                raise ValueError(f"trained: {curve.method} is missing")
-            shape = len(curve.points), len(curve.needed)
-            if 0 in shape or shape != (len(self.curves[0].points), len(self.curves[0].needed)):
-                raise ValueError("curves: points and needed, as many in each curve, are required")
+            self._check(curve)
+
+    def _check(self, curve: Curve) -> None:
+        """Raises ``ValueError`` if a curve does not fit the others, the bases, or itself."""
+        if curve.method not in RATES:
+            raise ValueError(f"curves: method {curve.method!r}: one of {', '.join(RATES)} is required")
+        if curve.sigma is not None and curve.sigma not in {base.sigma for base in self.bases}:
+            raise ValueError(f"curves: sigma {curve.sigma}: that of one of the bases is required")
+        if curve.method not in self.trained:
+            raise ValueError(f"trained: {curve.method} is missing")
+        shape = len(curve.points), len(curve.needed)
+        if 0 in shape or shape != (len(self.curves[0].points), len(self.curves[0].needed)):
+            raise ValueError("curves: points and needed, as many in each curve, are required")
+        if any(not (0 <= point.error <= 1 and 1 <= point.samples <= LARGEST) for point in curve.points):
+            raise ValueError("curves: points of errors from 0 to 1 and samples of at least 1 are required")
+        if any(
+            not 0 < value <= LARGEST for needed in curve.needed for value in (needed.samples, needed.low, needed.high) if value is not None
+        ):
+            raise ValueError("curves: needed samples above 0 are required")
+        if len({value is None for value in (curve.floor, curve.size, curve.exponent)}) > 1:
+            raise ValueError("curves: floor, size and exponent are required together")
 
     @property
     def scratch(self) -> Curve | None:

@@ -43,6 +43,9 @@ class Training:
     def validate(self) -> None:
         for name in ("batch_rows", "row_tokens", "accumulate", "every"):
             positive_integer(name, getattr(self, name))
+        if (tokens := self.batch_rows * self.row_tokens) > LARGEST:
+            given = f"`batch_rows` {self.batch_rows}, `row_tokens` {self.row_tokens}"
+            raise InputError(f"{given}: a step of {tokens} tokens; at most {LARGEST} are required")
         if self.steps is not None:
             positive_integer("steps", self.steps)
         for name in ("epochs", "learning_rate", "clip"):

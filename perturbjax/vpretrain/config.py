@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from perturbjax.errors import InputError, natural_number, positive_integer
+from perturbjax.errors import LARGEST, InputError, natural_number, positive_integer
 from perturbjax.runs.config import Base, Machine, Run, check_choices, check_once, check_seed, check_text
 from perturbjax.train.config import Training
 
@@ -202,6 +202,9 @@ class Config:
         """
         for part in (self.base, self.data, self.adapt, self.steer, self.training, self.machine):
             part.validate()
+        if (tokens := self.data.feedback_rows * self.training.row_tokens) > LARGEST:
+            given = f"`feedback_rows` {self.data.feedback_rows}, `row_tokens` {self.training.row_tokens}"
+            raise InputError(f"{given}: an update of {tokens} tokens; at most {LARGEST} are required")
         if self.data.feedback_domains and self.steer.similarity == "cosine":
             raise InputError("`similarity` cosine: it is of all rows together; with `feedback_domains`, dot or preconditioned is required")
         if self.training.patience:

@@ -135,6 +135,9 @@ class TestCaulking(ChapterBattery):
             (lambda content: content["curves"][0].update(sigma=0.7), "curves: sigma 0.7: that of one of the bases is required"),
             (lambda content: content["curves"][1].update(points=[]), "curves: points and needed, as many in each curve, are required"),
             (lambda content: content["curves"][0].update(method="\x1b"), "curves: method '\\x1b': one of lora,"),
+            (lambda content: content["curves"][0]["points"][0].update(error=7), "curves: points of errors from 0 to 1"),
+            (lambda content: content["curves"][0].update(exponent=1.0), "curves: floor, size and exponent are required together"),
+            (lambda content: content["bases"][0].update(error=-1), "bases: errors from 0 to 1"),
             (lambda content: content["trained"].clear(), "trained: lora is missing"),
         ],
     )
@@ -186,6 +189,7 @@ class TestCaulking(ChapterBattery):
         (["--accuracies", "0.5,0.5"], "--accuracies 0.5,0.5: one is named twice"),
         (["--seeds", "1000000"], "--seeds 1000000: 2000000 cells of --methods, --sigmas and --samples; at most 1048576 are required"),
         (["--in-flight", str(10**30)], "--in-flight 1000000000000000000000000000000: at most 2147483647 is required"),
+        (["--steps", "100000000"], "--steps 100000000, --batch 8: 800000000 rows are drawn for a cell; at most 67108864 are required"),
         (["--mesh", "1x2"], "--mesh 1x2: cells are sharded, models are not; use DATAx1"),
         (["--target", "MIXED"], "--target mixed: questions of one number of choices are required, these have 2 to 3"),
     ],
