@@ -161,7 +161,9 @@ class Results:
             raise ValueError(f"version {self.version}: this release reads {VERSION}; use the release that wrote it")
         if not self.curves:
             raise ValueError("curves: is empty, nothing was measured")
-        if any(not 0 <= base.error <= 1 for base in self.bases):
+        if self.n < 1:
+            raise ValueError(f"n {self.n}: at least 1 question is required")
+        if not all(map(_of_fractions, self.bases)):
             raise ValueError("bases: errors from 0 to 1 are required")
         for curve in self.curves:
             self._check(curve)
@@ -177,7 +179,7 @@ class Results:
         shape = len(curve.points), len(curve.needed)
         if 0 in shape or shape != (len(self.curves[0].points), len(self.curves[0].needed)):
             raise ValueError("curves: points and needed, as many in each curve, are required")
-        if any(not (0 <= point.error <= 1 and 1 <= point.samples <= LARGEST) for point in curve.points):
+        if any(not (_of_fractions(point) and 1 <= point.samples <= LARGEST) for point in curve.points):
             raise ValueError("curves: points of errors from 0 to 1 and samples of at least 1 are required")
         if any(
             not 0 < value <= LARGEST for needed in curve.needed for value in (needed.samples, needed.low, needed.high) if value is not None
@@ -195,6 +197,10 @@ class Results:
     def caulked(self) -> tuple[Curve, ...]:
         """The others."""
         return tuple(curve for curve in self.curves if curve.sigma is not None)
+
+
+def _of_fractions(measured: Point | BaseAlone) -> bool:
+    return all(0 <= error <= 1 for error in (measured.error, *measured.interval))
 
 
 def base_alone(sigma: float, error: float, n: int) -> BaseAlone:
