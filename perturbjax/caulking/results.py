@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -229,7 +229,9 @@ def make_slopes(cells: Sequence[Measured], bases: Sequence[BaseAlone], accuracie
 
 
 def _curves(method: str, surface: Surface, accuracies: Sequence[float]) -> list[Curve]:
-    means, intervals = np.minimum(surface.mean, 1.0), np.minimum(surface.interval(), 1.0)
+    # Of infinite errors there is no interval. What an accuracy takes is asked of them as they are: a seed that diverged reaches nothing.
+    shown = replace(surface, errors=np.minimum(surface.errors, 1.0))
+    means, intervals = shown.mean, shown.interval()
     norms = np.nan_to_num(surface.norms.mean(axis=-1), nan=0.0, posinf=0.0)
     law = None
     if len(surface.samples) >= FOLDS and (means > 0).all():

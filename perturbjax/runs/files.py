@@ -134,8 +134,10 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]], again: str) -
         if others := sorted(set(arrays) ^ set(shapes)):
             raise ValueError(f"{others[0]} is {'missing' if others[0] in shapes else 'none of its arrays'}")
         for name, array in arrays.items():
-            if array.shape != shapes[name] or array.dtype != np.float32 or not np.isfinite(array).all():
-                raise ValueError(f"{name} is {array.dtype} {array.shape}: finite float32 {shapes[name]} is required")
+            if array.shape != shapes[name] or array.dtype != np.float32:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}: float32 {shapes[name]} is required")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)}); {again}") from error
     return nest(arrays)
