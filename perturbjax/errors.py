@@ -11,10 +11,25 @@ class InputError(ValueError):
     """
 
 
+LARGEST = 2**31 - 1
+"""Of what is counted: larger numbers do not fit into the integers that a program counts with, nor into memory."""
+
+
 def positive_integer(name: str, value: Any) -> None:
-    """Raise ``InputError`` unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"`{name}` {value}: an integer of at least 1 is required")
+    """Raise ``InputError`` unless ``value`` is an integer from 1 to ``LARGEST``."""
+    _integer(name, value, 1)
+
+
+def natural_number(name: str, value: Any) -> None:
+    """Raise ``InputError`` unless ``value`` is an integer from 0 to ``LARGEST``."""
+    _integer(name, value, 0)
+
+
+def _integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"`{name}` {value}: an integer of at least {least} is required")
+    if value > LARGEST:
+        raise InputError(f"`{name}` {value}: at most {LARGEST} is required")
 
 
 def one_line(error: BaseException, length: int = 300) -> str:

@@ -97,11 +97,12 @@ def read_text(path: Path) -> str:
     return data.decode("utf-8")
 
 
-def parse_json(text: str) -> Any:
-    """As ``json.loads``; a ``ValueError`` is also what could not be written again: nested too deeply, or half of a surrogate pair."""
+def parse_json(text: str, finite: bool = False) -> Any:
+    """As ``json.loads``; a ``ValueError`` is also what could not be written again: nested too deeply, or half of a surrogate pair, or, if
+    ``finite``, NaN and infinities."""
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=not finite).encode()
         return value
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair is not a character") from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perturbjax.errors import InputError
-from perturbjax.runs.files import write_atomically
+from perturbjax.runs.files import read_columns, write_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,7 @@ def write_cells(path: Path, cells: Sequence[Measured]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"method": pa.string(), "quality": pa.float64(), "samples": pa.int64(), "seed": pa.int64()}
-    columns = {item.name: pa.array([getattr(c, item.name) for c in cells], kinds.get(item.name, pa.float32())) for item in fields(Measured)}
+    columns = {each.name: pa.array([getattr(cell, each.name) for cell in cells], each.type) for each in _schema()}
     write_atomically(path, lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
 
 
@@ -135,10 +136,12 @@ def read_cells(path: Path) -> tuple[Measured, ...]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    table = read_columns(path, _schema(), "resume the run to write it again")
+    return tuple(Measured(**row) for row in table.to_pylist())
 
-    try:
-        return tuple(Measured(**row) for row in pq.read_table(path, columns=[item.name for item in fields(Measured)]).to_pylist())
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); resume the run to write it again") from error
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {"method": pa.string(), "quality": pa.float64(), "samples": pa.int64(), "seed": pa.int64()}
+    return pa.schema([pa.field(item.name, kinds.get(item.name, pa.float32()), item.name == "quality") for item in fields(Measured)])

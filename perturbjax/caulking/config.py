@@ -10,10 +10,12 @@ from typing import ClassVar, Literal
 
 from perturbjax.caulking.program import Fitting
 from perturbjax.errors import InputError, positive_integer
-from perturbjax.runs.config import Machine, Run, check_choices, check_text
+from perturbjax.runs.config import Machine, Run, check_choices, check_once, check_text
 
 RATES: Mapping[str, float] = MappingProxyType({"lora": 1e-3, "adapter": 1e-3, "head": 1e-3, "bitfit": 3e-3, "full": 5e-5, "scratch": 5e-4})
 """Methods, with AdamW's highest learning rate where none is given."""
+MOST_CELLS = 2**20
+"""Cells of a grid at most: the table of them is in memory, and committed."""
 KEPT = ("lora", "adapter", "bitfit")
 """Methods whose caulks are written to files: the small ones."""
 
@@ -55,6 +57,7 @@ class Data:
         positive_integer("test_examples", self.test_examples)
         if not self.accuracies or any(not 0 < accuracy < 1 for accuracy in self.accuracies):
             raise InputError(f"`accuracies` {','.join(map(str, self.accuracies))}: fractions between 0 and 1 are required")
+        check_once("accuracies", self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -131,5 +134,8 @@ class Config:
         """
         for part in (self.bases, self.data, self.grid, self.fitting, self.machine):
             part.validate()
+        grid = self.grid
+        if (cells := len(grid.methods) * len(self.bases.sigmas) * len(grid.samples) * grid.seeds) > MOST_CELLS:
+            raise InputError(f"`seeds` {grid.seeds}: {cells} cells of `methods`, `sigmas` and `samples`; at most {MOST_CELLS} are required")
         if self.machine.axes is not None and self.machine.axes[1] > 1:
             raise InputError(f"`mesh` {self.machine.mesh}: cells are sharded, models are not; use DATAx1")

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 
 from perturbjax.caulking.cells import Cell
-from perturbjax.errors import InputError
-from perturbjax.records import open_regular
-from perturbjax.runs.files import write_atomically
-from perturbjax.tree import leaf_paths, nest
+from perturbjax.runs.files import read_arrays, write_atomically
+from perturbjax.tree import leaf_paths
 
 
 def caulk_path(folder: Path, cell: Cell) -> Path:
@@ -26,18 +24,11 @@ def write_caulk(folder: Path, cell: Cell, trained: Any) -> None:
     write_atomically(caulk_path(folder, cell), lambda file: file.write(save(arrays)))
 
 
-def read_caulk(folder: Path, cell: Cell) -> Any:
-    """What a cell trained, nested dicts of float32 numpy arrays.
+def read_caulk(folder: Path, cell: Cell, like: Any) -> Any:
+    """What a cell trained, nested dicts of float32 numpy arrays, of the shapes of ``like``.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or the training diverged.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    path = caulk_path(folder, cell)
-    try:
-        with open_regular(path) as file:
-            return nest(load(file.read()))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore the file, or train anew in another `out`") from error
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaf_paths(like).items()}
+    return read_arrays(caulk_path(folder, cell), shapes, "restore the file, or train anew in another `out`")

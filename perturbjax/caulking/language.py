@@ -18,7 +18,7 @@ from perturbjax.caulking.config import Grid
 from perturbjax.caulking.program import Method
 from perturbjax.caulking.questions import Layout, pack_rows
 from perturbjax.caulking.sizes import BySize
-from perturbjax.models.adapters import Bottleneck, LoRA, bitfit, full, head
+from perturbjax.models.adapters import BLOCK_ENDS, Bottleneck, LoRA, bitfit, full, head, of_decoder
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.decoder import Decoder
 from perturbjax.tree import nest, path_hash
@@ -111,11 +111,11 @@ def in_blocks(test: Any) -> Any:
     return jax.tree.map(lambda array: array[numbers], test)
 
 
-def make_methods(grid: Grid) -> dict[str, Method]:
-    """The methods that were asked for, of a decoder; ``head`` is one of ``features.HeadFeatures``."""
+def make_methods(grid: Grid, config: DecoderConfig) -> dict[str, Method]:
+    """The methods that were asked for, of this decoder; ``head`` is one of ``features.HeadFeatures``."""
     made = {
-        "lora": LoRA(grid.rank, 2.0 * grid.rank),
-        "adapter": Bottleneck(grid.bottleneck),
+        "lora": LoRA(grid.rank, 2.0 * grid.rank, of_decoder(config)),
+        "adapter": Bottleneck(grid.bottleneck, of_decoder(config, BLOCK_ENDS)),
         "head": head(),
         "bitfit": bitfit(),
         "full": full(),

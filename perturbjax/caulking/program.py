@@ -23,6 +23,8 @@ from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.adapters import Adapter, distance, full
 from perturbjax.tree import Params
 
+MOST_DRAWS = 2**26
+"""Rows that a cell draws at most: their numbers are in memory, all at once."""
 _log = logging.getLogger(__name__)
 
 
@@ -84,6 +86,9 @@ class Fitting:
     def validate(self) -> None:
         positive_integer("steps", self.steps)
         positive_integer("batch", self.batch)
+        if (draws := self.steps * self.batch) > MOST_DRAWS:
+            given = f"`steps` {self.steps}, `batch` {self.batch}"
+            raise InputError(f"{given}: {draws} rows are drawn for a cell; at most {MOST_DRAWS} are required")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"`warmup` {self.warmup}: a fraction of the steps, from 0 to 1, is required")
         if not 0 <= self.weight_decay < float("inf"):
@@ -186,6 +191,8 @@ class GridProgram:
 
     def _local(self, shared: Shared, cells: CellArrays) -> Any:
         self.traces += 1
+        if len(cells.seed) == 1:  # not vmapped: a product of experts cannot be
+            return jax.tree.map(lambda leaf: leaf[None], self.train(shared, jax.tree.map(lambda leaf: leaf[0], cells)))
         return jax.vmap(self.train, (None, 0))(shared, cells)
 
     def train(self, shared: Shared, cell: CellArrays) -> dict[str, Any]:

@@ -77,14 +77,16 @@ def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Co
     if fingerprint(base.params) != content["identity"].get("model_fingerprint"):
         raise InputError(f"{directory.path}: its caulks were trained on another {base.name}; restore that model")
     base.tokenizer.clock = content["prompt_clock"]
-    method = make_methods(config.grid)[cell.method]
+    method = make_methods(config.grid, base.config)[cell.method]
     assert cell.quality is not None
     moved = dataclasses.replace(base, params=moved_base(base.params, cell.quality))
-    return Caulked(cell, task, template, (*train, *test), moved, method, read_caulk(directory.path / "caulks", cell))
+    like = jax.eval_shape(lambda: method.init(moved.params, jax.random.key(0)))
+    return Caulked(cell, task, template, (*train, *test), moved, method, read_caulk(directory.path / "caulks", cell, like))
 
 
 def _cell(run: Path, config: Config, name: str | None) -> Cell:
-    cells = [cell for cell in read_cells(run / "cells.parquet") if cell.method in KEPT]
+    methods, sigmas = set(KEPT) & set(config.grid.methods), config.bases.sigmas
+    cells = [cell for cell in read_cells(run / "cells.parquet") if cell.method in methods and cell.quality in sigmas]
     if not cells:
         raise InputError(f"{run}: caulks of {', '.join(config.grid.methods)} are not kept; train some of {', '.join(KEPT)}")
     if name is None:

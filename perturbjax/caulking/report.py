@@ -7,11 +7,9 @@ from perturbjax.caulking.caveats import caveats
 from perturbjax.caulking.config import Config
 from perturbjax.caulking.headline import curve_name, headline
 from perturbjax.caulking.results import Results, read_results
-from perturbjax.records import from_json
-from perturbjax.report.page import missing_extra, reproduce_command, write_page
+from perturbjax.report.page import missing_extra, read_run_record, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count
-from perturbjax.runs.files import read_json
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,7 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: one of them is missing or damaged, or an extra is not installed.
     """
     run = Path(run_dir)
-    results, content = read_results(run / "results.json"), read_json(run / "config.json")
-    record = from_json(RunRecord, {name: content.get(name) for name in ("config", "devices", "versions")}, str(run / "config.json"))
+    results, (record, content) = read_results(run / "results.json"), read_run_record(RunRecord, run)
     values = {
         "results": results,
         "headline": headline(results),

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from perturbjax.caulking.cells import Measured
 from perturbjax.caulking.complexity import Censored, Required, Surface, source_slope, surfaces
+from perturbjax.caulking.config import RATES
 from perturbjax.caulking.laws import FOLDS, compare_laws
+from perturbjax.errors import LARGEST
 from perturbjax.records import from_json
 from perturbjax.report.accounting import wilson
 from perturbjax.report.schema import Interval, Source
@@ -159,6 +161,32 @@ class Results:
             raise ValueError(f"version {self.version}: this release reads {VERSION}; use the release that wrote it")
         if not self.curves:
             raise ValueError("curves: is empty, nothing was measured")
+        if self.n < 1:
+            raise ValueError(f"n {self.n}: at least 1 question is required")
+        if not all(map(_of_fractions, self.bases)):
+            raise ValueError("bases: errors from 0 to 1 are required")
+        for curve in self.curves:
+            self._check(curve)
+
+    def _check(self, curve: Curve) -> None:
+        """Raises ``ValueError`` if a curve does not fit the others, the bases, or itself."""
+        if curve.method not in RATES:
+            raise ValueError(f"curves: method {curve.method!r}: one of {', '.join(RATES)} is required")
+        if curve.sigma is not None and curve.sigma not in {base.sigma for base in self.bases}:
+            raise ValueError(f"curves: sigma {curve.sigma}: that of one of the bases is required")
+        if curve.method not in self.trained:
+            raise ValueError(f"trained: {curve.method} is missing")
+        shape = len(curve.points), len(curve.needed)
+        if 0 in shape or shape != (len(self.curves[0].points), len(self.curves[0].needed)):
+            raise ValueError("curves: points and needed, as many in each curve, are required")
+        if any(not (_of_fractions(point) and 1 <= point.samples <= LARGEST) for point in curve.points):
+            raise ValueError("curves: points of errors from 0 to 1 and samples of at least 1 are required")
+        if any(
+            not 0 < value <= LARGEST for needed in curve.needed for value in (needed.samples, needed.low, needed.high) if value is not None
+        ):
+            raise ValueError("curves: needed samples above 0 are required")
+        if len({value is None for value in (curve.floor, curve.size, curve.exponent)}) > 1:
+            raise ValueError("curves: floor, size and exponent are required together")
 
     @property
     def scratch(self) -> Curve | None:
@@ -169,6 +197,10 @@ class Results:
     def caulked(self) -> tuple[Curve, ...]:
         """The others."""
         return tuple(curve for curve in self.curves if curve.sigma is not None)
+
+
+def _of_fractions(measured: Point | BaseAlone) -> bool:
+    return all(0 <= error <= 1 for error in (measured.error, *measured.interval))
 
 
 def base_alone(sigma: float, error: float, n: int) -> BaseAlone:
@@ -197,7 +229,9 @@ def make_slopes(cells: Sequence[Measured], bases: Sequence[BaseAlone], accuracie
 
 
 def _curves(method: str, surface: Surface, accuracies: Sequence[float]) -> list[Curve]:
-    means, intervals = np.minimum(surface.mean, 1.0), np.minimum(surface.interval(), 1.0)
+    # Of infinite errors there is no interval. What an accuracy takes is asked of them as they are: a seed that diverged reaches nothing.
+    shown = replace(surface, errors=np.minimum(surface.errors, 1.0))
+    means, intervals = shown.mean, shown.interval()
     norms = np.nan_to_num(surface.norms.mean(axis=-1), nan=0.0, posinf=0.0)
     law = None
     if len(surface.samples) >= FOLDS and (means > 0).all():

@@ -18,6 +18,7 @@ from perturbjax.caulking.questions import Layout, Questions, encode_questions
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
 from perturbjax.inference.fingerprint import task_fingerprint
+from perturbjax.models.config import DecoderConfig
 from perturbjax.noise import Noise, Population, perturb
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
@@ -106,7 +107,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     model = load_model(config.bases.base, dtype)
     note(f"base {model.name}: {model.source}")
     base = on_main(lambda: fingerprint(model.params))
-    methods = make_methods(config.grid)
+    methods = make_methods(config.grid, model.config)
     for name, method in methods.items():
         if method.caulk is not None and name != "head":  # a rank above the smaller dim, a rule that matches nothing: said now
             method.caulk.init(model.params, 0)
@@ -175,7 +176,7 @@ def make_programs(parts: Parts, encoded: Encoded, mesh: Mesh) -> dict[str, GridP
     init = random_params(shape, DTYPES[parts.dtype])
     programs = {}
     for name, method in parts.methods.items():
-        together = in_flight(parts.config, name, mesh)
+        together = in_flight(parts.config, name, mesh, shape)
         if name == "head":
             features = HeadFeatures(shape, encoded.feature_layout, encoded.train.columns, grid.samples[-1], mesh)
             programs[name] = GridProgram(HeadProblem.loss, HeadProblem.error, method, fitting, mesh, together, freeze=features)
@@ -184,10 +185,10 @@ def make_programs(parts: Parts, encoded: Encoded, mesh: Mesh) -> dict[str, GridP
     return programs
 
 
-def in_flight(config: Config, method: str, mesh: Mesh) -> int:
-    """Cells of a method trained together on each device."""
-    grid = config.grid
-    return 1 if method in ("full", "scratch") else evenly_in_flight(grid.in_flight, len(grid.samples) * grid.seeds, mesh)
+def in_flight(config: Config, method: str, mesh: Mesh, decoder: DecoderConfig) -> int:
+    """Cells of a method trained together on each device. Products of experts cannot be vmapped; a head alone has none."""
+    grid, alone = config.grid, ("full", "scratch", *(KEPT if decoder.num_experts else ()))
+    return 1 if method in alone else evenly_in_flight(grid.in_flight, len(grid.samples) * grid.seeds, mesh)
 
 
 def describe_run(parts: Parts) -> dict[str, Any]:

@@ -81,7 +81,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], None]]] = {
 }
 
 
-_OF_A_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+_OF_A_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO, errno.ENOENT)
 
 

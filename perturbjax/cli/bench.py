@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.config import STACKED
 from perturbjax.noise import DISTRIBUTIONS, Noise
+from perturbjax.randopt.config import MOST_IN_CHUNK
 from perturbjax.records import to_json
 from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.config import check_choices, check_positive
+from perturbjax.runs.config import check_choices, check_once, check_positive
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
 from perturbjax.runs.machine import devices, resolve_dtype, versions
@@ -92,7 +93,11 @@ class BenchConfig:
         for name in self.noise:
             if name not in NOISES:
                 raise InputError(f"--noise {name}: one of {', '.join(NOISES)} is required")
+        check_once("tokens", self.tokens)
+        check_once("noise", self.noise)
         check_positive(self, "rounds", "chunk", "in_flight", "population")
+        if self.chunk > MOST_IN_CHUNK:
+            raise InputError(f"--chunk {self.chunk}: at most {MOST_IN_CHUNK} is required")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: an integer from 0 to {2**32 - 1} is required")
         if self.profile is not None:

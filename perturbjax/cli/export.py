@@ -8,7 +8,7 @@ import tyro
 
 from perturbjax.cli.caulking import export_caulk
 from perturbjax.cli.consolidate import refuse_consolidated
-from perturbjax.cli.outputs import check_new_directory
+from perturbjax.cli.outputs import check_new_directory, check_outside
 from perturbjax.cli.pretrained import export_pretrained
 from perturbjax.cli.value import export_value, refuse_options
 from perturbjax.errors import InputError
@@ -70,18 +70,17 @@ def run_export(config: ExportConfig, console: Console) -> None:
     """Rebuild the asked model from ensemble.json and write it."""
     chapter = RunDirectory(config.run).chapter
     refuse_consolidated(config.run, chapter)
+    check_new_directory(config.out)
+    check_outside(config.out, config.run)
     if chapter == "caulking":
         refuse_options(config, ("rank", "merge", "base", *ADAPTER_OPTIONS, "beside", "vocabulary"), "caulking")
-        check_new_directory(config.out)
         return export_caulk(config, console)
     refuse_options(config, ("cell",), "another chapter than caulking")
     if chapter == "vpretrain":
         refuse_options(config, ADAPTER_OPTIONS, "vpretrain")
-        check_new_directory(config.out)
         return export_pretrained(config, console)
     if chapter == "ivl":
         refuse_options(config, ("rank", "merge", "base", *ADAPTER_OPTIONS), "ivl")
-        check_new_directory(config.out)
         return export_value(config, console)
     refuse_options(config, ("beside", "vocabulary"), "randopt")
     if [config.rank is not None, config.merge, config.base].count(True) != 1:
@@ -91,7 +90,6 @@ def run_export(config: ExportConfig, console: Console) -> None:
         raise InputError("`format` peft: the base is what an adapter is added to; give `rank` or `merge`, or leave `format` out")
     if config.format != "peft" and config.adapter_rank is not None:
         raise InputError(f"`adapter_rank` {config.adapter_rank}: only an adapter has one; add `format` peft, or leave it out")
-    check_new_directory(config.out)
     use_compile_cache(config.compile_cache, console)
     from perturbjax.noise import perturb
     from perturbjax.pretrained.export import export_safetensors

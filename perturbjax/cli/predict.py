@@ -10,7 +10,7 @@ import tyro
 
 from perturbjax.cli.caulking import predict_caulk
 from perturbjax.cli.consolidate import refuse_consolidated
-from perturbjax.cli.outputs import check_new_file
+from perturbjax.cli.outputs import check_new_file, check_outside
 from perturbjax.cli.pretrained import predict_pretrained
 from perturbjax.cli.value import VALUE_OPTIONS, predict_value, refuse_options
 from perturbjax.errors import InputError
@@ -66,6 +66,7 @@ class PredictConfig:
 def run_predict(config: PredictConfig, console: Console) -> None:
     """Read, vote, write."""
     check_new_file(config.out)
+    check_outside(config.out, config.run)
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
     chapter = RunDirectory(config.run).chapter

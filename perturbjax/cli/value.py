@@ -55,6 +55,7 @@ def evaluate_value(config: "EvaluateConfig", console: Console) -> None:
     check_strength(config.alpha, config.gate)
     check_rivals(config.rivals, own_base=config.base is None)
     value = reopen(config.run, console.note, (*config.trust, config.task or ""))
+    RunDirectory(config.run).check_finished()
     data = value.config.data
     own = config.task is None or absolute_if_there(config.task) == (data.task or data.demonstrations)
     task = value.task if config.task is None or own else load_task(config.task)

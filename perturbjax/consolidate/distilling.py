@@ -17,7 +17,9 @@ from perturbjax.consolidate.config import Config
 from perturbjax.consolidate.labels import label, label_words, lessons
 from perturbjax.consolidate.measuring import Arm, Asker, Option
 from perturbjax.errors import InputError
-from perturbjax.models.adapters import LoRA
+from perturbjax.models.adapters import LoRA, of_decoder
+from perturbjax.models.config import DecoderConfig
+from perturbjax.pretrained import Model
 from perturbjax.pretrained.adapter_files import write_adapter
 from perturbjax.runs.files import MetricsLog
 from perturbjax.runs.rundir import Identity
@@ -31,22 +33,22 @@ from perturbjax.train.loop import fit
 from perturbjax.train.placement import put_params, to_host
 from perturbjax.train.problem import Fitted, Look, Problem
 from perturbjax.train.rows import pack_rows
-from perturbjax.tree import Params, digest, leaf_paths
+from perturbjax.tree import digest, leaf_paths
 
 DISTILLED, SELF, GOLD = "distilled", "self-distilled", "gold labels"
 ROW_TOKENS, BATCH_ROWS = 512, 2
 """Of packed rows; a batch is a few of them, because hard questions are few."""
 
 
-def adapter_of(config: Config) -> LoRA | None:
+def adapter_of(config: Config, decoder: DecoderConfig) -> LoRA | None:
     """The adapter that is trained, None for all weights."""
-    return LoRA(config.settings["rank"]) if config.train == "lora" else None
+    return LoRA(config.settings["rank"], rules=of_decoder(decoder)) if config.train == "lora" else None
 
 
-def check_rank(config: Config, params: Params) -> None:
+def check_rank(config: Config, model: Model) -> None:
     """Raise ``InputError`` if a matrix has no room for the rank."""
-    if (lora := adapter_of(config)) is not None:
-        for matrix in lora.matrices(params):
+    if (lora := adapter_of(config, model.config)) is not None:
+        for matrix in lora.matrices(model.params):
             matrix.check_rank("rank", lora.rank)
 
 
@@ -82,7 +84,7 @@ def distill_arms(
         trainer.arm(SELF, taught.base, labels.tokens, control=True),
         trainer.arm(GOLD, taught.gold, 0, control=True),
     )
-    trained = "all weights" if (lora := adapter_of(config)) is None else f"LoRA of rank {lora.rank}"
+    trained = f"LoRA of rank {config.settings['rank']}" if config.train == "lora" else "all weights"
     how = f"{trained}, {trainer.training.steps} steps of {trainer.training.batch_rows} rows at {trainer.training.learning_rate:g}"
     return arms, (*label_words(len(rows), said, everything), how)
 
@@ -121,7 +123,8 @@ class Trainer:
             raise InputError(f"{name}: no question has an answer to learn; raise `examples`")
         fitted = self._fit(name, taught)
         spent = tokens + 3 * fitted.looks[-1].tokens
-        lora, model, trained = adapter_of(self.config), self.asker.model, to_host(fitted.params, self.asker.engine.mesh)
+        model = self.asker.model
+        lora, trained = adapter_of(self.config, model.config), to_host(fitted.params, self.asker.engine.mesh)
         label = f"{len({each.id for each in taught})} questions"
         if lora is None:
             return Arm(name, (Option(label, lambda: trained, spent),), control)
@@ -130,7 +133,8 @@ class Trainer:
 
     def _fit(self, name: str, taught: Sequence[EncodedDemonstration]) -> Fitted:
         """A training; one that is done is read from its last commit."""
-        model, mesh, lora, rows = self.asker.model, self.asker.engine.mesh, adapter_of(self.config), _packed(taught)
+        model, mesh, rows = self.asker.model, self.asker.engine.mesh, _packed(taught)
+        lora = adapter_of(self.config, model.config)
         layout = model.config.partition(mesh.shape[MODEL])
         dims = layout.dims(model.config) if layout else {}
         dtype = next(iter(leaf_paths(model.params).values())).dtype

@@ -103,6 +103,10 @@ class Results:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ValueError(f"version {self.version}: this release reads {VERSION}; use the release that wrote it")
+        if missing := [name for name in (BASE, VOTE, CONSOLIDATED) if name not in {row.name for row in self.rows}]:
+            raise ValueError(f"rows: {missing[0]} is missing")
+        if (self.gate.arm, self.gate.option) not in {(each.arm, each.option) for each in self.gate.tried}:
+            raise ValueError("gate: arm and option are not among those that were tried")
 
     def row(self, name: str) -> Row:
         """The row of a system."""

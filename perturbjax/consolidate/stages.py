@@ -108,7 +108,7 @@ def _plan(config: Config, parts: Parts, ensemble: Ensemble) -> Callable[[Asker, 
         from perturbjax.consolidate.labels import rows_to_label
 
         rows = rows_to_label(config, parts)
-        check_rank(config, parts.model.params)
+        check_rank(config, parts.model)
         return lambda asker, identity, peers: distill_arms(asker, config, rows, identity, freezing(peers))
     population_of(config, ensemble, parts.config.search, 1)
     return lambda asker, identity, peers: iterate_arms(asker, config, lengths, identity, freezing(peers))

@@ -9,9 +9,10 @@ import numpy as np
 from perturbjax.errors import InputError
 from perturbjax.ivl.value import Connection, Outputs, ValueConfig
 from perturbjax.models.config import DecoderConfig
-from perturbjax.records import from_json, open_regular, to_json
-from perturbjax.runs.files import read_json, write_atomically, write_json
-from perturbjax.tree import fingerprint, leaf_paths, nest
+from perturbjax.pretrained.families import FAMILIES
+from perturbjax.records import from_json, refuse, to_json
+from perturbjax.runs.files import read_arrays, read_json, write_atomically, write_json
+from perturbjax.tree import fingerprint, leaf_paths
 
 WEIGHTS, RECORD = "value.safetensors", "value.json"
 
@@ -62,17 +63,12 @@ def load_value(folder: Path) -> tuple[ValueRecord, dict[str, Any]]:
     Raises:
         InputError: a file is missing or damaged, or they do not belong together.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     if not (folder / RECORD).is_file():
         raise InputError(f"{folder}: no value network there, the training has not finished; continue it with `resume`")
     record = from_json(ValueRecord, read_json(folder / RECORD), str(folder / RECORD))
-    try:
-        with open_regular(folder / WEIGHTS) as file:
-            arrays = load(file.read())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{folder / WEIGHTS}: cannot be read ({error}); restore the file, or train anew in another `out`") from error
-    if fingerprint(arrays) != record.fingerprint:
+    if record.decoder.architecture not in FAMILIES:
+        refuse(str(folder / RECORD), "decoder.architecture", record.decoder.architecture, f"one of {', '.join(FAMILIES)} is required")
+    params = read_arrays(folder / WEIGHTS, record.config.shapes, "restore the file, or train anew in another `out`")
+    if fingerprint(params) != record.fingerprint:
         raise InputError(f"{folder / WEIGHTS}: not the weights that {RECORD} belongs to; restore the files, or train anew in another `out`")
-    return record, nest(arrays)
+    return record, params

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.ivl.value import CASCADES, PROBES, Connection, Outputs
-from perturbjax.runs.config import Machine, Run, check_choices, check_seed, check_text
+from perturbjax.runs.config import Machine, Run, check_choices, check_once, check_seed, check_text
 from perturbjax.train.config import Training
 
 LOGITS_K = 64
@@ -51,6 +51,7 @@ class Bases:
                 raise InputError(f"`logits_k` {self.logits_k}: only with `logits` top_k; with {self.logits} leave it out")
         for name in (self.base, *self.also):
             check_text("base", name)
+        check_once("also", (self.base, *self.also))
         if self.held_out is not None:
             check_text("held_out", self.held_out)
             if self.held_out in (self.base, *self.also):
@@ -97,6 +98,7 @@ def check_rivals(names: tuple[str, ...], own_base: bool) -> None:
     for name in names:
         if name not in RIVALS:
             raise InputError(f"`rivals` {name}: some of {', '.join(RIVALS)} are required, comma separated")
+    check_once("rivals", names)
     if own_base and "proxy" in names:
         why = "on the base that the value network was trained beside, proxy-tuning is the base fine-tuned in full"
         raise InputError(f"`rivals` proxy: {why}; name full, or measure another base")

@@ -1,7 +1,7 @@
 """The report page of a training of a value network: what was done, whether it helped, whom, and how sure one can be."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from perturbjax.ivl.caveats import caveats
@@ -10,11 +10,9 @@ from perturbjax.ivl.headline import headline, setting_words
 from perturbjax.ivl.map_statistics import MapStatistics, TokenLoss
 from perturbjax.ivl.results import WITH_VALUE, BaseEntries, Evaluation, Results, read_evaluation, read_results
 from perturbjax.ivl.results_table import stored_words
-from perturbjax.records import from_json
-from perturbjax.report.page import missing_extra, reproduce_command, write_page
+from perturbjax.report.page import missing_extra, read_run_record, reproduce_command, write_page
 from perturbjax.report.schema import Devices, Entry
 from perturbjax.report.words import count, rate
-from perturbjax.runs.files import read_json
 
 _NAMES = {
     "residual": "residual: it sees the tokens",
@@ -86,9 +84,7 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: a file is missing or damaged, or the ``report`` extra is not installed.
     """
     run_dir = Path(run_dir)
-    results, config = read_results(run_dir / "results.json"), read_json(run_dir / "config.json")
-    record = {field.name: config[field.name] for field in fields(RunRecord) if field.name in config}
-    record = from_json(RunRecord, record, str(run_dir / "config.json"))
+    results, (record, config) = read_results(run_dir / "results.json"), read_run_record(RunRecord, run_dir)
     evaluations = [read_evaluation(path) for path in sorted(run_dir.glob("evaluation-*.json"))]
     first = Measured(results.model.name, (WITH_VALUE,), (), results.entries)
     others = [_measured(each) for each in evaluations]

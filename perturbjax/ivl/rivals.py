@@ -23,7 +23,7 @@ from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.config import RIVALS, Config
 from perturbjax.ivl.results import Tuning
 from perturbjax.ivl.setup import demonstration_texts
-from perturbjax.models.adapters import LoRA
+from perturbjax.models.adapters import LoRA, of_decoder
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import to_json
@@ -40,11 +40,14 @@ from perturbjax.train.problem import Fitted, Look, Problem
 from perturbjax.train.rows import pack_rows
 from perturbjax.tree import fingerprint, leaf_paths
 
-LORA = LoRA(rank=8, alpha=16.0)
-"""All seven projections of every layer; rank and alpha of V-Pretraining (arXiv 2601.22108), which are PEFT's usual ones too."""
 LORA_RATE = 10.0
 """LoRA's learning rate over that of the run. Factors that begin at zero need a higher one: V-Pretraining takes 2e-4 for LoRA and 1.5e-5
 without, and Thinking Machines' "LoRA Without Regret" (2025) finds the best rates about 10 times apart over many models."""
+
+
+def lora_of(base: Model) -> LoRA:
+    """All seven projections of every layer; rank and alpha of V-Pretraining (arXiv 2601.22108), which are PEFT's usual ones too."""
+    return LoRA(8, 16.0, of_decoder(base.config))
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,14 @@ class Rivals:
         )
         if method == "lora":
             training = dataclasses.replace(training, learning_rate=LORA_RATE * training.learning_rate)
-            loss = adapter_loss(base.config, LORA, compute, training.remat)
-            start = LORA.init(base.params, self.config.value.seed)
+            loss = adapter_loss(base.config, lora_of(base), compute, training.remat)
+            start = lora_of(base).init(base.params, self.config.value.seed)
             problem = Problem(start, [(loss, put_params(base.params, self.mesh, dims))], rows, validation)
         else:
             problem = Problem(base.params, [(fine_tuning_loss(base.config, compute, training.remat), None)], rows, validation, dims=dims)
         fitted = self._fit(base, method, problem, training)
         found = to_host(fitted.params, self.mesh)
-        params = LORA.apply(base.params, found) if method == "lora" else found
+        params = lora_of(base).apply(base.params, found) if method == "lora" else found
         params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype, copy=False), params)
         last = fitted.looks[-1]
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(found))
@@ -138,7 +141,7 @@ class Rivals:
         identity = {
             "chapter": "ivl",
             "rival": method,
-            "lora": to_json(LORA) if method == "lora" else None,
+            "lora": to_json(lora_of(base)) if method == "lora" else None,
             "training": to_json(training),
             "seed": self.config.value.seed,
             "model_fingerprint": its,

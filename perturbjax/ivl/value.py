@@ -82,6 +82,14 @@ class ValueConfig:
         """Whether it reads or scales the logits of tokens, so that it fits no base with another vocabulary."""
         return self.needs_base_logits or self.connection == "multiplicative"
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path of every parameter -> its shape."""
+        size, width = self.decoder.vocab_size, self.decoder.hidden_size
+        if self.is_probe:
+            return {"down/kernel": (size, width), "up/kernel": (width, size)}
+        return param_shapes(self.decoder) | ({"byte_head/kernel": (width, BYTES + 1)} if self.outputs == "bytes" else {})
+
     def partition(self, size: int) -> TensorParallel | None:
         if self.is_probe and size > 1:
             raise ValueError(f"connection {self.connection}: a probe is not sharded over a model axis")

@@ -39,12 +39,18 @@ import jax.numpy as jnp
 from perturbjax.errors import InputError, positive_integer
 from perturbjax.models.adapter_layers import BOTTLENECK, FACTORS
 from perturbjax.models.adapter_rules import STACKED, Leaves, Matrix, Rules, as_rules, select
+from perturbjax.models.config import DecoderConfig
 from perturbjax.tree import Params, leaf_paths, map_with_paths, nest, path_hash
 
 PROJECTIONS = (r"^layers/(attention/[qkvo]|mlp/(gate|up|down))/kernel$",)
 """The seven matrices of a decoder's layers."""
 BLOCK_ENDS = (r"^layers/(attention/o|mlp/down)/kernel$",)
 """The matrices that end attention and the ffn of a decoder's layers."""
+
+
+def of_decoder(config: DecoderConfig, rules: tuple[str, ...] = PROJECTIONS) -> tuple[Leaves | str, ...]:
+    """These rules, for the matrices that have a place for an adapter: experts have none."""
+    return (Leaves("^layers/mlp/", train=False), *rules) if config.num_experts else rules
 
 
 class Adapter(Protocol):

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def load_model(spec: str, dtype: str = "float32", stored: bool = False) -> Model
 def _load(spec: str, dtype: str, stored: bool) -> Model:
     if spec in EMBEDDED:
         return _load_file(_embedded_file(EMBEDDED[spec]), dtype, spec, stored)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if spec and path.is_dir():
         return _load_directory(path, dtype, path.resolve().name, stored)
     if path.is_file():

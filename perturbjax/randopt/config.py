@@ -23,6 +23,10 @@ AUTO: Literal["auto"] = "auto"
 Searcher = Literal["random", "screen", "halving"]
 MOST_SCREENED = 2**26
 """Candidates that are screened at most: one number of each is in memory."""
+MOST_SCORES = 2**31
+"""Candidates times search examples at most: the table of their scores is in memory."""
+MOST_IN_CHUNK = 2**20
+"""Candidates of a compiled call at most: all of them are lost where a run is killed."""
 FEWEST_CHOSEN, MOST_CHOSEN = 4, 2**18
 """Candidates that a screening chooses: at least two that it puts first and two that are drawn, to compare; at most what one file holds."""
 
@@ -175,6 +179,8 @@ class Machine(runs.Machine):
     def validate(self) -> None:
         super().validate()
         check_positive(self, "chunk", "in_flight")
+        if self.chunk > MOST_IN_CHUNK:
+            raise InputError(f"`chunk` {self.chunk}: at most {MOST_IN_CHUNK} is required")
         if self.in_flight > self.chunk:
             raise InputError(f"`in_flight` {self.in_flight}: at most `chunk` {self.chunk} can be in flight; lower one or raise the other")
 
@@ -220,6 +226,9 @@ class Config:
         """
         for part in (self.base, self.data, self.search, self.machine):
             part.validate()
+        if (scores := self.search.population * self.data.search_examples) > MOST_SCORES:
+            given = f"`population` {self.search.population}, `search_examples` {self.data.search_examples}"
+            raise InputError(f"{given}: a table of {scores} scores; at most {MOST_SCORES} are required")
         if self.run.require_reliability and (self.search.population < 2 or self.race.ends[0] < 2):
             raise InputError(
                 f"`require_reliability`: at least 2 candidates and 2 search examples are required, there are {self.search.population} and "

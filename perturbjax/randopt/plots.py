@@ -40,7 +40,7 @@ def plot_scores(path: Path, results: Results, sigmas: np.ndarray, scores: np.nda
         if results.selection.sigma in ("all", sigma):
             axis.axvline(last, color=draw.VERMILLION, linewidth=1.4, linestyle=(0, (4, 2)))
             voting.append(axis)
-        axis.set_ylim(0, tallest * 1.12)
+        axis.set_ylim(0, max(1, tallest) * 1.12)
         axis.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         axis.text(0.012, 0.86, f"sigma {sigma:g}", transform=axis.transAxes, va="top", color=draw.INK, fontweight="bold")
         count, of = mine.size, _of(started, started, sigma).size

@@ -12,14 +12,15 @@ from perturbjax.errors import InputError
 from perturbjax.report import Comparison, comparison
 from perturbjax.report.accounting import wilson
 from perturbjax.report.schema import Interval
-from perturbjax.runs.files import write_atomically
+from perturbjax.runs.files import read_columns, write_atomically
 from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example
 from perturbjax.tasks.splits import same_question_key
 from perturbjax.tree import derived_seed, digest
 
 BASE, RANDOPT = "base", "randopt"
-_COLUMNS = {"id": pa.string(), "question": pa.string(), BASE: pa.float32(), RANDOPT: pa.float32()}
+_KINDS = {"id": pa.string(), "question": pa.string(), BASE: pa.float32(), RANDOPT: pa.float32()}
+_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _KINDS.items()])
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,11 @@ def read_question_scores(path: Path) -> QuestionScores:
     Raises:
         InputError: the file is damaged, or says what it cannot.
     """
-    try:
-        table = pq.read_table(path, columns=list(_COLUMNS)).cast(pa.schema(_COLUMNS))
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); measure again to write it anew") from error
-    found = QuestionScores(*(table[name].to_numpy() for name in _COLUMNS))
+    table = read_columns(path, _SCHEMA, "measure again to write it anew")
+    found = QuestionScores(*(table[name].to_numpy() for name in _SCHEMA.names))
     for scores in (found.base, found.randopt):
-        if table.num_rows < 1 or any(table[name].null_count for name in _COLUMNS) or not ((scores >= 0) & (scores <= 1)).all():
-            raise InputError(f"{path}: rows without gaps and scores from 0 to 1 are required; measure again to write it anew")
+        if table.num_rows < 1 or not ((scores >= 0) & (scores <= 1)).all():
+            raise InputError(f"{path}: rows, and scores from 0 to 1, are required; measure again to write it anew")
     return found
 
 

@@ -1,7 +1,7 @@
 """The report page of a RandOpt run: what was done, whether it helped and how sure one can be."""
 
 import statistics
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from perturbjax.errors import InputError
@@ -14,11 +14,10 @@ from perturbjax.randopt.results_table import halving_words, has_lenient, lines, 
 from perturbjax.randopt.screened import Screening, read_screening
 from perturbjax.randopt.screening_words import difference_words, screening_words
 from perturbjax.randopt.table import read_candidates
-from perturbjax.records import from_json, read_json_lines
-from perturbjax.report.page import missing_extra, reproduce_command, write_page
+from perturbjax.records import read_json_lines
+from perturbjax.report.page import missing_extra, read_run_record, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count, percent
-from perturbjax.runs.files import read_json
 from perturbjax.runs.rundir import RunDirectory
 
 
@@ -45,10 +44,8 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: a file is missing or damaged, or the ``report`` extra is not installed.
     """
     run_dir = Path(run_dir)
-    results, config = read_results(run_dir / "results.json"), read_json(run_dir / "config.json")
+    results, (record, config) = read_results(run_dir / "results.json"), read_run_record(RunRecord, run_dir)
     screened = screening_of(results)
-    record = {field.name: config[field.name] for field in fields(RunRecord) if field.name in config}
-    record = from_json(RunRecord, record, str(run_dir / "config.json"))
     values = {
         "results": results,
         "config": config,

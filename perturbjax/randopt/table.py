@@ -12,9 +12,14 @@ import pyarrow.parquet as pq
 from perturbjax.errors import InputError
 from perturbjax.randopt.racing import Race
 from perturbjax.records import from_json, refuse, to_json
-from perturbjax.runs.files import write_atomically
+from perturbjax.runs.files import read_columns, write_atomically
 from perturbjax.runs.rundir import Identity, RunDirectory
 from perturbjax.runs.state import RunState
+
+_KINDS = {"sigma": pa.float32(), "score": pa.float64(), "examples_scored": pa.int32()}
+_READ = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _KINDS.items()])
+"""What is read of candidates.parquet."""
+_AGAIN = "resume the search to write it again"
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,8 @@ def read_candidates(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    try:
-        table = pq.read_table(path, columns=["sigma", "score", "examples_scored"])
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); resume the search to write it again") from error
-    return table["sigma"].to_numpy(), table["score"].to_numpy(), table["examples_scored"].to_numpy()
+    table = read_columns(path, _READ, _AGAIN)
+    sigma, score, scored = (table[name].to_numpy() for name in _READ.names)
+    if not len(score) or not np.isfinite(sigma).all() or not np.isfinite(score).all() or scored.min() < 1:
+        raise InputError(f"{path}: a sigma, a score and the examples scored of each candidate are required; {_AGAIN}")
+    return sigma, score, scored

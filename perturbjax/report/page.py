@@ -6,13 +6,37 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from perturbjax.errors import InputError
+from perturbjax.records import from_json
 from perturbjax.report import words
-from perturbjax.runs.files import write_atomically
+from perturbjax.runs.files import read_json, write_atomically
+
+T = TypeVar("T")
 
 _FILTERS = ("percent", "percent_range", "points", "points_range", "count", "rate", "probability")
+
+
+def read_run_record(kind: type[T], run: Path) -> tuple[T, dict[str, Any]]:
+    """What a page reads of config.json, and the whole of it.
+
+    Args:
+        kind: a dataclass with some of its fields, ``config`` among them: the chapter's settings, which check themselves.
+        run: the run directory.
+
+    Raises:
+        InputError: the file is missing or damaged, or its settings cannot be used.
+    """
+    path = run / "config.json"
+    content = read_json(path)
+    names = [each.name for each in fields(cast(Any, kind))]
+    record: Any = from_json(kind, {name: content[name] for name in names if name in content}, str(path))
+    try:
+        record.config.validate()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return record, content
 
 
 def write_page(path: Path, package: str, values: dict[str, Any], filters: dict[str, Any], plots: Sequence[Path] = ()) -> None:

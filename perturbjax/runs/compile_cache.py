@@ -31,7 +31,7 @@ def use_compile_cache(choice: str, console: Console) -> None:
         return
     base = str(default_directory()) if choice == "auto" else choice
     directory = f"{base.rstrip('/')}/{_key()}"
-    if "://" not in directory and (fault := write_fault(Path(directory).expanduser())):
+    if "://" not in directory and (fault := write_fault(Path(os.path.expanduser(directory)))):
         console.note(f"compile cache {base}: {fault}; going on without it")
         jax.config.update("jax_enable_compilation_cache", False)
         return
@@ -39,7 +39,7 @@ def use_compile_cache(choice: str, console: Console) -> None:
     # or was killed while writing, is compiled anew; that is no reason to alarm anyone.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING_S)
-    jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()) if "://" not in directory else directory)
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory) if "://" not in directory else directory)
 
 
 def default_directory() -> Path:

@@ -6,6 +6,7 @@ names the field; the command line turns the name into the flag.
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -88,6 +89,12 @@ def check_positive(config: Any, *names: str) -> None:
             positive_integer(name, value)
 
 
+def check_once(name: str, values: Collection[Any]) -> None:
+    """Raise ``InputError`` if one of the values of a list is named twice."""
+    if len(set(values)) < len(values):
+        raise InputError(f"`{name}` {','.join(map(str, values))}: one is named twice")
+
+
 def check_seed(seed: int) -> None:
     """Raise ``InputError`` unless a seed is one that keys are made from."""
     if not 0 <= seed < 2**32:
@@ -111,5 +118,5 @@ def absolute_if_there(name: str) -> str:
     """The absolute path of a file or directory, or of the file in ``path.py:attribute``, so that a run can be reopened from anywhere; any
     other name as it is."""
     file, colon, attribute = name.partition(".py:")
-    path = Path(f"{file}.py" if colon else name).expanduser()
+    path = Path(os.path.expanduser(f"{file}.py" if colon else name))
     return os.path.abspath(path) + (f":{attribute}" if colon else "") if path.exists() else name

@@ -5,14 +5,22 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from perturbjax.cluster import on_main
-from perturbjax.errors import InputError
-from perturbjax.records import parse_json, read_text
+from perturbjax.errors import InputError, first_line
+from perturbjax.records import open_regular, parse_json, read_text
+from perturbjax.tree import nest
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MOST_ROWS = 2**26
+"""Rows of a parquet file at most: a small file can say that it has any number."""
 TEMPORARY_SUFFIX = ".tmp"
 """Names that end so are leftovers of a killed write: never read, overwritten by the next write of the same file."""
 
@@ -65,10 +73,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: the file cannot be read, is too large, is not JSON, or is not an object.
+        InputError: the file cannot be read, is too large, is not JSON (NaN is none), or is not an object.
     """
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(read_text(path), finite=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -76,6 +84,63 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged, a JSON object is required; restore the file, or start anew in another --out")
     return content
+
+
+def read_columns(path: Path, schema: "pa.Schema", again: str) -> "pa.Table":
+    """Columns of a parquet file, of their types, without gaps where the schema says so.
+
+    Args:
+        path: a regular file.
+        schema: the columns; others are not read.
+        again: how the file is made anew, for the message.
+
+    Raises:
+        InputError: the file is missing, damaged or too large, or its columns are others.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open_regular(path) as raw, pq.ParquetFile(raw) as file:
+            if file.metadata.num_rows > MOST_ROWS:
+                raise ValueError(f"{file.metadata.num_rows} rows, more than {MOST_ROWS}")
+            table = file.read(schema.names).select(schema.names).cast(schema)
+        table.validate(full=True)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); {again}") from error
+    return table
+
+
+def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]], again: str) -> dict[str, Any]:
+    """The float32 arrays of a safetensors file.
+
+    Args:
+        path: a regular file.
+        shapes: path of each array in the tree -> its shape.
+        again: what to do about another file, for the message.
+
+    Returns:
+        Nested dicts of numpy arrays.
+
+    Raises:
+        InputError: the file is missing or damaged, or its arrays are others.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        with open_regular(path) as file:
+            arrays = load(file.read())
+        if others := sorted(set(arrays) ^ set(shapes)):
+            raise ValueError(f"{others[0]} is {'missing' if others[0] in shapes else 'none of its arrays'}")
+        for name, array in arrays.items():
+            if array.shape != shapes[name] or array.dtype != np.float32:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}: float32 {shapes[name]} is required")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); {again}") from error
+    return nest(arrays)
 
 
 class MetricsLog:

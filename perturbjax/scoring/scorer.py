@@ -108,8 +108,8 @@ class Scorer:
         if has_factors(self._params.whole(), self._noise):
             return "low_rank"
         params = self._params.arrays
-        theta = jax.eval_shape(lambda params: lazy(params, jax.tree.map(lambda leaf: leaf[0], Candidate.base(1)), self._noise), params)
         with sharding.in_context(self._mesh):
+            theta = jax.eval_shape(lambda params: lazy(params, jax.tree.map(lambda leaf: leaf[0], Candidate.base(1)), self._noise), params)
             made = lazily(self._fn).usage(theta, batch).noise_made
         moved = coverage(self._params.whole(), self._noise).moved
         work = Work(tokens=0, passes=made / max(1, moved), copies=1, copy_bytes=self._in_flight * self._params.device_bytes, factors=False)

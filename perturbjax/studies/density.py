@@ -32,7 +32,7 @@ from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.report.accounting import wilson
 from perturbjax.report.words import percent, points
-from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
+from perturbjax.runs.config import Base, Machine, check_choices, check_once, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import load_base, load_questions, make_engine, reopen_search
 from perturbjax.studies.estimates import Estimate, halves, mean_of
@@ -90,6 +90,7 @@ class Config:
                 raise InputError(f"`{name}` {getattr(self, name)}: at least 4 are required, or there are no halves to compare")
         if not self.margins or not all(0 <= margin <= 1 for margin in self.margins):
             raise InputError(f"`margins` {','.join(map(str, self.margins))}: shares from 0 to 1 are required, such as 0,0.02")
+        check_once("margins", self.margins)
         check_seed(self.seed)
         self.population()
         if self.run is None and self.trust:

@@ -73,7 +73,7 @@ class UserCode:
         return task
 
     def _module(self) -> ModuleType:
-        file = Path(self.place).expanduser().absolute() if self.place.endswith(".py") else None
+        file = Path(os.path.expanduser(self.place)).absolute() if self.place.endswith(".py") else None
         if file is not None and not file.is_file():
             raise InputError(f"task {self.spec!r}: there is no file {file}; correct the path")
         # Other modules may lie beside a file. A console script does not have the working directory on the path, where modules mostly lie.

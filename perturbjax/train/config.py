@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from perturbjax.errors import InputError, positive_integer
+from perturbjax.errors import LARGEST, InputError, natural_number, positive_integer
 from perturbjax.runs.config import check_choices
 
 
@@ -43,6 +43,9 @@ class Training:
     def validate(self) -> None:
         for name in ("batch_rows", "row_tokens", "accumulate", "every"):
             positive_integer(name, getattr(self, name))
+        if (tokens := self.batch_rows * self.row_tokens) > LARGEST:
+            given = f"`batch_rows` {self.batch_rows}, `row_tokens` {self.row_tokens}"
+            raise InputError(f"{given}: a step of {tokens} tokens; at most {LARGEST} are required")
         if self.steps is not None:
             positive_integer("steps", self.steps)
         for name in ("epochs", "learning_rate", "clip"):
@@ -52,12 +55,20 @@ class Training:
             raise InputError(f"`weight_decay` {self.weight_decay}: 0 or a number above it is required")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"`warmup` {self.warmup}: a fraction of the steps, from 0 to 1, is required")
-        if isinstance(self.patience, bool) or self.patience < 0:
-            raise InputError(f"`patience` {self.patience}: 0 or a positive integer is required")
+        natural_number("patience", self.patience)
         if self.batch_rows % self.accumulate:
             raise InputError(f"`batch_rows` {self.batch_rows}: `accumulate` {self.accumulate} must divide it")
         check_choices(self)
 
     def total_steps(self, rows: int) -> int:
-        """Optimizer steps over ``rows`` training rows."""
-        return self.steps if self.steps is not None else max(1, round(self.epochs * rows / self.batch_rows))
+        """Optimizer steps over ``rows`` training rows.
+
+        Raises:
+            InputError: ``epochs`` makes more than can be counted.
+        """
+        if self.steps is not None:
+            return self.steps
+        steps = self.epochs * rows / self.batch_rows
+        if steps > LARGEST:
+            raise InputError(f"`epochs` {self.epochs}: {steps:.3g} steps, at most {LARGEST} are required")
+        return max(1, round(steps))

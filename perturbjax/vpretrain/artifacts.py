@@ -9,9 +9,9 @@ import numpy as np
 
 from perturbjax.errors import InputError
 from perturbjax.pretrained.tokenizer import Tokenizer
-from perturbjax.records import from_json, open_regular, to_json
-from perturbjax.runs.files import read_json, write_atomically, write_json
-from perturbjax.tree import digest, fingerprint, leaf_paths, nest
+from perturbjax.records import from_json, to_json
+from perturbjax.runs.files import read_arrays, read_json, write_atomically, write_json
+from perturbjax.tree import digest, fingerprint, leaf_paths
 from perturbjax.vpretrain.designer import TopKDesigner
 
 WEIGHTS, RECORD = "designer.safetensors", "designer.json"
@@ -48,9 +48,6 @@ def load_designer(folder: Path, designer: TopKDesigner, vocabulary: str) -> dict
     Raises:
         InputError: a file is missing or damaged, or the designer has another shape or speaks another tokenizer's tokens.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     if not (folder / RECORD).is_file():
         raise InputError(f"`designer` {folder.parent}: no designer there; give the directory of a finished run of vpretrain")
     record = from_json(DesignerRecord, read_json(folder / RECORD), str(folder / RECORD))
@@ -58,11 +55,7 @@ def load_designer(folder: Path, designer: TopKDesigner, vocabulary: str) -> dict
         raise InputError(f"`designer` {folder.parent}: it speaks another tokenizer's tokens; give one of a run with this model's tokenizer")
     if record.designer != designer:
         raise InputError(f"`designer` {folder.parent}: it is {record.designer}, the settings say {designer}; give its settings")
-    try:
-        with open_regular(folder / WEIGHTS) as file:
-            arrays = load(file.read())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{folder / WEIGHTS}: cannot be read ({error}); restore the file") from error
-    if fingerprint(arrays) != record.fingerprint:
+    params = read_arrays(folder / WEIGHTS, designer.shapes, "restore the file")
+    if fingerprint(params) != record.fingerprint:
         raise InputError(f"{folder / WEIGHTS}: not the weights that {RECORD} belongs to; restore the files")
-    return nest(arrays)
+    return params

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from perturbjax.errors import InputError, positive_integer
-from perturbjax.runs.config import Base, Machine, Run, check_choices, check_seed, check_text
+from perturbjax.errors import LARGEST, InputError, natural_number, positive_integer
+from perturbjax.runs.config import Base, Machine, Run, check_choices, check_once, check_seed, check_text
 from perturbjax.train.config import Training
 
 Mode = Literal["plain", "value", "random", "uniform", "self", "oracle", "fine_tuning"]
@@ -67,6 +67,7 @@ class Data:
             check_text("feedback_domains", name)
         for name in ("feedback_examples", "validation_examples", "test_examples", "feedback_rows"):
             positive_integer(name, getattr(self, name))
+        check_once("allow_overlap", self.allow_overlap)
         for pair in self.allow_overlap:
             if pair not in OVERLAPS:
                 raise InputError(f"`allow_overlap` {pair}: one of {', '.join(OVERLAPS)} is required")
@@ -150,19 +151,17 @@ class Steer:
         for name in self.controls:
             if name not in MODES:
                 raise InputError(f"`controls` {name}: one of {', '.join(MODES)} is required")
-        if len(set(self.controls)) < len(self.controls):
-            raise InputError(f"`controls` {','.join(self.controls)}: one is named twice")
-        for name in ("meta_period", "designer_layers"):
+        check_once("controls", self.controls)
+        for name in ("meta_period", "designer_layers", "designer_hidden"):
             positive_integer(name, getattr(self, name))
         if self.candidates < 2:
             raise InputError(f"`candidates` {self.candidates}: an integer of at least 2 is required")
         if not 0 <= self.alpha_max <= 1:
             raise InputError(f"`alpha_max` {self.alpha_max}: a fraction from 0 to 1 is required")
-        if isinstance(self.burn_in, bool) or self.burn_in < 0:
-            raise InputError(f"`burn_in` {self.burn_in}: 0 or a positive integer is required")
+        natural_number("burn_in", self.burn_in)
         if self.subset_layers is not None:
             positive_integer("subset_layers", self.subset_layers)
-        if self.designer_hidden < 8 or self.designer_hidden % 8:
+        if self.designer_hidden % 8:
             raise InputError(f"`designer_hidden` {self.designer_hidden}: a multiple of 8 is required")
         if not 0 < self.designer_learning_rate < float("inf"):
             raise InputError(f"`designer_learning_rate` {self.designer_learning_rate}: a number above 0 is required")
@@ -203,6 +202,9 @@ class Config:
         """
         for part in (self.base, self.data, self.adapt, self.steer, self.training, self.machine):
             part.validate()
+        if (tokens := self.data.feedback_rows * self.training.row_tokens) > LARGEST:
+            given = f"`feedback_rows` {self.data.feedback_rows}, `row_tokens` {self.training.row_tokens}"
+            raise InputError(f"{given}: an update of {tokens} tokens; at most {LARGEST} are required")
         if self.data.feedback_domains and self.steer.similarity == "cosine":
             raise InputError("`similarity` cosine: it is of all rows together; with `feedback_domains`, dot or preconditioned is required")
         if self.training.patience:

@@ -6,6 +6,7 @@ alone, so its head costs nothing of the size of a vocabulary. Float32 throughout
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,14 +65,24 @@ class TopKDesigner:
         size = self.hidden // self.heads
         return DecoderConfig("designer", self.vocab_size, self.hidden, ffn, self.layers, self.heads, self.heads, size, 1e4, 1e-6, True)
 
-    def init(self, seed: int) -> dict[str, Any]:
-        """Random parameters as nested dicts of float32 numpy arrays: normal with 1 / sqrt(inputs), embeddings with 0.02."""
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path of every parameter -> its shape."""
         d, k = self.hidden, self.candidates
         shapes: dict[str, tuple[int, ...]] = {f"decoder/{path}": shape for path, shape in param_shapes(self.decoder).items()}
         shapes |= {"next/kernel": (d, d), "mlp/up/kernel": (d, 2 * d), "mlp/down/kernel": (2 * d, d), "query/kernel": (d, d)}
         shapes |= {"features/kernel": (d, OF_A_CANDIDATE), "gate/kernel": (d, 1), "gate/bias": (1,)}
         if self.sees_log_probs:
             shapes["log_probs/kernel"] = (2 * k, d)
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    def init(self, seed: int) -> dict[str, Any]:
+        """Random parameters as nested dicts of float32 numpy arrays: normal with 1 / sqrt(inputs), embeddings with 0.02."""
         rng = np.random.default_rng(seed)
 
         def one(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -81,7 +92,7 @@ class TopKDesigner:
                 return np.full(shape, SILENT_GATE, np.float32)
             return rng.normal(0, 0.02 if path.endswith("/embedding") else shape[-2] ** -0.5, shape).astype(np.float32)
 
-        return nest({path: one(path, shape) for path, shape in shapes.items()})
+        return nest({path: one(path, shape) for path, shape in self.shapes.items()})
 
     def dims(self, size: int) -> dict[str, ShardedDim]:
         """Path -> the sharded dim of a parameter on a "model" axis of ``size``; those that are not named are on every device.

@@ -1,13 +1,11 @@
 """The report page of a steered pretraining: what was done, whether it helped, beside what, and how sure one can be."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from perturbjax.records import from_json
-from perturbjax.report.page import missing_extra, reproduce_command, write_page
+from perturbjax.report.page import missing_extra, read_run_record, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count
-from perturbjax.runs.files import read_json
 from perturbjax.vpretrain.caveats import caveats
 from perturbjax.vpretrain.config import Config
 from perturbjax.vpretrain.headline import NAMES, headline, label, nats, nats_range
@@ -36,9 +34,7 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: a file is missing or damaged, or the ``report`` extra is not installed.
     """
     run_dir = Path(run_dir)
-    results, config = read_results(run_dir / "results.json"), read_json(run_dir / "config.json")
-    record = {field.name: config[field.name] for field in fields(RunRecord) if field.name in config}
-    record = from_json(RunRecord, record, str(run_dir / "config.json"))
+    results, (record, config) = read_results(run_dir / "results.json"), read_run_record(RunRecord, run_dir)
     arms = [read_measured(run_dir / "arms" / f"{arm.mode}.json") for arm in results.arms]
     own = next(arm for arm in arms if arm.mode == results.mode)
     plots = _write_plots(run_dir, arms, own)

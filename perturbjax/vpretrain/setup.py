@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
-from perturbjax.models.adapters import LoRA
+from perturbjax.models.adapters import LoRA, of_decoder
+from perturbjax.models.config import DecoderConfig
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import to_json
@@ -36,6 +37,8 @@ from perturbjax.vpretrain.text import Learner, TextTask
 from perturbjax.vpretrain.value import make_subset
 
 CHAPTER = "vpretrain"
+MOST_DESIGNED = 2**31
+"""Parameters of a designer at most."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,15 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         raise InputError(f"`candidates` {steer.candidates}: at most {size}, the vocabulary of {model.name}, is required")
     if config.training.row_tokens > model.config.max_positions:
         raise InputError(f"`row_tokens` {config.training.row_tokens}: {model.name} takes at most {model.config.max_positions}; lower it")
-    adapter = adapter_of(config)
+    adapter = adapter_of(config, model.config)
     start = model.params if adapter is None else jax.eval_shape(lambda: adapter.init(model.params, steer.seed))
     make_subset(start, steer.subset_layers, steer.subset_rules)
     designer = TopKDesigner(
         size, steer.candidates, steer.designer_hidden, steer.designer_layers, 4, steer.alpha_max, steer.designer_log_probs
     )
+    if designer.parameters > MOST_DESIGNED:
+        given = f"`designer_hidden` {steer.designer_hidden}, `designer_layers` {steer.designer_layers}"
+        raise InputError(f"{given}: a designer of {designer.parameters} parameters; at most {MOST_DESIGNED} are required")
     designer_params = designer.init(steer.seed)
     if steer.designer is not None:
         designer_params = load_designer(steer.designer / "designer", designer, vocabulary_of(model.tokenizer))
@@ -167,7 +173,8 @@ def make_experiment(parts: Parts, packed: Packed, mesh: Mesh) -> Experiment:
     steer, training, model = config.steer, config.training, parts.model
     dtype = DTYPES[parts.dtype if training.compute == "auto" else training.compute]
     dims = model_dims(parts, mesh)
-    learner, trained, frozen, adapter = Learner(model.config, dtype, training.remat, mesh), model.params, None, adapter_of(config)
+    learner, adapter = Learner(model.config, dtype, training.remat, mesh), adapter_of(config, model.config)
+    trained, frozen = model.params, None
     if adapter is not None:
         learner = dataclasses.replace(learner, whole=lambda trained, frozen: adapter.attach(frozen, trained))
         trained = jax.device_get(adapter.init(model.params, steer.seed))
@@ -205,11 +212,11 @@ def model_dims(parts: Parts, mesh: Mesh) -> Mapping[str, Any]:
     return layout.dims(parts.model.config) if layout else {}
 
 
-def adapter_of(config: Config) -> LoRA | None:
+def adapter_of(config: Config, decoder: DecoderConfig) -> LoRA | None:
     """What is trained in place of all parameters; None where all are."""
     if config.adapt.train == "full":
         return None
-    return LoRA(rank=config.adapt.lora_rank or 8, alpha=config.adapt.lora_alpha)
+    return LoRA(config.adapt.lora_rank or 8, config.adapt.lora_alpha, of_decoder(decoder))
 
 
 def merged(parts: Parts, trained: Any) -> Any:
@@ -219,7 +226,7 @@ def merged(parts: Parts, trained: Any) -> Any:
         parts: of the run.
         trained: what was trained, as numpy arrays.
     """
-    adapter = adapter_of(parts.config)
+    adapter = adapter_of(parts.config, parts.model.config)
     return in_dtype(parts, trained if adapter is None else jax.device_get(jax.jit(adapter.apply)(parts.model.params, trained)))
 
 

@@ -50,6 +50,8 @@ def refused(arguments: list[str], capsys) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--tokens", "8,8"], "--tokens 8,8: one is named twice"),
+        (["--chunk", str(2**30)], "--chunk 1073741824: at most 1048576 is required"),
         (["--tokens", "0"], "--tokens 0: an integer of at least 1"),
         (["--tokens", "20"], "--tokens 20: the shortest prompt of sst2 has 1"),
         (["--tokens", "10000000"], "--tokens 10000000: all prompts of sst2 together have "),

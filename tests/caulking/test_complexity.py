@@ -11,7 +11,7 @@ from perturbjax import InputError
 from perturbjax.caulking.cells import Measured, read_cells, write_cells
 from perturbjax.caulking.complexity import n_required, non_increasing, sample_complexity, source_slope, surfaces
 from perturbjax.caulking.laws import FloorLaw, ProductLaw, compare_laws
-from perturbjax.caulking.results import base_alone, make_slopes
+from perturbjax.caulking.results import base_alone, make_curves, make_slopes
 from perturbjax.caulking.surface_table import required_lines, surface_lines
 
 SOURCES, SAMPLES = (256.0, 1024.0, 4096.0), (16, 32, 64, 128, 256, 512, 1024)
@@ -134,3 +134,10 @@ def test_one_number_of_samples_has_no_slope():
     both = cells(errors, sources=(0.0, 0.1), samples=(8, 16))
     assert len(make_slopes(both, bases, (0.8,))) == 1
     assert make_slopes([cell for cell in both if cell.samples == 16], bases, (0.8,)) == ()
+
+
+def test_a_curve_with_a_seed_that_diverged_has_an_interval():
+    cells = [Measured("lora", 0.0, n, seed, np.inf if seed == 0 else 0.25, 1.0, 1.0, 1.0) for n in (4, 8) for seed in (0, 1)]
+    (curve,) = make_curves(cells, (0.3,))
+    assert [point.error for point in curve.points] == [0.625, 0.625] and curve.needed[0].censored == "above"
+    assert all(point.interval == (0.25, 1.0) for point in curve.points)

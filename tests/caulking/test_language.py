@@ -10,11 +10,12 @@ from support.paths import FIXTURES
 from support.toy import TEMPLATE, Toy
 
 from perturbjax import sharding
-from perturbjax.caulking.config import Grid
+from perturbjax.caulking.config import Config, Grid
 from perturbjax.caulking.features import HeadFeatures, HeadProblem
 from perturbjax.caulking.language import TEST_ROWS, ChoiceProblem, choice_scores, make_methods, random_params
 from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared
 from perturbjax.caulking.questions import Layout, Questions, encode_questions
+from perturbjax.caulking.setup import in_flight
 from perturbjax.inference import Engine
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.config import param_shapes, untied
@@ -111,7 +112,7 @@ def test_a_step_takes_the_width_that_its_longest_row_needs_and_the_cells_share_i
         losses = [float(jax.jit(loss)(model.params, batch)) for loss in sized.losses[taken[-1] :]]
         np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
     assert taken == [0, 1]
-    method = Method(make_methods(Grid(rank=2))["lora"].caulk, learning_rate=0.05, attach=True)
+    method = Method(make_methods(Grid(rank=2), model.config)["lora"].caulk, learning_rate=0.05, attach=True)
     order = np.array([np.argsort(lengths), np.argsort(-lengths)], np.int32)
     cells = CellArrays(np.array([0, 1], np.uint32), np.array([0, 1], np.int32), np.array([1, 1], np.int32))
     trained = [
@@ -132,7 +133,7 @@ def test_a_head_on_features_is_a_head_trained_with_its_decoder(model, kind):
     config, params = untied(model.config, model.params)
     host = replace(questions, arrays=jax.tree.map(np.asarray, questions.arrays))
     problem, fitting, mesh = problem_of(model, host, 2, config=config), Fitting(steps=4, batch=len(host)), sharding.make_mesh()
-    method = Method(make_methods(Grid(methods=("head",)))["head"].caulk, learning_rate=0.05)
+    method = Method(make_methods(Grid(methods=("head",)), model.config)["head"].caulk, learning_rate=0.05)
     order = np.stack([np.random.default_rng(seed).permutation(len(host)).astype(np.int32) for seed in range(2)])
     cells = CellArrays(np.arange(2, dtype=np.uint32), np.arange(2, dtype=np.int32), np.array([3, 5], np.int32))
     whole = GridProgram(problem.loss, problem.error, method, fitting, mesh, 2)
@@ -159,7 +160,7 @@ def test_questions_are_packed_with_their_prefix_and_nothing_is_left_out(model):
 
 def test_caulks_trained_together_share_the_products_of_the_base(model):
     _, questions = encoded(model, "single")
-    problem, lora = problem_of(model, questions), make_methods(Grid(rank=2))["lora"]
+    problem, lora = problem_of(model, questions), make_methods(Grid(rank=2), model.config)["lora"]
     problem = replace(problem, layout=Layout.of(questions, 3))
     together = GridProgram(problem.loss_by_size, problem.error, lora, Fitting(steps=2, batch=3), sharding.make_mesh(), 5)
     shared = Shared(model.params, questions.arrays, questions.arrays, np.arange(8, dtype=np.int32)[None])
@@ -174,7 +175,7 @@ def test_caulks_trained_together_share_the_products_of_the_base(model):
 
 def test_gradients_of_several_caulks_are_those_of_each(model):
     _, questions = encoded(model, "several")
-    problem, lora = problem_of(model, questions), make_methods(Grid(rank=2))["lora"]
+    problem, lora = problem_of(model, questions), make_methods(Grid(rank=2), model.config)["lora"]
     base = jax.tree.map(jnp.asarray, model.params)
     starts = [jax.tree.map(lambda leaf: leaf + 0.02, lora.init(base, jax.random.key(seed))) for seed in range(3)]
     gradient = jax.grad(lambda trained: problem.loss(lora.apply(base, trained), questions.arrays))
@@ -193,9 +194,28 @@ def test_every_method_begins_at_the_base_and_scratch_does_not(model):
     problem = problem_of(model, questions, config=config)
     loss = jax.jit(problem.loss)
     want = float(loss(params, questions.arrays))
-    for name, method in make_methods(Grid(methods=("lora", "adapter", "head", "bitfit", "full"))).items():
+    for name, method in make_methods(Grid(methods=("lora", "adapter", "head", "bitfit", "full")), model.config).items():
         start = method.init(params, jax.random.key(0))
         assert float(loss(method.apply(params, start), questions.arrays)) == pytest.approx(want, rel=1e-6), name
     random = random_params(config, jnp.float32)(jax.random.key(0))
     assert {path: leaf.shape for path, leaf in leaf_paths(random).items()} == param_shapes(config)
     assert abs(float(loss(random, questions.arrays)) - np.log(2)) < 0.5
+
+
+def test_caulks_beside_experts_are_trained_one_by_one():
+    """JAX cannot vmap a product of experts whose matrices are shared."""
+    experts = load_model(str(FIXTURES / "tiny_qwen3_moe"))
+    mesh, config = sharding.make_mesh(), Config()
+    alone, dense = (
+        [in_flight(config, name, mesh, shape) for name in ("lora", "adapter", "bitfit", "head", "full")]
+        for shape in (experts.config, replace(experts.config, num_experts=0, experts_per_token=0))
+    )
+    assert alone == [1, 1, 1, 4, 1] and dense == [4, 4, 4, 4, 1]
+    _, questions = encoded(experts, "single")
+    problem = replace(problem_of(experts, questions), layout=Layout.of(questions, 2))
+    lora = make_methods(Grid(rank=2), experts.config)["lora"]
+    program = GridProgram(problem.loss_by_size, problem.error, lora, Fitting(steps=2, batch=2), mesh, 1)
+    order = np.arange(8, dtype=np.int32)[None]
+    shared = sharding.put_replicated(Shared(experts.params, questions.arrays, questions.arrays, order), mesh)
+    program.lower(shared)
+    assert program.traces == 1

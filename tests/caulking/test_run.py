@@ -1,11 +1,13 @@
 """A whole grid on a model of random weights: the battery of chapters, and the commands on its run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.chapter import ChapterBattery, call
 from support.cli_tiny import write_questions
@@ -13,6 +15,7 @@ from support.paths import FIXTURES
 
 from perturbjax import InputError, caulking
 from perturbjax.caulking.cells import read_cells
+from perturbjax.caulking.results import read_results
 from perturbjax.inference import Engine
 from perturbjax.models.adapters import LoRA
 from perturbjax.noise import Noise
@@ -126,6 +129,43 @@ class TestCaulking(ChapterBattery):
         code, _, err = call(["export", str(run), "--cell", "lora-q0-n8-s1", "--out", str(tmp_path / "out")], capsys)
         assert code == 2 and "cannot be read" in err.splitlines()[-1]
 
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda content: content["curves"][0].update(sigma=0.7), "curves: sigma 0.7: that of one of the bases is required"),
+            (lambda content: content["curves"][1].update(points=[]), "curves: points and needed, as many in each curve, are required"),
+            (lambda content: content["curves"][0].update(method="\x1b"), "curves: method '\\x1b': one of lora,"),
+            (lambda content: content["curves"][0]["points"][0].update(error=7), "curves: points of errors from 0 to 1"),
+            (lambda content: content["curves"][0].update(exponent=1.0), "curves: floor, size and exponent are required together"),
+            (lambda content: content["bases"][0].update(error=-1), "bases: errors from 0 to 1"),
+            (lambda content: content["trained"].clear(), "trained: lora is missing"),
+        ],
+    )
+    def test_results_that_do_not_fit_together_are_refused(self, finished, tmp_path, change, said):
+        content = json.loads((finished / "run" / "results.json").read_text())
+        change(content)
+        (tmp_path / "results.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=re.escape(said)):
+            read_results(tmp_path / "results.json")
+
+    def test_settings_that_cannot_be_used_have_no_page(self, finished, tmp_path, capsys):
+        shutil.copytree(finished / "run", tmp_path / "run")
+        content = json.loads((tmp_path / "run" / "config.json").read_text())
+        content["config"]["grid"]["methods"] = [""]
+        (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+        code, out, err = call(["report", str(tmp_path / "run")], capsys)
+        assert (code, out) == (2, "") and "config.json: --methods : some of lora, " in err
+
+    def test_cells_that_the_run_has_not_are_not_opened(self, finished, tmp_path, capsys):
+        import pyarrow.parquet as pq
+
+        shutil.copytree(finished / "run", tmp_path / "run")
+        columns = pq.read_table(finished / "run" / "cells.parquet").to_pydict()
+        for changed in ({"quality": [float("nan")] * 8}, {"method": ["adapter"] * 8}):
+            pq.write_table(pa.table(columns | changed), tmp_path / "run" / "cells.parquet")
+            code, _, err = call(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")], capsys)
+            assert code == 2 and "caulks of lora are not kept" in err
+
     def test_an_adapter_of_another_base_is_refused(self, finished, tmp_path, capsys):
         call(["export", str(finished / "run"), "--cell", "lora-q0-n8-s1", "--out", str(tmp_path / "peft")], capsys)
         other = load_model(str(BASE))
@@ -146,6 +186,10 @@ class TestCaulking(ChapterBattery):
         (["--rank", "4000"], "--rank 4000: at most "),
         (["--sigmas", "0.1,0"], "--sigmas 0.1,0.0: growing numbers of at least 0 are required"),
         (["--accuracies", "80"], "--accuracies 80.0: fractions between 0 and 1 are required"),
+        (["--accuracies", "0.5,0.5"], "--accuracies 0.5,0.5: one is named twice"),
+        (["--seeds", "1000000"], "--seeds 1000000: 2000000 cells of --methods, --sigmas and --samples; at most 1048576 are required"),
+        (["--in-flight", str(10**30)], "--in-flight 1000000000000000000000000000000: at most 2147483647 is required"),
+        (["--steps", "100000000"], "--steps 100000000, --batch 8: 800000000 rows are drawn for a cell; at most 67108864 are required"),
         (["--mesh", "1x2"], "--mesh 1x2: cells are sharded, models are not; use DATAx1"),
         (["--target", "MIXED"], "--target mixed: questions of one number of choices are required, these have 2 to 3"),
     ],

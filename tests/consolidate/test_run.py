@@ -20,7 +20,7 @@ from perturbjax import consolidate
 from perturbjax.consolidate import labels, measuring
 from perturbjax.consolidate.distilling import Trainer
 from perturbjax.consolidate.merging import Move, Part, moved_by, uniform_weights
-from perturbjax.consolidate.results import Results
+from perturbjax.consolidate.results import Results, read_results
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
 from perturbjax.noise import Candidate
@@ -87,6 +87,18 @@ def test_the_command_writes_what_python_gives_and_leaves_the_run(folder, merged,
     for command in (["evaluate"], ["predict", "--questions", "q", "--out", str(tmp_path / "a")], ["export", "--out", str(tmp_path / "x")]):
         code, out, err = call([command[0], str(tmp_path / "m"), *command[1:]], capsys)
         assert (code, out) == (2, "") and "made by perturbjax consolidate; its model is" in err
+
+
+def test_results_that_do_not_fit_together_are_refused(folder, merged, tmp_path):
+    written = json.loads((folder / "merged" / "results.json").read_text())
+    for change, said in (
+        ({"rows": []}, "rows: base is missing"),
+        ({"gate": written["gate"] | {"arm": "x"}}, "gate: arm and option are not among those"),
+        ({"seconds": float("nan")}, "damaged, not JSON"),
+    ):
+        (tmp_path / "results.json").write_text(json.dumps(written | change))
+        with pytest.raises(InputError, match=said):
+            read_results(tmp_path / "results.json")
 
 
 def test_the_saved_model_is_the_merge_and_answers_as_measured(folder, merged):

@@ -1,6 +1,7 @@
 """One whole training of a value network on a model of random weights: the battery of chapters, and the commands on its run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from support.chapter import ChapterBattery, call
 from support.cli_tiny import write_questions
 from support.paths import FIXTURES
 
-from perturbjax import ivl
+from perturbjax import InputError, ivl
 from perturbjax.inference import Engine
+from perturbjax.ivl.artifacts import load_value
 from perturbjax.ivl.combined import combine
 from perturbjax.ivl.reopen import reopen
 from perturbjax.ivl.results import read_results
@@ -133,6 +135,28 @@ class TestIvl(ChapterBattery):
         assert code == 1 and "Traceback" not in err
         assert "FloatingPointError: the loss or its gradient is not finite at step" in err.splitlines()[-1]
 
+    def test_answers_do_not_replace_files_of_the_run(self, finished, capsys):
+        given = ["predict", str(finished / "run"), "--questions", str(finished / "even.jsonl"), "--out"]
+        for command in ([*given, str(finished / "run" / "config.json")], ["export", given[1], "--out", str(finished / "run" / "new")]):
+            code, _, err = call(command, capsys)
+            assert code == 2 and "lies in the run directory, which is not changed" in err
+
+    @pytest.mark.parametrize(
+        ("field", "value", "said"),
+        [
+            ("architecture", "", 'decoder.architecture "": one of '),
+            ("num_layers", 2**40, "cannot be read ("),
+            ("hidden_size", 31, "cannot be read ("),
+        ],
+    )
+    def test_a_record_that_does_not_fit_its_weights_is_refused(self, finished, tmp_path, field, value, said):
+        shutil.copytree(finished / "run" / "value", tmp_path / "value")
+        record = json.loads((tmp_path / "value" / "value.json").read_text())
+        record["decoder"][field] = value
+        (tmp_path / "value" / "value.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match=re.escape(said)):
+            load_value(tmp_path / "value")
+
     def test_a_damaged_value_network_is_refused(self, finished, tmp_path, capsys):
         run = tmp_path / "run"
         shutil.copytree(finished / "run", run)
@@ -164,6 +188,10 @@ class TestIvl(ChapterBattery):
         ),
         (["--demonstrations", "EVEN", "--accumulate", "2"], "--batch-rows 1: --accumulate 2 must divide it"),
         (["--demonstrations", "EVEN", "--task", "LONG"], "tokens under template"),
+        (["--demonstrations", "EVEN", "--rivals", "lora,lora"], "--rivals lora,lora: one is named twice"),
+        (["--demonstrations", "EVEN", "--also", str(BASE)], f"--also {BASE},{BASE}: one is named twice"),
+        (["--demonstrations", "EVEN", "--epochs", "1e300"], "--epochs 1e+300: 8e+300 steps, at most 2147483647 are required"),
+        (["--demonstrations", "~nobody-of-this-name/x.py:task"], "there is no file "),
         (["--demonstrations", "EVEN", "--train-examples", "20"], "--train-examples 20 + --validation-examples 8"),
     ],
 )
@@ -177,7 +205,8 @@ def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, sai
     files["BAD"].write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n" + json.dumps({"prompt": "a"}))
     files["ROLES"].write_text(json.dumps({"messages": [{"role": "assistant", "content": "b"}]}))
     flags = [str(files.get(word, word)) for word in flags]
-    common = ["--base", str(BASE), "--validation-examples", "8", "--test-examples", "8", "--steps", "1", "--batch-rows", "1"]
+    steps = [] if "--epochs" in flags else ["--steps", "1"]
+    common = ["--base", str(BASE), "--validation-examples", "8", "--test-examples", "8", "--batch-rows", "1", *steps]
     row_tokens = [] if "--row-tokens" in flags else ["--row-tokens", "64"]
     code, out, err = call(["ivl", *common, *row_tokens, *flags, "--out", str(tmp_path / "run")], capsys)
     assert code == 2 and out == "" and said in err.splitlines()[-1]

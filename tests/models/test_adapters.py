@@ -17,7 +17,7 @@ from perturbjax import sharding
 from perturbjax.errors import InputError
 from perturbjax.models.adapter_layers import bottleneck
 from perturbjax.models.adapter_rules import Leaves
-from perturbjax.models.adapters import Bottleneck, LoRA, Partial, bitfit, distance, full, head, trainable_count
+from perturbjax.models.adapters import BLOCK_ENDS, Bottleneck, LoRA, Partial, bitfit, distance, full, head, of_decoder, trainable_count
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.config import untied
 from perturbjax.models.partition import TensorParallel
@@ -126,6 +126,25 @@ def test_attached_equals_merged_with_its_gradients_for_many_adapters_at_once(mod
         np.testing.assert_allclose(values[i], expected[0], rtol=1e-5)
         for path, leaf in leaf_paths(expected[1]).items():
             np.testing.assert_allclose(leaf_paths(gradients)[path][i], leaf, rtol=2e-3, atol=1e-6 + 1e-4 * float(np.abs(leaf).max()))
+
+
+def test_experts_have_no_place_for_an_adapter_and_attention_beside_them_has():
+    experts = load_model(str(FIXTURES / "tiny_qwen3_moe"))
+    tokens = jnp.arange(4)[None]
+
+    def logits(params):
+        decoder = experts.config.build(params)
+        hidden, _ = decoder(tokens, tokens, causal_mask(jnp.ones(tokens.shape, bool)))
+        return decoder.logits(hidden)
+
+    lora = LoRA(2, rules=of_decoder(experts.config))
+    start = lora.init(experts.params, 0)
+    assert len(leaf_paths(start)) == 8 and all(path.startswith("layers/attention/") for path in leaf_paths(start))
+    moved = jax.tree.map(lambda leaf: leaf + 0.05, start)
+    attached, merged = (jit(logits)(verb(experts.params, moved)) for verb in (lora.attach, lora.apply))
+    np.testing.assert_allclose(attached, merged, rtol=1e-4, atol=1e-4)
+    ends = Bottleneck(4, of_decoder(experts.config, BLOCK_ENDS))
+    assert all(path.startswith("layers/attention/o/") for path in leaf_paths(ends.init(experts.params, 0)))
 
 
 def test_no_matrix_of_the_size_of_a_change_is_made(model):

@@ -1,4 +1,5 @@
-"""Files of anything, given to the commands: exit code 2, one short line, no traceback, and nothing left behind.
+"""Files of anything, given to the commands: exit code 2, one short line, no traceback, and nothing left behind; within 5 s of CPU time and
+1 GiB of memory more than the process had.
 
 The examples are the same in every run (``conftest``). Cases that were found once stand as tests beside the code that they are about.
 """
@@ -6,7 +7,9 @@ The examples are the same in every run (``conftest``). Cases that were found onc
 import contextlib
 import io
 import json
+import resource
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,10 @@ LINES = st.lists((ROWS | VALUES).map(lambda row: json.dumps(row).encode()) | st.
 
 def refused(arguments: list[str]) -> None:
     out, err = io.StringIO(), io.StringIO()
+    started, taken = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
+    assert time.process_time() - started < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - taken < 2**20  # KiB
     *_, message = err.getvalue().splitlines()
     assert (code, out.getvalue()) == (2, ""), err.getvalue()
     assert message.startswith("perturbjax: error: ") and len(message) < 1100 and message.isprintable() and "Traceback" not in err.getvalue()
@@ -50,10 +55,10 @@ def test_any_file_of_questions(content):
 @given(data=st.data())
 @settings(max_examples=40)
 def test_any_setting_of_a_run(data):
-    from perturbjax import ivl, randopt, vpretrain
+    from perturbjax import caulking, ivl, randopt, vpretrain
 
-    chapter, kind = data.draw(st.sampled_from([("randopt", randopt.Config), ("ivl", ivl.Config), ("vpretrain", vpretrain.Config)]))
-    content: dict[str, Any] = {"chapter": chapter, "config": to_json(kind()), "prompt_clock": None, "model": {"name": "m"}}
+    chapter, module = data.draw(st.sampled_from([("randopt", randopt), ("ivl", ivl), ("vpretrain", vpretrain), ("caulking", caulking)]))
+    content: dict[str, Any] = {"chapter": chapter, "config": to_json(module.Config()), "prompt_clock": None, "model": {"name": "m"}}
     part = data.draw(st.sampled_from([*content["config"], None]))
     if part is None:
         content[data.draw(st.sampled_from(sorted(content)))] = data.draw(VALUES)

@@ -103,10 +103,10 @@ def searched(tmp_path_factory) -> Path:
 
 def refused(run: Path, capsys) -> str:
     """The one line with which a run is refused."""
-    code, out, err = call(["export", str(run), "--base", "--out", str(run / "model")], capsys)
+    code, out, err = call(["export", str(run), "--base", "--out", str(run.parent / "model")], capsys)
     *before, message = err.splitlines()
     assert (code, out) == (2, "") and all(line.startswith(("model ", "task ", "noise ")) for line in before), err
-    assert message.startswith("perturbjax: error: ") and len(message) < 700 and not (run / "model").exists()
+    assert message.startswith("perturbjax: error: ") and len(message) < 700 and not (run.parent / "model").exists()
     return message
 
 
@@ -127,7 +127,7 @@ def forge(searched: Path, folder: Path, name: str, path: tuple[Any, ...], value:
 
 def test_the_run_that_the_forgeries_change_is_read(searched, tmp_path, capsys):
     run = forge(searched, tmp_path, "ensemble.json", ("version",), 2)
-    assert call(["export", str(run), "--base", "--out", str(run / "model")], capsys)[0] == 0
+    assert call(["export", str(run), "--base", "--out", str(run.parent / "model")], capsys)[0] == 0
 
 
 NUMBERS = (-1, 0, 2**32, 2**62, 10**400, 10**5000, 0.5, 1e308, float("nan"), float("inf"))

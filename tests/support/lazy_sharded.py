@@ -118,6 +118,7 @@ def scorer_meshes():
     sharded["w"] = jax.device_put(PARAMS["w"], NamedSharding(explicit, P(None, "b")))
     cases = {
         "a mesh is set": (rows, PARAMS, None, MESH),
+        "an explicit mesh is set": (rows, PARAMS, None, explicit),
         "no axis of ours": (rows, PARAMS, MESH, None),
         "sharding constraint": (constraint, PARAMS, MESH, None),
         "shard_map": (mapped, PARAMS, MESH, None),
@@ -128,7 +129,7 @@ def scorer_meshes():
         expected = np.stack([jit(fn if mesh is None else rows)(pj.perturb(PARAMS, population[i], noise), X) for i in range(3)])
         if name == "shard_map":
             expected = np.stack([(X @ pj.perturb(PARAMS, population[i], noise)["w"]).sum(-1) for i in range(3)])
-        for strategy in ("lazy", "copy"):
+        for strategy in ("lazy", "auto") if around is explicit else ("lazy", "copy"):
             with jax.set_mesh(around) if around else contextlib.nullcontext():
                 found = pj.score_population(fn, params, population, noise, X, mesh, strategy=strategy)
             error = np.abs(found - expected).max() / np.abs(expected).max()

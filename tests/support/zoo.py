@@ -1,11 +1,14 @@
 """Models of other people's libraries at random weights, unmodified, as ``lazily`` meets them; and a table of how it does.
 
-    pip install 'perturbjax[zoo]'; PYTHONPATH=tests python tests/support/zoo.py [NAME...]
+    pip install 'perturbjax[zoo]'; PYTHONPATH=tests python tests/support/zoo.py [--bounds] [NAME...]
 
 Columns: glue = lines that make (function of parameters, parameters, input) of the library's own objects; error = largest difference from
 the dense oracle over the largest value, worst of gaussian, rademacher and rank 1; materialized = the primitives for which a matrix or more
 was made whole; then for gaussian and rademacher noise, in one jit: compile = CPU seconds of compiling over those of the plain function;
 efficiency = time of the plain function over that of one candidate, medians of 7, in turn. NAMEs select libraries.
+
+With --bounds, what bounds both, in another table: the same times beside those of a program that does nothing but make the noise and add it
+(``perturb``). Whoever makes the noise once reaches at most plain / (plain + noise), and compiles plain and noise.
 """
 
 import importlib.metadata
@@ -227,8 +230,46 @@ def row(library: str) -> str:
     )
 
 
+def bounds(library: str) -> list[str]:
+    """A row for each of gaussian and rademacher noise."""
+    model, build = ZOO[library]
+    fn, params, x = build()
+    plain, plain_s = compiled(fn, params, x)
+    rows = []
+    for noise in NOISES[:2]:
+        alone, alone_s = compiled(lambda candidate, params, noise=noise: pj.perturb(params, candidate, noise), candidate(), params)
+        lazy, lazy_s = compiled(pj.perturbed(fn, noise), candidate(), params, x)
+        times = medians(lambda: plain(params, x), lambda run=alone: run(candidate(), params), lambda run=lazy: run(candidate(), params, x))
+        base, made, one = times
+        milliseconds = " | ".join(f"{1e3 * seconds:.2f}" for seconds in times)
+        compiling = " | ".join(f"{seconds:.1f}" for seconds in (plain_s, alone_s, lazy_s))
+        leaves = len(jax.tree.leaves(params))
+        rows.append(
+            f"| {model} | {noise.distribution} | {leaves} | {milliseconds} | {base / (base + made):.2f} | {base / one:.2f} | {compiling} |"
+        )
+    return rows
+
+
 def main(*names: str) -> None:
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}\n")
+    if names and names[0] == "--bounds":
+        columns = [
+            "model",
+            "noise",
+            "leaves",
+            "plain,ms",
+            "noise,ms",
+            "candidate,ms",
+            "bound",
+            "reached",
+            "compile_plain,s",
+            "noise,s",
+            "candidate,s",
+        ]
+        print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+        for library in names[1:] or ZOO:
+            print("\n".join(bounds(library)), flush=True)
+        return
     print("| model | library | glue | error | materialized | compile, x plain | efficiency |\n|---|---|---|---|---|---|---|")
     for library in names or ZOO:
         print(row(library), flush=True)

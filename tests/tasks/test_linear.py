@@ -44,9 +44,10 @@ ENDS = (("", ""), ("1", "x"), ("answer", "1111"), ("####", "\n"), ("<answer>", "
 TEXTS = [head + piece * (SIZE // len(piece)) + tail for (head, tail), piece in zip(cycle(ENDS), PIECES, strict=False)]
 EXAMPLE = Example("e", "q", "6", fields={"numbers": (1, 2, 3), "target": 6})
 WORDS = JsonlGeneration("words", "", (Example("e", "q", "red"),))
+EXACT = JsonlGeneration("exact", "", (Example("e", "q", "CC(=O)O", fields={"match": "exact"}),))
 NUMBERS = JsonlGeneration("numbers", "", (EXAMPLE,))
 READERS: dict[str, Callable[[str], object]] = {"evaluate": evaluate}
-for task in (Countdown(), Gsm8k(), Arithmetic(), Mbpp(), Math500(), WORDS, NUMBERS):
+for task in (Countdown(), Gsm8k(), Arithmetic(), Mbpp(), Math500(), WORDS, EXACT, NUMBERS):
     READERS[f"strict {task.name}"] = lambda text, task=task: task.extract(text, EXAMPLE)
     READERS[f"lenient {task.name}"] = lambda text, task=task: task.extract(text, EXAMPLE, strict=False)
     READERS[f"key {task.name}"] = lambda text, task=task: task.vote_key(text, EXAMPLE)

@@ -18,7 +18,7 @@ from perturbjax.tasks.registry import names_code
 MODULE = """
 import os
 import sys
-from perturbjax.tasks import Example, Prompt, Template
+from perturbjax.tasks import Example, GenerationTask, Layout, Prompt, Template
 
 class Parity:
     name, kind, max_new_tokens, source = "parity", "choice", 0, "made here"
@@ -56,6 +56,14 @@ class Few(Parity):
         self.count, self.names = count, names
     def examples(self):
         return super().examples()[:self.count]
+
+class Sums(GenerationTask):
+    name, source, max_new_tokens = "sums", "made here", 4
+    templates, layouts = (Template("plain", "Add.", "plain"),), {"plain": Layout("{question}", "Sum:")}
+    def load(self):
+        return [Example(str(n), f"{n} + {n}", str(2 * n)) for n in range(9)]
+    def extract(self, text, example, strict=True):
+        return text.strip() or None
 
 class Needs(Parity):
     def __init__(self, path):
@@ -120,6 +128,9 @@ def test_a_users_task_is_called_with_literals(module: str) -> None:
     assert len(load_task(f"{module}:Few(3)").examples()) == 3
     spec = f"{module}:Few(count=4, names=['a(b', 'c,d'])"
     assert load_task(spec).names == ["a(b", "c,d"] and names_code(spec)  # pyright: ignore[reportAttributeAccessIssue]
+    sums = load_task(f"{module}:Sums")
+    first = sums.examples()[1]
+    assert sums.prompt(first, sums.templates[0]).messages[0]["content"] == "Add.\n\n1 + 1" and sums.score("2.0", first) == 1
     assert "calling it with these arguments failed (TypeError" in refused(f"{module}:Few(3, 4)")
     assert "task is a Parity, which takes no arguments" in refused(f"{module}:task(3)")
     code = ("(open('x'))", "(__import__('os'))", "(n)", "(*[1])", "(**{'count': 1})")

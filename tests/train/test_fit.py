@@ -205,7 +205,12 @@ def test_frozen_leaves_have_no_optimizer_state(model, rows, tmp_path):
         ({"learning_rate": float("nan")}, "`learning_rate` nan: a number above 0 is required"),
         ({"warmup": 1.5}, "`warmup` 1.5: a fraction of the steps, from 0 to 1, is required"),
         ({"schedule": "linear"}, "`schedule` linear: one of cosine, constant is required"),
-        ({"patience": -1}, "`patience` -1: 0 or a positive integer is required"),
+        ({"patience": -1}, "`patience` -1: an integer of at least 0 is required"),
+        (
+            {"batch_rows": 2**30, "row_tokens": 4},
+            "`batch_rows` 1073741824, `row_tokens` 4: a step of 4294967296 tokens; at most 2147483647 are required",
+        ),
+        ({"steps": 10**400}, f"`steps` 1{'0' * 400}: at most 2147483647 is required"),
         ({"epochs": 0.0}, "`epochs` 0.0: a number above 0 is required"),
     ],
 )

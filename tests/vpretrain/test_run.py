@@ -146,6 +146,10 @@ class TestVpretrain(ChapterBattery):
         ({"corpus": "sst2", "feedback-domains": "left"}, "--corpus sst2: with --feedback-domains its rows need a domain"),
         ({"similarity": "cosine", "feedback-domains": "left"}, "--similarity cosine: it is of all rows together; with --feedback-domains"),
         ({"patience": 2}, "--patience 2: all arms take the same steps; leave it out"),
+        ({"feedback-rows": 10**9}, "--feedback-rows 1000000000, --row-tokens 64: an update of 64000000000 tokens; at most 2147483647"),
+        ({"burn-in": 10**20}, "--burn-in 100000000000000000000: at most 2147483647 is required"),
+        ({"designer-layers": 10**6}, "--designer-hidden 16, --designer-layers 1000000: a designer of "),
+        ({"allow-overlap": "corpus+test,corpus+test"}, "--allow-overlap corpus+test,corpus+test: one is named twice"),
         ({"row-tokens": 100000}, "takes at most"),
     ],
 )
