@@ -127,8 +127,7 @@ class Search:
             )
         if not self.population < self.screened <= MOST_SCREENED:
             raise InputError(
-                f"`screened` {self.screened}: more than `population` {self.population}, of which they are chosen, and at most "
-                f"{MOST_SCREENED} are required"
+                f"`screened` {self.screened}: from {self.population + 1}, one more than `population`, to {MOST_SCREENED} are required"
             )
 
     @property
