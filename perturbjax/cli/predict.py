@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) or a caulk (caulking) helps a
-    base, a model that was pretrained further (vpretrain) answers alone.
+    """Let what a run made answer questions: an ensemble votes, a value network or a caulk helps a base, a model answers alone.
+    Made by randopt, ivl, caulking and vpretrain, in this order.
 
     perturbjax predict RUN --questions questions.jsonl --out answers.jsonl
 

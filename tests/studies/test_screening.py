@@ -25,7 +25,7 @@ def test_a_screening_that_knows_nothing_has_chance_recall_and_no_gain():
     products, changes = generator.normal(size=400), generator.normal(size=440)
     row = screening.row_of(screening.Config(top_k=80), "other", "accuracy", products, changes)
     assert [abs(each.value - share) < 0.15 for each, share in zip(row.recall, screening.KEPT, strict=True)] == [True, True]
-    assert not row.r.above and not row.gain.above and row.gain.interval[0] < row.gain.value < row.gain.interval[1]
+    assert row.r is not None and not row.r.above and not row.gain.above and row.gain.interval[0] < row.gain.value < row.gain.interval[1]
     better = screening.row_of(screening.Config(top_k=80), "other", "accuracy", products, np.r_[changes[:400], changes[400:] + 2])
     assert better.gain.above and better.gain.value == pytest.approx(row.gain.value + 2)
 
