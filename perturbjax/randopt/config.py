@@ -73,7 +73,8 @@ class Search:
     """What sigma is relative to: nothing (absolute, as in the paper), each leaf's RMS, or modular: it is the R of Modular-Norm RandOpt, the
     step of the whole model in the modular norm, 0.16 to 0.64 in that paper."""
     rules: tuple[Rule, ...] = ()
-    """Another scale for parameters whose path matches, or none: REGEX=absolute|rms|modular|exclude, comma separated; first match wins."""
+    """Another scale for parameters whose path matches, or none: REGEX=absolute|rms|modular|exclude, comma separated; first match wins.
+    Noise in the embedding and head alone: '^(embed|head)/=absolute,.=exclude'."""
     antithetic: bool = False
     """Candidates 2j and 2j+1 share their noise with opposite signs."""
     searcher: Searcher = "random"
