@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure what a run made, and its base, on questions that chose nothing; writes RUN/evaluation-NAME.json (an
-    ensemble's scores by question beside it, for perturbjax compare).
+    """Measure what a run made, and its base, on questions that chose nothing; writes RUN/evaluation-NAME.json.
+    Of an ensemble its scores by question stand beside it, for perturbjax compare.
 
     - rows left over: perturbjax evaluate RUN --examples 200
     - your own rows: perturbjax evaluate RUN --task more.jsonl

@@ -16,6 +16,7 @@ from perturbjax.cli.value import VALUE_OPTIONS, predict_value, refuse_options
 from perturbjax.errors import InputError
 from perturbjax.ivl.config import VocabularyName
 from perturbjax.records import from_json, read_json_lines, refuse
+from perturbjax.report.words import percent
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Let what a run made answer questions: the members of an ensemble (randopt) vote, a value network (ivl) or a caulk (caulking) helps a
-    base, a model that was pretrained further (vpretrain) answers alone.
+    """Let what a run made answer questions: an ensemble votes, a value network or a caulk helps a base, a model answers alone.
+    Made by randopt, ivl, caulking and vpretrain, in this order.
 
     perturbjax predict RUN --questions questions.jsonl --out answers.jsonl
 
@@ -97,7 +98,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     members = len(ensemble)
     write_lines(config.out, ({"question": p.example.question, **_answer(p), "members": members} for p in predictions))
     saved = 1 - sum(p.asked for p in predictions) / (members * len(predictions))
-    note = "" if config.early_exit is None else f"; {saved:.0%} of the votes saved"
+    note = "" if config.early_exit is None else f"; {percent(saved)} of the votes saved"
     console.line(f"{len(examples)} answers by {members} members written to {config.out}{note}")
 
 

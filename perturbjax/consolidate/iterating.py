@@ -113,7 +113,7 @@ def iterate_arms(
     lengths_of = ", ".join(f"{move.length:.3g}" for move in centers[-1].moves)
     size = len(population_of(config, asker.ensemble, asker.parts.config.search, 0))
     return arms, (
-        f"{len(centers) - 1} searches of {count(size)} candidates each way; lengths of the moves {lengths_of}",
+        f"searches each way: {len(centers) - 1}, of {count(size)} candidates; lengths of the moves {lengths_of}",
         f"right on search after each round, in %: {ITERATED} {shown[0]}; {AROUND_BASE} {shown[1]}",
     )
 

@@ -102,7 +102,7 @@ def calibrate(measured: Measures, noise: Noise, candidates: int, seed: int, told
         noise: whose sigma is wanted.
         candidates: of each sigma, 2 or more. All sigmas share their draws, so that the curve is smooth.
         seed: of the draws, which are none of a search's.
-        told: of how many sigmas have been measured.
+        told: of how many sigmas have been measured, of ``expected_steps``.
 
     Raises:
         InputError: the noise changes nothing, or gives no finite logits, at any sigma tried.
@@ -134,6 +134,7 @@ def calibrate(measured: Measures, noise: Noise, candidates: int, seed: int, told
             break
         else:
             expected *= min(64.0, factor) if near.kl > 0 else 64.0
+        done -= 1  # a miss is none of ``expected_steps``
     else:
         raise InputError(f"`noise`: no sigma near {expected:.2g} changes the next token as the reference does; give sigmas by hand")
     points |= {point.sigma: point for point in at([s * expected for s in STEPS if s * expected not in points], noise)}

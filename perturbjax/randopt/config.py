@@ -73,7 +73,8 @@ class Search:
     """What sigma is relative to: nothing (absolute, as in the paper), each leaf's RMS, or modular: it is the R of Modular-Norm RandOpt, the
     step of the whole model in the modular norm, 0.16 to 0.64 in that paper."""
     rules: tuple[Rule, ...] = ()
-    """Another scale for parameters whose path matches, or none: REGEX=absolute|rms|modular|exclude, comma separated; first match wins."""
+    """Another scale for parameters whose path matches, or none: REGEX=absolute|rms|modular|exclude, comma separated; first match wins.
+    Noise in the embedding and head alone: '^(embed|head)/=absolute,.=exclude'."""
     antithetic: bool = False
     """Candidates 2j and 2j+1 share their noise with opposite signs."""
     searcher: Searcher = "random"
@@ -127,8 +128,7 @@ class Search:
             )
         if not self.population < self.screened <= MOST_SCREENED:
             raise InputError(
-                f"`screened` {self.screened}: more than `population` {self.population}, of which they are chosen, and at most "
-                f"{MOST_SCREENED} are required"
+                f"`screened` {self.screened}: from {self.population + 1}, one more than `population`, to {MOST_SCREENED} are required"
             )
 
     @property

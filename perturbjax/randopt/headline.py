@@ -3,6 +3,7 @@
 import numpy as np
 
 from perturbjax.randopt.entries import CONTROLS, RandOptEntry
+from perturbjax.randopt.reliability import ENOUGH
 from perturbjax.randopt.results import Results
 from perturbjax.report.schema import Comparison, Entry, Headline, Verdict
 from perturbjax.report.words import count, effect_sentence, percent, points, points_range
@@ -14,7 +15,38 @@ def headline(results: Results) -> Headline:
     # A control that is the base itself (the default prompt was the best) is no further rival.
     rivals = [name for name in CONTROLS if not (name == "best_prompt" and results.same_prompt)]
     title = _title(results, rivals)
-    return Headline(best.verdict, title, (_effect(best, results.base), *_rivals(rivals, results), _cost(best, results.base)))
+    why = () if (found := reason(results)) is None else (found,)
+    return Headline(best.verdict, title, (_effect(best, results.base), *why, *_rivals(rivals, results), _cost(best, results.base)))
+
+
+def reason(results: Results) -> str | None:
+    """What stood in the way of a search that did not help: the scores, the neighborhood (a plateau), or the number of test questions.
+
+    None where it helped, and where there is no reliability. The gain of the chosen members on search is moved towards that of all
+    candidates by the part that does not repeat; the base's own luck there stays in it, as do sigmas of different means.
+    """
+    best, found = results.chosen, results.reliability
+    if best.verdict == "helped" or found is None:
+        return None
+    value = f"reliability {found.population.value:.2f}"
+    if not found.population.enough:
+        return (
+            f"The search could not rank its candidates ({value}, at least {ENOUGH:g} is required): those it kept are hardly better than "
+            "the others, so this says little of the method. More search questions, a larger sigma or another task would help."
+        )
+    everyone = results.population.mean_score - results.population.base_search_score
+    chosen = best.members_search_mean - results.racing.rounds[-1].base_score
+    expected = everyone + found.population.value * (chosen - everyone)
+    ahead = f"{points(expected)} points on the base"
+    if expected <= 0:
+        return (
+            f"The search could rank its candidates ({value}), and the best are no better than the base: on search, less luck, {ahead}. "
+            "That is a plateau: candidates differ, and none found is better. Another task, prompt or model would help, not more candidates."
+        )
+    low, high = best.difference_interval
+    small = best.verdict == "no clear effect" and expected < (high - low) / 2
+    end = f"That is less than {count(best.n)} test questions can show." if small else "The test split does not bear that out."
+    return f"The search could rank its candidates ({value}): on search, less luck, its best have {ahead}. {end}"
 
 
 def _against(results: Results, name: str) -> Comparison:

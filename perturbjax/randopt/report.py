@@ -8,7 +8,7 @@ from perturbjax.errors import InputError
 from perturbjax.inference.calibration import Calibration
 from perturbjax.randopt.auto_sigmas import calibration_words
 from perturbjax.randopt.config import Config
-from perturbjax.randopt.headline import headline
+from perturbjax.randopt.headline import headline, reason
 from perturbjax.randopt.results import Results, halving_of, read_results, screening_of
 from perturbjax.randopt.results_table import halving_words, has_lenient, lines, racing_words, search_words, sigma_words
 from perturbjax.randopt.screened import Screening, read_screening
@@ -135,7 +135,7 @@ def _caveats(results: Results) -> list[str]:
             f"The voters look better on the questions that chose them: on average {percent(best.members_search_mean)} on search, "
             f"{percent(best.members_test_mean)} on test. Part of any search score is luck."
         )
-    if results.reliability and not results.reliability.population.enough:
+    if results.reliability and not results.reliability.population.enough and reason(results) is None:  # else the headline says it
         notes.append(
             f"The scores hardly rank the candidates: of the variance between their mean scores over all search questions, "
             f"{percent(results.reliability.population.value)} would repeat on other questions. More search questions, a larger sigma or "

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perturbjax.randopt.headline import headline
+from perturbjax.randopt.headline import headline, reason
 from perturbjax.randopt.results import Results, halving_of, screening_of
 from perturbjax.randopt.screening_words import difference_words, screening_words
 from perturbjax.report.schema import Entry
@@ -56,8 +56,8 @@ def racing_words(results: Results) -> str:
     """``halving: 48, 28, 16 candidates up to question 16, 32, 64``; of ``dead`` which questions it skipped."""
     rounds, race = results.racing.rounds, results.racing
     if race.screen is not None:
-        first = f"the first {count(race.screen)} candidates, who were all right"
-        return f"{race.rule}: {count(race.skipped)} of {count(results.splits.search)} questions asked of {first}"
+        skipped = f"{count(race.skipped)} of {count(results.splits.search)} questions skipped"
+        return f"{race.rule}: {skipped}, on which the first {count(race.screen)} candidates were all right"
     candidates, examples = ", ".join(count(r.candidates) for r in rounds), ", ".join(count(r.examples) for r in rounds)
     return f"{results.racing.rule}: {candidates} candidates up to question {examples}"
 
@@ -70,10 +70,11 @@ def halving_words(results: Results) -> str:
 
 
 def results_table(results: Results) -> str:
-    """Verdict, base, controls and RandOpt at each K with 95 % intervals and tokens, then choices, ties, throughput and efficiency."""
+    """Verdict and what stood in its way; base, controls and RandOpt at each K with 95 % intervals and tokens; then choices, ties,
+    throughput and efficiency."""
     table = entry_lines([(line.label, line.entry) for line in lines(results)], has_lenient(results))
-    title = textwrap.fill(headline(results).title, WIDTH)
-    return "\n".join([title, "", *table, "", *fact_lines(_facts(results))])
+    top = [textwrap.fill(line, WIDTH) for line in (headline(results).title, reason(results)) if line]
+    return "\n".join([*top, "", *table, "", *fact_lines(_facts(results))])
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

@@ -85,6 +85,9 @@ class Desk:
             left.cancel()
         if ended == "error":
             raise Refusal(500, "the model failed on this batch; the log of the server says why", "server_error")
+        if vote is not None:
+            self._metrics.votes.inc(vote["asked"])
+            self._metrics.votes_saved.inc(vote["members"] - vote["asked"])
         return JSONResponse(form.whole(said, ended, text.tokens, vote))
 
     def _submitted(self, asked: Asked, longest: int | None, tokens: Sequence[int], question: str) -> "tuple[Work, asyncio.Queue[Piece]]":

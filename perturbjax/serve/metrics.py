@@ -18,6 +18,8 @@ class Metrics:
         )
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of accepted prompts.", **shared)
         self.generated_tokens = Counter("generated_tokens", "Tokens generated, by all members.", **shared)
+        self.votes = Counter("votes", "Votes cast by members.", **shared)
+        self.votes_saved = Counter("votes_saved", "Votes that early exit did without.", **shared)
         self.batch_size = Histogram("batch_size", "Requests answered together.", **shared, buckets=_SIZES)
         self.queue_depth = Gauge("queue_depth", "Requests that wait.", **shared)
 

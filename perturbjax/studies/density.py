@@ -8,7 +8,9 @@ it, nearly half come out above, and a search would find them "better". Three fig
   two-way analysis of variance (``randopt.reliability``), with the noise of the questions taken out.
 - **repeats**: split halves. Candidates that gain ``m`` on one half of the questions are measured on the other; the share of them that gain
   ``m`` there, beside the share of all candidates that do.
-- **kept**: what those chosen gain on the other half beyond what all candidates gain there. Selection that finds luck keeps 0.
+- **kept**: what those chosen gain on the other half beyond what all candidates gain there. Selection that finds luck keeps 0. It keeps
+  less than 0 where candidates win some questions and lose others for it, as one does that gives the same answer more often: what it wins on
+  one half it loses on the other.
 
 The base's own luck on these questions shifts all gains alike. It is in delta(m) and in net; *kept* is free of it, and the interval of the
 mean gain holds it (questions and candidates vary). Other intervals are over candidates: Wilson for shares, resampling for *kept*, which
@@ -35,7 +37,7 @@ from perturbjax.report.words import percent, points
 from perturbjax.runs.config import Base, Machine, check_choices, check_once, check_positive, check_seed, check_text
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import load_base, load_questions, make_engine, reopen_search
-from perturbjax.studies.estimates import Estimate, halves, mean_of
+from perturbjax.studies.estimates import TRADED, Estimate, halves, mean_of
 from perturbjax.studies.groups import check_groups, noise_of
 from perturbjax.tree import derived_seed
 
@@ -177,7 +179,9 @@ class Results:
         said = f"{stay} stay clearly ahead of the others on the other half for {', '.join(real)}, in {len(real)} of {len(self.rows)} rows"
         if not real:
             said = f"{stay} are nowhere clearly ahead of the others on the other half: nothing shows that more than luck makes them better"
-        return f"The mean candidate {mean}; {said}."
+        fallen = [row.name for row in self.rows if any(level.kept and level.kept.below for level in row.levels)]
+        behind = f" They fall clearly behind in {len(fallen)} of {len(self.rows)} rows: {TRADED}." if fallen else ""
+        return f"The mean candidate {mean}; {said}.{behind}"
 
 
 def run(config: Config, progress: Progress = SILENT) -> Results:

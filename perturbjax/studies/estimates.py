@@ -9,6 +9,9 @@ import numpy as np
 
 from perturbjax.report.schema import Interval
 
+TRADED = "what candidates win on some questions they lose on others, as a bias to one answer does"
+"""Why those chosen on one half of the questions can be below the others on the other half."""
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -90,7 +90,8 @@ def plot_density(path: Path, results: density.Results) -> None:
         draw.percent_axis(axis, "y")
         if len(groups) > 1:
             axis.text(0.985, 0.93, group, transform=axis.transAxes, ha="right", va="top", fontweight="bold", color=draw.INK)
-    axes[0].plot([], [], color=draw.GREY, linewidth=1.1, linestyle=(0, (3, 2)), label="net of luck")
+    if any(row.spread > 0 for row in results.rows):
+        axes[0].plot([], [], color=draw.GREY, linewidth=1.1, linestyle=(0, (3, 2)), label="net of luck")
     axes[0].legend(fontsize=9, loc="lower left", frameon=False)
     axes[-1].xaxis.set_major_locator(draw.round_ticks())
     axes[-1].xaxis.set_major_formatter(lambda value, _: f"{100 * value:+g}" if value else "base")
@@ -143,7 +144,8 @@ def plot_scaling(path: Path, results: scaling.Results) -> None:
         members.bar(places + shift, diagnosis.p, width=0.4, color=color, alpha=0.85, label=name)
     members.set(xlabel=f"right members of {ks[-1]}", ylabel="share of questions")
     draw.percent_axis(members, "y")
-    members.legend(fontsize=9, frameon=False, loc="upper left")
+    members.margins(y=0.3)  # room for the legend
+    members.legend(fontsize=9, frameon=False, loc="upper left", ncols=2)
     draw.save(figure, path)
 
 
@@ -225,7 +227,7 @@ def plot_screening(path: Path, results: screening.Results) -> None:
             axis.plot(products, np.multiply(factor, changes), marker, color=color, markersize=4.5, alpha=0.8, label=name)
         axis.axhline(0, color="#cccccc", linewidth=0.8)
         axis.axvline(0, color="#cccccc", linewidth=0.8)
-        axis.text(0.03, 0.97, f"r {row.r.value:.2f}", transform=axis.transAxes, va="top", fontsize=9, color=draw.INK)
+        axis.text(0.03, 0.97, f"r {row.r_words}", transform=axis.transAxes, va="top", fontsize=9, color=draw.INK)
     axes[0].set_title("questions of the gradient", fontsize=11)
     axes[1].set_title("other questions", fontsize=11)
     axes[0].set_ylabel("log-odds, nats")

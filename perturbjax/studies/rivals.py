@@ -223,13 +223,13 @@ def table(results: Results) -> Iterator[str]:
     )
     for each in results.tasks:
         yield ""
-        yield f"{each.task}: budget {each.budget / 1e12:.2f} TFLOP, what {config.candidates} candidates take on the search questions"
-        head = f"{'':<18} {'right':>7} {'vs base':>8}  {'95 %':<15} {'vs search':>9}  {'95 %':<15} {'TFLOP':>6} {'tokens':>9} {'select':>9}"
+        yield f"{each.task}: budget {each.budget / 1e12:.3g} TFLOP, what {config.candidates} candidates take on the search questions"
+        head = f"{'':<18} {'right':>7} {'vs base':>8}  {'95 %':<15} {'vs search':>9}  {'95 %':<15} {'TFLOP':>8} {'tokens':>9} {'select':>9}"
         yield f"{head}  chosen"
         for row in each.rows:
             over = "".join(
                 f" {points(found.difference):>{width}}  {points_range(found.difference_interval):<15}"
                 for found, width in ((row.over_base, 8), (row.over_search, 9))
             )
-            spent = f" {row.flops / 1e12:>6.2f} {count(row.search_tokens):>9} {count(row.select_tokens):>9}"
+            spent = f" {row.flops / 1e12:>8.3g} {count(row.search_tokens):>9} {count(row.select_tokens):>9}"
             yield f"{row.name:<18} {percent(row.accuracy.value):>7}{over}{spent}  {row.what}".rstrip()

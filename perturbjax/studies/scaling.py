@@ -30,7 +30,7 @@ from perturbjax.runs.config import Machine, check_positive, check_seed
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.scoring import top_k
 from perturbjax.studies.asking import reopen_search
-from perturbjax.studies.estimates import Estimate, halves
+from perturbjax.studies.estimates import TRADED, Estimate, halves
 from perturbjax.tree import derived_seed
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ class Results:
         k = max(row.k for row in self.recorded)
         last = next(row for row in self.recorded if (row.n, row.k) == (largest, k))
         first = next(row for row in self.recorded if row.k == k)
-        found = f"grows from {points(first.gain.value)} of {first.n} to {points(last.gain.value)} points of {largest} candidates"
+        found = f"goes from {points(first.gain.value)} of {first.n} to {points(last.gain.value)} points of {largest} candidates"
         if not last.gain.above:
-            found = "is not clearly above what luck gives"
+            found = "is " + (f"clearly below what luck gives ({TRADED})" if last.gain.below else "not clearly above what luck gives")
         vote = next(vote for vote in self.votes if (vote.n, vote.k, vote.random) == (largest, k, False))
         apart = f"{points(vote.over_base.difference)} points from the base, {points_range(vote.over_base.difference_interval)}"
         gain = points(self.best.accuracy - self.random.accuracy)

@@ -106,7 +106,8 @@ class Row:
 
     Attributes:
         random, promising: (n,) changes of the candidates that were run.
-        r: Pearson's correlation with the products for log-odds, Spearman's for accuracy, over the random ones.
+        r: Pearson's correlation with the products for log-odds, Spearman's for accuracy, over the random ones; None where all changed
+            alike.
         recall: for each of ``KEPT``.
         gain: mean of the promising less that of the random.
     """
@@ -115,9 +116,13 @@ class Row:
     measure: Literal["log-odds", "accuracy"]
     random: tuple[float, ...]
     promising: tuple[float, ...]
-    r: Estimate
+    r: Estimate | None
     recall: tuple[Estimate, ...]
     gain: Estimate
+
+    @property
+    def r_words(self) -> str:
+        return "undefined" if self.r is None else f"{self.r.value:.2f}"
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class Results:
         clear = "clearly above" if accuracy.above else "clearly below" if accuracy.below else "not clearly different from"
         half = seen.recall[-1]
         return (
-            f"The gradient predicts log-odds with r {seen.r.value:.2f} on its questions and {other.r.value:.2f} on others; the better half "
+            f"The gradient predicts log-odds with r {seen.r_words} on its questions and {other.r_words} on others; the better half "
             f"by it holds {percent(half.value)} of the true top {self.config.top_k}. The {self.config.promising} most promising of "
             f"{count(self.config.population)} are {clear} random ones on other questions: {points(accuracy.value)} points of accuracy, "
             f"{points(accuracy.interval[0])} to {points(accuracy.interval[1])}."
@@ -241,7 +246,7 @@ def row_of(config: Config, questions, measure, products: np.ndarray, changes: np
     ranked = measure == "accuracy"
     x, y = (rankdata(np.round(values, 9)) if ranked else values for values in (products, random))
     spread = x.std() * y.std()
-    r = fisher(float(((x - x.mean()) * (y - y.mean())).mean() / spread) if spread > 0 else 0.0, n)
+    r = fisher(float(((x - x.mean()) * (y - y.mean())).mean() / spread), n) if spread > 0 else None
     recalls = []
     for share in KEPT:
         values = [recall(products, random, config.top_k, share), *(recall(products[d], random[d], config.top_k, share) for d in drawn)]
@@ -289,10 +294,11 @@ def table(results: Results) -> Iterator[str]:
     yield f"{'questions':<10}{'change of':<11}{'r, 95 %':<22}{heads}{'random':>9} {'promising':>9}  gain, 95 %"
     for row in results.rows:
         factor, form = (100, "+.1f") if row.measure == "accuracy" else (1, "+.3f")
-        figures = "".join(f"{each.words():<24}" for each in row.recall)
+        # Of candidates that all changed alike none is a top one.
+        figures = "".join(f"{'-' if row.r is None else each.words():<24}" for each in row.recall)
         means = " ".join(f"{factor * float(np.mean(values)):{form}}".rjust(9) for values in (row.random, row.promising))
         gain = Estimate(factor * row.gain.value, (factor * row.gain.interval[0], factor * row.gain.interval[1]))
-        yield f"{row.questions:<10}{row.measure:<11}{row.r.words():<22}{figures}{means}  {gain.words(form)}"
+        yield f"{row.questions:<10}{row.measure:<11}{'-' if row.r is None else row.r.words():<22}{figures}{means}  {gain.words(form)}"
     cost = results.cost
     yield (
         f"cost of a screened candidate: {1000 * cost.seconds:.2f} ms, {cost.tokens:.2f} tokens of plain inference; by the formula "

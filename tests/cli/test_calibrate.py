@@ -103,5 +103,5 @@ def test_a_search_leaves_out_what_its_first_candidates_all_get_right(questions, 
     assert asked[:32].all() and 0 < skipped.sum() < 4 and not asked[32:, skipped].any() and asked[:, ~skipped].all()
     race = found.racing
     assert (race.skipped, race.screen, [r.candidates for r in race.rounds]) == (skipped.sum(), 32, [34])
-    assert race.share < 1 and f"dead: {skipped.sum()} of 4 questions asked of the first 32 candidates, who were all right" in out
+    assert race.share < 1 and f"dead: {skipped.sum()} of 4 questions skipped, on which the first 32 candidates were all right" in out
     assert f"for {skipped.sum()} that the first 32 all got right" in (tmp_path / "run" / "report.html").read_text()

@@ -138,6 +138,28 @@ def test_the_base_prompt_is_no_rival_of_itself(run):
     assert any("control is the base itself" in sentence for sentence in shown.sentences)
 
 
+@pytest.mark.parametrize(
+    ("value", "chosen", "half", "words"),
+    [
+        (0.1, 0.9, 0.05, "could not rank its candidates (reliability 0.10, at least 0.3 is required)"),
+        (0.77, 0.863, 0.05, "-1.3 points on the base. That is a plateau"),  # mean .815, best .863, base .865: .852 without luck
+        (0.9, 0.885, 0.05, "+1.3 points on the base. That is less than 80 test questions can show."),
+        (0.9, 0.885, 0.01, "+1.3 points on the base. The test split does not bear that out."),
+    ],
+)
+def test_no_effect_comes_with_its_reason(run, value, chosen, half, words):
+    results = with_outcome(run[1], 0.0, (-half, half), 1.0)
+    results["randopt"][str(results["selection"]["K"])]["members_search_mean"] = chosen
+    results["reliability"]["population"]["value"] = value
+    results["population"].update(mean_score=0.815, base_search_score=0.865)
+    results["racing"]["rounds"][-1]["base_score"] = 0.865
+    assert any(words in sentence for sentence in headline(read(results)).sentences)
+    table = results_table(read(results))
+    assert words in " ".join(table.split()) and max(map(len, table.splitlines())) <= 100
+    helped = with_outcome(results, 0.05, (0.01, 0.09), 0.01)
+    assert "rank its candidates" not in " ".join(headline(read(helped)).sentences)
+
+
 @pytest.mark.parametrize("lenient", [False, True])
 def test_table_fits_and_holds_every_row(run, lenient):
     undecided = dict.fromkeys(("self_consistency", "best_prompt", "random_k"), (0.0, (-0.1, 0.1), 1.0))

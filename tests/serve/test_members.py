@@ -116,6 +116,8 @@ def test_a_generation_task_reads_the_replies(opened, replies):
     served = serving(dataclasses.replace(opened, parts=parts), LIMITS, pytest.fail)
     with running(served, LIMITS) as client:
         found = client.post("/v1/completions", prompt=PROMPT)["vote"]
+        counted = client.send("GET", "/metrics")[2].decode()
+    assert "perturbjax_votes_total 2.0" in counted and "perturbjax_votes_saved_total 0.0" in counted
     letters = [next((c for c in text if c.isalnum()), None) for text in replies]
     keys = Counter(letter.lower() for letter in letters if letter)
     if keys:

@@ -53,6 +53,14 @@ def test_split_halves_are_those_of_a_loop(monkeypatch):
         assert level.density.value == pytest.approx((gains.mean(1) >= level.margin - 1e-9).mean())
 
 
+def test_candidates_that_trade_questions_fall_behind_and_the_sentence_says_so():
+    scores = ((np.arange(16) % 2)[:, None] == (np.arange(40) < 20)).astype(np.float32)
+    row = density.measure("all", 0.1, scores, np.full(40, 0.5, np.float32), density.Config())
+    sentence = density.Results(density.Config(), "made", 40, 0.5, (row,)).sentence
+    kept = row.levels[0].kept
+    assert kept is not None and kept.below and "nowhere clearly ahead" in sentence and "fall clearly behind in 1 of 1 rows" in sentence
+
+
 def test_luck_is_told_from_skill():
     """Candidates that are all as good as the base look better than it as often as those that are not; only skill is kept."""
     kept, net, measured = ({"luck": [], "skill": []} for _ in range(3))

@@ -31,6 +31,9 @@ def test_more_candidates_keep_more_only_where_they_differ():
         gains = [scaling.kept(scores, n, 4, 0) for n in scaling.prefixes(64, 4)]
         assert (gains[-1].value > gains[0].value + 0.1 and gains[-1].above) == spread
         assert spread or abs(gains[-1].value) < 0.03
+    # Whoever wins one kind of question loses the other: all are as good, and the best of one half are the worst of the other.
+    traded = ((skills > 0.5)[:, None] == (np.arange(20) < 10)).astype(np.float32)
+    assert scaling.kept(traded, 64, 4, 0).below
     assert scaling.kept(np.tile(skills[:, None] > 0.5, (1, 4)), 64, 1, 0).value == pytest.approx(1 - (skills > 0.5).mean())
 
 

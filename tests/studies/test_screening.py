@@ -25,9 +25,14 @@ def test_a_screening_that_knows_nothing_has_chance_recall_and_no_gain():
     products, changes = generator.normal(size=400), generator.normal(size=440)
     row = screening.row_of(screening.Config(top_k=80), "other", "accuracy", products, changes)
     assert [abs(each.value - share) < 0.15 for each, share in zip(row.recall, screening.KEPT, strict=True)] == [True, True]
-    assert not row.r.above and not row.gain.above and row.gain.interval[0] < row.gain.value < row.gain.interval[1]
+    assert row.r is not None and not row.r.above and not row.gain.above and row.gain.interval[0] < row.gain.value < row.gain.interval[1]
     better = screening.row_of(screening.Config(top_k=80), "other", "accuracy", products, np.r_[changes[:400], changes[400:] + 2])
     assert better.gain.above and better.gain.value == pytest.approx(row.gain.value + 2)
+
+
+def test_candidates_that_all_change_alike_have_no_correlation():
+    row = screening.row_of(screening.Config(), "other", "accuracy", np.arange(24.0), np.full(32, -0.25))
+    assert row.r is None and row.r_words == "undefined" and row.gain.value == 0
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
@@ -67,7 +72,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         (["--candidates", "7"], "--candidates 7: at least 8 are required"),
         (["--top-k", "24"], "--top-k 24: fewer than the 24 --candidates"),
         (["--population", "31"], "--population 31: at least 32 are required"),
-        (["--population", str(2**33)], f"--population {2**33}: must be a whole number"),
+        (["--population", str(2**33)], f"--population {2**33}: at most 2147483647 is required"),
         (["--sigma", "0"], "--sigma 0.0: each must be positive"),
         (["--group", "head"], "--group head: one of all, embedding"),
         (["--rank", "0"], "--rank 0: an integer"),
