@@ -15,6 +15,7 @@ position, which no softmax sees, so it has no rule of its own. With a gate, what
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,6 +75,16 @@ class CombinedConfig:
         return self.base.tied_head or any(_decoder_of(other).tied_head for other in self.others)
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha {self.alpha}: a finite number is required")
+        if self.gate is not None and math.isnan(self.gate):
+            raise ValueError(f"gate {self.gate}: an entropy in nats is required, or None")
+        if not 0 < self.cutoff <= 1:
+            raise ValueError(f"cutoff {self.cutoff}: a fraction above 0 and at most 1 is required")
+        for name, other in zip(NAMES[self.rule][1:], self.others, strict=True):
+            if isinstance(other, DecoderConfig) and other.vocab_size != self.base.vocab_size:
+                sizes = f"{other.vocab_size} and {self.base.vocab_size}"
+                raise ValueError(f"{name}: it and the base have {sizes} rows of logits; they are added token by token")
         value = self.others[0]
         kind = None if self.vocabulary is None else self.vocabulary.kind
         if isinstance(value, ValueConfig) and (value.outputs == "bytes") != (kind == "byte"):
