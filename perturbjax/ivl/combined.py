@@ -226,7 +226,8 @@ def combine(
         params: its parameters.
         alpha: weight of its logits.
         gate: entropy of B's distribution in nats above which they count; None: always.
-        vocabulary: from the value network's vocabulary to B's, None where they are one. A network of bytes only reads by it.
+        vocabulary: from the value network's vocabulary to B's, None where they are one. A network of bytes only reads by it. Which tokens
+            ``value`` speaks is not in its shape: ``reopen.ValueRun.on`` knows it, and refuses other ones of the same number.
 
     Raises:
         ValueError: without a map, vocabularies of different sizes; or a map and a connection that reads the base's logits, which are those

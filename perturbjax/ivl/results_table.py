@@ -59,12 +59,18 @@ def results_table(results: Results) -> str:
         ("value network", f"{count(results.parameters)} parameters"),
         ("training", f"{last.step} steps, {count(last.tokens)} tokens; weights of step {best.step}{early}"),
         ("cross-entropy", f"{best.losses['cross_entropy']:.3f} in training, {_validation(best)}"),
-        ("throughput", f"{rate(results.tokens_per_s)} tokens/s"),
+        ("throughput", throughput_words(results)),
     ]
     if results.logits:
         facts.append(("base's logits", stored_words(results.logits)))
     lines = [*fact_lines(facts), *about_lines(entries), *rival_lines(entries)]
     return "\n".join([headline(results).title, "", *base_lines(entries), "", *lines])
+
+
+def throughput_words(results: Results) -> str:
+    """Tokens and floating-point operations a second."""
+    flops = "" if results.flops_per_s is None else f", {results.flops_per_s / 1e9:.3g} GFLOP/s of the models"
+    return f"{rate(results.tokens_per_s)} tokens/s{flops}"
 
 
 def stored_words(logits: Sequence[StoredLogits]) -> str:

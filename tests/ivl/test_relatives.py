@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.value_cases import QUICK, base, decoder_logits, live_value, log_softmax
@@ -25,7 +26,7 @@ def moved(seed):
 def logits(config, params):
     positions = np.broadcast_to(np.arange(9)[None], (2, 9))
     model = config.build(params)
-    return model.logits(model(TOKENS, positions, causal_mask(np.ones((2, 9), bool)))[0])
+    return model.logits(model(TOKENS, positions, causal_mask(jnp.ones((2, 9), bool)))[0])
 
 
 def test_whole_models_are_added_up_as_the_papers_say():

@@ -22,6 +22,9 @@ from perturbjax.ivl.reopen import reopen
 from perturbjax.ivl.results import read_evaluation, read_results
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
+from perturbjax.train.demonstrations import encode_demonstrations
+from perturbjax.train.rows import pack_rows
+from perturbjax.tree import leaf_paths
 
 BASE = FIXTURES / "tiny_llama_tied"
 OTHER = FIXTURES / "tiny_qwen2"
@@ -70,6 +73,22 @@ class TestIvl(ChapterBattery):
         assert results.without_norm[-1].losses["norm"] > results.looks[-1].losses["norm"]
         page = (finished / "run" / "report.html").read_text()
         assert "without the norm" in page and "was not measured: <code>--without-norm" not in page
+
+    def test_operations_of_a_pass_are_those_of_the_matrices(self, finished):
+        results, value = read_results(finished / "run" / "results.json"), reopen(finished / "run", lambda _: None)
+        rows = pack_rows(encode_demonstrations(value.train, value.trained.tokenizer), 64)
+        tokens, learned = rows.tokens, int((rows.arrays["weights"] > 0).sum())
+
+        def forward(params, decoder):
+            layers = sum(leaf.size for path, leaf in leaf_paths(params).items() if path.split("/")[0] not in ("embed", "head"))
+            scores = decoder.num_layers * decoder.num_heads * decoder.head_dim * tokens**2 / len(rows)  # of half of a square
+            return 2 * layers * tokens + 2 * scores + 2 * decoder.vocab_size * decoder.hidden_size * learned
+
+        wanted = 3 * forward(value.params, value.record.decoder) + forward(value.trained.params, value.trained.config)
+        assert results.pass_flops == pytest.approx(wanted, rel=1e-6)
+        if results.tokens_per_s is not None:  # every timed step was one that compiled
+            assert results.flops_per_s == pytest.approx(wanted / tokens * results.tokens_per_s, rel=1e-6)
+            assert "GFLOP/s of the models" in (finished / "run" / "report.html").read_text()
 
     def test_evaluate_measures_what_the_run_measured(self, finished, capsys):
         code, out, _ = call(["evaluate", str(finished / "run"), "--name", "again"], capsys)
