@@ -19,7 +19,7 @@ from perturbjax.inference.programs import choice_values, generate_replies
 from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.loss import value_loss
 from perturbjax.ivl.value import ValueConfig
-from perturbjax.models.config import DecoderConfig, param_shapes, used_parameters
+from perturbjax.models.config import DecoderConfig, forward_flops, param_shapes
 from perturbjax.noise import Noise
 from perturbjax.scoring import ChunkProgram
 from perturbjax.train import Training
@@ -192,16 +192,6 @@ def packed_rows(count: int, tokens: int, queries: int) -> dict[str, jax.ShapeDty
     )
     found = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
     return found | {"weights": jax.ShapeDtypeStruct((1, count, queries), np.float32)}
-
-
-def forward_flops(config: DecoderConfig, rows: int, tokens: int, logits: int) -> float:
-    """Multiply-adds times two of ``rows`` sequences of ``tokens`` with logits at ``logits`` positions: matrices (of experts those that a
-    token goes through), attention (half of the square, or what a window leaves of it), head."""
-    matrices = used_parameters(config) - config.vocab_size * config.hidden_size * (1 if config.tied_head else 2)
-    window, layers = config.window, range(config.num_layers)
-    reach = [min(tokens, window.size) if window and window.slides(layer) else tokens for layer in layers]
-    attention = 2 * 2 * config.num_heads * config.head_dim * rows * sum(last * (tokens - last / 2) for last in reach)
-    return 2 * matrices * rows * tokens + attention + 2 * config.vocab_size * config.hidden_size * logits
 
 
 def _shapes(config: DecoderConfig, dtype: Any) -> Any:

@@ -17,7 +17,7 @@ from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
 from perturbjax.report.words import percent, percent_range, points_range
 from perturbjax.runs.compile_cache import use_compile_cache
-from perturbjax.runs.config import absolute_if_there, check_positive
+from perturbjax.runs.config import Machine, absolute_if_there, check_positive
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
 from perturbjax.runs.rundir import RunDirectory
@@ -36,7 +36,7 @@ class EvaluateConfig:
     - rows left over: perturbjax evaluate RUN --examples 200
     - your own rows: perturbjax evaluate RUN --task more.jsonl
     - another task: perturbjax evaluate RUN --task boolq --examples 200
-    - a value network (ivl) on another base: perturbjax evaluate RUN --base larger-model
+    - a value network (ivl) on other bases: perturbjax evaluate RUN --base larger-model,another
     - beside that base fine-tuned: perturbjax evaluate RUN --base larger-model --rivals lora,full,proxy
     - a model that was pretrained further (vpretrain), beside step 0: perturbjax evaluate RUN --task boolq
 
@@ -51,8 +51,8 @@ class EvaluateConfig:
     """How many rows; all there are when left out."""
     name: str | None = None
     """NAME in the name of the file written; the task's when left out."""
-    base: str | None = None
-    """Of a value network: the base that it is added to; the one that it was trained beside when left out."""
+    base: tuple[str, ...] = ()
+    """Of a value network: the bases that it is added to, one after the other; the one that it was trained beside when left out."""
     vocabulary: VocabularyName | None = None
     """Of a value network, for a base with another vocabulary: exact_first maps equal tokens to each other and the rest by their pieces;
     dtw maps what stands opposite each other in the demonstrations (as the paper; for comparison)."""
@@ -66,6 +66,8 @@ class EvaluateConfig:
     trust: tuple[str, ...] = ()
     """The module:attribute of the run's own data, comma separated: what a run directory names is imported only where you name
     it here, or with --task."""
+    mesh: str | None = None
+    """As for randopt: DATAxMODEL, for a model that one device does not hold."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -74,6 +76,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     """Measure, write, show."""
     check_positive(config, "examples")
     check_file_name("name", config.name)
+    Machine(mesh=config.mesh).validate()
     chapter = RunDirectory(config.run).chapter
     refuse_consolidated(config.run, chapter)
     if chapter == "caulking":
@@ -102,7 +105,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> None:
     if not rows:
         raise InputError(f"--task {task.name}: no rows that the run has not used; give --task with other questions")
     template = parts.template if own else task.templates[0]
-    engine = make_engine(parts, task)
+    engine = make_engine(parts, task, config.mesh)
     compared, scores = compare_to_base(engine, ensemble, engine.prepare(rows, template), parts.config.search.seed, console)
     path = RunDirectory(config.run).evaluation(config.name or task.name)
     record = {

@@ -18,6 +18,7 @@ from perturbjax.ivl.config import VocabularyName
 from perturbjax.records import from_json, read_json_lines, refuse
 from perturbjax.report.words import percent
 from perturbjax.runs.compile_cache import use_compile_cache
+from perturbjax.runs.config import Machine
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_atomically
 from perturbjax.runs.rundir import RunDirectory
@@ -60,6 +61,8 @@ class PredictConfig:
     change it. A probability such as 0.05: once they change it with at most that probability. All members answer all when left out."""
     trust: tuple[str, ...] = ()
     """As for perturbjax evaluate."""
+    mesh: str | None = None
+    """As for randopt: DATAxMODEL, for a model that one device does not hold."""
     compile_cache: str = "auto"
     """As for randopt."""
 
@@ -70,10 +73,11 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     check_outside(config.out, config.run)
     if config.out.exists() and config.questions.exists() and config.out.samefile(config.questions):
         raise InputError(f"--out {config.out}: is the file of the questions; give another one")
+    Machine(mesh=config.mesh).validate()
     chapter = RunDirectory(config.run).chapter
     refuse_consolidated(config.run, chapter)
     if chapter == "caulking":
-        refuse_options(config, (*VALUE_OPTIONS, "early_exit"), "caulking")
+        refuse_options(config, (*VALUE_OPTIONS, "early_exit", "mesh"), "caulking")
         use_compile_cache(config.compile_cache, console)
         return predict_caulk(config, console)
     refuse_options(config, ("cell",), "another chapter than caulking")
@@ -93,7 +97,7 @@ def run_predict(config: PredictConfig, console: Console) -> None:
 
     parts, ensemble = reopen_ensemble(config.run, console.note, config.trust)
     examples = to_examples(parts.task, parts.template, parts.splits.search, rows)
-    engine = make_engine(parts)
+    engine = make_engine(parts, mesh=config.mesh)
     predictions = predict(engine, ensemble, engine.prepare(examples, parts.template), console, config.early_exit)
     members = len(ensemble)
     write_lines(config.out, ({"question": p.example.question, **_answer(p), "members": members} for p in predictions))

@@ -7,6 +7,7 @@ from perturbjax.errors import InputError
 from perturbjax.records import to_json
 from perturbjax.report import Comparison, Entry
 from perturbjax.report.words import percent, percent_range, points, points_range
+from perturbjax.runs.config import Machine
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import write_json
 from perturbjax.runs.rundir import RunDirectory
@@ -38,7 +39,7 @@ def evaluate_pretrained(config: "EvaluateConfig", console: Console) -> None:
     questions = questions[: config.examples]
     if not questions:
         raise InputError(f"`task` {task.name}: no question that the run has not seen; give a task with others")
-    models, mesh = (run.start(), run.model), make_mesh(run.config.machine)
+    models, mesh = (run.start(), run.model), make_mesh(Machine(mesh=config.mesh))
     before, after = (answers(model, model.params, task, template, questions, mesh) for model in models)
     scores = [np.asarray(each.scores) for each in (before, after)]
     plain, own = (entry(s, np.asarray(each.lenient), each.tokens) for s, each in zip(scores, (before, after), strict=True))
@@ -70,7 +71,7 @@ def predict_pretrained(config: "PredictConfig", console: Console) -> None:
     run = reopen(config.run, console.note, config.trust)
     task, template, questions, _ = run.questions(None)
     examples = to_examples(task, template, questions, rows)
-    engine = Engine(run.model, task, Noise(), make_mesh(run.config.machine), chunk=1)
+    engine = Engine(run.model, task, Noise(), make_mesh(Machine(mesh=config.mesh)), chunk=1)
     found = engine.run_plain(engine.prepare(examples, template)).answers[0]
     write_lines(config.out, ({"question": e.question, "answer": answer} for e, answer in zip(examples, found, strict=True)))
     console.line(f"{len(examples)} answers by {run.model.name} written to {config.out}")

@@ -77,6 +77,14 @@ class NextToken:
             self._data.append(data | {"base": jax.tree.map(lambda leaf: leaf[0], program(Candidate.base(1), data))})
         self._programs: dict[Noise, ChunkProgram] = {}
 
+    def base_probs(self) -> np.ndarray:
+        """(E, V) float32: the base's distribution of the next token after each prompt."""
+        found = np.zeros((self.prompts, self._config.vocab_size), np.float32)
+        for packing, data in zip(self._packings, self._data, strict=True):
+            slot, query, example, _ = packing.owner.T
+            found[packing.examples[example]] = jax.nn.softmax(data["base"][2][slot, query])
+        return found
+
     def measure(self, candidates: Candidate, noise: Noise) -> Change:
         """What batched candidates (leading axis n) of this noise change. The first call with a noise compiles."""
         if noise not in self._programs:

@@ -1,6 +1,7 @@
 """Inverse value learning (Lu et al., arXiv 2410.21027): a small network learns what demonstrations do to logits; other models use it.
 
-``run(Config(...))`` does from Python what ``perturbjax ivl`` does; ``combine`` adds a value network to any model.
+``run(Config(...))`` does from Python what ``perturbjax ivl`` does; ``combine`` adds a value network to any model. ``proxy_tune`` and
+``contrast`` add up whole models in the same way.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from perturbjax.ivl.config import Bases as Bases
 from perturbjax.ivl.config import Config as Config
 from perturbjax.ivl.config import Data as Data
 from perturbjax.ivl.config import Value as Value
+from perturbjax.ivl.relatives import contrast as contrast
+from perturbjax.ivl.relatives import proxy_tune as proxy_tune
 from perturbjax.runs.config import Machine as Machine
 from perturbjax.runs.config import Run as Run
 from perturbjax.runs.console import SILENT, Progress

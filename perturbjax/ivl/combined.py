@@ -15,6 +15,7 @@ position, which no softmax sees, so it has no rule of its own. With a gate, what
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,6 +75,16 @@ class CombinedConfig:
         return self.base.tied_head or any(_decoder_of(other).tied_head for other in self.others)
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha {self.alpha}: a finite number is required")
+        if self.gate is not None and math.isnan(self.gate):
+            raise ValueError(f"gate {self.gate}: an entropy in nats is required, or None")
+        if not 0 < self.cutoff <= 1:
+            raise ValueError(f"cutoff {self.cutoff}: a fraction above 0 and at most 1 is required")
+        for name, other in zip(NAMES[self.rule][1:], self.others, strict=True):
+            if isinstance(other, DecoderConfig) and other.vocab_size != self.base.vocab_size:
+                sizes = f"{other.vocab_size} and {self.base.vocab_size}"
+                raise ValueError(f"{name}: it and the base have {sizes} rows of logits; they are added token by token")
         value = self.others[0]
         kind = None if self.vocabulary is None else self.vocabulary.kind
         if isinstance(value, ValueConfig) and (value.outputs == "bytes") != (kind == "byte"):
@@ -215,7 +226,8 @@ def combine(
         params: its parameters.
         alpha: weight of its logits.
         gate: entropy of B's distribution in nats above which they count; None: always.
-        vocabulary: from the value network's vocabulary to B's, None where they are one. A network of bytes only reads by it.
+        vocabulary: from the value network's vocabulary to B's, None where they are one. A network of bytes only reads by it. Which tokens
+            ``value`` speaks is not in its shape: ``reopen.ValueRun.on`` knows it, and refuses other ones of the same number.
 
     Raises:
         ValueError: without a map, vocabularies of different sizes; or a map and a connection that reads the base's logits, which are those

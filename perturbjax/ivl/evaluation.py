@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from perturbjax.inference import Engine
+from perturbjax.inference.next_token import NextToken
 from perturbjax.inference.outputs import Outputs
 from perturbjax.ivl.changes import token_changes
 from perturbjax.ivl.combined import CombinedConfig
@@ -20,6 +21,9 @@ from perturbjax.report import ComparedEntry, Source, compared_entry, entry
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import derived_seed
+
+MAP_PROMPTS = 64
+"""Questions after which the base's distributions are taken, to say how much probability a map between vocabularies loses."""
 
 
 def measure_base(
@@ -88,5 +92,8 @@ def measure_base(
 
     systems = {name: compared(name, "") for name in outputs if name}
     against = {name: compared(WITH_VALUE, name) for name in tunings}
-    found = statistics(vocabulary, value_tokenizer, base.tokenizer) if vocabulary is not None else None
+    found = None
+    if vocabulary is not None:
+        probs = NextToken(base, task, questions[:MAP_PROMPTS], template, mesh).base_probs()
+        found = statistics(vocabulary, value_tokenizer, base.tokenizer, base_probs=probs)
     return BaseEntries(Source(base.name, base.source), scored(""), systems, changes, found, tunings, against)

@@ -22,21 +22,23 @@ from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained("BASE")
 value = AutoModelForCausalLM.from_pretrained("THIS DIRECTORY")
-
+{added}"""
+_ONE = """
 def logits(tokens):
     z_base, z_value = base(tokens).logits, value(tokens).logits
     return {join}
 ```
-{vocabulary}"""
-_ONE = """
+
 The base must have this directory's tokenizer.
 """
-_MAPPED = """
+_MAPPED = """```
+
 BASE is {name}, which has another vocabulary. `vocabulary_map.npz` says which tokens of the value network stand for each of its own. The
 value network reads, for each token of BASE, the weighted mean of their embeddings, one position for one, and its logits are mapped back:
 
 ```python
 import numpy as np
+from torch.nn.functional import pad
 
 table = {{name: torch.tensor(array) for name, array in np.load("vocabulary_map.npz").items()}}
 read = table["weights"] / table["weights"].sum(-1, keepdim=True).clamp(min=1e-30)
@@ -46,6 +48,10 @@ def change(tokens):  # what is added to z_base, for tokens of BASE below len(rea
     z_value = value(inputs_embeds=(embeddings * read[tokens][..., None]).sum(-2)).logits
     centered = z_value - z_value[..., table["valid"].nonzero()[:, 0]].mean(-1, keepdim=True)
     return (centered[..., table["indices"]] * table["weights"]).sum(-1)
+
+def logits(tokens):
+    z_base = base(tokens).logits
+    return z_base + pad(change(tokens), (0, z_base.shape[-1] - len(read)))
 ```
 """
 
@@ -71,7 +77,7 @@ def export_network(value: ValueRun, base: str | None, vocabulary: VocabularyName
     if on.vocabulary is not None:
         save_map(on.vocabulary, out, statistics(on.vocabulary, trained.tokenizer, on.base.tokenizer))
     join = "z_base * (1 + z_value)" if config.connection == "multiplicative" else "z_base + z_value"
-    beside = _ONE if on.vocabulary is None else _MAPPED.format(name=on.base.name)
-    page = _PAGE.format(base=value.record.base, connection=config.connection, join=join, vocabulary=beside)
+    added = _ONE.format(join=join) if on.vocabulary is None else _MAPPED.format(name=on.base.name)
+    page = _PAGE.format(base=value.record.base, connection=config.connection, added=added)
     (out / "README.md").write_text(page, encoding="utf-8")
     return out

@@ -34,10 +34,12 @@ def other_bases(results: Results, evaluations: Sequence[Evaluation]) -> list[Eva
 
 
 def setting_words(evaluation: Evaluation) -> str:
-    """How the value network was added, where it is not with weight 1 everywhere: ``alpha 0.5, gate 1.5 nats``."""
+    """How the value network was added, where it is not with weight 1 everywhere or not by the usual map: ``alpha 0.5, gate 1.5 nats, map
+    dtw``."""
     alpha = "" if evaluation.alpha == 1 else f"alpha {evaluation.alpha:g}"
     gate = "" if evaluation.gate is None else f"gate {evaluation.gate:g} nats"
-    return ", ".join(part for part in (alpha, gate) if part)
+    vocabulary = "" if evaluation.vocabulary in (None, "exact_first") else f"map {evaluation.vocabulary}"
+    return ", ".join(part for part in (alpha, gate, vocabulary) if part)
 
 
 def _title(results: Results) -> str:

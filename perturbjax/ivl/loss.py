@@ -8,18 +8,19 @@ its first byte. The norm keeps a value network from learning what only its own b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbjax.ivl.byte_head import STOP, byte_marginals
+from perturbjax.ivl.byte_head import BYTES, STOP, byte_marginals
 from perturbjax.ivl.logits_format import LogitsFormat
 from perturbjax.ivl.value import CASCADES, ValueConfig
-from perturbjax.models.config import DecoderConfig
+from perturbjax.models.config import DecoderConfig, forward_flops
 from perturbjax.train.language import sum_over_queries
-from perturbjax.train.rows import at_queries, segment_mask
+from perturbjax.train.rows import Rows, at_queries, segment_mask
 from perturbjax.train.step import Loss, Sums, cast, cross_entropy
 
 
@@ -90,3 +91,23 @@ def value_loss(
         return sum_over_queries(sums, hidden, at_base, batch["labels"], batch["weights"])
 
     return loss
+
+
+def pass_flops(value: ValueConfig, bases: Sequence[DecoderConfig], rows: Rows) -> float:
+    """Floating-point operations of one pass over packed rows, padding aside: forward and twice as much backward of the value network,
+    forward of the bases, of which a step runs one. What ``remat`` computes again is not counted, nor how a cascade mixes embeddings.
+
+    Args:
+        value: of the network that is trained.
+        bases: that steps run in turn; none where their logits are in files.
+        rows: what is passed over.
+    """
+    learned, shape = int((rows.arrays["weights"] > 0).sum()), (len(rows), rows.tokens / len(rows))
+    trained, heads = forward_flops(value.decoder, *shape, learned), learned
+    if value.outputs == "bytes":
+        trained -= 2 * (value.decoder.vocab_size - BYTES - 1) * value.decoder.hidden_size * learned
+    if value.is_probe:
+        trained = 2 * 2 * value.decoder.vocab_size * value.decoder.hidden_size * learned
+    if value.connection in CASCADES:
+        heads = rows.tokens
+    return 3 * trained + sum(forward_flops(base, *shape, heads) for base in bases) / max(1, len(bases))

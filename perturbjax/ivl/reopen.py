@@ -44,13 +44,13 @@ class ValueRun:
     validation: tuple[Demonstration, ...]
     trained: Model
 
-    def on(self, base: str | None, vocabulary: VocabularyName | None, alpha: float, gate: float | None) -> "OnBase":
-        """The value network on a base: its own when none is named.
+    def on(self, base: str | None, vocabulary: VocabularyName | None, alpha: float, gate: float | None, stored: bool = False) -> "OnBase":
+        """The value network on a base: its own when none is named. ``stored`` leaves another one's weights in their files.
 
         Raises:
             InputError: the base cannot be loaded, or has another vocabulary and no map was asked for, or the connection allows none.
         """
-        model = self.trained if base is None else load_model(base, self.config.bases.dtype)
+        model = self.trained if base is None else load_model(base, self.config.bases.dtype, stored)
         model.tokenizer.clock = self.trained.tokenizer.clock
         of_bytes = self.record.outputs == "bytes"
         reads = self._vocabulary(model, vocabulary or ("exact_first" if of_bytes else None))

@@ -9,7 +9,7 @@ from perturbjax.ivl.config import Config
 from perturbjax.ivl.headline import headline, setting_words
 from perturbjax.ivl.map_statistics import MapStatistics, TokenLoss
 from perturbjax.ivl.results import WITH_VALUE, BaseEntries, Evaluation, Results, read_evaluation, read_results
-from perturbjax.ivl.results_table import stored_words
+from perturbjax.ivl.results_table import stored_words, throughput_words
 from perturbjax.report.page import missing_extra, read_run_record, reproduce_command, write_page
 from perturbjax.report.schema import Devices, Entry
 from perturbjax.report.words import count, rate
@@ -169,7 +169,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Batch", f"{training.batch_rows} rows of {training.row_tokens} tokens; {count(shown.train_rows)} rows in all"),
         ("Training", f"{steps}, {count(last.tokens)} tokens; patience {training.patience or 'off'}"),
         *([("Base's logits", f"from files: {stored_words(results.logits)}")] if results.logits else []),
-        ("Throughput", f"{rate(results.tokens_per_s)} tokens/s in steps, {rate(last.seconds)} s"),
+        ("Throughput", f"{throughput_words(results)}, in {rate(last.seconds)} s of steps"),
         ("Questions", f"{count(results.entries.base.n)} at the end" + (f", of {data.task}" if data.task else "")),
         ("Seed", str(value.seed)),
         ("Weights of the base", bases.dtype),

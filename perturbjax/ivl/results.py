@@ -160,6 +160,7 @@ class Results:
         entries: the first base, with and without.
         logits: what was trained on in place of the bases; empty where they were run in every step.
         without_norm: looks at the same training with a loss that has no norm; empty where it was not asked for.
+        pass_flops: floating-point operations of one pass over the training rows (``loss.pass_flops``); None of a run of before they were.
     """
 
     version: int
@@ -173,6 +174,7 @@ class Results:
     entries: BaseEntries
     logits: tuple[StoredLogits, ...] = ()
     without_norm: tuple[Look, ...] = ()
+    pass_flops: float | None = None
 
     def __post_init__(self) -> None:
         _check_version(self.version)
@@ -189,6 +191,13 @@ class Results:
         """Median of the looks that measured it; None if none did."""
         rates = [look.tokens_per_s for look in self.looks if look.tokens_per_s is not None]
         return statistics.median(rates) if rates else None
+
+    @property
+    def flops_per_s(self) -> float | None:
+        """At the throughput; of the model alone, so that over the peak of the devices it is MFU."""
+        if self.pass_flops is None or self.tokens_per_s is None:
+            return None
+        return self.pass_flops / self.demonstrations.tokens * self.tokens_per_s
 
     @property
     def best(self) -> Look:

@@ -15,6 +15,21 @@ def base_lines(entries: BaseEntries) -> list[str]:
     return entry_lines(systems, lenient)
 
 
+def about_lines(entries: BaseEntries) -> list[str]:
+    """Which tokens of the replies the value network changed, which a gate left to the base, and what a map between vocabularies loses."""
+    facts = []
+    if (changes := entries.changes) is not None:
+        facts.append(("tokens changed", f"{percent(changes.changed)} of {count(changes.tokens)}"))
+        if changes.gated:
+            facts.append(("left by the gate", f"{percent(changes.gated)} of them, to the base alone"))
+    if (found := entries.map_statistics) is not None:
+        facts.append(("map", f"{percent(found.exact)} of {count(found.tokens)} tokens have an exact partner, {percent(found.none)} none"))
+        if (mass := found.base_mass) is not None:
+            kinds = f"{percent(mass.exact)} exact, {percent(mass.none)} without partner"
+            facts.append(("by probability", f"{kinds}, after {count(mass.distributions)} prompts"))
+    return fact_lines(facts)
+
+
 def rival_lines(entries: BaseEntries) -> list[str]:
     """How each rival was trained, and the difference that the value network makes to it."""
     facts = []
@@ -44,13 +59,18 @@ def results_table(results: Results) -> str:
         ("value network", f"{count(results.parameters)} parameters"),
         ("training", f"{last.step} steps, {count(last.tokens)} tokens; weights of step {best.step}{early}"),
         ("cross-entropy", f"{best.losses['cross_entropy']:.3f} in training, {_validation(best)}"),
-        ("throughput", f"{rate(results.tokens_per_s)} tokens/s"),
+        ("throughput", throughput_words(results)),
     ]
     if results.logits:
         facts.append(("base's logits", stored_words(results.logits)))
-    if entries.changes is not None:
-        facts.append(("tokens changed", f"{percent(entries.changes.changed)} of {count(entries.changes.tokens)}"))
-    return "\n".join([headline(results).title, "", *base_lines(entries), "", *fact_lines(facts), *rival_lines(entries)])
+    lines = [*fact_lines(facts), *about_lines(entries), *rival_lines(entries)]
+    return "\n".join([headline(results).title, "", *base_lines(entries), "", *lines])
+
+
+def throughput_words(results: Results) -> str:
+    """Tokens and floating-point operations a second."""
+    flops = "" if results.flops_per_s is None else f", {results.flops_per_s / 1e9:.3g} GFLOP/s of the models"
+    return f"{rate(results.tokens_per_s)} tokens/s{flops}"
 
 
 def stored_words(logits: Sequence[StoredLogits]) -> str:

@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
-from perturbjax.ivl.combined import CombinedConfig
 from perturbjax.ivl.config import RIVALS, Config
+from perturbjax.ivl.relatives import proxy_tune
 from perturbjax.ivl.results import Tuning
 from perturbjax.ivl.setup import demonstration_texts
 from perturbjax.models.adapters import LoRA, of_decoder
@@ -105,9 +105,7 @@ class Rivals:
 
     def _proxy(self, base: Model) -> tuple[Model, Tuning]:
         tuned, tuning = self._tuned(self.trained, "full")
-        config: Any = CombinedConfig("proxy", base.config, (tuned.config, self.trained.config))
-        params = {"base": base.params, "tuned": tuned.params, "untuned": self.trained.params}
-        return dataclasses.replace(base, name=f"{base.name}, proxy-tuned", config=config, params=params), tuning
+        return proxy_tune(base, tuned, self.trained), tuning
 
     def _tuned(self, base: Model, method: str) -> tuple[Model, Tuning]:
         """A base, trained by LoRA or in full, in its own type."""

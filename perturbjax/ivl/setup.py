@@ -115,7 +115,8 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     if tokens > (longest := min(model.config.max_positions for model in models)):
         raise InputError(f"`row_tokens` {tokens}: the bases take at most {longest}; lower it")
     if removed:
-        note(f"perturbjax: warning: {removed} demonstrations ask a test question and are left out")
+        number = "1 demonstration asks" if removed == 1 else f"{removed} demonstrations ask"
+        note(f"perturbjax: warning: {number} a test question, left out")
     base = on_main(lambda: fingerprint(models[0].params))
     identity = {
         "chapter": CHAPTER,
@@ -143,8 +144,10 @@ def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
     rows, held = (pack_rows(encode_demonstrations(some, first.tokenizer), tokens) for some in (parts.train, parts.validation))
     if too_long := (*rows.left_out, *held.left_out):
         shown = ", ".join(too_long[:3]) + (", ..." if len(too_long) > 3 else "")
-        which = f"{len(too_long)} demonstrations are longer than {tokens} tokens and left out ({shown})"
-        note(f"perturbjax: warning: {which}; raise --row-tokens")
+        number = "1 demonstration is" if len(too_long) == 1 else f"{len(too_long)} demonstrations are"
+        longest = min(model.config.max_positions for model in parts.models)
+        more = f"; --row-tokens can be raised, to {longest}" if tokens < longest else ", as much as the bases take"
+        note(f"perturbjax: warning: {number} longer than {tokens} tokens and left out ({shown}){more}")
     source = config.data.demonstrations
     figures = Demonstrated(source, rows.demonstrations, held.demonstrations, len(rows), len(too_long), parts.removed, rows.tokens)
     note(f"demonstrations {source}: {figures.train:,} in {len(rows):,} rows of {tokens} tokens, {figures.validation:,} for validation")
@@ -187,6 +190,10 @@ def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[D
     held = tuple(ordered[: data.validation_examples])
     asked_there = {each.key for each in held}
     rest = [each for each in ordered[data.validation_examples :] if each.key not in asked_there]
+    if len(rest) < (least := data.train_examples or 1):
+        again = f"{len(ordered) - len(held) - len(rest)} of its demonstrations ask what one for validation asks"
+        left = f"{data.demonstrations} leaves {len(rest)}, because {again}"
+        raise InputError(f"`train_examples` {least}: {left}; lower it, or give other demonstrations")
     return task, template, splits.test, tuple(rest[: data.train_examples]), held, removed
 
 

@@ -14,6 +14,7 @@ from perturbjax.ivl.combined import combine
 from perturbjax.ivl.config import Config
 from perturbjax.ivl.evaluation import measure_base
 from perturbjax.ivl.logits_stage import BaseLogits, bases_logits, check_room, write_logits
+from perturbjax.ivl.loss import pass_flops
 from perturbjax.ivl.report import write_report
 from perturbjax.ivl.results import VERSION, Results
 from perturbjax.ivl.results_table import results_table
@@ -118,6 +119,7 @@ def _stages(
     rivals = Rivals(directory.path, parts.config, first, parts.train, parts.validation, mesh, progress, on_state)
     beside = rivals.beside(first, parts.config.data.rivals, one_vocabulary=True)
     entries = measure_base(first, combined, first.tokenizer, parts.task, parts.template, parts.test, mesh, seed, progress, beside)
+    trained = parts.models[: 1 + len(parts.config.bases.also)]
     results = Results(
         VERSION,
         Source(parts.task.name, parts.task.source),
@@ -130,6 +132,7 @@ def _stages(
         entries,
         stored,
         without,
+        pass_flops(value, [] if logits else [model.config for model in trained], packed.rows),
     )
     on_main(lambda: write_json(directory.results, to_json(results)))
 

@@ -163,3 +163,13 @@ def used_parameters(config: DecoderConfig) -> int:
         experts = len(shape) == 4
         total += math.prod(shape) * (config.experts_per_token if experts else 1) // (config.num_experts if experts else 1)
     return total
+
+
+def forward_flops(config: DecoderConfig, rows: int, tokens: float, logits: int) -> float:
+    """Multiply-adds times two of ``rows`` sequences of ``tokens`` with logits at ``logits`` positions: matrices (of experts those that a
+    token goes through), attention (half of the square, or what a window leaves of it), head."""
+    matrices = used_parameters(config) - config.vocab_size * config.hidden_size * (1 if config.tied_head else 2)
+    window, layers = config.window, range(config.num_layers)
+    reach = [min(tokens, window.size) if window and window.slides(layer) else tokens for layer in layers]
+    attention = 2 * 2 * config.num_heads * config.head_dim * rows * sum(last * (tokens - last / 2) for last in reach)
+    return 2 * matrices * rows * tokens + attention + 2 * config.vocab_size * config.hidden_size * logits

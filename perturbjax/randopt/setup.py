@@ -175,11 +175,11 @@ def unused_rows(parts: Parts) -> list[Example]:
     return rows
 
 
-def make_engine(parts: Parts, task: Task | None = None) -> Engine:
-    """The engine of a run, for its own task or for another one."""
-    machine = parts.config.machine
-    mesh, strategy = make_mesh(machine), parts.config.search.strategy
-    return Engine(parts.model, task or parts.task, parts.noise, mesh, machine.chunk, machine.in_flight, strategy=strategy)
+def make_engine(parts: Parts, task: Task | None = None, mesh: str | None = None) -> Engine:
+    """The engine of a run, for its own task or for another one, on its own mesh or on another one (DATAxMODEL)."""
+    machine = dataclasses.replace(parts.config.machine, mesh=mesh or parts.config.machine.mesh)
+    on, strategy = make_mesh(machine), parts.config.search.strategy
+    return Engine(parts.model, task or parts.task, parts.noise, on, machine.chunk, machine.in_flight, strategy=strategy)
 
 
 def describe_run(parts: Parts) -> dict[str, Any]:

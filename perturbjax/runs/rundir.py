@@ -285,6 +285,9 @@ class RunDirectory:
                 if is_main():
                     self.withdraw()
                 raise
+            except FloatingPointError as error:  # found again by whoever continues with the same settings, and others are another run
+                error.add_note(f"what {self.path} had committed is intact; other settings need another --out")
+                raise
             except BaseException as error:
                 error.add_note(peers.advice)
                 raise

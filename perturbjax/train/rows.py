@@ -62,9 +62,8 @@ def pack_rows(demonstrations: Sequence[EncodedDemonstration], row_tokens: int, p
     lengths = [len(d.prompt) + len(d.response) - 1 for d in demonstrations]
     left_out = tuple(d.id for d, length in zip(demonstrations, lengths, strict=True) if length > row_tokens)
     if len(left_out) == len(demonstrations):
-        raise InputError(
-            f"`row_tokens` {row_tokens}: none of the {len(demonstrations)} demonstrations fits, the shortest has {min(lengths, default=0)}"
-        )
+        fit = f"none of the {len(demonstrations)} demonstrations fits, the shortest has {min(lengths, default=0)} tokens"
+        raise InputError(f"`row_tokens` {row_tokens}: {fit}; raise it")
     rows: list[list[int]] = []
     room: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -15,11 +15,11 @@ import pytest
 from support.paths import ROOT
 
 from perturbjax.bench.collectives import Collective, read_collectives
-from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, forward_flops, largest
+from perturbjax.bench.plan import CHIPS, Chip, Plan, device_bytes, largest
 from perturbjax.bench.steering_plan import steering_lines
 from perturbjax.cli.plan import PlanConfig, run_plan
 from perturbjax.errors import InputError
-from perturbjax.models.config import SlidingWindow, param_shapes, used_parameters
+from perturbjax.models.config import SlidingWindow, forward_flops, param_shapes, used_parameters
 from perturbjax.noise import Noise
 from perturbjax.pretrained.hf_config import decoder_config
 from perturbjax.runs.console import Console

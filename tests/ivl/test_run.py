@@ -11,15 +11,20 @@ import pytest
 from support.chapter import ChapterBattery, call
 from support.cli_tiny import write_questions
 from support.paths import FIXTURES
+from support.value_cases import decoder_logits, softmax
 
 from perturbjax import InputError, ivl
 from perturbjax.inference import Engine
+from perturbjax.ivl.alignment import exact_first
 from perturbjax.ivl.artifacts import load_value
 from perturbjax.ivl.combined import combine
 from perturbjax.ivl.reopen import reopen
-from perturbjax.ivl.results import read_results
+from perturbjax.ivl.results import read_evaluation, read_results
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
+from perturbjax.train.demonstrations import encode_demonstrations
+from perturbjax.train.rows import pack_rows
+from perturbjax.tree import leaf_paths
 
 BASE = FIXTURES / "tiny_llama_tied"
 OTHER = FIXTURES / "tiny_qwen2"
@@ -69,12 +74,49 @@ class TestIvl(ChapterBattery):
         page = (finished / "run" / "report.html").read_text()
         assert "without the norm" in page and "was not measured: <code>--without-norm" not in page
 
+    def test_operations_of_a_pass_are_those_of_the_matrices(self, finished):
+        results, value = read_results(finished / "run" / "results.json"), reopen(finished / "run", lambda _: None)
+        rows = pack_rows(encode_demonstrations(value.train, value.trained.tokenizer), 64)
+        tokens, learned = rows.tokens, int((rows.arrays["weights"] > 0).sum())
+
+        def forward(params, decoder):
+            layers = sum(leaf.size for path, leaf in leaf_paths(params).items() if path.split("/")[0] not in ("embed", "head"))
+            scores = decoder.num_layers * decoder.num_heads * decoder.head_dim * tokens**2 / len(rows)  # of half of a square
+            return 2 * layers * tokens + 2 * scores + 2 * decoder.vocab_size * decoder.hidden_size * learned
+
+        wanted = 3 * forward(value.params, value.record.decoder) + forward(value.trained.params, value.trained.config)
+        assert results.pass_flops == pytest.approx(wanted, rel=1e-6)
+        if results.tokens_per_s is not None:  # every timed step was one that compiled
+            assert results.flops_per_s == pytest.approx(wanted / tokens * results.tokens_per_s, rel=1e-6)
+            assert "GFLOP/s of the models" in (finished / "run" / "report.html").read_text()
+
     def test_evaluate_measures_what_the_run_measured(self, finished, capsys):
         code, out, _ = call(["evaluate", str(finished / "run"), "--name", "again"], capsys)
         assert code == 0 and "with value" in out
         again, results = (json.loads((finished / "run" / name).read_text()) for name in ("evaluation-again.json", "results.json"))
         assert again["entries"] == results["entries"]
         assert "tiny_llama_tied" in (finished / "run" / "report.html").read_text()
+
+    def test_another_vocabulary_is_measured_and_other_settings_have_a_file_of_their_own(self, finished, capsys):
+        arguments = ["evaluate", str(finished / "run"), "--vocabulary", "exact_first", "--base"]
+        assert call([*arguments, f"{BASE},{OTHER}"], capsys)[0] == 0
+        assert (finished / "run" / "evaluation-tiny_llama_tied-even.json").is_file()
+        code, out, _ = call([*arguments, str(OTHER), "--gate", "3", "--mesh", "1x1"], capsys)
+        assert code == 0 and "by probability" in out and "evaluation-tiny_qwen2-even-gate3.json" in out
+        assert (finished / "run" / "evaluation-tiny_qwen2-even.json").is_file()
+        found = read_evaluation(finished / "run" / "evaluation-tiny_qwen2-even-gate3.json").entries.map_statistics
+        assert found is not None and found.base_mass is not None
+        value, base = reopen(finished / "run", lambda _: None), load_model(str(OTHER))
+        prompts = base.tokenizer.encode_prompts([value.task.prompt(example, value.template) for example in value.test])
+        tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        last = decoder_logits(base.config, base.params, tokens)[np.arange(len(prompts)), [len(prompt) - 1 for prompt in prompts]]
+        table = exact_first(value.trained.tokenizer, base.tokenizer)
+        exact = softmax(last).mean(axis=0)[: table.base_size][table.exact].sum()
+        assert found.base_mass.exact == pytest.approx(exact, abs=1e-5) and found.base_mass.distributions == len(prompts)
+        page = (finished / "run" / "report.html").read_text()
+        assert "By probability, of the base's next token after 6 of the questions" in page and "The likeliest tokens" in page
 
     def test_alpha_0_is_the_base(self, finished, capsys):
         code, _, _ = call(["evaluate", str(finished / "run"), "--alpha", "0", "--name", "nothing"], capsys)
@@ -102,10 +144,21 @@ class TestIvl(ChapterBattery):
         assert exported.config == value.record.decoder
         np.testing.assert_array_equal(exported.params["head"]["kernel"], value.params["head"]["kernel"])
 
+    def test_a_page_for_another_vocabulary_adds_mapped_logits_alone(self, finished, tmp_path, capsys):
+        beside = ["--beside", str(OTHER), "--vocabulary", "exact_first"]
+        assert call(["export", str(finished / "run"), *beside, "--out", str(tmp_path / "value")], capsys)[0] == 0
+        page = (tmp_path / "value" / "README.md").read_text()
+        assert page.count("def logits(") == 1 and "z_base + pad(change(tokens)" in page and "z_base + z_value" not in page
+
     @pytest.mark.parametrize(
         ("command", "said"),
         [
             (["evaluate", "RUN", "--base", str(OTHER)], "ask for a map between them with --vocabulary exact_first"),
+            (["evaluate", "RUN", "--base", f"{BASE},{OTHER}"], "ask for a map between them with --vocabulary exact_first"),
+            (["evaluate", "RUN", "--base", f"{BASE},{BASE}"], "one is named twice"),
+            (["evaluate", "RUN", "--base", f"{BASE},{OTHER}", "--name", "x"], "--name x: names one evaluation"),
+            (["evaluate", "RUN", "--mesh", "2x2"], "--mesh 2x2: 4 devices, there are 1; use e.g. 1x1"),
+            (["predict", "RUN", "--questions", "Q", "--out", "OUT", "--mesh", "2x"], "--mesh 2x: DATAxMODEL is required, e.g. 4x2"),
             (["evaluate", "RUN", "--gate", "-1"], "--gate -1.0: an entropy in nats, 0 or above, is required"),
             (["evaluate", "RUN", "--examples", "7"], "--examples 7: 6 questions are there; ask for fewer"),
             (["export", "RUN", "--out", "OUT", "--merge"], "--merge True: RUN is a run of ivl, which does not take it"),
@@ -134,6 +187,7 @@ class TestIvl(ChapterBattery):
         code, _, err = call(arguments, capsys)
         assert code == 1 and "Traceback" not in err
         assert "FloatingPointError: the loss or its gradient is not finite at step" in err.splitlines()[-1]
+        assert "other settings need another --out" in err.splitlines()[-1] and "continue with" not in err
 
     def test_answers_do_not_replace_files_of_the_run(self, finished, capsys):
         given = ["predict", str(finished / "run"), "--questions", str(finished / "even.jsonl"), "--out"]
@@ -178,7 +232,8 @@ class TestIvl(ChapterBattery):
             ["--demonstrations", "ROLES", "--task", "EVEN"],
             'messages[0] "assistant": a turn of the assistant answers one of the user',
         ),
-        (["--demonstrations", "EVEN", "--row-tokens", "4"], "--row-tokens 4: none of the"),
+        (["--demonstrations", "EVEN", "--row-tokens", "4"], "tokens; raise it"),
+        (["--demonstrations", "SAME", "--task", "EVEN"], "leaves 0, because 4 of its demonstrations ask what one for validation asks"),
         (["--demonstrations", "EVEN", "--row-tokens", "100000"], "--row-tokens 100000: the bases take at most"),
         (["--demonstrations", "EVEN", "--layers", "9"], "--layers 9: 1 to 2, the number that the base has, is required"),
         (["--demonstrations", "EVEN", "--held-out", str(OTHER)], "its vocabulary is not that of tiny_llama_tied"),
@@ -196,13 +251,14 @@ class TestIvl(ChapterBattery):
     ],
 )
 def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, said):
-    files = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("CHATS", "BAD", "ROLES", "EVEN", "LONG")}
+    files = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("CHATS", "BAD", "ROLES", "EVEN", "LONG", "SAME")}
     write_questions(files["EVEN"], 24)
     long = [{"question": f"{n} {'word ' * 600}", "answer": "yes", "choices": ["yes", "no"]} for n in range(12)]
     files["LONG"].write_text("".join(json.dumps(row) + "\n" for row in long))
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     files["CHATS"].write_text(json.dumps(good))
     files["BAD"].write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n" + json.dumps({"prompt": "a"}))
+    files["SAME"].write_text("".join(json.dumps({"prompt": "a", "response": str(n)}) + "\n" for n in range(12)))
     files["ROLES"].write_text(json.dumps({"messages": [{"role": "assistant", "content": "b"}]}))
     flags = [str(files.get(word, word)) for word in flags]
     steps = [] if "--epochs" in flags else ["--steps", "1"]

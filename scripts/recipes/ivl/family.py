@@ -24,8 +24,9 @@ import numpy as np
 from questions import Passages, nats, packed, word_overlap
 from small_models import ROW, Size, begin, byte_level, pretrained, random_model, stories, trained
 
-from perturbjax.ivl.combined import CombinedConfig, combine
+from perturbjax.ivl.combined import combine
 from perturbjax.ivl.loss import value_loss
+from perturbjax.ivl.relatives import proxy_tune
 from perturbjax.ivl.value import ValueConfig, make_value
 from perturbjax.pretrained import Model
 from perturbjax.train import Training
@@ -107,9 +108,7 @@ class Experiment:
             systems = {"alone": base, "fine-tuned": tuned[name]}
             for penalty, (config, params) in values.items():
                 systems["+ V" if penalty == self.family.penalties[0] else f"+ V, norm {penalty:g}"] = combine(base, config, params)
-            a = self.bases["A"].config
-            parts = {"base": base.params, "tuned": tuned["A"].params, "untuned": self.bases["A"].params}
-            systems["proxy-tuning"] = replace(base, config=CombinedConfig("proxy", base.config, (a, a)), params=parts)
+            systems["proxy-tuning"] = proxy_tune(base, tuned["A"], self.bases["A"])
             if name == "A":
                 config, params = values[self.family.penalties[0]]
                 systems["V alone"] = replace(base, config=config.decoder, params=params)
