@@ -288,7 +288,7 @@ def stop(*_):
 def config(folder, logits, resume=False):
     """A training beside two bases, validated beside a third."""
     return ivl.Config(
-        ivl.Bases(str(BASE), also=(str(BASE),), held_out=str(folder / "held"), logits=logits),
+        ivl.Bases(str(BASE), also=(str(folder / "also"),), held_out=str(folder / "held"), logits=logits),
         ivl.Data(str(folder / "even.jsonl"), validation_examples=4, test_examples=6),
         ivl.Value(layers=1),
         ivl.Training(steps=3, every=1, batch_rows=2, row_tokens=64, learning_rate=0.01),
@@ -302,7 +302,8 @@ def runs(tmp_path_factory):
     """The folder of a training beside live bases, stopped before the test, and of one from files; what was seen of both."""
     folder = tmp_path_factory.mktemp("runs")
     write_questions(folder / "even.jsonl", 24)
-    shutil.copytree(BASE, folder / "held")
+    for name in ("also", "held"):
+        shutil.copytree(BASE, folder / name)
     live, stored = Watching(), Watching()
     read = StoredLeaf.__getitem__
 
@@ -332,7 +333,7 @@ def test_a_training_from_files_is_that_beside_the_bases(runs):
     np.testing.assert_allclose(whole, live, rtol=5e-3, atol=1e-6)
     assert whole.shape == (3, 8)
     results = read_results(folder / "whole" / "results.json")
-    bases = [("tiny_llama_tied", "training"), ("tiny_llama_tied", "training"), ("held", "validation")]
+    bases = [("tiny_llama_tied", "training"), ("also", "training"), ("held", "validation")]
     assert [(each.base, each.rows) for each in results.logits] == bases
     assert sorted(path.name for path in (folder / "whole" / "logits").iterdir()) == ["0-training", "1-training", "2-validation"]
     assert any(note.startswith("logits of the base at ") and note.endswith("are free") for note in stored.notes)
