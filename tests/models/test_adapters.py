@@ -379,10 +379,11 @@ class TestFiles:
         assert fingerprint(found.apply(model.params, factors)) == fingerprint(lora.apply(model.params, trained))
         assert {m.path for m in found.matrices(model.params)} == {m.path for m in lora.matrices(model.params)}
 
+    @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's use of transformers
     def test_the_peft_package_computes_the_same(self, model, lora, trained, folder):
         torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
         transformers = pytest.importorskip("transformers")
-        base = transformers.AutoModelForCausalLM.from_pretrained(FIXTURES / "tiny_qwen2", torch_dtype=torch.float32)
+        base = transformers.AutoModelForCausalLM.from_pretrained(FIXTURES / "tiny_qwen2", dtype=torch.float32)
         with torch.no_grad():
             expected = peft.PeftModel.from_pretrained(base, folder)(torch.tensor(TOKENS)).logits.numpy()
         found = compiled(model.config)(lora.attach(model.params, trained), TOKENS)
