@@ -50,7 +50,7 @@ class EvaluateConfig:
     examples: int | None = None
     """How many rows; all there are when left out."""
     name: str | None = None
-    """NAME in the name of the file written; the task's when left out."""
+    """NAME in the name of the file written; the task's when left out, of a value network that of the base, the task and the settings."""
     base: tuple[str, ...] = ()
     """Of a value network: the bases that it is added to, one after the other; the one that it was trained beside when left out."""
     vocabulary: VocabularyName | None = None

@@ -81,19 +81,19 @@ def measure_base(
         prompts = base.tokenizer.encode_prompts([task.prompt(question, template) for question in questions])
         changes = token_changes(combined, prompts, written[0].tolist(), mesh)
 
-    def scored(name: str) -> Any:
-        found = outputs[name]
-        return entry(found.scores[0], found.lenient[0], int(found.tokens[0]))
-
-    bootstrap = derived_seed(seed, "bootstrap")
-
-    def compared(name: str, other: str) -> ComparedEntry:
-        return compared_entry(scored(name), outputs[name].scores[0], outputs[other].scores[0], bootstrap)
-
-    systems = {name: compared(name, "") for name in outputs if name}
-    against = {name: compared(WITH_VALUE, name) for name in tunings}
     found = None
     if vocabulary is not None:
         probs = NextToken(base, task, questions[:MAP_PROMPTS], template, mesh).base_probs()
         found = statistics(vocabulary, value_tokenizer, base.tokenizer, base_probs=probs)
-    return BaseEntries(Source(base.name, base.source), scored(""), systems, changes, found, tunings, against)
+    bootstrap = derived_seed(seed, "bootstrap")
+    systems = {name: _compared(outputs, name, "", bootstrap) for name in outputs if name}
+    against = {name: _compared(outputs, WITH_VALUE, name, bootstrap) for name in tunings}
+    return BaseEntries(Source(base.name, base.source), _scored(outputs[""]), systems, changes, found, tunings, against)
+
+
+def _scored(found: Outputs) -> Any:
+    return entry(found.scores[0], found.lenient[0], int(found.tokens[0]))
+
+
+def _compared(outputs: Mapping[str, Outputs], name: str, other: str, seed: int) -> ComparedEntry:
+    return compared_entry(_scored(outputs[name]), outputs[name].scores[0], outputs[other].scores[0], seed)
