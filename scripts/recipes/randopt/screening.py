@@ -156,15 +156,24 @@ def report(found: Mapping[float, Sequence[Mapping[str, float]]]) -> None:
             print(f"{f'by {measure}, less {other}':44}" + "".join(f"{estimate(gain):>17}" for gain in gains))
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    found = tuple(dict.fromkeys(map(float, text.split(","))))
+    if not all(0 < number < 1e6 for number in found):
+        raise ValueError
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--seeds", type=int, default=6, help="how many (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="sigmas are looked at on other seeds than those of the result")
     parser.add_argument("--population", type=int, default=100_000, help="N (default: %(default)s)")
-    parser.add_argument("--sigmas", default="0.5,1,2", help="relative to each leaf's root mean square (default: %(default)s)")
+    parser.add_argument("--sigmas", type=numbers, default="0.5,1,2", help="relative to each leaf's root mean square (default: %(default)s)")
     args = parser.parse_args()
+    if args.seeds < 1 or args.first_seed < 0 or args.population < RUN:
+        parser.error(f"at least 1 of --seeds, 0 of --first-seed and {RUN} of --population are required, those that are run")
     found: dict[float, list[dict[str, float]]] = {}
-    for sigma in map(float, args.sigmas.split(",")):
+    for sigma in args.sigmas:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             found.setdefault(sigma, []).append(one_seed(seed, args.population, sigma))
             print(f"  sigma {sigma}, seed {seed} is done", flush=True)
