@@ -25,6 +25,8 @@ LOG_PROB_SCALE = 0.1
 """Of log-probabilities as an input, which lie between 0 and about -20."""
 SILENT_GATE = -2.0
 """The gate's bias at the start, so that targets begin near the true tokens: alpha is 0.12 of its cap."""
+GATE_BOUND = 5.0
+"""Largest size of the gate's logit: alpha lies between 0.007 and 0.993 of its cap."""
 
 _SHARDED = (
     ("decoder/embed/embedding", 1, 1),
@@ -136,8 +138,27 @@ class TopKDesigner:
         rows = params["decoder"]["embed"]["embedding"][ids]
         scores = jnp.einsum("bqd,bqkd->bqk", mixed @ params["query"]["kernel"], rows)
         scores = scores + jnp.einsum("bqf,bqkf->bqk", mixed @ params["features"]["kernel"], features)
-        gate = (mixed @ params["gate"]["kernel"])[..., 0] + params["gate"]["bias"][0]
+        gate = _bounded((mixed @ params["gate"]["kernel"])[..., 0] + params["gate"]["bias"][0])
         return self.alpha_max * jax.nn.sigmoid(gate), jax.nn.log_softmax(scores, axis=-1)
+
+
+@jax.custom_vjp
+def _bounded(logit: jax.Array) -> jax.Array:
+    """A gate that can open again. r begins near uniform, where its value is below that of the true tokens, so the gate first shuts. Without
+    a bound it goes on to alphas of 1e-6, where neither r nor the gate has a gradient left. Slopes that would lead further out are 0."""
+    return jnp.clip(logit, -GATE_BOUND, GATE_BOUND)
+
+
+def _forward(logit: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _bounded(logit), logit
+
+
+def _backward(logit: jax.Array, slope: jax.Array) -> tuple[jax.Array]:
+    outwards = ((logit <= -GATE_BOUND) & (slope < 0)) | ((logit >= GATE_BOUND) & (slope > 0))
+    return (jnp.where(outwards, 0.0, slope),)
+
+
+_bounded.defvjp(_forward, _backward)
 
 
 def _normed(x: jax.Array) -> jax.Array:

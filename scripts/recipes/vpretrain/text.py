@@ -5,9 +5,9 @@
 
 Pair mathematics: the corpus are problems and solutions of the MATH test sets, but for the 500 of MATH-500; feedback are questions and
 answers of GSM8K. Pair science: questions of MMLU and their right answers; feedback is ARC-Easy. Other rows of the feedback's task are the
-test. LoRA on all layers. Arms: step 0, plain, value by dot and by cosine, a random direction, uniform targets,
-self-distillation, fine-tuning on the feedback; all at the same steps and batches, and value by dot once more with as many steps as take the
-seconds of plain. Reported for each: nats of the answers of the test, how many questions are answered right, nats of stories (general text).
+test. LoRA on all layers. Arms: step 0, plain, value by dot and by cosine, a random direction, uniform targets, self-distillation, oracle
+targets, fine-tuning on the feedback; all at the same steps and batches, and value by dot once more with as many steps as take the seconds
+of plain. Reported for each: nats of the answers of the test, how many questions are answered right, nats of stories (general text).
 The folder holds the runs, a seed each; what is there is continued or read.
 """
 
@@ -31,9 +31,22 @@ from perturbjax.vpretrain.results import START, Measured, read_results
 SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
 STORIES = Source("HellaSwag validation", "hf_datasets/hellaswag/none/validation", "Rowan/hellaswag", None, "validation")
 FOLDER = "hf_datasets/hails/mmlu_no_train"
-CONTROLS = "plain,random,uniform,self,fine_tuning"
+CONTROLS = "plain,random,uniform,self,oracle,fine_tuning"
 FEEDBACK = {"mathematics": "gsm8k", "science": "arc_easy"}
 """Pair -> task of the feedback."""
+ROWS = {
+    START: "step 0",
+    "plain": "plain",
+    "value": "value (dot)",
+    "random": "random direction",
+    "uniform": "uniform",
+    "self": "self-distillation",
+    "oracle": "oracle target",
+    "fine_tuning": "fine-tuning on the feedback",
+}
+"""Mode of the first run -> row of the table."""
+ROW_TOKENS = {"mathematics": 256, "science": 128}
+"""Solutions are longer than answers."""
 
 
 def mathematics(subject: str) -> list[dict[str, str]]:
@@ -77,10 +90,10 @@ def pretrain(out: Path, pair: str, steps: int, seed: int, texts: tuple[Path, Pat
     }
     settings |= {
         "batch-rows": 4,
-        "row-tokens": 256,
+        "row-tokens": ROW_TOKENS[pair],
         "learning-rate": 2e-4,
-        "every": max(10, steps // 10),
-        "meta-period": 4,
+        "every": max(10, steps // 2),
+        "meta-period": 2,
         "feedback-rows": 4,
     }
     settings |= {"test-examples": test, "designer-layers": 2, "designer-learning-rate": 1e-3}
@@ -106,8 +119,7 @@ def arms_of(folder: Path, pair: str, steps: int, seed: int, test: int) -> dict[s
     assert plain is not None
     shorter = max(10, round(steps * plain.seconds / own.seconds))
     pretrain(folder / "same-seconds", pair, shorter, seed, texts, test, "--controls", "")
-    names = {START: "step 0", "plain": "plain", "value": "value (dot)", "random": "random direction", "uniform": "uniform"}
-    found = measured(folder / "dot", names | {"self": "self-distillation", "fine_tuning": "fine-tuning on the feedback"})
+    found = measured(folder / "dot", ROWS)
     found |= measured(folder / "cosine", {"value": "value (cosine)"})
     return found | measured(folder / "same-seconds", {"value": f"value (dot), {shorter} steps: the seconds of plain"})
 
