@@ -99,6 +99,22 @@ def test_no_targets_have_a_higher_value_than_the_oracle():
     assert float(total) > float(of_designer) and abs(float(moved)) > 1e-4
 
 
+@pytest.mark.parametrize(("bias", "better", "opens"), [(-30.0, True, True), (-30.0, False, False), (30.0, False, True), (30.0, True, False)])
+def test_a_gate_at_its_bound_comes_back_and_goes_no_further(bias, better, opens):
+    """The slope of the value at a gate that has shut (opened) for good: there where the others are better (worse) than the true token."""
+    task, phi, batch = cases.task(), cases.designer_params(), cases.batch(ROWS)
+    phi["gate"] = {"kernel": np.zeros_like(phi["gate"]["kernel"]), "bias": np.float32([bias])}
+    shape = (*batch["labels"].shape, cases.K)
+    scores = jnp.zeros(shape).at[..., 0].set(-1.0 if better else 1.0)
+    prepared = batch | {"scores": scores, "log_probs": jnp.full(shape, -1.0), "ids": jnp.zeros(shape, jnp.int32)}
+
+    def value(gate):
+        return task.value(phi | {"gate": gate}, None, None, prepared)["value"]
+
+    slope = float(cases.jit(jax.grad(value))(phi["gate"])["bias"][0])
+    assert (slope > 1e-3 if better else slope < -1e-3) if opens else slope == 0
+
+
 def test_feedback_reaches_the_learner_through_the_designer_alone():
     """The derivative of a learner's step with respect to feedback, at fixed designer, is exactly 0; the designer itself does change."""
     task, phi, params = cases.task(learner=cases.SMALL), cases.designer_params(), cases.params(cases.SMALL.config)
