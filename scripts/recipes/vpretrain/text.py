@@ -108,10 +108,13 @@ def measured(run: Path, names: Mapping[str, str]) -> dict[str, Measured]:
     return {row: from_json(Measured, read_json(run / "arms" / f"{mode}.json"), str(run)) for mode, row in names.items()}
 
 
-def arms_of(folder: Path, pair: str, steps: int, seed: int, test: int) -> dict[str, Measured]:
-    """All arms of one seed."""
+def arms_of(folder: Path, pair: str, steps: int, seed: int, test: int, few: bool) -> dict[str, Measured]:
+    """All arms of one seed; with ``few``, step 0, plain and value alone."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = write_texts(folder, pair, seed)
+    if few:
+        pretrain(folder / "few", pair, steps, seed, texts, test, "--controls", "plain")
+        return measured(folder / "few", {mode: ROWS[mode] for mode in (START, "plain", "value")})
     pretrain(folder / "dot", pair, steps, seed, texts, test, "--controls", CONTROLS)
     pretrain(folder / "cosine", pair, steps, seed, texts, test, "--controls", "", "--similarity", "cosine")
     results = read_results(folder / "dot" / "results.json")
@@ -125,16 +128,18 @@ def arms_of(folder: Path, pair: str, steps: int, seed: int, test: int) -> dict[s
 
 
 def report(seeds: Sequence[Mapping[str, Measured]], feedback: str, seed: int) -> None:
-    """Rows of all seeds together: test rows of a seed are paired, and the bootstrap is over them."""
-    print(f"{'':46}{'answer, nats':>13}{'plain - it':>12}   {'95 % interval':18}{'right':>8}{'stories, nats':>15}")
+    """Each row over the seeds that have it: test rows of a seed are paired with those of its plain arm, and the bootstrap is over them."""
+    print(f"{'':46}{'seeds':>5}{'answer, nats':>14}{'plain - it':>12}   {'95 % interval':18}{'right':>8}{'stories, nats':>15}")
     for name in seeds[0]:
-        of_row = [next(found[other] for other in found if other.split(",")[0] == name.split(",")[0]) for found in seeds]
-        losses, plain = (np.concatenate([each.losses[feedback] for each in some]) for some in (of_row, [found["plain"] for found in seeds]))
+        start = name.partition(",")[0]
+        having = [(found["plain"], each) for found in seeds for other, each in found.items() if other.partition(",")[0] == start]
+        of_row = [each for _, each in having]
+        plain, losses = (np.concatenate([arm.losses[feedback] for arm in arms]) for arms in zip(*having, strict=True))
         low, high = paired_bootstrap(plain, losses, seed)
         against = f"{(plain - losses).mean():12.3f}   {f'{low:.3f} to {high:.3f}':18}" if name != "plain" else " " * 33
         right = np.mean([np.mean(each.scores[feedback]) for each in of_row])
         general = np.mean([each.general for each in of_row if each.general is not None])
-        print(f"{name:46}{losses.mean():13.3f}{against}{right:8.1%}{general:15.3f}")
+        print(f"{name:46}{len(having):5}{losses.mean():14.3f}{against}{right:8.1%}{general:15.3f}")
 
 
 def main() -> None:
@@ -144,10 +149,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0, help="so that several processes can share the seeds of a folder")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument(
+        "--few", type=int, default=0, metavar="SEEDS", help="so many further seeds, of which plain and value alone are trained"
+    )
     parser.add_argument("--test", type=int, default=64, help="test questions")
     args = parser.parse_args()
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    found = [arms_of(args.out / f"seed-{seed}", args.pair, args.steps, seed, args.test) for seed in seeds]
+    last = args.first_seed + args.seeds
+    seeds = range(args.first_seed, last + args.few)
+    found = [arms_of(args.out / f"seed-{seed}", args.pair, args.steps, seed, args.test, seed >= last) for seed in seeds]
     report(found, FEEDBACK[args.pair], seed=0)
 
 
