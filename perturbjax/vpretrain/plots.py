@@ -54,8 +54,8 @@ def plot_probe(path: Path, arm: Measured) -> None:
         x, y = zip(*pairs, strict=True)
         axis.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.7)
     axis.set_xlabel("predicted fall of the feedback loss, nats")
-    axis.set_ylabel("realized")
-    axis.set_title(f"r = {r:.2f}" if r is not None else "too few updates for r", loc="left", fontsize=11)
+    axis.set_ylabel("realized fall, nats")
+    axis.set_title(f"r = {r:.2f}, {len(pairs)} updates" if r is not None else "too few updates for r", loc="left", fontsize=11)
     _grid(axis)
     save(figure, path)
 

@@ -24,7 +24,7 @@ from perturbjax.train.optimizer import learning_rates
 from perturbjax.train.placement import check_batch, put_params
 from perturbjax.train.rows import Rows, pack_rows
 from perturbjax.tree import digest, fingerprint
-from perturbjax.vpretrain.arms import Experiment
+from perturbjax.vpretrain.arms import STEERED, Experiment
 from perturbjax.vpretrain.artifacts import load_designer, vocabulary_of
 from perturbjax.vpretrain.config import Config
 from perturbjax.vpretrain.corpus import encode_corpus, load_corpus
@@ -144,7 +144,11 @@ def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
     training, tokenizer = parts.config.training, parts.model.tokenizer
 
     def rows(texts: Any, name: str) -> Rows:
-        found = pack_rows(encode_corpus(texts, tokenizer, training.row_tokens), training.row_tokens, per_demonstration=True)
+        encoded = encode_corpus(texts, tokenizer, training.row_tokens)
+        try:
+            found = pack_rows(encoded, training.row_tokens, per_demonstration=True)
+        except InputError as error:
+            raise InputError(f"{error} ({name})") from None
         if found.left_out:
             note(f"perturbjax: warning: {name}: {len(found.left_out)} are longer than {training.row_tokens} tokens and left out")
         return found
@@ -154,8 +158,12 @@ def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
     needed = training.total_steps(len(corpus)) * training.batch_rows
     # The last batch of an epoch may begin the next one.
     if not parts.config.data.repeat and (needed >= len(corpus) + training.batch_rows or len(corpus) < training.batch_rows):
-        have = f"the corpus has {len(corpus)} rows of {training.row_tokens} tokens, the steps need {needed}"
+        have = f"it has {len(corpus)} rows of {training.row_tokens} tokens, the steps need {needed}"
         raise InputError(f"`corpus` {parts.config.data.corpus}: {have}; give more text, lower `steps`, or let it `repeat`")
+    total, steered = training.total_steps(len(corpus)), {*parts.config.steer.arms} & {*STEERED}
+    if steered and parts.config.steer.burn_in >= total:
+        given = f"`burn_in` {parts.config.steer.burn_in}: the training has {total} steps"
+        raise InputError(f"{given}, so {', '.join(sorted(steered))} would be plain pretraining; lower it")
     sets = {part: {n: rows(getattr(s, part), n) for n, s in parts.feedback.items()} for part in ("steer", "validation", "test")}
     for name, each in sets["steer"].items():
         arrays = each.arrays

@@ -122,7 +122,7 @@ class _Stages:
         )
         names = ", ".join(map(label, parts.feedback))
         task = Source(names, "; ".join(each.source for each in parts.feedback.values()))
-        figures = arm_figures(measured, config.steer.seed)
+        figures = arm_figures(measured, config.steer.mode, config.steer.seed)
         model = Source(parts.model.name, parts.model.source)
         results = Results(VERSION, model, task, config.steer.mode, trained, figures)
         on_main(lambda: write_json(self._directory.results, to_json(results)))
@@ -139,18 +139,18 @@ class _Stages:
         fitted = self._train(mode, own)
         params = merged(parts, to_host(fitted.params, self._mesh))
         measured = self._measure(mode, params)
-        counts, examples = {}, ()
+        counts, examples, drift = {}, (), None
         if fitted.auxiliary is not None:
             auxiliary = to_host(fitted.auxiliary, self._mesh)
             counts = {name: int(auxiliary[name]) for name in ("updates", "skipped")}
-            if mode == "value":
-                examples = target_examples(self._experiment, params, auxiliary, parts.model)
-            if own and "designer" in auxiliary:
-                folder, vocabulary = self._directory.path / "designer", vocabulary_of(parts.model.tokenizer)
-                on_main(lambda: save_designer(folder, parts.designer, auxiliary["designer"], vocabulary))
+            if "designer" in auxiliary:
+                examples, drift = target_examples(self._experiment, params, auxiliary, parts.model)
+                if own:
+                    folder, vocabulary = self._directory.path / "designer", vocabulary_of(parts.model.tokenizer)
+                    on_main(lambda: save_designer(folder, parts.designer, auxiliary["designer"], vocabulary))
         if own:
             on_main(lambda: self._save_model(params))
-        return replace(measured, looks=fitted.looks, examples=examples, **counts)
+        return replace(measured, looks=fitted.looks, examples=examples, drift=drift, **counts)
 
     def _save_model(self, params: Any) -> None:
         """``model/``, once: a kill after it finds it whole."""

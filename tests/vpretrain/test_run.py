@@ -1,6 +1,7 @@
 """One whole steered pretraining of a model of random weights: the battery of chapters, the commands on its run, bad input."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from support.paths import FIXTURES
 
 from perturbjax import vpretrain
 from perturbjax.pretrained import load_model
+from perturbjax.vpretrain.config import MODES
+from perturbjax.vpretrain.report import steered_words
 
 MODEL = FIXTURES / "tiny_llama_tied"
 OTHER = FIXTURES / "tiny_qwen2"
@@ -38,6 +41,15 @@ def write_texts(path: Path, count: int = 40) -> Path:
     rows = [{"text": f"Number {n} of a list, with {n * n} beside it, and so on to the end of this line."} for n in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def change(path: Path, *place: Any, value: Any) -> None:
+    """Put a value into a JSON file."""
+    content = part = json.loads(path.read_text())
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    path.write_text(json.dumps(content))
 
 
 def flags(**changes: Any) -> list[str]:
@@ -115,6 +127,33 @@ class TestVpretrain(ChapterBattery):
         code, _, err = call(["export", str(run), "--out", str(tmp_path / "more"), "--merge"], capsys)
         assert code == 2 and "is a run of vpretrain, which does not take it" in err.splitlines()[-1]
 
+    def test_a_page_of_every_mode_says_what_its_targets_were(self, finished, tmp_path, capsys):
+        run = shutil.copytree(finished / "run", tmp_path / "run")
+        for name, place in (("results.json", ()), ("config.json", ("config", "steer"))):
+            change(run / name, *place, "mode", value="plain")
+        code, out, _ = call(["report", str(run)], capsys)
+        page = (run / "report.html").read_text()
+        assert code == 0 and out.splitlines()[0] == "Plain pretraining did better than step 0" and "probe.png" not in page
+        assert "No designer: targets were the true tokens" in page and "Whether values came true" not in page
+        assert "designer  " not in out and len({steered_words(vpretrain.Steer(mode=mode)) for mode in MODES}) == len(MODES)
+
+    @pytest.mark.parametrize(
+        ("name", "place", "value", "said"),
+        [
+            ("results.json", ("arms", 1, "mode"), "../plain", "arms: ../plain is there twice or no mode"),
+            ("results.json", ("arms", 1, "mode"), "value", "arms: value is there twice or no mode"),
+            ("results.json", ("arms", 1, "sets"), {}, "arms: figures of the same feedback sets, at least one, are required"),
+            ("results.json", ("arms", 2, "entropy"), None, "arms[2].alpha, entropy: both or neither are required"),
+            ("arms/value.json", ("mode",), "plain", "mode plain, value is required"),
+            ("arms/plain.json", ("looks",), [], "looks with losses of validation are required"),
+        ],
+    )
+    def test_a_page_is_not_made_of_files_that_do_not_fit_together(self, finished, tmp_path, capsys, name, place, value, said):
+        run = shutil.copytree(finished / "run", tmp_path / "run")
+        change(run / name, *place, value=value)
+        code, out, err = call(["report", str(run)], capsys)
+        assert code == 2 and out == "" and said in err and str(run / name) in err and err.count("\n") == 1
+
     def test_a_designer_of_another_tokenizer_is_refused(self, finished, tmp_path, capsys):
         data = ["--corpus", str(finished / "texts.jsonl"), "--feedback", str(finished / "even.jsonl")]
         given = ["vpretrain", "--model", str(OTHER), *data, "--out", str(tmp_path / "run"), *flags(designer=finished / "run")]
@@ -131,6 +170,9 @@ class TestVpretrain(ChapterBattery):
         ({"corpus": "LOUD"}, "corpus+feedback: 8 of 8 (0 exactly)"),
         ({"steps": 400}, "rows of 64 tokens, the steps need 800; give more text, lower --steps, or let it --repeat"),
         ({"feedback": "SAME"}, "its answers say one token alone"),
+        ({"burn-in": 4}, "--burn-in 4: the training has 4 steps, so value would be plain pretraining; lower it"),
+        ({"row-tokens": 3}, "the shortest has 51 tokens; raise it (/"),
+        ({"subset-layers": 0}, "--subset-layers: a number of layers, or --subset-rules, is required"),
         ({"candidates": 100000}, "--candidates 100000: at most"),
         ({"candidates": 1}, "--candidates 1: an integer of at least 2 is required"),
         ({"subset-rules": "atention"}, "--subset-rules atention: matches no parameter"),
