@@ -14,7 +14,7 @@ from perturbjax.train.config import Training
 Mode = Literal["plain", "value", "random", "uniform", "self", "oracle", "fine_tuning"]
 MODES: tuple[Mode, ...] = ("plain", "value", "random", "uniform", "self", "oracle", "fine_tuning")
 Similarity = Literal["dot", "cosine", "preconditioned"]
-OVERLAPS = ("corpus+feedback", "corpus+test", "feedback+test")
+OVERLAPS = ("corpus+feedback", "corpus+test", "feedback+test", "corpus+general")
 """Pairs of sets that share no row, unless a setting names them."""
 
 
@@ -33,7 +33,7 @@ class Data:
     """A domain for each, comma separated: it steers the rows of the corpus of that domain alone, which their field domain says; a .jsonl
     file with text, with prompt and response, or with messages is required then. Each steers all rows when left out."""
     general: str | None = None
-    """Held-out text of another domain, a file as for the corpus: its loss is measured at every look."""
+    """Held-out text of another domain, a file as for the corpus, none of it in the corpus: its loss is measured at every look."""
     feedback_examples: int = 256
     """Rows of each that steer."""
     validation_examples: int = 32
@@ -45,7 +45,7 @@ class Data:
     repeat: bool = False
     """Read the corpus more than once where the steps need more rows than it has."""
     allow_overlap: tuple[str, ...] = ()
-    """Pairs of sets that may share rows, comma separated, of corpus+feedback, corpus+test, feedback+test."""
+    """Pairs of sets that may share rows, comma separated, of corpus+feedback, corpus+test, feedback+test, corpus+general."""
 
     def validate(self) -> None:
         check_text("corpus", self.corpus)

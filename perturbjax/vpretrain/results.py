@@ -46,7 +46,7 @@ class Measured:
         scores: feedback set that is a task -> strict score of each test row; ``lenient``: of any recognizable format.
         tokens: feedback set that is a task -> tokens of prompts and replies.
         general: loss of the text of another domain; None without one.
-        looks: at the training, in order; none of step 0.
+        looks: at the training, in order; of step 0 the losses of validation alone.
         updates: of the designer; ``skipped``: those whose value was not finite.
         examples: of its targets.
         drift: mean total variation, on the first rows of the corpus, between the targets of the designer and those of the designer that it

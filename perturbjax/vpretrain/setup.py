@@ -30,7 +30,7 @@ from perturbjax.vpretrain.config import Config
 from perturbjax.vpretrain.corpus import encode_corpus, load_corpus
 from perturbjax.vpretrain.designer import TopKDesigner
 from perturbjax.vpretrain.domains import corpus_domains, rows_by_domain
-from perturbjax.vpretrain.feedback import FeedbackSet, load_feedback
+from perturbjax.vpretrain.feedback import FeedbackSet, feedback_digest, load_feedback
 from perturbjax.vpretrain.overlap import Overlap, check_overlaps
 from perturbjax.vpretrain.steering import Steering
 from perturbjax.vpretrain.text import Learner, TextTask
@@ -97,7 +97,8 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     sizes = data.feedback_examples, data.validation_examples, data.test_examples
     feedback = {name: load_feedback(name, *sizes, steer.seed) for name in data.feedback}
     steering, tested = (tuple(d for each in feedback.values() for d in getattr(each, part)) for part in ("steer", "test"))
-    overlaps = check_overlaps({"corpus": corpus, "feedback": steering, "test": tested}, data.allow_overlap)
+    sets = {"corpus": corpus, "feedback": steering, "test": tested, "general": general}
+    overlaps = check_overlaps(sets, data.allow_overlap)
     for pair, found in overlaps.items():
         if found.normalized:
             note(f"perturbjax: warning: {pair} share {found.normalized} of {found.rows} rows ({found.exact} exactly); that was allowed")
@@ -267,6 +268,7 @@ def describe_run(parts: Parts) -> dict[str, Any]:
         "chapter": CHAPTER,
         "config": to_json(settings),
         "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
+        "feedback_digest": feedback_digest(parts.feedback.values()),
         "prompt_clock": parts.model.tokenizer.clock,
         "versions": versions(),
         "devices": devices(),

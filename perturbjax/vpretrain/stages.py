@@ -27,7 +27,7 @@ from perturbjax.vpretrain.config import Config, Mode
 from perturbjax.vpretrain.corpus import encode_corpus
 from perturbjax.vpretrain.evaluation import answers, row_losses, target_examples
 from perturbjax.vpretrain.figures import arm_figures
-from perturbjax.vpretrain.headline import label
+from perturbjax.vpretrain.headline import WITH_DESIGNER, label
 from perturbjax.vpretrain.report import write_report
 from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained
 from perturbjax.vpretrain.results_table import results_table
@@ -179,6 +179,7 @@ class _Stages:
                 found[name] = losses(each.test), of_questions
                 bar.update(number)
             general = float(np.mean(losses(parts.general))) if parts.general else None
+            looks = self._first_look(losses, general) if mode == START else ()
             bar.update(stages)
         answered = {name: replies for name, (_, replies) in found.items() if replies is not None}
         return Measured(
@@ -189,7 +190,13 @@ class _Stages:
             {name: each.lenient for name, each in answered.items()},
             {name: each.tokens for name, each in answered.items()},
             general,
+            looks,
         )
+
+    def _first_look(self, losses: Callable[[Any], tuple[float, ...]], general: float | None) -> tuple[Look, ...]:
+        """What the looks of a training measure, before any."""
+        validation = {name: float(np.mean(losses(each.validation))) for name, each in self._parts.feedback.items()}
+        return (Look(0, {}, 0.0, 0.0, validation | ({"general": general} if general is not None else {}), 0, 0.0, None),)
 
     def _train(self, mode: Mode, own: bool) -> Fitted:
         parts = self._parts
@@ -219,6 +226,9 @@ class _Stages:
                 on_step,
                 on_state,
             )
+        except FloatingPointError as error:
+            other = " or designer_learning_rate" if mode in WITH_DESIGNER else ""
+            raise FloatingPointError(f"arm {mode}: {error}{other}") from error
         finally:
             if bar is not None:
                 bar.close()
@@ -226,7 +236,7 @@ class _Stages:
 
 def _figures(look: Look) -> dict[str, str]:
     figures = {"loss": f"{look.losses.get('plain', look.losses['loss']):.3f}"}
-    figures |= {name: f"{value:.3f}" for name, value in look.validation.items()}
+    figures |= {label(name): f"{value:.3f}" for name, value in look.validation.items()}
     if look.updates:
         figures |= {name: f"{look.updates[-1][name]:.2g}" for name in ("predicted", "realized") if name in look.updates[-1]}
     if look.tokens_per_s is not None:
