@@ -34,7 +34,7 @@ def results_table(results: Results) -> str:
         alone = f"; {own.r_alone:.2f} without momentum" if own.r_alone is not None else ""
         facts.append(("probe", f"r = {own.r:.2f} of predicted and realized falls of the feedback loss{alone}"))
     if own.alpha is not None:
-        facts.append(("targets", f"mean alpha {own.alpha:.3f}, entropy of r {own.entropy:.2f} nats"))
+        facts.append(("targets", f"mean alpha {own.alpha:.2g}, entropy of r {own.entropy:.2f} nats"))
     if own.general is not None and (start := results.arms[0].general) is not None:
         facts.append(("other text", f"loss {own.general:.3f}, at step 0 {start:.3f}"))
     return "\n".join([*lines, "", *fact_lines(facts)])
