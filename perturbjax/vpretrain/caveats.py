@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from perturbjax.report.words import count
 from perturbjax.vpretrain.config import Config
-from perturbjax.vpretrain.headline import WITH_DESIGNER, basis, first_set
+from perturbjax.vpretrain.headline import NAMES, WITH_DESIGNER, basis, first_set
 from perturbjax.vpretrain.results import Results
 
 FEW_ROWS = 200
@@ -28,6 +28,9 @@ def _sentences(results: Results, config: Config) -> Iterator[str]:
         yield f"{count(figures.n)} test rows are few: the difference is known to about ±{(high - low) / 2:.3f} nats."
     another = "trains another designer" if own.mode in WITH_DESIGNER else "takes the rows in another order"
     yield f"The intervals are for one training with one seed. Another seed {another}; its variation is not in them."
+    if results.diverged:
+        names = ", ".join(NAMES[mode] for mode in results.diverged)
+        yield f"Not in the table, because the loss was not finite: {names}. A lower learning rate would measure them too."
     if results.arm("plain") is None:
         yield "Plain pretraining was not trained, so nothing tells the designer's part from that of more pretraining: add it to controls."
     if results.arm("fine_tuning") is None:

@@ -26,7 +26,7 @@ STILL = 0.01
 
 
 def headline(results: Results) -> Headline:
-    """Grades the run's own arm beside plain pretraining at equal steps and batch, or beside step 0 where plain was not trained."""
+    """Grades the run's own arm on its first feedback set, beside plain pretraining at equal steps and batch, or step 0 without it."""
     own, name, figures = results.own, *first_set(results.own)
     compared, against = basis(figures)
     verdict: Verdict = compared.verdict if compared is not None else "no clear effect"
@@ -36,7 +36,11 @@ def headline(results: Results) -> Headline:
         "hurt": f"{subject} did worse than {against}",
         "no clear effect": f"No clear effect of {NAMES[own.mode]} beside {against}",
     }[verdict]
-    sentences = [_effect(results, name, figures), *_answers(figures), *_controls(results, name), *_general(results)]
+    several = len(own.sets) > 1
+    if several:
+        title += f", on {label(name)}"
+    sentences = [text for each, found in own.sets.items() for text in (_effect(results, each, found), *_answers(found))]
+    sentences += [*_controls(results, name, several), *_general(results)]
     idle = idleness(own)
     sentences += [*([] if idle is None else [idle]), _cost(own)]
     return Headline(verdict, title, tuple(sentences))
@@ -127,9 +131,10 @@ def _answers(figures: SetFigures) -> list[str]:
     return [f"{text}."]
 
 
-def _controls(results: Results, name: str) -> list[str]:
+def _controls(results: Results, name: str, several: bool) -> list[str]:
     others = [arm for arm in results.arms if arm.mode not in (START, "plain", results.own.mode)]
-    return [_control(NAMES[results.own.mode], NAMES[arm.mode], arm.sets[name]) for arm in others]
+    where = f", on {label(name)}," if several else ""
+    return [_control(NAMES[results.own.mode], f"{NAMES[arm.mode]}{where}", arm.sets[name]) for arm in others]
 
 
 def _control(own: str, control: str, figures: SetFigures) -> str:

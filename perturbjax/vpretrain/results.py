@@ -160,6 +160,7 @@ class Results:
         mode: what the run is about; the other arms are controls.
         trained: on what.
         arms: step 0, then the arms.
+        diverged: controls whose loss was not finite, which are left out.
     """
 
     version: int
@@ -168,6 +169,7 @@ class Results:
     mode: Mode
     trained: Trained
     arms: tuple[ArmFigures, ...]
+    diverged: tuple[Mode, ...] = ()
 
     def __post_init__(self) -> None:
         if self.version != VERSION:

@@ -37,4 +37,6 @@ def results_table(results: Results) -> str:
         facts.append(("targets", f"mean alpha {own.alpha:.2g}, entropy of r {own.entropy:.2f} nats"))
     if own.general is not None and (start := results.arms[0].general) is not None:
         facts.append(("other text", f"loss {own.general:.3f}, at step 0 {start:.3f}"))
+    if results.diverged:
+        facts.append(("diverged", ", ".join(NAMES[mode] for mode in results.diverged) + ": not in the table"))
     return "\n".join([*lines, "", *fact_lines(facts)])

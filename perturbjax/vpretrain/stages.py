@@ -62,7 +62,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
 
     Raises:
         InputError: the settings, or what they name, cannot be used; no directory was made or changed.
-        FloatingPointError: the loss is not finite; what was committed before is intact.
+        FloatingPointError: the loss of the run's own arm is not finite; what was committed before is intact.
         Exception: anything else, with a note that says what is safe and how to go on.
     """
     config.validate()
@@ -107,7 +107,15 @@ class _Stages:
         on_main(lambda: self._arms.mkdir(exist_ok=True))
         modes = config.steer.arms
         measured = [self._once(START, lambda: self._measure(START, in_dtype(parts)))]
-        measured += [self._once(mode, lambda mode=mode: self._arm(mode)) for mode in modes]
+        diverged: list[Mode] = []
+        for mode in modes:
+            try:
+                measured.append(self._once(mode, lambda mode=mode: self._arm(mode)))
+            except FloatingPointError as error:
+                if mode == config.steer.mode:
+                    raise
+                self._progress.note(f"perturbjax: warning: {error}; this control is left out")
+                diverged.append(mode)
         corpus, subset = self._packed.corpus, experiment.task.subset
         trained = Trained(
             config.data.corpus,
@@ -124,7 +132,7 @@ class _Stages:
         task = Source(names, "; ".join(each.source for each in parts.feedback.values()))
         figures = arm_figures(measured, config.steer.mode, config.steer.seed)
         model = Source(parts.model.name, parts.model.source)
-        results = Results(VERSION, model, task, config.steer.mode, trained, figures)
+        results = Results(VERSION, model, task, config.steer.mode, trained, figures, tuple(diverged))
         on_main(lambda: write_json(self._directory.results, to_json(results)))
 
     def _once(self, mode: str, make: Callable[[], Measured]) -> Measured:

@@ -94,6 +94,18 @@ def test_a_random_direction_that_does_as_well_is_said_to():
     assert any("neither clearly better nor clearly worse" in sentence for sentence in headline(equal).sentences)
 
 
+def test_several_sets_have_a_sentence_each_and_the_title_names_the_first():
+    found = results(plain=1.5, value=1.0, uniform=1.2)
+    doubled = tuple(replace(arm, sets={"set": arm.sets["set"], "folder/other.jsonl": arm.sets["set"]}) for arm in found.arms)
+    shown = headline(replace(found, arms=doubled))
+    assert shown.title.endswith("plain pretraining, on set")
+    assert [sentence.partition(" the loss")[0] for sentence in shown.sentences[:2]] == [
+        "On 40 test rows of set",
+        "On 40 test rows of other.jsonl",
+    ]
+    assert any("uniform smoothing, on set, ended" in sentence for sentence in shown.sentences)
+
+
 def test_an_effect_is_better_or_worse_in_words():
     assert "nats worse (95 % interval of the gain -0.5" in headline(results(plain=1.0, value=1.5)).sentences[0]
     assert "nats better (95 % interval of the gain +0.4" in headline(results(plain=1.5, value=1.0)).sentences[0]

@@ -183,6 +183,20 @@ class TestVpretrain(ChapterBattery):
         said = "--designer-hidden 24, it has 16; --alpha-max 0.25, it has 0.5; give its settings"
         assert code == 2 and sorted(said.split("; ")) == sorted(err.splitlines()[-1].split("run: ")[1].split("; "))
 
+    def test_a_control_that_diverges_is_left_out_and_named(self, finished, tmp_path, capsys, monkeypatch):
+        run, fit = tmp_path / "run", stages.fit
+
+        def plain_alone(problem: Any, *others: Any) -> Any:
+            if problem.auxiliary is not None:
+                raise FloatingPointError("the loss is not finite")
+            return fit(problem, *others)
+
+        monkeypatch.setattr(stages, "fit", plain_alone)
+        code, out, err = call([*self.arguments(finished, run), "--mode", "plain", "--controls", "value"], capsys)
+        assert code == 0 and "warning: arm value: the loss is not finite" in err and "designed targets: not in the table" in out
+        assert json.loads((run / "results.json").read_text())["diverged"] == ["value"]
+        assert "Not in the table, because the loss was not finite: designed targets." in (run / "report.html").read_text()
+
     @pytest.mark.parametrize(
         ("mode", "said"), [("plain", "try a lower rate; what"), ("value", "a lower rate or designer_learning_rate; what")]
     )
