@@ -67,6 +67,7 @@ def label_right(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     ordered = sorted(labels)
     ends = np.array([y for y, _, _ in ordered])
     figure, spec = axis.get_figure(root=True), axis.get_subplotspec()
+    assert figure is not None
     panel = figure.get_figheight() / (spec.get_gridspec().nrows if spec is not None else 1)
     gap = max(0.07, LINE / panel) * (high - low)
     # A crowded group at an edge keeps within the axes.

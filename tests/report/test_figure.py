@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 from perturbjax.report.figure import label_right, new_figure
 
@@ -16,7 +16,8 @@ def test_names_stand_apart_and_within_the_axes(ends, height):
     axes[0].set_ylim(0, 1)
     label_right(axes[0], [(end, f"name {number}", "black") for number, end in enumerate(ends)])
     figure.draw_without_rendering()
-    boxes = [Text.get_window_extent(text) for text in axes[0].texts]
+    texts = [text for text in axes[0].texts if isinstance(text, Annotation)]
+    boxes = [Text.get_window_extent(text) for text in texts]
     assert all(above.y0 >= below.y1 - 1 for below, above in pairwise(boxes))
-    heights = np.array([text.xyann[1] for text in axes[0].texts])
+    heights = np.array([text.xyann[1] for text in texts])
     assert heights.min() >= 0 and heights.max() <= 1
