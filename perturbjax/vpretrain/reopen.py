@@ -17,6 +17,7 @@ from perturbjax.vpretrain.config import Config
 from perturbjax.vpretrain.corpus import load_corpus
 from perturbjax.vpretrain.feedback import FeedbackSet, feedback_digest, load_feedback
 from perturbjax.vpretrain.overlap import normalized, occurrence
+from perturbjax.vpretrain.results import read_results
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class PretrainedRun:
         for each in self.feedback:
             if each.task is not None:
                 return each
-        how = "evaluate takes one with `task`; serve and export need none"
-        raise InputError(f"no feedback of the run is a task, which would say how questions are put and answers read: {how}")
+        raise InputError("`task`: no feedback of the run is a task, which would say how questions are put and answers read; name one")
 
     def start(self) -> Model:
         """The model at step 0.
@@ -74,6 +74,15 @@ class PretrainedRun:
             raise InputError(f"`model` {model.name}: not the one that the run began with; restore it")
         model.tokenizer.clock = self.clock
         return model
+
+    def asking(self, spec: str | None) -> tuple[Task, Template, tuple[Example, ...]]:
+        """A task, or the run's own, its template and examples: how questions are put and answers read."""
+        if spec is None:
+            own = self.asked
+            assert own.task is not None and own.template is not None
+            return own.task, own.template, own.questions
+        task = load_task(spec)
+        return task, task.templates[0], tuple(task.examples())
 
     def questions(self, spec: str | None) -> tuple[Task, Template, tuple[Example, ...], int]:
         """Task, template and questions to measure on: the run's own test questions, or those of another task that neither corpus nor
@@ -100,8 +109,11 @@ def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()
     content = directory.read_config()
     config = directory.read_settings(Config, trusted)
     directory.check_finished()
+    results = read_results(directory.results)
     name = from_json(dict[str, str], content.get("model"), f"{directory.config}: model").get("name", "the model")
     model = replace(load_model(str(run / "model"), config.base.dtype), name=f"{name} after {config.steer.mode}")
+    if results.fingerprint not in (None, fingerprint(model.params)):
+        raise InputError(f"{run / 'model'}: not the model that the run made; restore it")
     note(f"model {model.name}: {run / 'model'}")
     model.tokenizer.clock = content["prompt_clock"]
     started = str(content["identity"].get("model_fingerprint"))

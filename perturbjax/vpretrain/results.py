@@ -48,6 +48,7 @@ class Measured:
         general: loss of the text of another domain; None without one.
         looks: at the training, in order; of step 0 the losses of validation alone.
         updates: of the designer; ``skipped``: those whose value was not finite.
+        fingerprint: of its model, where that is the run's.
         examples: of its targets.
         drift: mean total variation, on the first rows of the corpus, between the targets of the designer and those of the designer that it
             began as; None without one.
@@ -65,6 +66,7 @@ class Measured:
     skipped: int = 0
     examples: tuple[TargetExample, ...] = ()
     drift: float | None = None
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -161,6 +163,7 @@ class Results:
         trained: on what.
         arms: step 0, then the arms.
         diverged: controls whose loss was not finite, which are left out.
+        fingerprint: of the model that the run made; None in runs of before it was written.
     """
 
     version: int
@@ -170,6 +173,7 @@ class Results:
     trained: Trained
     arms: tuple[ArmFigures, ...]
     diverged: tuple[Mode, ...] = ()
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if self.version != VERSION:

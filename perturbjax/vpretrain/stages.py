@@ -21,6 +21,7 @@ from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, 
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import put_params, to_host
 from perturbjax.train.problem import Fitted, Look
+from perturbjax.tree import fingerprint
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.artifacts import save_designer, vocabulary_of
 from perturbjax.vpretrain.config import Config, Mode
@@ -132,7 +133,8 @@ class _Stages:
         task = Source(names, "; ".join(each.source for each in parts.feedback.values()))
         figures = arm_figures(measured, config.steer.mode, config.steer.seed)
         model = Source(parts.model.name, parts.model.source)
-        results = Results(VERSION, model, task, config.steer.mode, trained, figures, tuple(diverged))
+        made = next(each.fingerprint for each in measured if each.mode == config.steer.mode)
+        results = Results(VERSION, model, task, config.steer.mode, trained, figures, tuple(diverged), made)
         on_main(lambda: write_json(self._directory.results, to_json(results)))
 
     def _once(self, mode: str, make: Callable[[], Measured]) -> Measured:
@@ -158,7 +160,8 @@ class _Stages:
                     on_main(lambda: save_designer(folder, parts.designer, auxiliary["designer"], vocabulary))
         if own:
             on_main(lambda: self._save_model(params))
-        return replace(measured, looks=fitted.looks, examples=examples, drift=drift, **counts)
+        made = fingerprint(params) if own else None
+        return replace(measured, looks=fitted.looks, examples=examples, drift=drift, fingerprint=made, **counts)
 
     def _save_model(self, params: Any) -> None:
         """``model/``, once: a kill after it finds it whole."""

@@ -174,7 +174,18 @@ class TestVpretrain(ChapterBattery):
         change(run / "config.json", "feedback_digest", value=None)  # of a run of before
         given = ["--questions", str(finished / "even.jsonl"), "--out", str(tmp_path / "answers.jsonl")]
         code, out, err = call(["predict", str(run), *given], capsys)
-        assert (code, out) == (2, "") and "no feedback of the run is a task" in err.splitlines()[-1]
+        assert (code, out) == (2, "") and "--task: no feedback of the run is a task" in err.splitlines()[-1]
+        code, _, _ = call(["predict", str(run), *given, "--task", str(finished / "even.jsonl")], capsys)
+        assert code == 0 and len((tmp_path / "answers.jsonl").read_text().splitlines()) == 24
+
+    def test_another_model_in_the_place_of_the_runs_is_refused(self, finished, tmp_path, capsys):
+        run = shutil.copytree(finished / "run", tmp_path / "run")
+        code, _, _ = call(["export", str(run), "--out", str(tmp_path / "start"), "--base"], capsys)
+        assert code == 0
+        shutil.copy(tmp_path / "start" / "model.safetensors", run / "model" / "model.safetensors")
+        for command in (["evaluate", str(run)], ["export", str(run), "--out", str(tmp_path / "model")]):
+            code, out, err = call(command, capsys)
+            assert (code, out) == (2, "") and err.splitlines()[-1].endswith("not the model that the run made; restore it")
 
     def test_a_designer_of_another_shape_is_refused_by_what_differs(self, finished, tmp_path, capsys):
         data = ["--corpus", str(finished / "texts.jsonl"), "--feedback", str(finished / "even.jsonl")]
