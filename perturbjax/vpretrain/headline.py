@@ -65,7 +65,7 @@ def idleness(own: ArmFigures) -> str | None:
         return f"The designer does next to nothing at the end: {why}. There {shares}, so the steps are nearly those of plain pretraining."
     if own.drift is not None and own.drift < STILL:
         moved = f"on the first rows of the corpus its targets differ from those that it began with by {percent(own.drift)} of their weight"
-        return f"The designer hardly moved: {moved}. What it does is what a designer of random weights does."
+        return f"The designer hardly moved: {moved}. What it does is what it did before any update."
     return None
 
 
