@@ -9,6 +9,7 @@ import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -95,7 +96,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         listed = tuple[typing.get_args(info.type)] if typing.get_origin(info.type) is tuple else None
         if listed in _LISTS:
             kind, name = _LISTS[listed]
-            return _spec(f"{name},{name},...", lambda text: tuple(map(kind, _COMMA.split(text))), tuple, _joined)
+            return _spec(f"{name},{name},...", partial(_items, kind), tuple, _joined)
         if info.type == tuple[Rule, ...]:
             return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: ",".join(map(str, rules)) or "none")
         # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
@@ -116,6 +117,11 @@ def _spec(metavar: str, read: Callable[[str], Any], kinds: Any, show: Callable[[
         is_instance=lambda value: isinstance(value, kinds),
         str_from_instance=lambda value: [show(value)],
     )
+
+
+def _items(kind: type, text: str) -> tuple[Any, ...]:
+    """The items of a list; an empty word is a list of no texts."""
+    return () if kind is str and not text else tuple(map(kind, _COMMA.split(text)))
 
 
 def _joined(values: Iterable[Any]) -> str:

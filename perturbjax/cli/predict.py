@@ -54,6 +54,9 @@ class PredictConfig:
     """Of a value network: weight of its logits."""
     gate: float | None = None
     """Of a value network: it counts only where the entropy of the base's distribution, in nats, is above this."""
+    task: str | None = None
+    """Of a model that was pretrained further: the task that says how questions are put and answers read; the first among the run's feedback
+    when left out."""
     cell: str | None = None
     """Of a grid of caulks: the name of the cell whose caulk answers; the first method's with the most examples when left out."""
     early_exit: float | None = None
@@ -77,10 +80,12 @@ def run_predict(config: PredictConfig, console: Console) -> None:
     chapter = RunDirectory(config.run).chapter
     refuse_consolidated(config.run, chapter)
     if chapter == "caulking":
-        refuse_options(config, (*VALUE_OPTIONS, "early_exit", "mesh"), "caulking")
+        refuse_options(config, (*VALUE_OPTIONS, "task", "early_exit", "mesh"), "caulking")
         use_compile_cache(config.compile_cache, console)
         return predict_caulk(config, console)
     refuse_options(config, ("cell",), "another chapter than caulking")
+    if chapter != "vpretrain":
+        refuse_options(config, ("task",), chapter)
     if chapter != "randopt":
         refuse_options(config, ("early_exit",), chapter)
     if chapter == "vpretrain":

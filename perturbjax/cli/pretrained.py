@@ -68,8 +68,8 @@ def predict_pretrained(config: "PredictConfig", console: Console) -> None:
 
     refuse_options(config, VALUE_OPTIONS, "vpretrain")
     rows = read_questions(config.questions)
-    run = reopen(config.run, console.note, config.trust)
-    task, template, questions, _ = run.questions(None)
+    run = reopen(config.run, console.note, (*config.trust, config.task or ""))
+    task, template, questions = run.asking(config.task)
     examples = to_examples(task, template, questions, rows)
     engine = Engine(run.model, task, Noise(), make_mesh(Machine(mesh=config.mesh)), chunk=1)
     found = engine.run_plain(engine.prepare(examples, template)).answers[0]

@@ -4,7 +4,7 @@ run again is one of them."""
 import base64
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -82,7 +82,7 @@ def reproduce_command(chapter: str, config: Any) -> str:
             if isinstance(value, bool):
                 # Of a setting that is on by default there is only the flag that turns it off.
                 command += [flag if value else f"--no-{flag[2:]}"] if value != field.default else []
-            elif value is not None and value != ():
+            elif value is not None and (value != () or field.default not in (MISSING, ())):
                 command += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(command)
 

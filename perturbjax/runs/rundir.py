@@ -46,9 +46,13 @@ def differences(mine: Identity, theirs: Identity) -> list[str]:
 
     Fingerprints follow from settings (another task has other examples), so they are named only where no setting explains them.
     """
-    found = []
+    found, contents = [], []
     for name in dict.fromkeys((*mine, *theirs)):
-        if name not in _FINGERPRINTS and name not in _NAMES and mine.get(name) != theirs.get(name):
+        if name in _FINGERPRINTS or name in _NAMES or mine.get(name) == theirs.get(name):
+            continue
+        if str(mine.get(name)).startswith("sha256:"):
+            contents.append(name)
+        else:
             found.append(f"`{name}` {_show(mine.get(name))}, the run has {_show(theirs.get(name))}")
     names = []
     for fingerprint, name in _FINGERPRINTS.items():
@@ -59,6 +63,8 @@ def differences(mine: Identity, theirs: Identity) -> list[str]:
         elif not found and not names:
             contents = f"({_short(mine.get(fingerprint))}), the run has other content ({_short(theirs.get(fingerprint))})"
             names.append(f"`{name}` {mine.get(name)} {contents}")
+    if contents and not found and not names:
+        found.append(f"the settings are the same, what they name is not (digests of: {', '.join(contents)})")
     return list(dict.fromkeys(names + found))
 
 

@@ -170,7 +170,7 @@ def _of_messages(where: str, name: str, messages: Any) -> list[Demonstration]:
                 refuse(where, place, turn["role"], "a turn of the assistant answers one of the user")
             if not turn["content"].strip():
                 refuse(where, f"{place}.content", turn["content"], "a text that is not empty is required")
-            asked = "\n".join(message["content"] for message in turns)
+            asked = "\n".join(message["content"] for message in turns if message["role"] == "user")
             found.append(Demonstration(f"{name}.{number}", Prompt(tuple(turns)), turn["content"], question_key(asked)))
         turns.append({"role": turn["role"], "content": turn["content"]})
     if not found:

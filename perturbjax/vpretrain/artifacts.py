@@ -54,7 +54,11 @@ def load_designer(folder: Path, designer: TopKDesigner, vocabulary: str) -> dict
     if record.vocabulary != vocabulary:
         raise InputError(f"`designer` {folder.parent}: it speaks another tokenizer's tokens; give one of a run with this model's tokenizer")
     if record.designer != designer:
-        raise InputError(f"`designer` {folder.parent}: it is {record.designer}, the settings say {designer}; give its settings")
+        named = {"hidden": "`designer_hidden`", "layers": "`designer_layers`", "sees_log_probs": "`designer_log_probs`"}
+        named |= {name: f"`{name}`" for name in ("candidates", "alpha_max")}
+        pairs = [(named.get(name, name), value, vars(record.designer)[name]) for name, value in vars(designer).items()]
+        found = "; ".join(f"{name} {mine}, it has {its}" for name, mine, its in pairs if mine != its)
+        raise InputError(f"`designer` {folder.parent}: {found}; give its settings")
     params = read_arrays(folder / WEIGHTS, designer.shapes, "restore the file")
     if fingerprint(params) != record.fingerprint:
         raise InputError(f"{folder / WEIGHTS}: not the weights that {RECORD} belongs to; restore the files")

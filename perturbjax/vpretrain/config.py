@@ -14,7 +14,7 @@ from perturbjax.train.config import Training
 Mode = Literal["plain", "value", "random", "uniform", "self", "oracle", "fine_tuning"]
 MODES: tuple[Mode, ...] = ("plain", "value", "random", "uniform", "self", "oracle", "fine_tuning")
 Similarity = Literal["dot", "cosine", "preconditioned"]
-OVERLAPS = ("corpus+feedback", "corpus+test", "feedback+test")
+OVERLAPS = ("corpus+feedback", "corpus+test", "feedback+test", "corpus+general")
 """Pairs of sets that share no row, unless a setting names them."""
 
 
@@ -33,7 +33,7 @@ class Data:
     """A domain for each, comma separated: it steers the rows of the corpus of that domain alone, which their field domain says; a .jsonl
     file with text, with prompt and response, or with messages is required then. Each steers all rows when left out."""
     general: str | None = None
-    """Held-out text of another domain, a file as for the corpus: its loss is measured at every look."""
+    """Held-out text of another domain, a file as for the corpus, none of it in the corpus: its loss is measured at every look."""
     feedback_examples: int = 256
     """Rows of each that steer."""
     validation_examples: int = 32
@@ -45,7 +45,7 @@ class Data:
     repeat: bool = False
     """Read the corpus more than once where the steps need more rows than it has."""
     allow_overlap: tuple[str, ...] = ()
-    """Pairs of sets that may share rows, comma separated, of corpus+feedback, corpus+test, feedback+test."""
+    """Pairs of sets that may share rows, comma separated, of corpus+feedback, corpus+test, feedback+test, corpus+general."""
 
     def validate(self) -> None:
         check_text("corpus", self.corpus)
@@ -116,7 +116,7 @@ class Steer:
     mode: Mode = "value"
     """What is trained: value (the method), or a control in its place: plain, random, uniform, self, oracle, fine_tuning."""
     controls: tuple[str, ...] = ("plain",)
-    """Modes that are trained besides, from the same start on the same batches, comma separated; each costs a training."""
+    """Modes that are trained besides, from the same start on the same batches, comma separated; each costs a training. '': none."""
     candidates: int = 64
     """K: the true token and the K - 1 that the learner holds likeliest."""
     alpha_max: float = 0.5
@@ -128,7 +128,7 @@ class Steer:
     burn_in: int = 0
     """Steps before the first update; until then targets are the true tokens."""
     subset_layers: int | None = 2
-    """The value looks at the last so many layers; with --subset-rules, at these leaves of them."""
+    """The value looks at the last so many layers; with --subset-rules, at these leaves of them. 0: at all that the rules match."""
     subset_rules: tuple[str, ...] = ()
     """Regular expressions for the paths that the value looks at, comma separated."""
     designer: Path | None = None
@@ -160,7 +160,7 @@ class Steer:
             raise InputError(f"`alpha_max` {self.alpha_max}: a fraction from 0 to 1 is required")
         natural_number("burn_in", self.burn_in)
         if self.subset_layers is not None:
-            positive_integer("subset_layers", self.subset_layers)
+            natural_number("subset_layers", self.subset_layers)
         if self.designer_hidden % 8:
             raise InputError(f"`designer_hidden` {self.designer_hidden}: a multiple of 8 is required")
         if not 0 < self.designer_learning_rate < float("inf"):

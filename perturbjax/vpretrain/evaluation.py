@@ -78,37 +78,47 @@ def answers(model: Model, params: Any, task: Task, template: Template, questions
     return Answers(scores, lenient, int(found.tokens[0]))
 
 
-def target_examples(experiment: Experiment, params: Any, auxiliary: Any, model: Model) -> tuple[TargetExample, ...]:
-    """The targets with the highest alpha in the first rows of the corpus."""
+def target_examples(experiment: Experiment, params: Any, auxiliary: Any, model: Model) -> tuple[tuple[TargetExample, ...], float]:
+    """The different targets with the highest alpha in the first rows of the corpus; and there, the mean total variation between the
+    designer's targets and those of the designer at the start."""
     task = experiment.task
     batch = experiment.rows.batch(np.arange(min(4, len(experiment.rows))))
     targets = Designed(task.designer)
 
     @jax.jit
-    def of(params: Any, auxiliary: Any, batch: dict[str, jax.Array]) -> Any:
+    def of(params: Any, states: Any, batch: dict[str, jax.Array]) -> Any:
         decoder = task.learner.merged.build(params, None)
         logits = decoder.logits(hidden_at_queries(decoder, batch))
         ids, log_probs = task.learner.merged.candidates(logits, batch["labels"], task.designer.candidates)
-        alpha, r = targets.at(targets.prepare(params, None, auxiliary, batch), auxiliary, ids, log_probs)
-        first = jnp.zeros(r.shape, r.dtype).at[..., 0].set(1.0)
-        return ids, jnp.exp(log_probs), alpha, (1 - alpha)[..., None] * first + alpha[..., None] * r
 
-    ids, probs, alpha, q = jax.device_get(of(params, auxiliary, {name: jnp.asarray(array) for name, array in batch.items()}))
-    alpha = np.where(batch["weights"] > 0, alpha, -1.0)
-    order = np.argsort(-alpha, axis=None)[:EXAMPLES]
+        def target(state: Any) -> tuple[jax.Array, jax.Array]:
+            alpha, r = targets.at(targets.prepare(params, None, state, batch), state, ids, log_probs)
+            first = jnp.zeros(r.shape, r.dtype).at[..., 0].set(1.0)
+            return alpha, (1 - alpha)[..., None] * first + alpha[..., None] * r
 
+        return ids, jnp.exp(log_probs), *(target(state) for state in states)
+
+    start = {**auxiliary, "designer": experiment.designer, "updates": np.int32(1)}
+    arrays = {name: jnp.asarray(array) for name, array in batch.items()}
+    ids, probs, (alpha, q), (_, began) = jax.device_get(of(params, (auxiliary, start), arrays))
+    weights = batch["weights"]
+    drift = float(np.sum(weights * np.abs(q - began).sum(axis=-1) / 2) / np.sum(weights))
+    return _furthest(batch, ids, probs, np.where(weights > 0, alpha, -1.0), q, model), drift
+
+
+def _furthest(batch: Any, ids: Any, probs: Any, alpha: Any, q: Any, model: Model) -> tuple[TargetExample, ...]:
     def decode(tokens: Any) -> str:
         return model.tokenizer.decode([int(token) for token in np.ravel(tokens)])
 
-    examples = []
-    for row, place in zip(*np.unravel_index(order, alpha.shape), strict=True):
-        if alpha[row, place] < 0:
+    found: dict[tuple[str, str], TargetExample] = {}
+    for row, place in zip(*np.unravel_index(np.argsort(-alpha, axis=None), alpha.shape), strict=True):
+        if alpha[row, place] < 0 or len(found) == EXAMPLES:
             break
         at = int(batch["query"][row, place])
         own = batch["segments"][row] == batch["segments"][row, at]
-        context = batch["tokens"][row][max(0, at + 1 - CONTEXT) : at + 1][own[max(0, at + 1 - CONTEXT) : at + 1]]
+        context = decode(batch["tokens"][row][max(0, at + 1 - CONTEXT) : at + 1][own[max(0, at + 1 - CONTEXT) : at + 1]])
         likeliest = np.argsort(-q[row, place], kind="stable")[:SHOWN]
         shown = tuple((decode(ids[row, place, k]), float(probs[row, place, k]), float(q[row, place, k])) for k in likeliest)
         token = decode(batch["labels"][row, place])
-        examples.append(TargetExample(decode(context), token, float(alpha[row, place]), shown))
-    return tuple(examples)
+        found.setdefault((context, token), TargetExample(context, token, float(alpha[row, place]), shown))
+    return tuple(found.values())

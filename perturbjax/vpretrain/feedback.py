@@ -1,15 +1,16 @@
 """Feedback sets: prompts with verified answers, divided into rows that steer, rows for validation, and rows for the test."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from perturbjax.errors import InputError
+from perturbjax.records import to_json
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.splits import make_splits
 from perturbjax.train.demonstrations import Demonstration, is_task, task_demonstrations
 from perturbjax.tree import digest
-from perturbjax.vpretrain.corpus import load_corpus
+from perturbjax.vpretrain.corpus import called, load_corpus
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ def load_feedback(spec: str, steer: int, validation: int, test: int, seed: int) 
     Raises:
         InputError: it cannot be read, or has too few rows.
     """
-    if not spec.endswith(".txt") and is_task(spec):
-        task = load_task(spec)
+    with called("feedback"):
+        task = load_task(spec) if not spec.endswith(".txt") and is_task(spec) else None
+        examples = task.examples() if task is not None else ()
+    if task is not None:
         try:
-            splits = make_splits(task.examples(), steer, validation, test, seed)
+            splits = make_splits(examples, steer, validation, test, seed)
         except InputError as error:
             renamed = str(error).replace("`search_examples`", "`feedback_examples`").replace("`select_examples`", "`validation_examples`")
             raise InputError(renamed) from None
@@ -62,6 +65,11 @@ def load_feedback(spec: str, steer: int, validation: int, test: int, seed: int) 
         raise InputError(f"{asked}: {spec} has {len(rows)} different rows; ask for fewer")
     ends = test, test + validation, test + validation + steer
     return FeedbackSet(spec, f"rows of {spec}", tuple(rows[ends[1] : ends[2]]), tuple(rows[ends[0] : ends[1]]), tuple(rows[: ends[0]]))
+
+
+def feedback_digest(sets: Iterable[FeedbackSet]) -> str:
+    """One string for the rows that steer and those of the test."""
+    return digest([[to_json(row) for row in rows] for each in sets for rows in (each.steer, each.test)])
 
 
 def _distinct(rows: Sequence[Demonstration]) -> list[Demonstration]:

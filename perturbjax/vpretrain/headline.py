@@ -17,10 +17,16 @@ NAMES = {
     "fine_tuning": "fine-tuning on the feedback",
 }
 """Mode -> words."""
+WITH_DESIGNER = ("value", "random")
+"""Modes with a designer."""
+SHUT = 0.01
+"""Of a target's weight: where less lies on other tokens than the true one, the page says that the designer did next to nothing."""
+STILL = 0.01
+"""Total variation below which the page says that a designer hardly moved."""
 
 
 def headline(results: Results) -> Headline:
-    """Grades the run's own arm beside plain pretraining at equal steps and batch, or beside step 0 where plain was not trained."""
+    """Grades the run's own arm on its first feedback set, beside plain pretraining at equal steps and batch, or step 0 without it."""
     own, name, figures = results.own, *first_set(results.own)
     compared, against = basis(figures)
     verdict: Verdict = compared.verdict if compared is not None else "no clear effect"
@@ -30,8 +36,37 @@ def headline(results: Results) -> Headline:
         "hurt": f"{subject} did worse than {against}",
         "no clear effect": f"No clear effect of {NAMES[own.mode]} beside {against}",
     }[verdict]
-    sentences = [_effect(results, name, figures), *_answers(figures), *_controls(results, name), *_general(results), _cost(own)]
+    several = len(own.sets) > 1
+    if several:
+        title += f", on {label(name)}"
+    sentences = [text for each, found in own.sets.items() for text in (_effect(results, each, found), *_answers(found))]
+    sentences += [*_controls(results, name, several), *_general(results)]
+    idle = idleness(own)
+    sentences += [*([] if idle is None else [idle]), _cost(own)]
     return Headline(verdict, title, tuple(sentences))
+
+
+def idleness(own: ArmFigures) -> str | None:
+    """That a designer did next to nothing, and why: it was never updated, its targets are the true tokens, or it is what it began as. None
+    where it did something, and of an arm without one."""
+    if own.mode not in WITH_DESIGNER:
+        return None
+    if not own.updates:
+        why = f" ({count(own.skipped)} updates were skipped, their value was not finite)" if own.skipped else ""
+        return f"The designer was never updated{why}: all targets were the true tokens, as in plain pretraining."
+    alpha, off, start = own.alpha, own.off_true if own.off_true is not None else own.alpha, own.alpha_start
+    if alpha is not None and off is not None and off < SHUT:
+        began = f", {start:.2g} before its first update" if start is not None else ""
+        if alpha >= SHUT:
+            why = "what it leans to is the true token itself"
+        else:
+            why = "its gate has shut" if start is not None and start >= SHUT else "its gate is all but shut"
+        shares = f"mean alpha is {alpha:.2g}{began}, and {percent(off)} of a target lies on other tokens than the true one"
+        return f"The designer does next to nothing at the end: {why}. There {shares}, so the steps are nearly those of plain pretraining."
+    if own.drift is not None and own.drift < STILL:
+        moved = f"on the first rows of the corpus its targets differ from those that it began with by {percent(own.drift)} of their weight"
+        return f"The designer hardly moved: {moved}. What it does is what it did before any update."
+    return None
 
 
 def first_set(arm: ArmFigures) -> tuple[str, SetFigures]:
@@ -56,6 +91,11 @@ def nats(difference: float) -> str:
     return f"{difference:+.3f}"
 
 
+def seconds(value: float) -> str:
+    """0.1621 -> ``0.16 s``, 1234.5 -> ``1,234 s``."""
+    return f"{count(value)} s" if value >= 100 else f"{value:.2g} s"
+
+
 def nats_range(comparison: Comparison) -> str:
     """``-0.010 to +0.030``."""
     low, high = comparison.difference_interval
@@ -69,10 +109,15 @@ def _effect(results: Results, name: str, figures: SetFigures) -> str:
     text += f"at step 0 {start.loss:.3f}."
     if compared is None:
         return text
-    text += f" Beside {against} that is {nats(compared.difference)} nats better (95 % interval {nats_range(compared)})"
-    if compared.verdict == "no clear effect":
-        return f"{text}, not clearly different from zero (sign test p = {probability(compared.p_value)})."
-    return f"{text}, more than chance explains."
+    word = "better" if compared.difference >= 0 else "worse"
+    text += f" Beside {against} that is {abs(compared.difference):.3f} nats {word} (95 % interval of the gain {nats_range(compared)})"
+    if compared.verdict != "no clear effect":
+        return f"{text}, more than chance explains."
+    low, high = compared.difference_interval
+    p_value = f"sign test p = {probability(compared.p_value)}"
+    if low <= 0 <= high:
+        return f"{text}, not clearly different from zero ({p_value})."
+    return f"{text}. The interval excludes zero, but too few rows agree on it to rule out chance ({p_value})."
 
 
 def _answers(figures: SetFigures) -> list[str]:
@@ -86,9 +131,19 @@ def _answers(figures: SetFigures) -> list[str]:
     return [f"{text}."]
 
 
-def _controls(results: Results, name: str) -> list[str]:
+def _controls(results: Results, name: str, several: bool) -> list[str]:
     others = [arm for arm in results.arms if arm.mode not in (START, "plain", results.own.mode)]
-    return [f"For comparison, {NAMES[arm.mode]} ended at {arm.sets[name].loss:.3f}." for arm in others]
+    where = f", on {label(name)}," if several else ""
+    return [_control(NAMES[results.own.mode], f"{NAMES[arm.mode]}{where}", arm.sets[name]) for arm in others]
+
+
+def _control(own: str, control: str, figures: SetFigures) -> str:
+    text, against = f"For comparison, {control} ended at {figures.loss:.3f}", figures.own_against
+    if against is None:
+        return f"{text}."
+    word = {"helped": "better", "hurt": "worse"}.get(against.verdict)
+    text = f"{text}: {own} did {f'clearly {word}' if word else 'neither clearly better nor clearly worse'}"
+    return f"{text} ({nats(against.difference)} nats, 95 % interval {nats_range(against)})."
 
 
 def _general(results: Results) -> list[str]:
@@ -100,7 +155,8 @@ def _general(results: Results) -> list[str]:
 
 
 def _cost(own: ArmFigures) -> str:
-    text = f"The price: {count(own.tokens)} tokens of training in {own.seconds:.0f} s"
+    text = f"The price: {count(own.tokens)} tokens of training in {seconds(own.seconds)}"
     if not own.updates and not own.skipped:
         return f"{text}."
-    return f"{text}, with {count(own.updates)} updates of the designer" + (f" and {own.skipped} skipped." if own.skipped else ".")
+    what = "designer" if own.mode in WITH_DESIGNER else "direction"
+    return f"{text}, with {count(own.updates)} updates of the {what}" + (f" and {own.skipped} skipped." if own.skipped else ".")

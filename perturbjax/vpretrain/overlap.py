@@ -1,8 +1,8 @@
-"""Rows that two sets share: feedback must be in neither the corpus nor the test rows, and these not in the corpus."""
+"""Rows that two sets share: feedback must be in neither the corpus nor the test rows, and these and general text not in the corpus."""
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from perturbjax.errors import InputError
@@ -10,8 +10,9 @@ from perturbjax.train.demonstrations import Demonstration, question_key
 from perturbjax.vpretrain.config import OVERLAPS
 from perturbjax.vpretrain.corpus import is_document
 
-SHORTEST_INSIDE = 32
-"""Characters of the shortest question that is looked for inside documents; shorter ones occur by chance."""
+SHORTEST_INSIDE, WORDS_INSIDE = 32, 4
+"""Characters of the shortest question that is looked for inside other rows, and words of the shortest that is in documents; shorter ones
+occur by chance."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Overlap:
     """Rows of the second set of a pair that occur in the first.
 
     Attributes:
-        exact: with the same question, or inside a document, letter for letter but for case and white space.
+        exact: with the same question, or inside a row, letter for letter but for case and white space.
         normalized: the same once punctuation and forms of compatibility are put aside too; exact ones are among them.
         rows: of the second set.
     """
@@ -48,19 +49,54 @@ def overlap(first: Sequence[Demonstration], second: Sequence[Demonstration]) -> 
     """How many rows of the second set occur in the first."""
     counts = []
     for form in (question_key, normalized):
-        questions = {form(question(each)) for each in first}
-        # No question holds a NUL, so nothing is found across two documents.
-        documents = "\0".join(form(each.response) for each in first if is_document(each))
-        asked = [form(question(each)) for each in second]
-        counts.append(sum(key in questions or (len(key) >= SHORTEST_INSIDE and key in documents) for key in asked))
+        occurs = occurrence(first, form)
+        counts.append(sum(occurs(question(each)) for each in second))
     return Overlap(counts[0], max(counts), len(second))
 
 
+def occurrence(rows: Sequence[Demonstration], form: Callable[[str], str]) -> Callable[[str], bool]:
+    """Whether a question is that of a row, or stands inside one between words.
+
+    Args:
+        rows: to look in.
+        form: what is put aside of a text.
+    """
+    questions = {form(question(each)) for each in rows}
+    # No question holds a NUL, so nothing is found across two rows.
+    documents = "\0".join(form(each.response) for each in rows if is_document(each))
+    others = "\0".join(form(_whole(each)) for each in rows if not is_document(each))
+
+    def occurs(text: str) -> bool:
+        key = form(text)
+        long = len(key) >= SHORTEST_INSIDE
+        if key in questions or (long and _inside(key, others)):
+            return True
+        return (long or len(key.split()) >= WORDS_INSIDE) and _inside(key, documents)
+
+    return occurs
+
+
 def question(demonstration: Demonstration) -> str:
-    """What a row is compared by: the last turn of the user, the prompt's text, or the whole of a document."""
+    """What a row is compared by: the question of a task, the turns of the user, the prompt's text, or the whole of a document."""
     if is_document(demonstration):
         return demonstration.response
     return demonstration.key
+
+
+def _whole(demonstration: Demonstration) -> str:
+    """A row that is no document."""
+    turns = (turn["content"] for turn in demonstration.prompt.messages)
+    return "\n".join([*turns, demonstration.prompt.text, demonstration.response])
+
+
+def _inside(key: str, text: str) -> bool:
+    at = text.find(key)
+    while at >= 0:
+        end = at + len(key)
+        if not (text[at - 1 : at].isalnum() or text[end : end + 1].isalnum()):
+            return True
+        at = text.find(key, at + 1)
+    return False
 
 
 def normalized(text: str) -> str:

@@ -24,13 +24,14 @@ COLORS = {
 
 
 def plot_losses(path: Path, arms: Sequence[Measured], names: Sequence[str], against: str) -> None:
-    """A curve of each arm, a panel for each of the losses ``names`` that looks measured, against ``steps`` or ``seconds``."""
+    """A curve of each arm from step 0 on, against ``steps`` or ``seconds``; a panel for each of the losses ``names`` of the looks."""
     figure, axes = new_figure(1.0 + 2.4 * len(names), rows=len(names))
     place: Callable[[Look], float] = (lambda look: look.step) if against == "steps" else (lambda look: look.seconds)
+    before = next((arm.looks for arm in arms if arm.mode == START), ())
     for axis, name in zip(axes, names, strict=True):
         labels = []
         for arm in arms:
-            points = [(place(look), look.validation[name]) for look in arm.looks if name in look.validation]
+            points = [(place(look), look.validation[name]) for look in (*before, *arm.looks) if name in look.validation]
             if arm.mode != START and points:
                 x, y = zip(*points, strict=True)
                 axis.plot(x, y, color=COLORS[arm.mode], marker="o", markersize=3.5, linewidth=1.8)
@@ -54,8 +55,8 @@ def plot_probe(path: Path, arm: Measured) -> None:
         x, y = zip(*pairs, strict=True)
         axis.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.7)
     axis.set_xlabel("predicted fall of the feedback loss, nats")
-    axis.set_ylabel("realized")
-    axis.set_title(f"r = {r:.2f}" if r is not None else "too few updates for r", loc="left", fontsize=11)
+    axis.set_ylabel("realized fall, nats")
+    axis.set_title(f"r = {r:.2f}, {len(pairs)} updates" if r is not None else "too few updates for r", loc="left", fontsize=11)
     _grid(axis)
     save(figure, path)
 

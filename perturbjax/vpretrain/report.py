@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from perturbjax.errors import InputError
 from perturbjax.report.page import missing_extra, read_run_record, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count
 from perturbjax.vpretrain.caveats import caveats
-from perturbjax.vpretrain.config import Config
-from perturbjax.vpretrain.headline import NAMES, headline, label, nats, nats_range
-from perturbjax.vpretrain.results import Measured, Results, read_measured, read_results
+from perturbjax.vpretrain.config import Config, Steer
+from perturbjax.vpretrain.headline import NAMES, WITH_DESIGNER, headline, label, nats, nats_range, seconds
+from perturbjax.vpretrain.results import START, Measured, Results, probe_pairs, read_measured, read_results
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run_dir = Path(run_dir)
     results, (record, config) = read_results(run_dir / "results.json"), read_run_record(RunRecord, run_dir)
-    arms = [read_measured(run_dir / "arms" / f"{arm.mode}.json") for arm in results.arms]
+    arms = [_read_arm(run_dir / "arms" / f"{arm.mode}.json", arm.mode) for arm in results.arms]
     own = next(arm for arm in arms if arm.mode == results.mode)
     plots = _write_plots(run_dir, arms, own)
     values = {
@@ -45,13 +46,23 @@ def write_report(run_dir: str | Path) -> Path:
         "settings": record.config,
         "own": own,
         "names": NAMES,
+        "steered": steered_words(record.config.steer),
         "setup": _setup(results, record),
         "command": reproduce_command("vpretrain", record.config),
         "caveats": caveats(results, record.config),
     }
     report = run_dir / "report.html"
-    write_page(report, "perturbjax.vpretrain", values, {"nats": nats, "nats_range": nats_range, "label": label}, plots)
+    write_page(report, "perturbjax.vpretrain", values, {"nats": nats, "nats_range": nats_range, "label": label, "seconds": seconds}, plots)
     return report
+
+
+def _read_arm(path: Path, mode: str) -> Measured:
+    arm = read_measured(path)
+    if arm.mode != mode:
+        raise InputError(f"{path}: mode {arm.mode}, {mode} is required; restore the file")
+    if mode != START and (not arm.looks or not arm.looks[-1].validation):
+        raise InputError(f"{path}: looks with losses of validation are required; restore the file")
+    return arm
 
 
 def _write_plots(run_dir: Path, arms: list[Measured], own: Measured) -> list[Path]:
@@ -66,7 +77,7 @@ def _write_plots(run_dir: Path, arms: list[Measured], own: Measured) -> list[Pat
     names = tuple(own.looks[-1].validation)
     plot_losses(plots["losses_steps"], arms, names, "steps")
     plot_losses(plots["losses_seconds"], arms, names, "seconds")
-    if own.updates + own.skipped:
+    if probe_pairs(own.looks):
         plots["probe"] = folder / "probe.png"
         plot_probe(plots["probe"], own)
     if any("alpha" in look.losses for arm in arms for look in arm.looks):
@@ -75,27 +86,53 @@ def _write_plots(run_dir: Path, arms: list[Measured], own: Measured) -> list[Pat
     return list(plots.values())
 
 
+def steered_words(steer: Steer) -> str:
+    """What the targets of the run's own arm were."""
+    when = "Before each step" if steer.meta_period == 1 else f"Before one step in {steer.meta_period}"
+    when += f", but for the first {steer.burn_in}," if steer.burn_in else ""
+    return {
+        "plain": "No designer: targets were the true tokens, as in any pretraining.",
+        "value": f"{when} the designer took one up the value: the first-order fall of the feedback loss by the model's next step.",
+        "random": f"{when} the designer took one up a random direction in place of the value: feedback steers nothing.",
+        "uniform": "No designer: a fixed share of each target lies on all candidates alike.",
+        "self": "No designer: a fixed share of each target lies on the candidates as the model itself holds them likely.",
+        "oracle": f"{when} the direction of the feedback was taken anew. No designer: each target leans to the candidate of highest value.",
+        "fine_tuning": "No designer: the model took its steps on the feedback's own rows in place of the corpus.",
+    }[steer.mode]
+
+
 def _domains(config: Config) -> str:
     """Which feedback steers which rows of the corpus."""
     return "; ".join(f"{label(name)} steers the rows of {domain} alone" for name, domain in config.data.domains.items())
 
 
 def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
-    data, steer, training, trained = record.config.data, record.config.steer, record.config.training, results.trained
+    config, trained = record.config, results.trained
+    data, steer, training, adapt = config.data, config.steer, config.training, config.adapt
     devices = record.devices
-    looked = [f"the last {steer.subset_layers} layers"] * (steer.subset_layers is not None) + list(steer.subset_rules)
+    last = "the last layer" if steer.subset_layers == 1 else f"the last {steer.subset_layers} layers"
+    looked = [last] * bool(steer.subset_layers) + list(steer.subset_rules)
+    lora = f"low-rank changes of rank {adapt.lora_rank or 8}, alpha {adapt.lora_alpha:g}" if adapt.train == "lora" else "all parameters"
     seen = "the context, the true next token" + (", the learner's log-probabilities" if steer.designer_log_probs else "")
+    modes = {arm.mode for arm in results.arms}
+    targets = [("Targets", f"K = {steer.candidates} candidates, alpha at most {steer.alpha_max:g}")]
+    if modes & {*WITH_DESIGNER, "oracle"}:
+        targets += [
+            ("Value", f"{steer.similarity} on {', '.join(looked)}: {count(trained.subset)} of {count(trained.parameters)} parameters"),
+            ("Updates", f"before one step in {steer.meta_period}, from step {steer.burn_in + 1} on"),
+        ]
+    if modes & {*WITH_DESIGNER}:
+        adam = f"Adam, learning rate {steer.designer_learning_rate:g}"
+        targets.append(("Designer", f"{count(trained.designer)} parameters; sees {seen}; {adam}"))
     return [
         ("Model", f"{results.model.name}: {results.model.source}"),
         ("Corpus", f"{trained.corpus}: {count(trained.rows)} rows, {count(trained.tokens)} tokens; {count(trained.too_long)} too long"),
         ("Feedback", results.task.source),
         ("Rows of each", f"{data.feedback_examples} steer, {data.validation_examples} for validation, {data.test_examples} for the test"),
         ("Weights", ", ".join(f"{label(name)} {weight:g}" for name, weight in data.weights.items())),
-        *([("Domains", _domains(record.config))] if data.domains else []),
-        ("Targets", f"K = {steer.candidates} candidates, alpha at most {steer.alpha_max:g}"),
-        ("Value", f"{steer.similarity} on {', '.join(looked)}: {count(trained.subset)} of {count(trained.parameters)} parameters"),
-        ("Designer", f"{count(trained.designer)} parameters; sees {seen}; Adam, learning rate {steer.designer_learning_rate:g}"),
-        ("Updates", f"every {steer.meta_period} steps after {steer.burn_in}"),
+        *([("Domains", _domains(config))] if data.domains else []),
+        ("Trained", f"{lora}: {count(trained.parameters)}"),
+        *(targets if any(arm.alpha is not None for arm in results.arms) else []),
         ("Optimizer", f"AdamW, learning rate {training.learning_rate:g} ({training.schedule}), weight decay {training.weight_decay:g}"),
         ("Training", f"{trained.steps} steps of {training.batch_rows} rows of {training.row_tokens} tokens, the same for every arm"),
         ("Seed", str(steer.seed)),

@@ -9,7 +9,7 @@ from perturbjax.records import from_json
 from perturbjax.report.schema import ComparedEntry, Comparison, Source
 from perturbjax.runs.files import read_json
 from perturbjax.train.problem import Look
-from perturbjax.vpretrain.config import Mode
+from perturbjax.vpretrain.config import MODES, Mode
 from perturbjax.vpretrain.overlap import Overlap
 
 VERSION = 1
@@ -46,9 +46,12 @@ class Measured:
         scores: feedback set that is a task -> strict score of each test row; ``lenient``: of any recognizable format.
         tokens: feedback set that is a task -> tokens of prompts and replies.
         general: loss of the text of another domain; None without one.
-        looks: at the training, in order; none of step 0.
+        looks: at the training, in order; of step 0 the losses of validation alone.
         updates: of the designer; ``skipped``: those whose value was not finite.
+        fingerprint: of its model, where that is the run's.
         examples: of its targets.
+        drift: mean total variation, on the first rows of the corpus, between the targets of the designer and those of the designer that it
+            began as; None without one.
     """
 
     version: int
@@ -62,6 +65,8 @@ class Measured:
     updates: int = 0
     skipped: int = 0
     examples: tuple[TargetExample, ...] = ()
+    drift: float | None = None
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -79,6 +84,8 @@ class SetFigures:
         against_plain: the same to plain pretraining; None where that is this arm, or was not trained.
         accuracy: of a task, compared to step 0.
         accuracy_against_plain: of a task, to plain pretraining.
+        own_against: this loss minus that of the arm that the run is about, so that positive is better for the latter; None for step 0,
+            plain pretraining and that arm.
     """
 
     n: int
@@ -87,6 +94,7 @@ class SetFigures:
     against_plain: Comparison | None
     accuracy: ComparedEntry | None
     accuracy_against_plain: Comparison | None
+    own_against: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,9 @@ class ArmFigures:
         r: correlation of predicted and realized falls of the feedback loss; None where they were not measured. The prediction is that of
             AdamW's step, momentum included; ``r_alone`` is of the designed task's own part of it.
         alpha, entropy: of its targets, means since the last look but one; None where targets are the true tokens.
+        off_true: the share of these targets that lies on other tokens than the true one.
+        alpha_start: mean alpha of the designer before its first update.
+        drift: as in ``Measured``.
     """
 
     mode: str
@@ -115,6 +126,13 @@ class ArmFigures:
     r_alone: float | None
     alpha: float | None
     entropy: float | None
+    off_true: float | None = None
+    alpha_start: float | None = None
+    drift: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.alpha is None) != (self.entropy is None):
+            raise ValueError("alpha, entropy: both or neither are required")
 
 
 @dataclass(frozen=True)
@@ -144,6 +162,8 @@ class Results:
         mode: what the run is about; the other arms are controls.
         trained: on what.
         arms: step 0, then the arms.
+        diverged: controls whose loss was not finite, which are left out.
+        fingerprint: of the model that the run made; None in runs of before it was written.
     """
 
     version: int
@@ -152,12 +172,19 @@ class Results:
     mode: Mode
     trained: Trained
     arms: tuple[ArmFigures, ...]
+    diverged: tuple[Mode, ...] = ()
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ValueError(f"version {self.version}: this release reads {VERSION}; use the release that wrote it")
         if [arm.mode for arm in self.arms][:1] != [START] or all(arm.mode != self.mode for arm in self.arms):
             raise ValueError(f"arms: {START} first, and one of mode {self.mode}, are required")
+        modes, sets = [arm.mode for arm in self.arms], [list(arm.sets) for arm in self.arms]
+        if unknown := [mode for mode in modes[1:] if mode not in MODES or modes.count(mode) > 1]:
+            raise ValueError(f"arms: {unknown[0]} is there twice or no mode; each once of {', '.join(MODES)} is required")
+        if not sets[0] or any(names != sets[0] for names in sets):
+            raise ValueError("arms: figures of the same feedback sets, at least one, are required of each")
 
     def arm(self, mode: str) -> ArmFigures | None:
         """The figures of a mode; None if it was not trained."""

@@ -24,13 +24,13 @@ from perturbjax.train.optimizer import learning_rates
 from perturbjax.train.placement import check_batch, put_params
 from perturbjax.train.rows import Rows, pack_rows
 from perturbjax.tree import digest, fingerprint
-from perturbjax.vpretrain.arms import Experiment
+from perturbjax.vpretrain.arms import STEERED, Experiment
 from perturbjax.vpretrain.artifacts import load_designer, vocabulary_of
 from perturbjax.vpretrain.config import Config
 from perturbjax.vpretrain.corpus import encode_corpus, load_corpus
 from perturbjax.vpretrain.designer import TopKDesigner
 from perturbjax.vpretrain.domains import corpus_domains, rows_by_domain
-from perturbjax.vpretrain.feedback import FeedbackSet, load_feedback
+from perturbjax.vpretrain.feedback import FeedbackSet, feedback_digest, load_feedback
 from perturbjax.vpretrain.overlap import Overlap, check_overlaps
 from perturbjax.vpretrain.steering import Steering
 from perturbjax.vpretrain.text import Learner, TextTask
@@ -97,7 +97,8 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     sizes = data.feedback_examples, data.validation_examples, data.test_examples
     feedback = {name: load_feedback(name, *sizes, steer.seed) for name in data.feedback}
     steering, tested = (tuple(d for each in feedback.values() for d in getattr(each, part)) for part in ("steer", "test"))
-    overlaps = check_overlaps({"corpus": corpus, "feedback": steering, "test": tested}, data.allow_overlap)
+    sets = {"corpus": corpus, "feedback": steering, "test": tested, "general": general}
+    overlaps = check_overlaps(sets, data.allow_overlap)
     for pair, found in overlaps.items():
         if found.normalized:
             note(f"perturbjax: warning: {pair} share {found.normalized} of {found.rows} rows ({found.exact} exactly); that was allowed")
@@ -144,7 +145,11 @@ def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
     training, tokenizer = parts.config.training, parts.model.tokenizer
 
     def rows(texts: Any, name: str) -> Rows:
-        found = pack_rows(encode_corpus(texts, tokenizer, training.row_tokens), training.row_tokens, per_demonstration=True)
+        encoded = encode_corpus(texts, tokenizer, training.row_tokens)
+        try:
+            found = pack_rows(encoded, training.row_tokens, per_demonstration=True)
+        except InputError as error:
+            raise InputError(f"{error} ({name})") from None
         if found.left_out:
             note(f"perturbjax: warning: {name}: {len(found.left_out)} are longer than {training.row_tokens} tokens and left out")
         return found
@@ -154,8 +159,12 @@ def pack(parts: Parts, note: Callable[[str], None]) -> Packed:
     needed = training.total_steps(len(corpus)) * training.batch_rows
     # The last batch of an epoch may begin the next one.
     if not parts.config.data.repeat and (needed >= len(corpus) + training.batch_rows or len(corpus) < training.batch_rows):
-        have = f"the corpus has {len(corpus)} rows of {training.row_tokens} tokens, the steps need {needed}"
+        have = f"it has {len(corpus)} rows of {training.row_tokens} tokens, the steps need {needed}"
         raise InputError(f"`corpus` {parts.config.data.corpus}: {have}; give more text, lower `steps`, or let it `repeat`")
+    total, steered = training.total_steps(len(corpus)), {*parts.config.steer.arms} & {*STEERED}
+    if steered and parts.config.steer.burn_in >= total:
+        given = f"`burn_in` {parts.config.steer.burn_in}: the training has {total} steps"
+        raise InputError(f"{given}, so {', '.join(sorted(steered))} would be plain pretraining; lower it")
     sets = {part: {n: rows(getattr(s, part), n) for n, s in parts.feedback.items()} for part in ("steer", "validation", "test")}
     for name, each in sets["steer"].items():
         arrays = each.arrays
@@ -259,6 +268,7 @@ def describe_run(parts: Parts) -> dict[str, Any]:
         "chapter": CHAPTER,
         "config": to_json(settings),
         "model": {"name": parts.model.name, "source": parts.model.source, "fingerprint": parts.fingerprint},
+        "feedback_digest": feedback_digest(parts.feedback.values()),
         "prompt_clock": parts.model.tokenizer.clock,
         "versions": versions(),
         "devices": devices(),

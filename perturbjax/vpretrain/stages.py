@@ -21,13 +21,14 @@ from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, 
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import put_params, to_host
 from perturbjax.train.problem import Fitted, Look
+from perturbjax.tree import fingerprint
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.artifacts import save_designer, vocabulary_of
 from perturbjax.vpretrain.config import Config, Mode
 from perturbjax.vpretrain.corpus import encode_corpus
 from perturbjax.vpretrain.evaluation import answers, row_losses, target_examples
 from perturbjax.vpretrain.figures import arm_figures
-from perturbjax.vpretrain.headline import label
+from perturbjax.vpretrain.headline import WITH_DESIGNER, label
 from perturbjax.vpretrain.report import write_report
 from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained
 from perturbjax.vpretrain.results_table import results_table
@@ -62,7 +63,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
 
     Raises:
         InputError: the settings, or what they name, cannot be used; no directory was made or changed.
-        FloatingPointError: the loss is not finite; what was committed before is intact.
+        FloatingPointError: the loss of the run's own arm is not finite; what was committed before is intact.
         Exception: anything else, with a note that says what is safe and how to go on.
     """
     config.validate()
@@ -107,7 +108,15 @@ class _Stages:
         on_main(lambda: self._arms.mkdir(exist_ok=True))
         modes = config.steer.arms
         measured = [self._once(START, lambda: self._measure(START, in_dtype(parts)))]
-        measured += [self._once(mode, lambda mode=mode: self._arm(mode)) for mode in modes]
+        diverged: list[Mode] = []
+        for mode in modes:
+            try:
+                measured.append(self._once(mode, lambda mode=mode: self._arm(mode)))
+            except FloatingPointError as error:
+                if mode == config.steer.mode:
+                    raise
+                self._progress.note(f"perturbjax: warning: {error}; this control is left out")
+                diverged.append(mode)
         corpus, subset = self._packed.corpus, experiment.task.subset
         trained = Trained(
             config.data.corpus,
@@ -122,9 +131,10 @@ class _Stages:
         )
         names = ", ".join(map(label, parts.feedback))
         task = Source(names, "; ".join(each.source for each in parts.feedback.values()))
-        figures = arm_figures(measured, config.steer.seed)
+        figures = arm_figures(measured, config.steer.mode, config.steer.seed)
         model = Source(parts.model.name, parts.model.source)
-        results = Results(VERSION, model, task, config.steer.mode, trained, figures)
+        made = next(each.fingerprint for each in measured if each.mode == config.steer.mode)
+        results = Results(VERSION, model, task, config.steer.mode, trained, figures, tuple(diverged), made)
         on_main(lambda: write_json(self._directory.results, to_json(results)))
 
     def _once(self, mode: str, make: Callable[[], Measured]) -> Measured:
@@ -139,18 +149,19 @@ class _Stages:
         fitted = self._train(mode, own)
         params = merged(parts, to_host(fitted.params, self._mesh))
         measured = self._measure(mode, params)
-        counts, examples = {}, ()
+        counts, examples, drift = {}, (), None
         if fitted.auxiliary is not None:
             auxiliary = to_host(fitted.auxiliary, self._mesh)
             counts = {name: int(auxiliary[name]) for name in ("updates", "skipped")}
-            if mode == "value":
-                examples = target_examples(self._experiment, params, auxiliary, parts.model)
-            if own and "designer" in auxiliary:
-                folder, vocabulary = self._directory.path / "designer", vocabulary_of(parts.model.tokenizer)
-                on_main(lambda: save_designer(folder, parts.designer, auxiliary["designer"], vocabulary))
+            if "designer" in auxiliary:
+                examples, drift = target_examples(self._experiment, params, auxiliary, parts.model)
+                if own:
+                    folder, vocabulary = self._directory.path / "designer", vocabulary_of(parts.model.tokenizer)
+                    on_main(lambda: save_designer(folder, parts.designer, auxiliary["designer"], vocabulary))
         if own:
             on_main(lambda: self._save_model(params))
-        return replace(measured, looks=fitted.looks, examples=examples, **counts)
+        made = fingerprint(params) if own else None
+        return replace(measured, looks=fitted.looks, examples=examples, drift=drift, fingerprint=made, **counts)
 
     def _save_model(self, params: Any) -> None:
         """``model/``, once: a kill after it finds it whole."""
@@ -179,6 +190,7 @@ class _Stages:
                 found[name] = losses(each.test), of_questions
                 bar.update(number)
             general = float(np.mean(losses(parts.general))) if parts.general else None
+            looks = self._first_look(losses, general) if mode == START else ()
             bar.update(stages)
         answered = {name: replies for name, (_, replies) in found.items() if replies is not None}
         return Measured(
@@ -189,7 +201,13 @@ class _Stages:
             {name: each.lenient for name, each in answered.items()},
             {name: each.tokens for name, each in answered.items()},
             general,
+            looks,
         )
+
+    def _first_look(self, losses: Callable[[Any], tuple[float, ...]], general: float | None) -> tuple[Look, ...]:
+        """What the looks of a training measure, before any."""
+        validation = {name: float(np.mean(losses(each.validation))) for name, each in self._parts.feedback.items()}
+        return (Look(0, {}, 0.0, 0.0, validation | ({"general": general} if general is not None else {}), 0, 0.0, None),)
 
     def _train(self, mode: Mode, own: bool) -> Fitted:
         parts = self._parts
@@ -219,6 +237,9 @@ class _Stages:
                 on_step,
                 on_state,
             )
+        except FloatingPointError as error:
+            other = " or designer_learning_rate" if mode in WITH_DESIGNER else ""
+            raise FloatingPointError(f"arm {mode}: {error}{other}") from error
         finally:
             if bar is not None:
                 bar.close()
@@ -226,7 +247,7 @@ class _Stages:
 
 def _figures(look: Look) -> dict[str, str]:
     figures = {"loss": f"{look.losses.get('plain', look.losses['loss']):.3f}"}
-    figures |= {name: f"{value:.3f}" for name, value in look.validation.items()}
+    figures |= {label(name): f"{value:.3f}" for name, value in look.validation.items()}
     if look.updates:
         figures |= {name: f"{look.updates[-1][name]:.2g}" for name in ("predicted", "realized") if name in look.updates[-1]}
     if look.tokens_per_s is not None:

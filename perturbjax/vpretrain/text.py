@@ -151,7 +151,8 @@ def candidate_log_probs(learner: Learner, k: int, frozen: Any, subset: Subset) -
 def designed_loss(learner: Learner, k: int, targets: Targets, differentiated: int | None = None, steered: bool = True) -> Loss:
     """The cross-entropy of soft targets, as plain cross-entropy and what alpha changes of it: with alpha 0 it is plain to the bit.
 
-    Its sums: ``loss``; ``plain``, of the true tokens; ``alpha``; ``entropy`` of r in nats.
+    Its sums: ``loss``; ``plain``, of the true tokens; ``alpha``; ``off_true``, the share of the targets that lies on other tokens than the
+    true one; ``entropy`` of r in nats.
 
     Args:
         learner: what is trained.
@@ -176,6 +177,7 @@ def designed_loss(learner: Learner, k: int, targets: Targets, differentiated: in
                 "loss": jnp.sum(weights * (plain + moved)),
                 "plain": jnp.sum(weights * plain),
                 "alpha": jnp.sum(weights * alpha),
+                "off_true": jnp.sum(weights * alpha * jnp.sum(r[..., 1:], axis=-1)),
                 "entropy": jnp.sum(weights * _entropy(r)),
                 "weight": jnp.sum(weights),
             }

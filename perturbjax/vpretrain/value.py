@@ -68,7 +68,7 @@ def make_subset(params: Any, layers: int | None = None, rules: Sequence[str] = (
 
     Args:
         params: nested dicts of arrays, or of shapes.
-        layers: the last so many layers, of the leaves whose path holds ``layers/``.
+        layers: the last so many layers, of the leaves whose path holds ``layers/``; 0 or None: all that the rules match.
         rules: regular expressions (``re.search``) for paths; with ``layers``, of these leaves the last layers alone. At least one of
             the two is required.
 
@@ -76,7 +76,7 @@ def make_subset(params: Any, layers: int | None = None, rules: Sequence[str] = (
         InputError: a rule that is no regular expression or matches no path, or more layers than there are.
     """
     paths = leaf_paths(params)
-    if layers is None and not rules:
+    if not layers and not rules:
         raise InputError("`subset_layers`: a number of layers, or `subset_rules`, is required")
     chosen = list(paths)
     if rules:
@@ -88,11 +88,11 @@ def make_subset(params: Any, layers: int | None = None, rules: Sequence[str] = (
             if not matching:
                 raise InputError(f"`subset_rules` {rule}: matches no parameter; the paths are like {', '.join(list(paths)[:3])}")
         chosen = [path for path in paths if any(re.search(rule, path) for rule in rules)]
-    if layers is None:
+    if not layers:
         return Subset(tuple((path, 0) for path in chosen), None)
     chosen = [path for path in chosen if STACKED in path]
     if not chosen:
-        raise InputError(f"`subset_rules` {','.join(rules)}: matches nothing in the layers; leave out `subset_layers`")
+        raise InputError(f"`subset_rules` {','.join(rules)}: matches nothing in the layers; set `subset_layers` 0")
     (count,) = {len(paths[path]) if hasattr(paths[path], "__len__") else paths[path].shape[0] for path in chosen}
     if not 1 <= layers <= count:
         raise InputError(f"`subset_layers` {layers}: 1 to {count}, the number of layers, is required")

@@ -97,6 +97,12 @@ def test_changed_weights_rows_and_splits_are_named_where_no_setting_explains_the
     assert found and all("content" in phrase for phrase in found)
 
 
+def test_digests_that_follow_from_settings_are_named_where_nothing_else_is():
+    mine, theirs = ({"chapter": "other", "seed": seed, "texts": f"sha256:{seed}"} for seed in (1, 0))
+    assert differences(mine, theirs) == ["`seed` 1, the run has 0"]
+    assert differences(mine | {"seed": 0}, theirs) == ["the settings are the same, what they name is not (digests of: texts)"]
+
+
 def test_every_field_of_the_config_is_in_the_identity_or_known_not_to_matter():
     # A setting added later must be put on one of the two sides.
     irrelevant = {"chunk", "in_flight", "out", "resume", "require_reliability", "profile"}

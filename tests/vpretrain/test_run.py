@@ -1,6 +1,7 @@
 """One whole steered pretraining of a model of random weights: the battery of chapters, the commands on its run, bad input."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from support.paths import FIXTURES
 
 from perturbjax import vpretrain
 from perturbjax.pretrained import load_model
+from perturbjax.vpretrain import stages
+from perturbjax.vpretrain.config import MODES
+from perturbjax.vpretrain.report import steered_words
 
 MODEL = FIXTURES / "tiny_llama_tied"
 OTHER = FIXTURES / "tiny_qwen2"
@@ -34,10 +38,19 @@ SETTINGS = {
 }
 
 
-def write_texts(path: Path, count: int = 40) -> Path:
-    rows = [{"text": f"Number {n} of a list, with {n * n} beside it, and so on to the end of this line."} for n in range(count)]
+def write_texts(path: Path, count: int = 40, word: str = "Number") -> Path:
+    rows = [{"text": f"{word} {n} of a list, with {n * n} beside it, and so on to the end of this line."} for n in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def change(path: Path, *place: Any, value: Any) -> None:
+    """Put a value into a JSON file."""
+    content = part = json.loads(path.read_text())
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    path.write_text(json.dumps(content))
 
 
 def flags(**changes: Any) -> list[str]:
@@ -53,7 +66,7 @@ class TestVpretrain(ChapterBattery):
     def prepare(cls, folder: Path) -> None:
         write_questions(folder / "even.jsonl", 24)
         write_texts(folder / "texts.jsonl")
-        write_texts(folder / "other.jsonl", 3)
+        write_texts(folder / "other.jsonl", 3, "Line")
 
     @classmethod
     def arguments(cls, folder: Path, out: Path) -> list[str]:
@@ -90,6 +103,9 @@ class TestVpretrain(ChapterBattery):
             plain["sets"][name]["loss"] - value["sets"][name]["loss"], abs=1e-6
         )
         assert start["sets"][name]["against_start"] is None and value["updates"] == 2 and value["skipped"] == 0
+        first = json.loads((run / "arms" / "start.json").read_text())["looks"]
+        assert [look["step"] for look in first] == [0] and first[0]["validation"].keys() == {name, "general"}
+        assert 0 < value["drift"] < 1 and 0 < value["off_true"] < value["alpha"] and 0 < value["alpha_start"] < 0.5
         assert value["general"] > 0 and value["sets"][name]["accuracy"]["n"] == 6
         page = (run / "report.html").read_text()
         assert "plain pretraining" in page and "designed targets" in page and page.count("data:image/png") == 4
@@ -115,6 +131,94 @@ class TestVpretrain(ChapterBattery):
         code, _, err = call(["export", str(run), "--out", str(tmp_path / "more"), "--merge"], capsys)
         assert code == 2 and "is a run of vpretrain, which does not take it" in err.splitlines()[-1]
 
+    def test_a_page_of_every_mode_says_what_its_targets_were(self, finished, tmp_path, capsys):
+        run = shutil.copytree(finished / "run", tmp_path / "run")
+        for name, place in (("results.json", ()), ("config.json", ("config", "steer"))):
+            change(run / name, *place, "mode", value="plain")
+        code, out, _ = call(["report", str(run)], capsys)
+        page = (run / "report.html").read_text()
+        assert code == 0 and out.splitlines()[0] == "Plain pretraining did better than step 0" and "probe.png" not in page
+        assert "No designer: targets were the true tokens" in page and "Whether values came true" not in page
+        assert "designer  " not in out and len({steered_words(vpretrain.Steer(mode=mode)) for mode in MODES}) == len(MODES)
+
+    @pytest.mark.parametrize(
+        ("name", "place", "value", "said"),
+        [
+            ("results.json", ("arms", 1, "mode"), "../plain", "arms: ../plain is there twice or no mode"),
+            ("results.json", ("arms", 1, "mode"), "value", "arms: value is there twice or no mode"),
+            ("results.json", ("arms", 1, "sets"), {}, "arms: figures of the same feedback sets, at least one, are required"),
+            ("results.json", ("arms", 2, "entropy"), None, "arms[2].alpha, entropy: both or neither are required"),
+            ("arms/value.json", ("mode",), "plain", "mode plain, value is required"),
+            ("arms/plain.json", ("looks",), [], "looks with losses of validation are required"),
+        ],
+    )
+    def test_a_page_is_not_made_of_files_that_do_not_fit_together(self, finished, tmp_path, capsys, name, place, value, said):
+        run = shutil.copytree(finished / "run", tmp_path / "run")
+        change(run / name, *place, value=value)
+        code, out, err = call(["report", str(run)], capsys)
+        assert code == 2 and out == "" and said in err and str(run / name) in err and err.count("\n") == 1
+
+    def test_what_a_run_needs_of_its_feedback(self, finished, tmp_path, capsys):
+        run, feedback = shutil.copytree(finished / "run", tmp_path / "run"), tmp_path / "mine.jsonl"
+        data = ("config", "data", "feedback")
+        change(run / "config.json", *data, value=[str(feedback)])  # gone
+        code, _, _ = call(["export", str(run), "--out", str(tmp_path / "model")], capsys)
+        assert code == 0
+        code, out, err = call(["evaluate", str(run)], capsys)
+        assert (code, out) == (2, "") and str(feedback) in err
+        rows = (finished / "even.jsonl").read_text().splitlines()
+        feedback.write_text("\n".join([*rows, json.dumps({"question": "is 77 an even number", "answer": "no", "choices": ["yes", "no"]})]))
+        code, out, err = call(["evaluate", str(run)], capsys)
+        assert (code, out) == (2, "") and f"--feedback {feedback}: not the rows that the run was made with" in err
+        feedback.write_text("".join(json.dumps({"prompt": f"say {n}", "response": str(n)}) + "\n" for n in range(24)))
+        change(run / "config.json", "feedback_digest", value=None)  # of a run of before
+        given = ["--questions", str(finished / "even.jsonl"), "--out", str(tmp_path / "answers.jsonl")]
+        code, out, err = call(["predict", str(run), *given], capsys)
+        assert (code, out) == (2, "") and "--task: no feedback of the run is a task" in err.splitlines()[-1]
+        code, _, _ = call(["predict", str(run), *given, "--task", str(finished / "even.jsonl")], capsys)
+        assert code == 0 and len((tmp_path / "answers.jsonl").read_text().splitlines()) == 24
+
+    def test_another_model_in_the_place_of_the_runs_is_refused(self, finished, tmp_path, capsys):
+        run = shutil.copytree(finished / "run", tmp_path / "run")
+        code, _, _ = call(["export", str(run), "--out", str(tmp_path / "start"), "--base"], capsys)
+        assert code == 0
+        shutil.copy(tmp_path / "start" / "model.safetensors", run / "model" / "model.safetensors")
+        for command in (["evaluate", str(run)], ["export", str(run), "--out", str(tmp_path / "model")]):
+            code, out, err = call(command, capsys)
+            assert (code, out) == (2, "") and err.splitlines()[-1].endswith("not the model that the run made; restore it")
+
+    def test_a_designer_of_another_shape_is_refused_by_what_differs(self, finished, tmp_path, capsys):
+        data = ["--corpus", str(finished / "texts.jsonl"), "--feedback", str(finished / "even.jsonl")]
+        other = flags(designer=finished / "run", designer_hidden=24, alpha_max=0.25)
+        code, _, err = call(["vpretrain", "--model", str(MODEL), *data, "--out", str(tmp_path / "run"), *other], capsys)
+        said = "--designer-hidden 24, it has 16; --alpha-max 0.25, it has 0.5; give its settings"
+        assert code == 2 and sorted(said.split("; ")) == sorted(err.splitlines()[-1].split("run: ")[1].split("; "))
+
+    def test_a_control_that_diverges_is_left_out_and_named(self, finished, tmp_path, capsys, monkeypatch):
+        run, fit = tmp_path / "run", stages.fit
+
+        def plain_alone(problem: Any, *others: Any) -> Any:
+            if problem.auxiliary is not None:
+                raise FloatingPointError("the loss is not finite")
+            return fit(problem, *others)
+
+        monkeypatch.setattr(stages, "fit", plain_alone)
+        code, out, err = call([*self.arguments(finished, run), "--mode", "plain", "--controls", "value"], capsys)
+        assert code == 0 and "warning: arm value: the loss is not finite" in err and "designed targets: not in the table" in out
+        assert json.loads((run / "results.json").read_text())["diverged"] == ["value"]
+        assert "Not in the table, because the loss was not finite: designed targets." in (run / "report.html").read_text()
+
+    @pytest.mark.parametrize(
+        ("mode", "said"), [("plain", "try a lower rate; what"), ("value", "a lower rate or designer_learning_rate; what")]
+    )
+    def test_a_training_that_diverges_names_its_arm(self, finished, tmp_path, capsys, monkeypatch, mode, said):
+        def diverging(*_: Any) -> Any:
+            raise FloatingPointError("try a lower rate")
+
+        monkeypatch.setattr(stages, "fit", diverging)
+        code, _, err = call([*self.arguments(finished, tmp_path / "run"), "--mode", mode, "--controls", ""], capsys)
+        assert code == 1 and f"FloatingPointError: arm {mode}: " in err.splitlines()[-1] and said in err.splitlines()[-1]
+
     def test_a_designer_of_another_tokenizer_is_refused(self, finished, tmp_path, capsys):
         data = ["--corpus", str(finished / "texts.jsonl"), "--feedback", str(finished / "even.jsonl")]
         given = ["vpretrain", "--model", str(OTHER), *data, "--out", str(tmp_path / "run"), *flags(designer=finished / "run")]
@@ -130,7 +234,13 @@ class TestVpretrain(ChapterBattery):
         ({"corpus": "EVEN"}, "rows occur in both sets of corpus+feedback: 8 of 8 (8 exactly); corpus+test: 6 of 6 (6 exactly)"),
         ({"corpus": "LOUD"}, "corpus+feedback: 8 of 8 (0 exactly)"),
         ({"steps": 400}, "rows of 64 tokens, the steps need 800; give more text, lower --steps, or let it --repeat"),
+        ({"general": "TEXTS"}, "corpus+general: 40 of 40 (40 exactly)"),
+        ({"feedback": "nowhere"}, "--feedback nowhere: unknown task"),
+        ({"general": "nowhere"}, "--general nowhere: unknown task"),
         ({"feedback": "SAME"}, "its answers say one token alone"),
+        ({"burn-in": 4}, "--burn-in 4: the training has 4 steps, so value would be plain pretraining; lower it"),
+        ({"row-tokens": 3}, "the shortest has 51 tokens; raise it (/"),
+        ({"subset-layers": 0}, "--subset-layers: a number of layers, or --subset-rules, is required"),
         ({"candidates": 100000}, "--candidates 100000: at most"),
         ({"candidates": 1}, "--candidates 1: an integer of at least 2 is required"),
         ({"subset-rules": "atention"}, "--subset-rules atention: matches no parameter"),

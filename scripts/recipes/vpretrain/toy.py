@@ -272,8 +272,15 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help="a .jsonl file of finished arms: those in it are not run again, new ones are added")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another size of the toy")
     args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: at least 1 is required")
+    if unknown := [arm for arm in (args.arms.split(",") if args.arms else []) if arm not in ARMS]:
+        parser.error(f"--arms {unknown[0]}: one of {', '.join(ARMS)} is required")
+    try:
+        toy = replace(Toy(), **{name: json.loads(value) for name, value in (each.split("=") for each in args.set)})
+    except (TypeError, ValueError) as error:
+        parser.error(f"--set {' '.join(args.set)}: NAME=VALUE is required, of {', '.join(vars(Toy()))} ({error})")
     use_compile_cache("auto", Console())
-    toy = replace(Toy(), **{name: json.loads(value) for name, value in (each.split("=") for each in args.set)})
     arms = {name: ARMS[name] for name in (args.arms.split(",") if args.arms else ARMS)}
     lines = args.record.read_text().splitlines() if args.record and args.record.exists() else []
     done = {(line["seed"], line["arm"]): Row(**line["row"]) for line in map(json.loads, lines)}

@@ -257,14 +257,25 @@ def main() -> None:
     parser.add_argument("--figures", default="digits", help="digits, or a data set's name for datasets (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another size of the experiment")
     args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: at least 1 is required")
+    if unknown := [arm for arm in args.arms.split(",") if arm not in ARMS]:
+        parser.error(f"--arms {unknown[0]}: one of {', '.join(ARMS)} is required")
+    try:
+        sizes = replace(Sizes(), **{name: json.loads(value) for name, value in (each.split("=") for each in args.set)})
+    except (TypeError, ValueError) as error:
+        parser.error(f"--set {' '.join(args.set)}: NAME=VALUE is required, of {', '.join(vars(Sizes()))} ({error})")
+    try:
+        figures = read_figures(args.figures)
+    except ModuleNotFoundError as error:
+        parser.error(f"--figures {args.figures}: {error.name} is not installed")
     use_compile_cache("auto", Console())
-    sizes = replace(Sizes(), **{name: json.loads(value) for name, value in (each.split("=") for each in args.set)})
     settings = {"sizes": asdict(sizes), "figures": args.figures}
     args.out.mkdir(parents=True, exist_ok=True)
     if (args.out / "settings.json").exists() and read_json(args.out / "settings.json") != settings:
         parser.error(f"--out {args.out}: made with other settings; name another folder")
     write_json(args.out / "settings.json", settings)
-    figures, seeds = read_figures(args.figures), list[dict[str, Row]]()
+    seeds = list[dict[str, Row]]()
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         data, rows = Data.draw(sizes, figures, seed), dict[str, Row]()
         (args.out / f"seed-{seed}").mkdir(exist_ok=True)
