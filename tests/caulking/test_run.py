@@ -161,10 +161,30 @@ class TestCaulking(ChapterBattery):
 
         shutil.copytree(finished / "run", tmp_path / "run")
         columns = pq.read_table(finished / "run" / "cells.parquet").to_pydict()
-        for changed in ({"quality": [float("nan")] * 8}, {"method": ["adapter"] * 8}):
-            pq.write_table(pa.table(columns | changed), tmp_path / "run" / "cells.parquet")
+        changes = [
+            ({"quality": [float("nan")] * 8}, "caulks of lora are not kept"),
+            ({"method": ["adapter"] * 8}, "caulks of lora are not kept"),
+        ]
+        changes += [
+            ({"seed": [5] * 8}, "lora-q0-n8-s5.safetensors: cannot be read"),
+            ({"error": [float("nan")] * 8}, "its training diverged"),
+        ]
+        for changed, said in changes:
+            pq.write_table(
+                pa.table(columns | changed, pq.read_schema(finished / "run" / "cells.parquet")), tmp_path / "run" / "cells.parquet"
+            )
             code, _, err = call(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")], capsys)
-            assert code == 2 and "caulks of lora are not kept" in err
+            assert code == 2 and said in err
+
+    def test_a_lost_or_damaged_table_of_cells_is_written_again(self, finished, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(finished / "run", run)
+        arguments = self.arguments(finished, run)
+        (run / "cells.parquet").write_bytes(b"PAR1")
+        code, _, err = call(["export", str(run), "--out", str(tmp_path / "out")], capsys)
+        assert code == 2 and err.endswith("resume the run to write it again\n")
+        assert call([*arguments, "--resume"], capsys)[0] == 0 and self.content(run) == self.content(finished / "run")
+        assert (run / "results.json").read_bytes() == (finished / "run" / "results.json").read_bytes()
 
     def test_an_adapter_of_another_base_is_refused(self, finished, tmp_path, capsys):
         call(["export", str(finished / "run"), "--cell", "lora-q0-n8-s1", "--out", str(tmp_path / "peft")], capsys)
