@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from perturbjax.caulking.config import RATES
-from perturbjax.caulking.results import Curve, Results
+from perturbjax.caulking.results import Results, loggable
 from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, percent_axis, save
 from perturbjax.report.words import count, percent
 
@@ -49,25 +49,26 @@ def plot_curves(path: Path, results: Results) -> None:
 
 
 def plot_needed(path: Path, results: Results) -> None:
-    """n_req of the first accuracy against the error of the base alone, both on log axes; an open triangle where n_req is above the largest
-    n."""
+    """n_req of the first accuracy against the error of the base alone, both on log axes; an open triangle that points where n_req is, above
+    the largest n or below the smallest."""
     figure, (axis,) = new_figure(3.8)
     axis.set_xscale("log")
     axis.set_yscale("log", base=2)
-    errors = {base.sigma: max(base.error, 0.5 / results.n) for base in results.bases}
+    samples = [point.samples for point in results.curves[0].points]
+    errors = {base.sigma: loggable(base.error, results.n) for base in results.bases}
     for method in dict.fromkeys(curve.method for curve in results.caulked):
         kind = _METHODS.index(method)
         style = {"color": _COLORS[kind], "marker": _MARKERS[kind], "markersize": 6}
         places = [(errors[curve.sigma], curve) for curve in results.caulked if curve.method == method and curve.sigma is not None]
-        reached = sorted(((x, curve.needed[0]) for x, curve in places if _reached(curve)), key=lambda pair: pair[0])
-        for x, needed in reached:
-            high = needed.high if needed.high is not None else results.curves[0].points[-1].samples
-            axis.plot((x, x), (needed.low or needed.samples, high), color=_COLORS[kind], linewidth=2.0)
-        axis.plot([x for x, _ in reached], [needed.samples for _, needed in reached], linewidth=1.4, label=method, **style)
-        for x, curve in places:
-            if not _reached(curve):
-                axis.plot(x, curve.needed[0].samples, **style | {"marker": "^", "fillstyle": "none", "markersize": 9})
-    samples = [point.samples for point in results.curves[0].points]
+        needs = sorted(((x, curve.needed[0]) for x, curve in places), key=lambda pair: pair[0])
+        for x, needed in needs:
+            axis.plot((x, x), (needed.low or needed.samples, needed.high or samples[-1]), color=_COLORS[kind], linewidth=2.0)
+        known = [(x, needed.samples) for x, needed in needs if needed.censored == "no"]
+        axis.plot([x for x, _ in known], [n for _, n in known], linewidth=1.4, label=method, **style)
+        for x, needed in needs:
+            if needed.censored != "no":
+                marker = "^" if needed.censored == "above" else "v"
+                axis.plot(x, needed.samples, **style | {"marker": marker, "fillstyle": "none", "markersize": 9})
     axis.set_yticks(samples, [count(n) for n in samples])
     axis.set_ylim(samples[0] / 1.3, samples[-1] * 1.3)
     low, high = min(errors.values()) / 1.1, max(errors.values()) * 1.1
@@ -77,11 +78,7 @@ def plot_needed(path: Path, results: Results) -> None:
     for each in (axis.xaxis, axis.yaxis):
         each.set_minor_locator(NullLocator())
     axis.set_xlabel("wrong answers of the base alone")
-    axis.set_ylabel(f"examples for {percent(results.curves[0].needed[0].accuracy)}")
+    axis.set_ylabel(f"examples for {percent(results.curves[0].needed[0].accuracy)} right")
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axis.legend(frameon=False, fontsize=10)
     save(figure, path)
-
-
-def _reached(curve: Curve) -> bool:
-    return curve.needed[0].censored != "above"
