@@ -138,13 +138,13 @@ def write_cells(path: Path, cells: Sequence[Measured]) -> None:
     write_atomically(path, lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
 
 
-def read_cells(path: Path) -> tuple[Measured, ...]:
-    """The cells of cells.parquet.
+def read_cells(path: Path | str) -> tuple[Measured, ...]:
+    """The cells of a run's cells.parquet, for ``sample_complexity``.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    table = read_columns(path, _schema(), "resume the run to write it again")
+    table = read_columns(Path(path), _schema(), "resume the run to write it again")
     return tuple(Measured(**row) for row in table.to_pylist())
 
 

@@ -85,9 +85,12 @@ class Surface:
         return self.errors.mean(axis=-1)
 
     def interval(self) -> np.ndarray:
-        """(Q, N, 2): 95 % of the mean error, over seeds."""
+        """(Q, N, 2): 95 % of the mean error, over seeds; a limit among resamples with a seed that diverged is infinite."""
         means = _weighted(self.errors, self.weights[1:])
-        return np.moveaxis(np.quantile(means, [0.025, 0.975], axis=0), 0, -1)
+        with np.errstate(invalid="ignore"):
+            limits = np.quantile(means, [0.025, 0.975], axis=0)
+        # Between two infinite means there is NaN.
+        return np.moveaxis(np.where(np.isnan(limits), np.inf, limits), 0, -1)
 
     def required(self, error: float) -> dict[Quality, Required]:
         """n_req of every quality."""
@@ -160,7 +163,9 @@ def n_required(means: np.ndarray, samples: Sequence[int], error: float) -> np.nd
         part = np.where(np.isfinite(before_y) & (before_y > after_y), (before_y - error) / (before_y - after_y), 1.0)
     part = np.minimum(part, 1.0)
     log_n = logs[before] + part * (logs[first] - logs[before])
-    return np.where(good.any(axis=-1), np.exp(log_n), np.inf)
+    # Not by way of its logarithm: whoever compares with the smallest n must find it equal.
+    found = np.where(first == 0, float(samples[0]), np.exp(log_n))
+    return np.where(good.any(axis=-1), found, np.inf)
 
 
 def non_increasing(values: np.ndarray) -> np.ndarray:

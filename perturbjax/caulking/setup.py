@@ -131,7 +131,7 @@ def load_split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tup
     data, most = config.data, config.grid.samples[-1]
     task = load_task(data.target)
     if task.kind != "choice":
-        own = "give each row `choices`" if data.target.endswith(".jsonl") else "give e.g. sst2, boolq, rte"
+        own = "give each of its rows choices" if data.target.endswith(".jsonl") else "give e.g. sst2, boolq, rte"
         raise InputError(f"`target` {task.name}: a task of given answers is required, this one generates text; {own}")
     template = task.templates[0] if data.template is None else template_by_name(task, data.template)
     examples = task.examples()

@@ -87,10 +87,24 @@ def test_an_error_that_is_just_reached_is_reached():
     assert sample_complexity(just, 1 - 0.8)["lora"][1.0].samples == pytest.approx(32)
 
 
+def test_the_smallest_number_of_samples_is_a_limit_whatever_its_logarithm():
+    # exp(log(n)) is above n for these.
+    for least in (3, 10, 48):
+        found = sample_complexity(cells(np.full((1, 2, 2), 0.1), sources=(1.0,), samples=(least, 64)), 0.2)["lora"][1.0]
+        assert (found.samples, found.censored, found.words) == (least, "below", f"at most {least}")
+
+
 def test_a_limit_that_the_seeds_do_not_agree_on_has_its_interval():
     errors = np.array([[[0.1, 0.1, 0.5], [0.1, 0.1, 0.1]], [[0.4, 0.4, 0.4], [0.4, 0.1, 0.4]]])
     found = sample_complexity(cells(errors, sources=(1.0, 2.0), samples=(16, 32)), 0.25)["lora"]
     assert found[1.0].words == "at most 16 [16, 25]" and found[2.0].words == "more than 32 [23, more]"
+
+
+def test_a_seed_that_diverged_makes_the_upper_limit_infinite():
+    errors = np.full((1, 2, 5), 0.3)
+    errors[0, 0, 0], errors[0, 1] = np.inf, np.inf
+    limits = surfaces(cells(errors, sources=(1.0,), samples=(8, 16)))["lora"].interval()
+    assert limits[0, 0] == pytest.approx((0.3, np.inf)) and limits[0, 1].tolist() == [np.inf, np.inf]
 
 
 def test_cells_that_are_missing_or_doubled_are_refused():

@@ -103,6 +103,9 @@ class TestCaulking(ChapterBattery):
     def test_cells_are_in_the_table_and_the_page(self, finished):
         cells = read_cells(finished / "run" / "cells.parquet")
         assert len(cells) == 8 and {cell.quality for cell in cells} == {0.0, 0.1} and all(0 <= cell.error <= 1 for cell in cells)
+        assert (
+            caulking.sample_complexity(caulking.read_cells(str(finished / "run" / "cells.parquet")), 1.0)["lora"][0.1].words == "at most 4"
+        )
         page = (finished / "run" / "report.html").read_text()
         assert "accuracy takes" in page and "reconstruction" in page and page.count("data:image/png") == 2
 
