@@ -11,8 +11,10 @@ from perturbjax.report.words import count, percent
 
 _COLORS = (BLUE, VERMILLION, GREEN, PURPLE, GREY, INK)
 _MARKERS = "osD^vP"
-_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)))
+_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 3)))
 _METHODS = tuple(RATES)
+_LABELS = 6
+"""Names that stand beside their lines at most; more get a legend, in the order in which the lines end."""
 
 
 def plot_curves(path: Path, results: Results) -> None:
@@ -24,7 +26,7 @@ def plot_curves(path: Path, results: Results) -> None:
     """
     figure, (axis,) = new_figure(4.2)
     axis.set_xscale("log", base=2)
-    labels = []
+    labels, handles = [], []
     sigmas = [base.sigma for base in results.bases]
     for curve in results.curves:
         kind = _METHODS.index(curve.method)
@@ -32,9 +34,10 @@ def plot_curves(path: Path, results: Results) -> None:
         n, right = [point.samples for point in curve.points], [1 - point.error for point in curve.points]
         low, high = ([1 - point.interval[end] for point in curve.points] for end in (1, 0))
         axis.fill_between(n, low, high, color=_COLORS[kind], alpha=0.12, linewidth=0)
-        axis.plot(n, right, color=_COLORS[kind], marker=_MARKERS[kind], markersize=4.5, linewidth=1.8, linestyle=line)
+        style = {"color": _COLORS[kind], "marker": _MARKERS[kind], "markersize": 4.5, "linewidth": 1.8, "linestyle": line}
+        handles += axis.plot(n, right, **style)
         labels.append((right[-1], f"{curve.method}, {curve.sigma:g} off" if curve.sigma else curve.method, _COLORS[kind]))
-    axis.axhline(1 - results.bases[0].error, color=INK, linewidth=1.2, linestyle=":")
+    handles.append(axis.axhline(1 - results.bases[0].error, color=INK, linewidth=1.2, linestyle=":"))
     labels.append((1 - results.bases[0].error, "no caulk", INK))
     for needed in results.curves[0].needed:
         axis.axhline(needed.accuracy, color="#bbbbbb", linewidth=1.0, linestyle=(0, (4, 2)), zorder=0)
@@ -44,7 +47,12 @@ def plot_curves(path: Path, results: Results) -> None:
     percent_axis(axis, "y")
     axis.set_xlabel("labeled examples")
     axis.set_ylabel("right answers")
-    label_right(axis, labels)
+    if len(labels) <= _LABELS:
+        label_right(axis, labels)
+    else:
+        order = sorted(range(len(labels)), key=lambda number: labels[number], reverse=True)
+        shown = [handles[number] for number in order], [labels[number][1] for number in order]
+        axis.legend(*shown, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10, handlelength=3.2)
     save(figure, path)
 
 

@@ -9,6 +9,7 @@ import pytest
 from perturbjax import InputError, sharding
 from perturbjax.caulking import Cell, Fitting, Method, run_grid
 from perturbjax.caulking.grid import row_order
+from perturbjax.caulking.pretraining import pretrain
 from perturbjax.caulking.program import CellArrays, GridProgram, Shared
 from perturbjax.models.adapters import Bottleneck, LoRA, Partial, head
 from perturbjax.runs.console import SILENT, Progress
@@ -224,6 +225,12 @@ def test_a_cell_whose_weights_are_not_finite_has_no_error_whatever_the_function_
     assert np.isnan([cell.error, cell.norm, cell.distance]).all() and cell.samples == 4
     with pytest.raises(ValueError, match=r"error: returns shape \(2,\) where a scalar is required"):
         run_grid(loss, lambda params, test: jnp.ones(2), {10: bases[10.0]}, methods, data, test, (4,), 1, FITTING)
+
+
+def test_a_pretraining_that_diverges_at_all_lengths_is_said(toy):
+    _, data, test = toy
+    with pytest.raises(InputError, match=r"`learning_rate` 0.1: training on 4 rows diverged at all `lengths` \(seed 0\); lower it"):
+        pretrain(lambda params, batch: loss(params, batch) * jnp.nan, loss, init, data, test, (4,), (0,), (2,), 4, 0.1)
 
 
 def test_progress_counts_cells(toy):

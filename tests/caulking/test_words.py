@@ -10,6 +10,7 @@ from perturbjax.caulking.caveats import caveats
 from perturbjax.caulking.cells import Measured
 from perturbjax.caulking.headline import headline
 from perturbjax.caulking.plan import missing_classes
+from perturbjax.caulking.plots import plot_curves, plot_needed
 from perturbjax.caulking.results import VERSION, Results, base_alone, make_curves, make_slopes
 from perturbjax.caulking.results_table import results_table
 from perturbjax.report import Source
@@ -76,6 +77,18 @@ def test_every_row_of_the_table_says_which_base():
     for sigma in (0.001, 0.003):
         assert table.count(f"biases and norms trained, base moved by {sigma}  ") == 2
     assert "of log examples for 80.0 % against log error of the base, 3 bases" in table
+
+
+def test_plots_of_many_curves_and_of_limits(tmp_path):
+    bases = {0.0: 0.1, 0.003: 0.3, 0.01: 0.5}
+    errors = {("lora", 0.0): falling(0.1), ("lora", 0.003): falling(0.4), ("lora", 0.01): [[0.5] * 4] * 4}
+    many = errors | {("head", sigma): falling(0.5) for sigma in bases} | {("scratch", None): falling(0.9)}
+    for name, some in (("few", errors), ("many", many)):
+        found = results(some, bases)
+        assert [curve.needed[0].censored for curve in found.curves[:3]] == ["below", "no", "above"]
+        plot_curves(tmp_path / f"{name}.png", found)
+        plot_needed(tmp_path / f"{name} needed.png", found)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 4
 
 
 def test_one_number_of_examples_is_read_off_no_line():
