@@ -107,6 +107,8 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     model = load_model(config.bases.base, dtype)
     note(f"base {model.name}: {model.source}")
     base = on_main(lambda: fingerprint(model.params))
+    if "adapter" in config.grid.methods and config.grid.bottleneck > (most := model.config.hidden_size):
+        raise InputError(f"`bottleneck` {config.grid.bottleneck}: at most {most} is required, the hidden size of {model.name}; lower it")
     methods = make_methods(config.grid, model.config)
     for name, method in methods.items():
         if method.caulk is not None and name != "head":  # a rank above the smaller dim, a rule that matches nothing: said now

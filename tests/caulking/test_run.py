@@ -207,6 +207,7 @@ class TestCaulking(ChapterBattery):
         (["--methods", "lora,head", "--learning-rates", "0.1"], "--learning-rates 0.1: one for each of --methods is required"),
         (["--methods", "bitfit", "--target", "gsm8k"], "--target gsm8k: a task of given answers is required"),
         (["--rank", "4000"], "--rank 4000: at most "),
+        (["--methods", "adapter", "--bottleneck", "40"], "--bottleneck 40: at most 32 is required, the hidden size of tiny_llama_tied"),
         (["--sigmas", "0.1,0"], "--sigmas 0.1,0.0: growing numbers of at least 0 are required"),
         (["--accuracies", "80"], "--accuracies 80.0: fractions between 0 and 1 are required"),
         (["--accuracies", "0.5,0.5"], "--accuracies 0.5,0.5: one is named twice"),
@@ -214,6 +215,10 @@ class TestCaulking(ChapterBattery):
         (["--in-flight", str(10**30)], "--in-flight 1000000000000000000000000000000: at most 2147483647 is required"),
         (["--steps", "100000000"], "--steps 100000000, --batch 8: 800000000 rows are drawn for a cell; at most 67108864 are required"),
         (["--mesh", "1x2"], "--mesh 1x2: cells are sharded, models are not; use DATAx1"),
+        (
+            ["--target", "OPEN"],
+            "--target open: a task of given answers is required, this one generates text; give each of its rows choices",
+        ),
         (["--target", "MIXED"], "--target mixed: questions of one number of choices are required, these have 2 to 3"),
     ],
 )
@@ -221,7 +226,8 @@ def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, sai
     write_questions(tmp_path / "even.jsonl", 24)
     mixed = [{"question": f"{n}?", "answer": "a", "choices": ["a", "b", "c"][: 2 + n % 2]} for n in range(24)]
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
-    flags = [str(tmp_path / "mixed.jsonl") if word == "MIXED" else word for word in flags]
+    write_questions(tmp_path / "open.jsonl", 24, choices=False)
+    flags = [str(tmp_path / f"{word.lower()}.jsonl") if word in ("MIXED", "OPEN") else word for word in flags]
     common = {"--base": str(BASE), "--target": str(tmp_path / "even.jsonl"), "--samples": "4,8", "--test-examples": "8"}
     given = [word for name in common if name not in flags for word in (name, common[name])]
     code, out, err = call(["caulking", *given, *flags, "--out", str(tmp_path / "run")], capsys)
