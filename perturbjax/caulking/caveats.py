@@ -20,6 +20,11 @@ def _of_the_numbers(results: Results) -> Iterator[str]:
     if results.seeds < FEWEST_SEEDS:
         are = "is" if results.seeds == 1 else "are"
         yield f"{plural(results.seeds, 'seed')} {are} too few for an interval over seeds: read none as one."
+    elif results.seeds <= 10:
+        yield (
+            f"A bootstrap of {results.seeds} seeds gives intervals that are too narrow: those for the examples that an accuracy takes held "
+            "the truth of a known law in 71 % of grids with 3 seeds, 84 % with 5, 92 % with 10, not in 95 %."
+        )
     if results.n < FEW_QUESTIONS:
         half = 100 * 0.98 / results.n**0.5
         yield (
