@@ -31,5 +31,5 @@ def required_lines(method: str, found: Mapping[float | None, Required]) -> list[
     lines = []
     for m, required in found.items():
         norm = "" if m is None or required.censored == "above" else f"   norm {required.norm:.2f}"
-        lines.append(f"{method:8} {'' if m is None else f'm = {m:.0f}':10} {required.words:>27}{norm}")
+        lines.append(f"{method:8} {'' if m is None else f'm = {m:.0f}':10} {required.words:>22}{norm}")
     return lines
