@@ -102,6 +102,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         InputError: any of it cannot be used.
     """
     config.validate()
+    if set(config.grid.methods) == {"scratch"} and len(sigmas := config.bases.sigmas) > 1:
+        given = ",".join(f"{sigma:g}" for sigma in sigmas)
+        raise InputError(f"`sigmas` {given}: scratch trains no base; leave them out, or add a method that does to `methods`")
     task, template, train, test = load_split(config)
     dtype = resolve_dtype(config.bases.dtype)
     model = load_model(config.bases.base, dtype)

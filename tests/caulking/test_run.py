@@ -107,6 +107,7 @@ class TestCaulking(ChapterBattery):
             caulking.sample_complexity(caulking.read_cells(str(finished / "run" / "cells.parquet")), 1.0)["lora"][0.1].words == "at most 4"
         )
         page = (finished / "run" / "report.html").read_text()
+        assert "the base itself, moved by gaussian noise of sigma 0.1" in page and "LoRA of rank 2, alpha 4<" in page
         assert "accuracy takes" in page and "reconstruction" in page and page.count("data:image/png") == 2
 
     @pytest.mark.parametrize(
@@ -214,6 +215,7 @@ class TestCaulking(ChapterBattery):
         (["--seeds", "1000000"], "--seeds 1000000: 2000000 cells of --methods, --sigmas and --samples; at most 1048576 are required"),
         (["--in-flight", str(10**30)], "--in-flight 1000000000000000000000000000000: at most 2147483647 is required"),
         (["--steps", "100000000"], "--steps 100000000, --batch 8: 800000000 rows are drawn for a cell; at most 67108864 are required"),
+        (["--methods", "scratch", "--sigmas", "0,0.1"], "--sigmas 0,0.1: scratch trains no base; leave them out, or add a method"),
         (["--mesh", "1x2"], "--mesh 1x2: cells are sharded, models are not; use DATAx1"),
         (
             ["--target", "OPEN"],
