@@ -58,6 +58,10 @@ def _of_the_trainings(results: Results, config: Config) -> Iterator[str]:
         f"Every cell takes {plural(fitting.steps, 'step')} of {plural(fitting.batch, 'example')} at one learning rate a method, whatever "
         "n is, and keeps its last weights. Neither was searched for here; a method whose rate suits it less looks hungrier."
     )
+    yield (
+        "The examples of a cell hold all answers as evenly as those to draw from allow; the test questions come as they are. A task of uneven "
+        "answers is not learned here from the mixture that it is measured on."
+    )
     if results.diverged:
         yield (
             f"{plural(results.diverged, 'cell')} diverged (not finite), which counts as wrong everywhere; with that number of examples or "
