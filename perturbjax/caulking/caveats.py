@@ -59,8 +59,8 @@ def _of_the_trainings(results: Results, config: Config) -> Iterator[str]:
         "n is, and keeps its last weights. Neither was searched for here; a method whose rate suits it less looks hungrier."
     )
     yield (
-        "The examples of a cell hold all answers as evenly as those to draw from allow; the test questions come as they are. A task of uneven "
-        "answers is not learned here from the mixture that it is measured on."
+        "The examples of a cell hold all answers as evenly as those to draw from allow; the test questions come as they are. Where answers "
+        "are uneven, a cell does not learn from the mixture that it is measured on."
     )
     if results.diverged:
         yield (
