@@ -53,7 +53,8 @@ class Compared:
     """Both laws on one surface.
 
     Attributes:
-        floor: fitted to all cells; product: the same, None where the qualities are no positive numbers.
+        floor: fitted to all cells; product: the same, None where the qualities are no positive numbers, or fewer than three, which do
+            not tell delta, gamma and alpha apart.
         floor_held_out: root mean square of the error of log E on cells that a fit has not seen, each once; product_held_out, and
             constant_held_out, of the mean of log E of the other cells of the same m: the same.
     """
@@ -74,7 +75,7 @@ def compare_laws(means: np.ndarray, qualities: Sequence[float], samples: Sequenc
     """
     every = np.ones(means.shape, bool)
     number = np.add.outer(np.arange(len(qualities)), np.arange(len(samples))) % min(FOLDS, len(samples))
-    product = all(m > 0 for m in qualities)
+    product = len(qualities) > 2 and all(m > 0 for m in qualities)
     squares: dict[str, list[float]] = {"floor": [], "product": [], "constant": []}
     for fold in range(number.max() + 1):
         held = number == fold

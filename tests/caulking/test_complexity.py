@@ -163,6 +163,7 @@ def test_a_law_is_found_again_and_wins_on_held_out_cells(law):
 def test_qualities_that_are_no_sizes_have_no_product_law():
     found = compare_laws(FloorLaw((0.1, 0.2), (10.0, 20.0), 1.0)(SAMPLES), (0.0, 1e-3), SAMPLES)
     assert found.product is None and found.floor_held_out < 1e-3
+    assert compare_laws(ProductLaw(20.0, 0.01, 0.6, 0.7)(SOURCES[:2], SAMPLES), SOURCES[:2], SAMPLES).product is None
 
 
 def test_a_law_that_says_no_more_than_a_constant_has_no_exponent():
