@@ -1,14 +1,15 @@
 """Caulking (Fukuchi, Hataya & Matsui, arXiv 2602.04233): how many target samples does a pretrained model save?
 
 ``run_grid`` trains a small caulk for every pretraining quality, number of samples, seed and method of any JAX function;
-``sample_complexity`` says how many samples an error takes; ``run(Config(...))`` does from Python what ``perturbjax caulking`` does. The
-paper's definitions and code are not public: this is a reconstruction (NOTES.md).
+``sample_complexity`` says how many samples an error takes (of a run's cells too: ``read_cells``); ``run(Config(...))`` does from Python
+what ``perturbjax caulking`` does. The paper's definitions and code are not public: this is a reconstruction (NOTES.md).
 """
 
 from typing import TYPE_CHECKING
 
 from perturbjax.caulking.cells import Cell as Cell
 from perturbjax.caulking.cells import Measured as Measured
+from perturbjax.caulking.cells import read_cells as read_cells
 from perturbjax.caulking.complexity import sample_complexity as sample_complexity
 from perturbjax.caulking.config import Bases as Bases
 from perturbjax.caulking.config import Config as Config

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+CELLS = "cells.parquet"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training.
@@ -34,8 +37,13 @@ class Cell:
     @property
     def name(self) -> str:
         """For files and flags: ``lora-q4096-n64-s0``, ``scratch-n64-s0``."""
-        quality = "" if self.quality is None else f"-q{self.quality:g}"
+        quality = "" if self.quality is None else f"-q{_exactly(self.quality)}"
         return f"{self.method}{quality}-n{self.samples}-s{self.seed}"
+
+
+def _exactly(number: float) -> str:
+    """The shortest of ``%g`` and all digits that tells it from every other number."""
+    return short if float(short := f"{number:g}") == number else repr(float(number))
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Measured(Cell):
     """A cell that was trained.
 
     Attributes:
-        error: on the test rows, as the grid's own function says.
+        error: on the test rows, as the grid's own function says; NaN where what was trained is not finite.
         loss: mean of the last tenth of the steps.
         norm: size of the caulk, the Frobenius norm of what it adds to the matrices.
         distance: Euclidean, of what was trained from its start.
@@ -130,13 +138,13 @@ def write_cells(path: Path, cells: Sequence[Measured]) -> None:
     write_atomically(path, lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
 
 
-def read_cells(path: Path) -> tuple[Measured, ...]:
-    """The cells of cells.parquet.
+def read_cells(path: Path | str) -> tuple[Measured, ...]:
+    """The cells of a run's cells.parquet, for ``sample_complexity``.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    table = read_columns(path, _schema(), "resume the run to write it again")
+    table = read_columns(Path(path), _schema(), "resume the run to write it again")
     return tuple(Measured(**row) for row in table.to_pylist())
 
 

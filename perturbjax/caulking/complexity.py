@@ -2,7 +2,8 @@
 
 n_req: the mean over seeds is made non-increasing in n (isotonic regression), then read off linearly in (log n, error). Intervals are
 percentiles of a bootstrap over seeds, the same resample for every quality and method, because seeds are paired. Where no n of the grid
-reaches e, n_req is above the largest n: that is said (``censored``), never dropped.
+reaches e, n_req is above the largest n: that is said (``censored``), never dropped. An infinite mean (a seed that diverged) makes those of
+the smaller n infinite too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from perturbjax.errors import InputError
 
 RESAMPLES = 2000
 """Bootstrap resamples of the seeds; with five seeds there are 126 different ones."""
+ROUNDING = 1e-6
+"""Relative: errors are float32, and 1 - 0.8 is below what 20 wrong of 100 are in it. Such a tie is reached."""
 Quality = float | None
 Censored = Literal["no", "above", "below"]
 
@@ -44,13 +47,12 @@ class Required:
 
     @property
     def words(self) -> str:
-        """``120 [90, 160]``, ``more than 1,024``, ``at most 16``."""
+        """``120 [90, 160]``, ``more than 1,024``, ``at most 16``, and with an interval that says otherwise ``at most 16 [16, 40]``."""
         low, high = self.interval
-        if self.censored == "above":
-            return f"more than {self.samples:,.0f}"
-        if self.censored == "below":
-            return f"at most {self.samples:,.0f}"
-        return f"{self.samples:,.0f} [{low:,.0f}, {'more' if math.isinf(high) else format(high, ',.0f')}]"
+        what = {"no": "", "above": "more than ", "below": "at most "}[self.censored] + f"{self.samples:,.0f}"
+        if (self.censored == "above" and math.isinf(low)) or (self.censored == "below" and high <= self.samples):
+            return what
+        return f"{what} [{low:,.0f}, {'more' if math.isinf(high) else format(high, ',.0f')}]"
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,12 @@ class Surface:
         return self.errors.mean(axis=-1)
 
     def interval(self) -> np.ndarray:
-        """(Q, N, 2): 95 % of the mean error, over seeds."""
+        """(Q, N, 2): 95 % of the mean error, over seeds; a limit among resamples with a seed that diverged is infinite."""
         means = _weighted(self.errors, self.weights[1:])
-        return np.moveaxis(np.quantile(means, [0.025, 0.975], axis=0), 0, -1)
+        with np.errstate(invalid="ignore"):
+            limits = np.quantile(means, [0.025, 0.975], axis=0)
+        # Between two infinite means there is NaN.
+        return np.moveaxis(np.where(np.isnan(limits), np.inf, limits), 0, -1)
 
     def required(self, error: float) -> dict[Quality, Required]:
         """n_req of every quality."""
@@ -111,8 +116,10 @@ def sample_complexity(cells: Sequence[Measured], error: float) -> dict[str, dict
         error: e, in the units of the cells.
 
     Raises:
-        InputError: a cell is missing or there twice, or no cell reaches the error.
+        InputError: there are no cells, one is missing or there twice, or none reaches the error.
     """
+    if not cells:
+        raise InputError("`cells`: none are given; those of run_grid are required")
     found = {method: surface.required(error) for method, surface in surfaces(cells).items()}
     if all(each.censored == "above" for required in found.values() for each in required.values()):
         lowest = min((cell.error for cell in cells if math.isfinite(cell.error)), default=math.nan)
@@ -148,14 +155,17 @@ def surfaces(cells: Sequence[Measured]) -> dict[str, Surface]:
 def n_required(means: np.ndarray, samples: Sequence[int], error: float) -> np.ndarray:
     """Smallest n at which the monotone mean error is at most ``error``: (..., N) -> (...), infinite where none is."""
     falling, logs = non_increasing(means), np.log(samples)
-    good = falling <= error
+    good = falling <= error + ROUNDING * abs(error)
     first = np.where(good.any(axis=-1), good.argmax(axis=-1), 0)
     before = np.maximum(first - 1, 0)
     after_y, before_y = (np.take_along_axis(falling, at[..., None], axis=-1)[..., 0] for at in (first, before))
     with np.errstate(invalid="ignore", divide="ignore"):
         part = np.where(np.isfinite(before_y) & (before_y > after_y), (before_y - error) / (before_y - after_y), 1.0)
+    part = np.minimum(part, 1.0)
     log_n = logs[before] + part * (logs[first] - logs[before])
-    return np.where(good.any(axis=-1), np.exp(log_n), np.inf)
+    # Not by way of its logarithm: whoever compares with the smallest n must find it equal.
+    found = np.where(first == 0, float(samples[0]), np.exp(log_n))
+    return np.where(good.any(axis=-1), found, np.inf)
 
 
 def non_increasing(values: np.ndarray) -> np.ndarray:
@@ -165,20 +175,18 @@ def non_increasing(values: np.ndarray) -> np.ndarray:
         R. E. Barlow et al., "Statistical Inference under Order Restrictions" (1972), eq. 1.9.
     """
     n = values.shape[-1]
-    sums = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(np.where(np.isfinite(values), values, 1e30), axis=-1)], axis=-1)
-    result = np.full(values.shape, np.inf)
-    for i in range(n):
-        for a in range(i + 1):
-            means = np.stack([(sums[..., b + 1] - sums[..., a]) / (b + 1 - a) for b in range(i, n)])
-            result[..., i] = np.minimum(result[..., i], means.max(axis=0))
-    return np.where(result > 1e25, np.inf, result)
+    # Means of the blocks themselves: in differences of running sums a huge or infinite value would swallow those after it.
+    blocks = {(a, b): values[..., a : b + 1].mean(axis=-1) for a in range(n) for b in range(a, n)}
+    each = [np.min([np.max([blocks[a, b] for b in range(i, n)], axis=0) for a in range(i + 1)], axis=0) for i in range(n)]
+    return np.stack(each, axis=-1)
 
 
 def slope(required: np.ndarray, sources: np.ndarray) -> tuple[float, tuple[float, float], int]:
     """Slope of log n_req against log source error over the qualities, by least squares, with its 95 % interval.
 
     Args:
-        required: (R, Q) n_req, row 0 of the sample, the others of bootstrap resamples (``Surface.weights``); infinite where censored.
+        required: (R, Q) n_req, row 0 of the sample, the others of bootstrap resamples (``Surface.weights``); infinite where censored,
+            above or below.
         sources: (R, Q) source errors of the same resamples.
 
     Returns:
@@ -194,9 +202,12 @@ def slope(required: np.ndarray, sources: np.ndarray) -> tuple[float, tuple[float
 
 
 def source_slope(surface: Surface, source_errors: Mapping[float, Sequence[float]], error: float) -> tuple[float, tuple[float, float], int]:
-    """``slope`` of a method, from the errors of each quality's bases on the source, one a seed (in the order of ``surface.seeds``)."""
+    """``slope`` of a method, from the errors of each quality's bases on the source, one a seed (in the order of ``surface.seeds``).
+
+    Where the smallest n reaches the error already, n_req is as unknown as where none does: both are left out."""
     sources = np.array([source_errors[quality] for quality in surface.qualities if quality is not None], float)
     required = n_required(_weighted(surface.errors, surface.weights), surface.samples, error)
+    required = np.where(required > surface.samples[0], required, np.inf)
     return slope(required, _weighted(sources, surface.weights))
 
 

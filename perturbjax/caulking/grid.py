@@ -16,7 +16,7 @@ from perturbjax import sharding
 from perturbjax.caulking.cells import Cell, CellTable, Measured, grid_cells
 from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared, evenly_in_flight
 from perturbjax.caulking.sizes import Loss
-from perturbjax.errors import InputError, positive_integer
+from perturbjax.errors import InputError, natural_number, positive_integer
 from perturbjax.records import to_json
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog
@@ -33,8 +33,8 @@ def run_grid(
     methods: Mapping[str, Method],
     data: Any,
     test: Any,
-    samples: Sequence[int],
-    seeds: int | Sequence[int] = 5,
+    samples: Sequence[int] | np.ndarray,
+    seeds: int | Sequence[int] | np.ndarray = 5,
     fitting: Fitting | None = None,
     *,
     init: Callable[[jax.Array], Params] | None = None,
@@ -42,7 +42,7 @@ def run_grid(
     classes: np.ndarray | None = None,
     mesh: Mesh | None = None,
     in_flight: int = 16,
-    out: Path | None = None,
+    out: Path | str | None = None,
     keep: Callable[[Cell, Any], None] | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Measured, ...]:
@@ -75,21 +75,27 @@ def run_grid(
         All cells, in the order method, quality, n, seed.
 
     Raises:
-        InputError: an n above the rows, a seed twice, a rule that matches nothing, a rank above the smaller dim.
+        InputError: an n above the rows, a seed twice, no cells, arrays of different numbers of rows, a quality that is no number, a rule
+            that matches nothing, a rank above the smaller dim.
     """
     fitting, mesh = fitting or Fitting(), mesh or sharding.make_mesh()
     fitting.validate()
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    rows = jax.tree.leaves(data)[0].shape[1 if per_seed else 0]
-    check_samples(samples, rows)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(f"`seeds` {seeds}: at least one, and each once, is required")
+    numbers: list[int] = np.asarray(samples).tolist()  # numpy's integers become Python's
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(np.asarray(seeds).tolist())
+    check_seeds(chosen, seeds)
+    rows = check_rows(data, len(chosen) if per_seed else None, classes)
+    check_samples(numbers, rows)
     positive_integer("in_flight", in_flight)
     for name, method in methods.items():
         if method.scratch and init is None:
             raise InputError(f"`init` None: method {name} starts from scratch and needs key -> parameters")
-    cells = grid_cells(bases, samples, chosen, {name: method.scratch for name, method in methods.items()})
-    together = evenly_in_flight(in_flight, len(samples) * len(chosen), mesh)
+    for quality in bases:
+        if not isinstance(quality, int | float | np.number) or not np.isfinite(quality):
+            raise InputError(f"`bases` {quality!r}: a number is required for each, the quality of its pretraining")
+    cells = grid_cells(bases, numbers, chosen, {name: method.scratch for name, method in methods.items()})
+    if not cells:
+        raise InputError("`methods`, `bases`: a method from scratch, or a method and a base, is required; there are no cells")
+    together = evenly_in_flight(in_flight, len(numbers) * len(chosen), mesh)
     programs = {
         name: GridProgram(loss, error, method, fitting, mesh, together, per_seed, init, keep is not None)
         for name, method in methods.items()
@@ -103,6 +109,9 @@ def run_grid(
         if out is not None:
             from perturbjax.runs.state import RunState
 
+            out = Path(out)
+            if out.exists() and not out.is_dir():
+                raise InputError(f"`out` {out}: is no directory; give a new one")
             out.mkdir(parents=True, exist_ok=True)
             state, metrics = stack.enter_context(RunState.open(out / "state", identity, table.tree)), MetricsLog(out / "metrics.jsonl")
         train_cells(table, programs, bases, Shared(None, data, test, order), chosen, mesh, state, metrics, keep, progress)
@@ -190,6 +199,31 @@ def check_samples(samples: Sequence[int], rows: int) -> None:
             raise InputError(f"`samples` {n}: the target has {rows} rows to train on; ask for fewer")
     if not samples or list(samples) != sorted(set(samples)):
         raise InputError(f"`samples` {','.join(map(str, samples)) or 'none'}: growing numbers of rows are required")
+
+
+def check_rows(data: Any, seeds: int | None, classes: np.ndarray | None) -> int:
+    """The number of rows of all arrays; of ``seeds`` of them where each has rows of its own.
+
+    Raises:
+        InputError: the arrays, or ``classes``, have different numbers of rows, or there are none.
+    """
+    lead = 1 if seeds is None else 2
+    shapes = {np.shape(leaf)[:lead] for leaf in jax.tree.leaves(data)}
+    if len(shapes) != 1 or len(shape := shapes.pop()) < lead or (seeds is not None and shape[0] != seeds):
+        leading = "(N, ...)" if seeds is None else f"({seeds}, N, ...), one set of rows a seed,"
+        given = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(data)) or "nothing"
+        raise InputError(f"`data` {given}: arrays of shape {leading} with one N are required")
+    if classes is not None and np.shape(classes) != shape[-1:]:
+        raise InputError(f"`classes` {np.shape(classes)}: a label for each of the {shape[-1]} rows is required")
+    return shape[-1]
+
+
+def check_seeds(chosen: Sequence[int], given: Any) -> None:
+    """Raise ``InputError`` unless these are seeds, each once."""
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"`seeds` {given}: at least one, and each once, is required")
+    for seed in chosen:
+        natural_number("seeds", seed)
 
 
 def row_order(rows: int, seed: int, classes: np.ndarray | None = None) -> np.ndarray:

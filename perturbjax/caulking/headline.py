@@ -2,7 +2,7 @@
 
 from perturbjax.caulking.results import Curve, Needed, Results
 from perturbjax.report.schema import Headline, Verdict
-from perturbjax.report.words import count, percent, percent_range
+from perturbjax.report.words import count, percent, percent_range, plural
 
 NAMES = {
     "lora": "LoRA",
@@ -13,10 +13,12 @@ NAMES = {
     "scratch": "training from scratch",
 }
 """Method -> what it is called in a sentence."""
+FEWEST_SEEDS = 3
+"""Below it nothing is concluded from intervals over seeds."""
 
 
 def headline(results: Results) -> Headline:
-    """The caulk that takes the fewest examples on the best base, against training from scratch if that was asked for."""
+    """The method named first, on the first base, against training from scratch if that was asked for: no winner is picked."""
     best = results.caulked[0] if results.caulked else results.curves[0]
     sentences = [sentence(results, number) for number in range(len(best.needed))]
     return Headline(_verdict(results, best), _title(results, best), (*sentences, _alone(results), _cost(results)))
@@ -38,13 +40,19 @@ def sentence(results: Results, number: int) -> str:
     if results.scratch is not None:
         parts.append(f"from scratch {results.scratch.needed[number].words}")
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}. Intervals are 95 %, over {results.seeds} seeds."
+    return f"{text[0].upper()}{text[1:]}. {_intervals(results)}"
+
+
+def _intervals(results: Results) -> str:
+    if results.seeds < FEWEST_SEEDS:
+        return f"{plural(results.seeds, 'seed')}: too few for an interval."
+    return f"Intervals are 95 %, over {results.seeds} seeds."
 
 
 def _verdict(results: Results, best: Curve) -> Verdict:
     """Pretraining helps where the first accuracy takes clearly fewer examples than from scratch."""
     scratch = results.scratch
-    if scratch is None or best is scratch:
+    if scratch is None or best is scratch or results.seeds < FEWEST_SEEDS:
         return "no clear effect"
     mine, other = best.needed[0], scratch.needed[0]
     if mine.censored != "above" and _high(mine) < _low(other):
@@ -53,7 +61,7 @@ def _verdict(results: Results, best: Curve) -> Verdict:
 
 
 def _low(needed: Needed) -> float:
-    return needed.samples if needed.censored == "above" else (needed.low if needed.low is not None else float("inf"))
+    return needed.samples if needed.low is None else needed.low
 
 
 def _high(needed: Needed) -> float:
@@ -76,6 +84,5 @@ def _alone(results: Results) -> str:
 
 
 def _cost(results: Results) -> str:
-    return (
-        f"The price: {count(results.cells)} trainings, {count(results.tokens)} tokens, {count(results.test_tokens)} more to measure them."
-    )
+    trainings = plural(results.cells, "training")
+    return f"The price: {trainings}, {count(results.tokens)} tokens, {count(results.test_tokens)} more to measure them."

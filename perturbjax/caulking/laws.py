@@ -2,7 +2,8 @@
 
 ``floor``: E = eps_m + (c_m / n)^k, a reconstruction of the paper's bound: eps_m is what no caulk of that base can reach below, c_m the
 size of the caulk's class, k one exponent for all m. ``product``: E = delta (gamma + m^-alpha) n^-beta (Mikami et al., arXiv 2108.11018).
-Both are fitted by least squares of log E, so that a relative error counts the same at every level.
+Both are fitted by least squares of log E, so that a relative error counts the same at every level. A law has hardly fewer parameters than
+a small grid has means, so a fit says little by itself: beside both stands a constant for each m, which a law must beat on held-out cells.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 FOLDS = 4
+EXPONENTS = (0.01, 10.0)
+"""Within which the exponents are held: a curve that is flat, or one step, has none."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,17 @@ class Compared:
     """Both laws on one surface.
 
     Attributes:
-        floor: fitted to all cells; product: the same, None where the qualities are no positive numbers.
-        floor_held_out: root mean square of the error of log E on cells that a fit has not seen, each once; product_held_out: the same.
+        floor: fitted to all cells; product: the same, None where the qualities are no positive numbers, or fewer than three, which do
+            not tell delta, gamma and alpha apart.
+        floor_held_out: root mean square of the error of log E on cells that a fit has not seen, each once; product_held_out, and
+            constant_held_out, of the mean of log E of the other cells of the same m: the same.
     """
 
     floor: FloorLaw
     product: ProductLaw | None
     floor_held_out: float
     product_held_out: float | None
+    constant_held_out: float
 
 
 def compare_laws(means: np.ndarray, qualities: Sequence[float], samples: Sequence[int]) -> Compared:
@@ -69,11 +75,12 @@ def compare_laws(means: np.ndarray, qualities: Sequence[float], samples: Sequenc
     """
     every = np.ones(means.shape, bool)
     number = np.add.outer(np.arange(len(qualities)), np.arange(len(samples))) % min(FOLDS, len(samples))
-    product = all(m > 0 for m in qualities)
-    squares: dict[str, list[float]] = {"floor": [], "product": []}
+    product = len(qualities) > 2 and all(m > 0 for m in qualities)
+    squares: dict[str, list[float]] = {"floor": [], "product": [], "constant": []}
     for fold in range(number.max() + 1):
         held = number == fold
-        found = {"floor": fit_floor(means, samples, ~held)(samples)}
+        constant = np.exp(np.mean(np.log(means), axis=1, where=~held))[:, None]
+        found = {"floor": fit_floor(means, samples, ~held)(samples), "constant": np.broadcast_to(constant, means.shape)}
         if product:
             found["product"] = fit_product(means, qualities, samples, ~held)(qualities, samples)
         for name, law in found.items():
@@ -83,6 +90,7 @@ def compare_laws(means: np.ndarray, qualities: Sequence[float], samples: Sequenc
         fit_product(means, qualities, samples, every) if product else None,
         math.sqrt(np.mean(squares["floor"])),
         math.sqrt(np.mean(squares["product"])) if product else None,
+        math.sqrt(np.mean(squares["constant"])),
     )
 
 
@@ -99,7 +107,7 @@ def fit_floor(means: np.ndarray, samples: Sequence[int], use: np.ndarray) -> Flo
         for part in (0.9, 0.3):
             first = [n[use[q]][0] * max(means[q][use[q]][0] - part * lowest[q], 1e-6) ** (1 / exponent) for q in range(count)]
             starts.append(np.concatenate([np.log(part * lowest), np.log(first), [math.log(exponent)]]))
-    return law(_least_squares(lambda x: np.log(law(x)(samples)[use] / means[use]), starts))
+    return law(_least_squares(lambda x: np.log(law(x)(samples)[use] / means[use]), starts, 1))
 
 
 def fit_product(means: np.ndarray, qualities: Sequence[float], samples: Sequence[int], use: np.ndarray) -> ProductLaw:
@@ -110,12 +118,15 @@ def fit_product(means: np.ndarray, qualities: Sequence[float], samples: Sequence
 
     starts = [np.log([float(means.mean()) * samples[0] ** beta, gamma, alpha, beta])
               for alpha in (0.3, 1.0) for beta in (0.3, 1.0) for gamma in (1e-3, 0.1)]  # fmt: skip
-    return law(_least_squares(lambda x: np.log(law(x)(qualities, samples)[use] / means[use]), starts))
+    return law(_least_squares(lambda x: np.log(law(x)(qualities, samples)[use] / means[use]), starts, 2))
 
 
-def _least_squares(residuals, starts: Sequence[np.ndarray]) -> np.ndarray:
-    """The best of several local fits; parameters are logarithms, held within e^-30 to e^30."""
+def _least_squares(residuals, starts: Sequence[np.ndarray], exponents: int) -> np.ndarray:
+    """The best of several local fits; parameters are logarithms, held within e^-30 to e^30, the last ones, exponents, within
+    ``EXPONENTS``."""
     from scipy.optimize import least_squares
 
-    fits = [least_squares(residuals, np.clip(start, -29, 29), bounds=(-30, 30), max_nfev=300) for start in starts]
+    others = len(starts[0]) - exponents
+    low, high = (np.array([end] * others + [math.log(exponent)] * exponents) for end, exponent in zip((-30, 30), EXPONENTS, strict=True))
+    fits = [least_squares(residuals, np.clip(start, low + 1, high - 1), bounds=(low, high), max_nfev=300) for start in starts]
     return min(fits, key=lambda fit: fit.cost).x

@@ -89,9 +89,10 @@ def plan_lines(parts: Parts, encoded: Encoded, left: Sequence[Cell], devices: in
 
 
 def missing_classes(parts: Parts) -> Sequence[int]:
-    """Numbers of samples that are fewer than the different answers, so that some answer is never seen."""
-    kinds = len(np.unique(parts.classes))
-    return [n for n in parts.config.grid.samples if n < kinds]
+    """Numbers of samples with which some answer is never seen in training: fewer than the answers, or an answer has test examples alone."""
+    there = set(parts.classes)
+    asked = there | {example.choices.index(example.answer) for example in parts.test}
+    return [n for n in parts.config.grid.samples if n < len(asked) or there != asked]
 
 
 def _flops(parts: Parts, tokens: Tokens, cells: Sequence[Cell]) -> float:

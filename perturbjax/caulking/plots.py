@@ -5,14 +5,16 @@ from pathlib import Path
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from perturbjax.caulking.config import RATES
-from perturbjax.caulking.results import Curve, Results
+from perturbjax.caulking.results import Results, loggable
 from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, percent_axis, save
 from perturbjax.report.words import count, percent
 
 _COLORS = (BLUE, VERMILLION, GREEN, PURPLE, GREY, INK)
 _MARKERS = "osD^vP"
-_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)))
+_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 3)))
 _METHODS = tuple(RATES)
+_LABELS = 6
+"""Names that stand beside their lines at most; more get a legend, in the order in which the lines end."""
 
 
 def plot_curves(path: Path, results: Results) -> None:
@@ -24,7 +26,7 @@ def plot_curves(path: Path, results: Results) -> None:
     """
     figure, (axis,) = new_figure(4.2)
     axis.set_xscale("log", base=2)
-    labels = []
+    labels, handles = [], []
     sigmas = [base.sigma for base in results.bases]
     for curve in results.curves:
         kind = _METHODS.index(curve.method)
@@ -32,9 +34,10 @@ def plot_curves(path: Path, results: Results) -> None:
         n, right = [point.samples for point in curve.points], [1 - point.error for point in curve.points]
         low, high = ([1 - point.interval[end] for point in curve.points] for end in (1, 0))
         axis.fill_between(n, low, high, color=_COLORS[kind], alpha=0.12, linewidth=0)
-        axis.plot(n, right, color=_COLORS[kind], marker=_MARKERS[kind], markersize=4.5, linewidth=1.8, linestyle=line)
+        style = {"color": _COLORS[kind], "marker": _MARKERS[kind], "markersize": 4.5, "linewidth": 1.8, "linestyle": line}
+        handles += axis.plot(n, right, **style)
         labels.append((right[-1], f"{curve.method}, {curve.sigma:g} off" if curve.sigma else curve.method, _COLORS[kind]))
-    axis.axhline(1 - results.bases[0].error, color=INK, linewidth=1.2, linestyle=":")
+    handles.append(axis.axhline(1 - results.bases[0].error, color=INK, linewidth=1.2, linestyle=":"))
     labels.append((1 - results.bases[0].error, "no caulk", INK))
     for needed in results.curves[0].needed:
         axis.axhline(needed.accuracy, color="#bbbbbb", linewidth=1.0, linestyle=(0, (4, 2)), zorder=0)
@@ -44,30 +47,36 @@ def plot_curves(path: Path, results: Results) -> None:
     percent_axis(axis, "y")
     axis.set_xlabel("labeled examples")
     axis.set_ylabel("right answers")
-    label_right(axis, labels)
+    if len(labels) <= _LABELS:
+        label_right(axis, labels)
+    else:
+        order = sorted(range(len(labels)), key=lambda number: labels[number], reverse=True)
+        shown = [handles[number] for number in order], [labels[number][1] for number in order]
+        axis.legend(*shown, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10, handlelength=3.2)
     save(figure, path)
 
 
 def plot_needed(path: Path, results: Results) -> None:
-    """n_req of the first accuracy against the error of the base alone, both on log axes; an open triangle where n_req is above the largest
-    n."""
+    """n_req of the first accuracy against the error of the base alone, both on log axes; an open triangle that points where n_req is, above
+    the largest n or below the smallest."""
     figure, (axis,) = new_figure(3.8)
     axis.set_xscale("log")
     axis.set_yscale("log", base=2)
-    errors = {base.sigma: max(base.error, 0.5 / results.n) for base in results.bases}
+    samples = [point.samples for point in results.curves[0].points]
+    errors = {base.sigma: loggable(base.error, results.n) for base in results.bases}
     for method in dict.fromkeys(curve.method for curve in results.caulked):
         kind = _METHODS.index(method)
         style = {"color": _COLORS[kind], "marker": _MARKERS[kind], "markersize": 6}
         places = [(errors[curve.sigma], curve) for curve in results.caulked if curve.method == method and curve.sigma is not None]
-        reached = sorted(((x, curve.needed[0]) for x, curve in places if _reached(curve)), key=lambda pair: pair[0])
-        for x, needed in reached:
-            high = needed.high if needed.high is not None else results.curves[0].points[-1].samples
-            axis.plot((x, x), (needed.low or needed.samples, high), color=_COLORS[kind], linewidth=2.0)
-        axis.plot([x for x, _ in reached], [needed.samples for _, needed in reached], linewidth=1.4, label=method, **style)
-        for x, curve in places:
-            if not _reached(curve):
-                axis.plot(x, curve.needed[0].samples, **style | {"marker": "^", "fillstyle": "none", "markersize": 9})
-    samples = [point.samples for point in results.curves[0].points]
+        needs = sorted(((x, curve.needed[0]) for x, curve in places), key=lambda pair: pair[0])
+        for x, needed in needs:
+            axis.plot((x, x), (needed.low or needed.samples, needed.high or samples[-1]), color=_COLORS[kind], linewidth=2.0)
+        known = [(x, needed.samples) for x, needed in needs if needed.censored == "no"]
+        axis.plot([x for x, _ in known], [n for _, n in known], linewidth=1.4, label=method, **style)
+        for x, needed in needs:
+            if needed.censored != "no":
+                marker = "^" if needed.censored == "above" else "v"
+                axis.plot(x, needed.samples, **style | {"marker": marker, "fillstyle": "none", "markersize": 9})
     axis.set_yticks(samples, [count(n) for n in samples])
     axis.set_ylim(samples[0] / 1.3, samples[-1] * 1.3)
     low, high = min(errors.values()) / 1.1, max(errors.values()) * 1.1
@@ -77,11 +86,7 @@ def plot_needed(path: Path, results: Results) -> None:
     for each in (axis.xaxis, axis.yaxis):
         each.set_minor_locator(NullLocator())
     axis.set_xlabel("wrong answers of the base alone")
-    axis.set_ylabel(f"examples for {percent(results.curves[0].needed[0].accuracy)}")
+    axis.set_ylabel(f"examples for {percent(results.curves[0].needed[0].accuracy)} right")
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axis.legend(frameon=False, fontsize=10)
     save(figure, path)
-
-
-def _reached(curve: Curve) -> bool:
-    return curve.needed[0].censored != "above"

@@ -11,6 +11,7 @@ import numpy as np
 from perturbjax.caulking.cells import Cell
 from perturbjax.caulking.grid import run_grid
 from perturbjax.caulking.program import Fitting, Loss, Method
+from perturbjax.errors import InputError
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tree import Params
 
@@ -47,6 +48,9 @@ def pretrain(
 
     Returns:
         m -> parameters with a leading axis of the seeds, as ``run_grid(per_seed=True)`` takes its bases.
+
+    Raises:
+        InputError: as ``run_grid``, or every training of some m and seed diverged.
     """
     best: dict[tuple[int, int], tuple[float, Any]] = {}
     for steps in lengths:
@@ -62,4 +66,6 @@ def pretrain(
         for cell in cells:
             if cell.error < best.get((cell.samples, cell.seed), (np.inf,))[0]:
                 best[cell.samples, cell.seed] = cell.error, kept[cell.samples, cell.seed]
+    for m, seed in ((m, seed) for m in sources for seed in seeds if (m, seed) not in best):
+        raise InputError(f"`learning_rate` {learning_rate}: training on {m} rows diverged at all `lengths` (seed {seed}); lower it")
     return {float(m): jax.tree.map(lambda *leaves: np.stack(leaves), *(best[m, seed][1] for seed in seeds)) for m in sources}

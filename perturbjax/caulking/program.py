@@ -222,12 +222,16 @@ class GridProgram:
 
         (trained, _), losses = jax.lax.scan(step, (start, self._optimizer.init(start)), batches)
         with jax.named_scope("error"):
-            error = self._error(method.apply(base, trained), test)
+            error = jnp.asarray(self._error(method.apply(base, trained), test), jnp.float32)
+        if error.shape:
+            raise ValueError(f"error: returns shape {error.shape} where a scalar is required; take the mean over the test rows")
+        moved = distance(start, trained)
         figures = {
-            "error": error.astype(jnp.float32),
+            # An argmax of NaN is an answer too: an error by it would be finite.
+            "error": jnp.where(jnp.isfinite(moved), error, jnp.nan),
             "loss": losses[-max(1, fitting.steps // 10) :].mean(),
             "norm": method.adapter.norm(base, trained["caulk"]),
-            "distance": distance(start, trained),
+            "distance": moved,
         }
         return figures | ({"trained": trained} if self._keep else {})
 

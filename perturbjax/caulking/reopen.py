@@ -1,6 +1,7 @@
 """A finished grid on a language model, opened again: one of its caulks on its base, for answers and export."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from perturbjax.caulking.cells import Cell, read_cells
+from perturbjax.caulking.cells import CELLS, Cell, read_cells
 from perturbjax.caulking.config import KEPT, Config
 from perturbjax.caulking.files import read_caulk
 from perturbjax.caulking.language import make_methods
@@ -60,8 +61,8 @@ def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Co
         trusted: each ``module:attribute`` that the person who opens the run named.
 
     Raises:
-        InputError: no run there, it names code that is not ``trusted``, it has not finished, it has no such cell or no file of it, or
-            something it was made from has changed.
+        InputError: no run there, it names code that is not ``trusted``, it has not finished, it has no such cell or no file of it, its
+            training diverged, or something it was made from has changed.
     """
     directory = RunDirectory(run)
     content = directory.read_config()
@@ -86,13 +87,17 @@ def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Co
 
 def _cell(run: Path, config: Config, name: str | None) -> Cell:
     methods, sigmas = set(KEPT) & set(config.grid.methods), config.bases.sigmas
-    cells = [cell for cell in read_cells(run / "cells.parquet") if cell.method in methods and cell.quality in sigmas]
+    cells = [cell for cell in read_cells(run / CELLS) if cell.method in methods and cell.quality in sigmas]
     if not cells:
         raise InputError(f"{run}: caulks of {', '.join(config.grid.methods)} are not kept; train some of {', '.join(KEPT)}")
     if name is None:
-        first = [cell for cell in cells if (cell.method, cell.quality, cell.seed) == (cells[0].method, cells[0].quality, 0)]
-        return max(first, key=lambda cell: cell.samples)
-    for cell in cells:
-        if cell.name == name:
-            return cell
-    raise InputError(f"`cell` {name}: the run keeps no such caulk; give e.g. {cells[0].name} or {cells[-1].name}")
+        first = [cell for cell in cells if (cell.method, cell.quality, cell.seed) == (cells[0].method, cells[0].quality, cells[0].seed)]
+        found = max(first, key=lambda cell: cell.samples)
+    else:
+        found = next((cell for cell in cells if cell.name == name), None)
+    if found is None:
+        raise InputError(f"`cell` {name}: the run keeps no such caulk; give e.g. {cells[0].name} or {cells[-1].name}")
+    if not math.isfinite(found.error):
+        finite = next((f"; give e.g. {cell.name}" for cell in cells if math.isfinite(cell.error)), ", as all others that are kept did")
+        raise InputError(f"`cell` {found.name}: its training diverged{finite}")
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 from perturbjax.caulking.cells import Measured
 from perturbjax.caulking.complexity import Censored, Required, Surface, source_slope, surfaces
 from perturbjax.caulking.config import RATES
-from perturbjax.caulking.laws import FOLDS, compare_laws
+from perturbjax.caulking.laws import FOLDS, FloorLaw, compare_laws
 from perturbjax.errors import LARGEST
 from perturbjax.records import from_json
 from perturbjax.report.accounting import wilson
@@ -79,7 +79,8 @@ class Curve:
         sigma: of the noise that moved the base; None: from scratch.
         points: one for each n.
         needed: one for each accuracy asked for.
-        floor: fitted eps of eps + (c / n)^k, ``size`` c, and ``exponent`` k, which the method's curves share; None with fewer than four n.
+        floor: fitted eps of eps + (c / n)^k, ``size`` c, and ``exponent`` k, which the method's curves share; None with fewer than four n,
+            and where a constant is no worse on held-out cells (``HeldOut``).
     """
 
     method: str
@@ -92,14 +93,33 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What the law of a method says about means that it was not fitted to.
+
+    Attributes:
+        method: its name.
+        law: root mean square of the error of log E; ``constant``: the same of a constant for each base.
+    """
+
+    method: str
+    law: float
+    constant: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the law says more than a constant does."""
+        return self.law < self.constant
+
+
+@dataclass(frozen=True)
 class Slope:
-    """Slope of log n_req against log error of the base alone, over the bases that reach an accuracy.
+    """Slope of log n_req against log error of the base alone, over the bases whose n_req lies within the grid.
 
     Attributes:
         method: its name.
         accuracy: asked for.
         slope: by least squares; ``interval``: 95 % over seeds.
-        bases: that reach it.
+        bases: that it is of: they reach the accuracy, and not yet with the fewest examples.
     """
 
     method: str
@@ -130,12 +150,13 @@ class Results:
         pool: examples that cells draw from.
         bases: each without a caulk.
         curves: each method on each base.
-        slopes: where two bases or more reach an accuracy.
+        slopes: where two bases or more have a n_req within the grid.
         trained: method -> numbers that it trains.
         cells: how many; ``diverged``: of them, with an error that is not finite.
         tokens: put through the model by all trainings, padding included; ``test_tokens``: to measure them.
-        unseen: numbers of examples that are fewer than the different answers.
+        unseen: numbers of examples with which some answer of the task is never seen in training.
         seconds: of trainings.
+        held_out: of each method with four n or more.
     """
 
     version: int
@@ -155,6 +176,7 @@ class Results:
     test_tokens: int
     unseen: tuple[int, ...]
     seconds: float
+    held_out: tuple[HeldOut, ...] = ()
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -210,32 +232,42 @@ def base_alone(sigma: float, error: float, n: int) -> BaseAlone:
     return BaseAlone(sigma, error, (low, high))
 
 
-def make_curves(cells: Sequence[Measured], accuracies: Sequence[float]) -> tuple[Curve, ...]:
-    """The curves of all methods. Errors that are not finite count as 1: every answer wrong."""
-    return tuple(curve for method, surface in surfaces(cells).items() for curve in _curves(method, surface, accuracies))
+def loggable(error: float, n: int) -> float:
+    """The error on n questions for a log axis: half a question in place of none."""
+    return max(error, 0.5 / n)
 
 
-def make_slopes(cells: Sequence[Measured], bases: Sequence[BaseAlone], accuracies: Sequence[float]) -> tuple[Slope, ...]:
-    """Slopes where two bases or more reach an accuracy. One number of examples has none: it is what every base needs at most."""
+def make_curves(cells: Sequence[Measured], accuracies: Sequence[float]) -> tuple[tuple[Curve, ...], tuple[HeldOut, ...]]:
+    """The curves of all methods, and how their laws fare. Errors that are not finite count as 1: every answer wrong."""
+    curves, held_out = list[Curve](), list[HeldOut]()
+    for method, surface in surfaces(cells).items():
+        # Of infinite errors there is no interval. What an accuracy takes is asked of them as they are: a seed that diverged reaches
+        # nothing.
+        shown = replace(surface, errors=np.minimum(surface.errors, 1.0))
+        law = None
+        if len(surface.samples) >= FOLDS and (shown.mean > 0).all():
+            compared = compare_laws(shown.mean, [0.0] * len(shown.mean), surface.samples)
+            held_out.append(HeldOut(method, compared.floor_held_out, compared.constant_held_out))
+            law = compared.floor if held_out[-1].shown else None
+        curves += _curves(method, surface, shown, accuracies, law)
+    return tuple(curves), tuple(held_out)
+
+
+def make_slopes(cells: Sequence[Measured], bases: Sequence[BaseAlone], accuracies: Sequence[float], n: int) -> tuple[Slope, ...]:
+    """Slopes where two bases or more have a n_req within the grid; the bases' errors were measured on ``n`` questions."""
     found = []
     for method, surface in surfaces(cells).items():
-        # A base that makes no mistake has no logarithm; half a question stands for it.
-        sources = {base.sigma: [max(base.error, 1e-4)] * len(surface.seeds) for base in bases}
-        for accuracy in accuracies if surface.qualities != (None,) and len(surface.samples) > 1 else ():
+        sources = {base.sigma: [loggable(base.error, n)] * len(surface.seeds) for base in bases}
+        for accuracy in accuracies if surface.qualities != (None,) else ():
             slope, interval, used = source_slope(surface, sources, 1 - accuracy)
             if used >= 2 and all(map(math.isfinite, (slope, *interval))):
                 found.append(Slope(method, accuracy, slope, interval, used))
     return tuple(found)
 
 
-def _curves(method: str, surface: Surface, accuracies: Sequence[float]) -> list[Curve]:
-    # Of infinite errors there is no interval. What an accuracy takes is asked of them as they are: a seed that diverged reaches nothing.
-    shown = replace(surface, errors=np.minimum(surface.errors, 1.0))
+def _curves(method: str, surface: Surface, shown: Surface, accuracies: Sequence[float], law: FloorLaw | None) -> list[Curve]:
     means, intervals = shown.mean, shown.interval()
     norms = np.nan_to_num(surface.norms.mean(axis=-1), nan=0.0, posinf=0.0)
-    law = None
-    if len(surface.samples) >= FOLDS and (means > 0).all():
-        law = compare_laws(means, [0.0] * len(means), surface.samples).floor
     required = {accuracy: surface.required(1 - accuracy) for accuracy in accuracies}
     curves = []
     for q, sigma in enumerate(surface.qualities):

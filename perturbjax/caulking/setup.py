@@ -102,11 +102,16 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         InputError: any of it cannot be used.
     """
     config.validate()
+    if set(config.grid.methods) == {"scratch"} and len(sigmas := config.bases.sigmas) > 1:
+        given = ",".join(f"{sigma:g}" for sigma in sigmas)
+        raise InputError(f"`sigmas` {given}: scratch trains no base; leave them out, or add a method that does to `methods`")
     task, template, train, test = load_split(config)
     dtype = resolve_dtype(config.bases.dtype)
     model = load_model(config.bases.base, dtype)
     note(f"base {model.name}: {model.source}")
     base = on_main(lambda: fingerprint(model.params))
+    if "adapter" in config.grid.methods and config.grid.bottleneck > (most := model.config.hidden_size):
+        raise InputError(f"`bottleneck` {config.grid.bottleneck}: at most {most} is required, the hidden size of {model.name}; lower it")
     methods = make_methods(config.grid, model.config)
     for name, method in methods.items():
         if method.caulk is not None and name != "head":  # a rank above the smaller dim, a rule that matches nothing: said now
@@ -131,7 +136,8 @@ def load_split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tup
     data, most = config.data, config.grid.samples[-1]
     task = load_task(data.target)
     if task.kind != "choice":
-        raise InputError(f"`target` {task.name}: a task of given answers is required, this one generates text; give e.g. sst2, boolq, rte")
+        own = "give each of its rows choices" if data.target.endswith(".jsonl") else "give e.g. sst2, boolq, rte"
+        raise InputError(f"`target` {task.name}: a task of given answers is required, this one generates text; {own}")
     template = task.templates[0] if data.template is None else template_by_name(task, data.template)
     examples = task.examples()
     left = len({same_question_key(example) for example in examples}) - data.test_examples - 1

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import sharding
-from perturbjax.caulking.cells import Cell, CellTable, Measured, write_cells
+from perturbjax.caulking.cells import CELLS, Cell, CellTable, Measured, read_cells, write_cells
 from perturbjax.caulking.config import KEPT, Config
 from perturbjax.caulking.files import write_caulk
 from perturbjax.caulking.grid import train_cells
@@ -22,6 +22,7 @@ from perturbjax.caulking.results_table import results_table
 from perturbjax.caulking.setup import CHAPTER, Encoded, Parts, describe_run, encode, load_parts, make_bases, make_programs, row_orders
 from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
+from perturbjax.errors import InputError
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
@@ -62,7 +63,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     encoded = encode(parts)
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
     with directory.written("caulking", peers):
-        if not on_main(lambda: directory.results.exists()):
+        if not on_main(lambda: _is_written(directory)):
             _stages(parts, encoded, mesh, directory, progress, peers)
         results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
         on_main(lambda: _finish(directory, results, progress))
@@ -74,6 +75,15 @@ def _check(config: Config) -> None:
     require("jinja2", "matplotlib", "optax", "safetensors")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
+
+
+def _is_written(directory: RunDirectory) -> bool:
+    """Whether results and cells are there; a table that is lost or damaged is written again from the state."""
+    try:
+        read_cells(directory.path / CELLS)
+    except InputError:
+        return False
+    return directory.results.exists()
 
 
 def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory, progress: Progress, peers: Peers) -> None:
@@ -88,8 +98,9 @@ def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory,
         left = [cell for cell, done in zip(parts.cells, table.done, strict=True) if not done]
         for line in on_main(lambda: plan_lines(parts, encoded, left, mesh.shape[sharding.DATA])) if left else ():
             progress.note(line)
-        for n in missing_classes(parts):
-            progress.note(f"perturbjax: warning: {n} examples are fewer than the different answers; some answer is never seen")
+        if missing := missing_classes(parts):
+            numbers = ", ".join(map(str, missing))
+            progress.note(f"perturbjax: warning: with {numbers} examples some answer of {parts.task.name} is never seen in training")
         shared = Shared(None, encoded.train.arrays, encoded.test.arrays, row_orders(parts))
         programs, bases = make_programs(parts, encoded, mesh), make_bases(parts)
         keep = partial(_keep, directory)
@@ -97,7 +108,7 @@ def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory,
             table, programs, bases, shared, tuple(range(config.grid.seeds)), mesh, state, MetricsLog(directory.metrics), keep, progress
         )
     cells = table.measured()
-    on_main(lambda: write_cells(directory.path / "cells.parquet", cells))
+    on_main(lambda: write_cells(directory.path / CELLS, cells))
     alone = bases_alone(parts, encoded)
     on_main(lambda: write_json(directory.results, to_json(_results(parts, encoded, cells, alone, table.seconds))))
 
@@ -116,6 +127,7 @@ def bases_alone(parts: Parts, encoded: Encoded) -> tuple[BaseAlone, ...]:
 
 def _results(parts: Parts, encoded: Encoded, cells: tuple[Measured, ...], alone: tuple[BaseAlone, ...], seconds: float) -> Results:
     config, accuracies = parts.config, parts.config.data.accuracies
+    curves, held_out = make_curves(cells, accuracies)
     tokens, test_tokens = Tokens.of(parts, encoded).total(cells)
     return Results(
         VERSION,
@@ -126,8 +138,8 @@ def _results(parts: Parts, encoded: Encoded, cells: tuple[Measured, ...], alone:
         len(parts.test),
         len(parts.train),
         alone,
-        make_curves(cells, accuracies),
-        make_slopes(cells, alone, accuracies),
+        curves,
+        make_slopes(cells, alone, accuracies, len(parts.test)),
         trainable(parts, encoded),
         len(cells),
         sum(not np.isfinite(cell.error) for cell in cells),
@@ -135,6 +147,7 @@ def _results(parts: Parts, encoded: Encoded, cells: tuple[Measured, ...], alone:
         test_tokens,
         tuple(missing_classes(parts)),
         round(seconds, 3),
+        held_out,
     )
 
 

@@ -19,6 +19,9 @@ base is frozen: it is read, never written, and has no optimizer state.
 | ``Bottleneck`` | y + up(gelu(down(y))) after a matrix (Houlsby et al., arXiv 1902.00751) | the base exactly: up is zero |
 | ``Partial`` | the leaves that rules name; ``head``, ``bitfit`` and ``full`` are such rules | the base exactly |
 
+Rules are searched for in paths (``tree.leaf_paths``). Those of a Flax NNX state end in ``value`` (``dense/kernel/value``): ``kernel`` finds
+them, ``kernel$`` finds those of nested dicts alone, which ``nnx.to_pure_dict`` makes of a state.
+
 Two verbs give the parameters to run a model with, both differentiable, under ``vmap`` too (many adapters on one base):
 
 - ``apply``: a pytree like the base's, for any function. LoRA is added to the matrices (merged), in float32 and rounded once.

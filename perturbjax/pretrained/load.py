@@ -90,6 +90,8 @@ def _load_file(path: Path, dtype: str, name: str, stored: bool) -> Model:
 def _load_directory(path: Path, dtype: str, name: str, stored: bool) -> Model:
     if not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
         raise InputError(f"a directory without config.json; give the GGUF file itself: {files[0]}")
+    if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        raise InputError("a PEFT adapter and no model; give its base, or the model that the peft package merges of both")
     try:
         from perturbjax.pretrained.hf_loader import load_directory
     except ImportError as error:

@@ -37,6 +37,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def plural(number: float, noun: str) -> str:
+    """(1, "seed") -> ``1 seed``, (1200, "seed") -> ``1,200 seeds``."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def size(nbytes: float) -> str:
     """Bytes: ``1.2 GB``."""
     units = ["B", "kB", "MB", "GB", "TB"]

@@ -9,7 +9,7 @@ from scipy.optimize import isotonic_regression
 
 from perturbjax import InputError
 from perturbjax.caulking.cells import Measured, read_cells, write_cells
-from perturbjax.caulking.complexity import n_required, non_increasing, sample_complexity, source_slope, surfaces
+from perturbjax.caulking.complexity import Surface, n_required, non_increasing, sample_complexity, source_slope, surfaces
 from perturbjax.caulking.laws import FloorLaw, ProductLaw, compare_laws
 from perturbjax.caulking.results import base_alone, make_curves, make_slopes
 from perturbjax.caulking.surface_table import required_lines, surface_lines
@@ -47,6 +47,8 @@ def test_an_error_that_is_not_reached_is_said_and_not_dropped():
     assert found[256.0].censored == "above" and found[256.0].words == "more than 1,024" and math.isnan(found[256.0].norm)
     assert found[1024.0].censored == "no" and found[1024.0].samples == pytest.approx(405, abs=6)
     assert found[4096.0].censored == "below" and found[4096.0].words == "at most 16"
+    with pytest.raises(InputError, match="`cells`: none are given"):
+        sample_complexity([], 0.2)
     with pytest.raises(InputError, match=r"`error` 0.001: no cells reach it on average, the lowest of one is 0.0125"):
         sample_complexity(cells(errors), 0.001)
 
@@ -60,6 +62,17 @@ def test_intervals_are_those_of_all_resamples_of_the_seeds():
     assert found.interval == (pytest.approx(low, rel=0.05), pytest.approx(high, rel=0.05)) and low < found.samples < high
 
 
+def test_how_often_the_interval_holds_the_truth():
+    # Of 200 grids of a known law: a bootstrap of few seeds is too narrow, and linear interpolation asks for a little more than the law.
+    rng, held = np.random.default_rng(0), []
+    law, truth = 0.05 + (6 / np.array(SAMPLES)) ** 0.8, 6 / (0.2 - 0.05) ** (1 / 0.8)
+    for seeds in (3, 5, 10):
+        errors = law[None, :, None] * np.exp(rng.normal(-(0.25**2) / 2, 0.25, (200, len(SAMPLES), seeds)))
+        found = Surface(tuple(map(float, range(200))), SAMPLES, tuple(range(seeds)), errors, np.ones_like(errors)).required(0.2)
+        held.append(sum(each.interval[0] <= truth <= each.interval[1] for each in found.values()))
+    assert held == pytest.approx([142, 168, 183], abs=4)  # 71, 84 and 92 %, as the page says
+
+
 def test_a_seed_that_diverged_reaches_nothing():
     errors = np.full((1, 7, 2), 0.1)
     errors[0, :, 1] = np.nan
@@ -67,6 +80,42 @@ def test_a_seed_that_diverged_reaches_nothing():
         sample_complexity(cells(errors, sources=(1.0,)), 0.2)
     errors[0, 2:, 1] = 0.1
     assert sample_complexity(cells(errors, sources=(1.0,)), 0.2)["lora"][1.0].samples == pytest.approx(64)
+
+
+def test_what_follows_an_infinite_or_huge_error_is_not_taken_for_zero():
+    for first in (np.inf, 1e30):
+        np.testing.assert_array_equal(non_increasing(np.array([first, 0.6, 0.5])), [first, 0.6, 0.5])
+    np.testing.assert_array_equal(non_increasing(np.array([0.7, np.inf, 0.6])), [np.inf, np.inf, 0.6])
+    errors = np.full((1, 7, 5), 0.6)
+    errors[0, 0, 0] = np.nan
+    with pytest.raises(InputError, match=r"`error` 0.05: no cells reach it"):
+        sample_complexity(cells(errors, sources=(1.0,)), 0.05)
+
+
+def test_an_error_that_is_just_reached_is_reached():
+    # 0.2 of float32 is above 1 - 0.8 of float64.
+    just = [Measured("lora", 1.0, n, s, float(np.float32(e)), 0.0, 1.0, 1.0) for n, e in ((16, 0.3), (32, 0.2)) for s in range(3)]
+    assert sample_complexity(just, 1 - 0.8)["lora"][1.0].samples == pytest.approx(32)
+
+
+def test_the_smallest_number_of_samples_is_a_limit_whatever_its_logarithm():
+    # exp(log(n)) is above n for these.
+    for least in (3, 10, 48):
+        found = sample_complexity(cells(np.full((1, 2, 2), 0.1), sources=(1.0,), samples=(least, 64)), 0.2)["lora"][1.0]
+        assert (found.samples, found.censored, found.words) == (least, "below", f"at most {least}")
+
+
+def test_a_limit_that_the_seeds_do_not_agree_on_has_its_interval():
+    errors = np.array([[[0.1, 0.1, 0.5], [0.1, 0.1, 0.1]], [[0.4, 0.4, 0.4], [0.4, 0.1, 0.4]]])
+    found = sample_complexity(cells(errors, sources=(1.0, 2.0), samples=(16, 32)), 0.25)["lora"]
+    assert found[1.0].words == "at most 16 [16, 25]" and found[2.0].words == "more than 32 [23, more]"
+
+
+def test_a_seed_that_diverged_makes_the_upper_limit_infinite():
+    errors = np.full((1, 2, 5), 0.3)
+    errors[0, 0, 0], errors[0, 1] = np.inf, np.inf
+    limits = surfaces(cells(errors, sources=(1.0,), samples=(8, 16)))["lora"].interval()
+    assert limits[0, 0] == pytest.approx((0.3, np.inf)) and limits[0, 1].tolist() == [np.inf, np.inf]
 
 
 def test_cells_that_are_missing_or_doubled_are_refused():
@@ -87,12 +136,21 @@ def test_the_slope_is_that_of_the_law():
     assert value == pytest.approx(0.7, abs=0.02)
 
 
+def test_a_base_whose_required_samples_lie_outside_the_grid_is_no_point_of_the_slope():
+    bases = [base_alone(quality, error, 100) for quality, error in ((0.0, 0.1), (0.1, 0.2), (0.2, 0.4))]
+    errors = np.array([[0.1, 0.1, 0.1], [0.3, 0.15, 0.1], [0.4, 0.3, 0.15]])[..., None].repeat(2, axis=2)
+    (slope,) = make_slopes(cells(errors, sources=(0.0, 0.1, 0.2), samples=(8, 16, 32)), bases, (0.8,), 100)
+    assert slope.bases == 2 and slope.slope == pytest.approx(1)  # twice the examples for twice the error
+    assert make_slopes(cells(errors[:2], sources=(0.0, 0.1), samples=(8, 16, 32)), bases[:2], (0.8,), 100) == ()
+
+
 @pytest.mark.parametrize(
     "law", [FloorLaw((0.3, 0.1, 0.03), (100.0, 50.0, 30.0), 0.8), ProductLaw(20.0, 0.01, 0.6, 0.7)], ids=lambda law: type(law).__name__
 )
 def test_a_law_is_found_again_and_wins_on_held_out_cells(law):
     means = law(SAMPLES) if isinstance(law, FloorLaw) else law(SOURCES, SAMPLES)
     found = compare_laws(means, SOURCES, SAMPLES)
+    assert found.constant_held_out > 0.1
     assert found.product is not None and found.product_held_out is not None
     if isinstance(law, FloorLaw):
         assert found.floor.exponent == pytest.approx(0.8, rel=1e-3) and found.floor.floors == pytest.approx(law.floors, rel=1e-3)
@@ -105,6 +163,20 @@ def test_a_law_is_found_again_and_wins_on_held_out_cells(law):
 def test_qualities_that_are_no_sizes_have_no_product_law():
     found = compare_laws(FloorLaw((0.1, 0.2), (10.0, 20.0), 1.0)(SAMPLES), (0.0, 1e-3), SAMPLES)
     assert found.product is None and found.floor_held_out < 1e-3
+    assert compare_laws(ProductLaw(20.0, 0.01, 0.6, 0.7)(SOURCES[:2], SAMPLES), SOURCES[:2], SAMPLES).product is None
+
+
+def test_a_law_that_says_no_more_than_a_constant_has_no_exponent():
+    means = 0.5 + np.random.default_rng(3).normal(0, 0.01, (1, 7))
+    for errors, shown in ((means, False), (FloorLaw((0.1,), (4.0,), 0.8)(SAMPLES), True)):
+        (curve,), (held_out,) = make_curves(cells(errors[..., None].repeat(2, axis=2), sources=(0.0,)), (0.8,))
+        assert held_out.shown == shown == (curve.exponent is not None) and held_out.method == "lora"
+        assert curve.exponent is None or curve.exponent == pytest.approx(0.8, rel=1e-3)
+
+
+def test_qualities_that_look_alike_have_names_of_their_own():
+    names = [Measured("lora", quality, 8, 0, 0, 0, 0, 0).name for quality in (0.0, 4096.0, 1e-3, 0.1234567, 0.12345671)]
+    assert names == ["lora-q0-n8-s0", "lora-q4096-n8-s0", "lora-q0.001-n8-s0", "lora-q0.1234567-n8-s0", "lora-q0.12345671-n8-s0"]
 
 
 def test_cells_are_read_as_written(tmp_path):
@@ -132,12 +204,13 @@ def test_one_number_of_samples_has_no_slope():
     bases = [base_alone(quality, error, 100) for quality, error in ((0.0, 0.2), (0.1, 0.4))]
     errors = np.array([[0.25, 0.1], [0.3, 0.15]])[:, :, None].repeat(2, axis=2)
     both = cells(errors, sources=(0.0, 0.1), samples=(8, 16))
-    assert len(make_slopes(both, bases, (0.8,))) == 1
-    assert make_slopes([cell for cell in both if cell.samples == 16], bases, (0.8,)) == ()
+    assert len(make_slopes(both, bases, (0.8,), 100)) == 1
+    assert make_slopes([cell for cell in both if cell.samples == 16], bases, (0.8,), 100) == ()
 
 
 def test_a_curve_with_a_seed_that_diverged_has_an_interval():
     cells = [Measured("lora", 0.0, n, seed, np.inf if seed == 0 else 0.25, 1.0, 1.0, 1.0) for n in (4, 8) for seed in (0, 1)]
-    (curve,) = make_curves(cells, (0.3,))
+    (curve,), held_out = make_curves(cells, (0.3,))
+    assert held_out == ()  # two numbers of examples are too few for a law
     assert [point.error for point in curve.points] == [0.625, 0.625] and curve.needed[0].censored == "above"
     assert all(point.interval == (0.25, 1.0) for point in curve.points)

@@ -9,6 +9,7 @@ import pytest
 from perturbjax import InputError, sharding
 from perturbjax.caulking import Cell, Fitting, Method, run_grid
 from perturbjax.caulking.grid import row_order
+from perturbjax.caulking.pretraining import pretrain
 from perturbjax.caulking.program import CellArrays, GridProgram, Shared
 from perturbjax.models.adapters import Bottleneck, LoRA, Partial, head
 from perturbjax.runs.console import SILENT, Progress
@@ -191,14 +192,45 @@ def test_rows_of_all_classes_take_turns_and_are_nested():
         ({"methods": {"lora": Method(LoRA(9, rules=("first/kernel",)))}}, "`rank` 9: at most 5"),
         ({"methods": {"lora": Method(LoRA(1, rules=("third",)))}}, "`rules` 'third': matches no"),
         ({"fitting": Fitting(steps=0)}, "`steps` 0"),
+        ({"seeds": (-1, 0)}, "`seeds` -1: an integer of at least 0"),
+        ({"methods": {}}, "`methods`, `bases`: a method from scratch, or a method and a base, is required"),
+        ({"bases": {"good": {}}}, "`bases` 'good': a number is required"),
+        ({"data": (np.zeros((20, 5)), np.zeros(19))}, "`data` (20, 5), (19,): arrays of shape (N, ...) with one N are required"),
+        ({"data": ()}, "`data` nothing: arrays of shape (N, ...)"),
+        ({"per_seed": True}, "`data` (20, 5), (20, 2): arrays of shape (2, N, ...), one set of rows a seed, with one N are required"),
+        ({"classes": np.zeros(5)}, "`classes` (5,): a label for each of the 20 rows"),
+        ({"out": __file__}, "is no directory"),
     ],
 )
 def test_bad_input_is_one_line(toy, changes, said):
     bases, data, test = toy
-    given = {"samples": SAMPLES, "seeds": 2, "methods": METHODS, "init": init, "fitting": FITTING} | changes
+    given = {"samples": SAMPLES, "seeds": 2, "methods": METHODS, "init": init, "fitting": FITTING, "bases": bases, "data": data} | changes
     with pytest.raises(InputError) as error:
-        run_grid(loss, loss, bases, data=data, test=test, **given)
+        run_grid(loss, loss, test=test, **given)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_cell_whose_weights_are_not_finite_has_no_error_whatever_the_function_says(toy):
+    # An argmax over NaN is a number: a share of wrong answers would look like chance.
+    bases, data, test = toy
+    methods = {"lora": METHODS["lora"]}
+
+    def wrong(params, test):
+        return (jnp.argmax(test[0] @ params["first"]["kernel"], axis=1) != 0).mean()
+
+    def broken(params, batch):
+        return loss(params, batch) * jnp.nan
+
+    (cell,) = run_grid(broken, wrong, {10: bases[10.0]}, methods, data, test, np.array([4]), 1, FITTING)
+    assert np.isnan([cell.error, cell.norm, cell.distance]).all() and cell.samples == 4
+    with pytest.raises(ValueError, match=r"error: returns shape \(2,\) where a scalar is required"):
+        run_grid(loss, lambda params, test: jnp.ones(2), {10: bases[10.0]}, methods, data, test, (4,), 1, FITTING)
+
+
+def test_a_pretraining_that_diverges_at_all_lengths_is_said(toy):
+    _, data, test = toy
+    with pytest.raises(InputError, match=r"`learning_rate` 0.1: training on 4 rows diverged at all `lengths` \(seed 0\); lower it"):
+        pretrain(lambda params, batch: loss(params, batch) * jnp.nan, loss, init, data, test, (4,), (0,), (2,), 4, 0.1)
 
 
 def test_progress_counts_cells(toy):

@@ -103,7 +103,11 @@ class TestCaulking(ChapterBattery):
     def test_cells_are_in_the_table_and_the_page(self, finished):
         cells = read_cells(finished / "run" / "cells.parquet")
         assert len(cells) == 8 and {cell.quality for cell in cells} == {0.0, 0.1} and all(0 <= cell.error <= 1 for cell in cells)
+        assert (
+            caulking.sample_complexity(caulking.read_cells(str(finished / "run" / "cells.parquet")), 1.0)["lora"][0.1].words == "at most 4"
+        )
         page = (finished / "run" / "report.html").read_text()
+        assert "the base itself, moved by gaussian noise of sigma 0.1" in page and "LoRA of rank 2, alpha 4<" in page
         assert "accuracy takes" in page and "reconstruction" in page and page.count("data:image/png") == 2
 
     @pytest.mark.parametrize(
@@ -161,10 +165,30 @@ class TestCaulking(ChapterBattery):
 
         shutil.copytree(finished / "run", tmp_path / "run")
         columns = pq.read_table(finished / "run" / "cells.parquet").to_pydict()
-        for changed in ({"quality": [float("nan")] * 8}, {"method": ["adapter"] * 8}):
-            pq.write_table(pa.table(columns | changed), tmp_path / "run" / "cells.parquet")
+        changes = [
+            ({"quality": [float("nan")] * 8}, "caulks of lora are not kept"),
+            ({"method": ["adapter"] * 8}, "caulks of lora are not kept"),
+        ]
+        changes += [
+            ({"seed": [5] * 8}, "lora-q0-n8-s5.safetensors: cannot be read"),
+            ({"error": [float("nan")] * 8}, "its training diverged"),
+        ]
+        for changed, said in changes:
+            pq.write_table(
+                pa.table(columns | changed, pq.read_schema(finished / "run" / "cells.parquet")), tmp_path / "run" / "cells.parquet"
+            )
             code, _, err = call(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")], capsys)
-            assert code == 2 and "caulks of lora are not kept" in err
+            assert code == 2 and said in err
+
+    def test_a_lost_or_damaged_table_of_cells_is_written_again(self, finished, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(finished / "run", run)
+        arguments = self.arguments(finished, run)
+        (run / "cells.parquet").write_bytes(b"PAR1")
+        code, _, err = call(["export", str(run), "--out", str(tmp_path / "out")], capsys)
+        assert code == 2 and err.endswith("resume the run to write it again\n")
+        assert call([*arguments, "--resume"], capsys)[0] == 0 and self.content(run) == self.content(finished / "run")
+        assert (run / "results.json").read_bytes() == (finished / "run" / "results.json").read_bytes()
 
     def test_an_adapter_of_another_base_is_refused(self, finished, tmp_path, capsys):
         call(["export", str(finished / "run"), "--cell", "lora-q0-n8-s1", "--out", str(tmp_path / "peft")], capsys)
@@ -184,13 +208,19 @@ class TestCaulking(ChapterBattery):
         (["--methods", "lora,head", "--learning-rates", "0.1"], "--learning-rates 0.1: one for each of --methods is required"),
         (["--methods", "bitfit", "--target", "gsm8k"], "--target gsm8k: a task of given answers is required"),
         (["--rank", "4000"], "--rank 4000: at most "),
+        (["--methods", "adapter", "--bottleneck", "40"], "--bottleneck 40: at most 32 is required, the hidden size of tiny_llama_tied"),
         (["--sigmas", "0.1,0"], "--sigmas 0.1,0.0: growing numbers of at least 0 are required"),
         (["--accuracies", "80"], "--accuracies 80.0: fractions between 0 and 1 are required"),
         (["--accuracies", "0.5,0.5"], "--accuracies 0.5,0.5: one is named twice"),
         (["--seeds", "1000000"], "--seeds 1000000: 2000000 cells of --methods, --sigmas and --samples; at most 1048576 are required"),
         (["--in-flight", str(10**30)], "--in-flight 1000000000000000000000000000000: at most 2147483647 is required"),
         (["--steps", "100000000"], "--steps 100000000, --batch 8: 800000000 rows are drawn for a cell; at most 67108864 are required"),
+        (["--methods", "scratch", "--sigmas", "0,0.1"], "--sigmas 0,0.1: scratch trains no base; leave them out, or add a method"),
         (["--mesh", "1x2"], "--mesh 1x2: cells are sharded, models are not; use DATAx1"),
+        (
+            ["--target", "OPEN"],
+            "--target open: a task of given answers is required, this one generates text; give each of its rows choices",
+        ),
         (["--target", "MIXED"], "--target mixed: questions of one number of choices are required, these have 2 to 3"),
     ],
 )
@@ -198,7 +228,8 @@ def test_bad_settings_are_one_line_and_make_nothing(tmp_path, capsys, flags, sai
     write_questions(tmp_path / "even.jsonl", 24)
     mixed = [{"question": f"{n}?", "answer": "a", "choices": ["a", "b", "c"][: 2 + n % 2]} for n in range(24)]
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
-    flags = [str(tmp_path / "mixed.jsonl") if word == "MIXED" else word for word in flags]
+    write_questions(tmp_path / "open.jsonl", 24, choices=False)
+    flags = [str(tmp_path / f"{word.lower()}.jsonl") if word in ("MIXED", "OPEN") else word for word in flags]
     common = {"--base": str(BASE), "--target": str(tmp_path / "even.jsonl"), "--samples": "4,8", "--test-examples": "8"}
     given = [word for name in common if name not in flags for word in (name, common[name])]
     code, out, err = call(["caulking", *given, *flags, "--out", str(tmp_path / "run")], capsys)

@@ -79,6 +79,8 @@ def test_files_of_the_wrong_kind(tmp_path):
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
     refused(str(tmp_path), "give the GGUF file itself", "some.gguf")
     refused(str(tmp_path.parent), "config.json is missing")
+    (tmp_path / "some.gguf").rename(tmp_path / "adapter_config.json")
+    refused(str(tmp_path), "a PEFT adapter and no model; give its base")
 
 
 def test_hub_ids_load_what_was_downloaded(monkeypatch):

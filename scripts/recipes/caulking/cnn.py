@@ -246,6 +246,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 1 or args.first < 0:
         parser.error(f"--seeds {args.seeds} --first {args.first}: at least one seed is required, and the first is at least 0")
+    if not 0 < args.error < 1:
+        parser.error(f"--error {args.error}: a fraction between 0 and 1 is required")
     if not (args.images / "train-images-idx3-ubyte.gz").is_file():
         parser.error(f"--images {args.images}: no Fashion-MNIST; apt-get install dataset-fashion-mnist, or name its folder")
     console, started = Console(), time.perf_counter()

@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="questions of a step")
     parser.add_argument("--in-flight", type=int, default=4, help="caulks trained together")
     args = parser.parse_args()
+    if unknown := [name for name in args.parts.split(",") if name not in PARTS]:
+        parser.error(f"--parts {args.parts}: no {unknown[0]!r}; some of {', '.join(PARTS)} are required")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.parts.split(","):
         settings = PARTS[name] | {"sigmas": args.sigmas, "samples": args.samples, "seeds": args.seeds, "steps": args.steps}
@@ -62,7 +64,8 @@ def main() -> None:
             write_arc(args.out / "arc.jsonl")
         words = [word for option, value in settings.items() for word in (f"--{option}", str(value))]
         print("$ perturbjax caulking", *words, flush=True)
-        subprocess.run([sys.executable, "-m", "perturbjax", "caulking", *words, "--resume"], check=True)
+        if code := subprocess.run([sys.executable, "-m", "perturbjax", "caulking", *words, "--resume"]).returncode:
+            sys.exit(code)  # the command has said why
 
 
 if __name__ == "__main__":

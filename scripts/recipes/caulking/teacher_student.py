@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.caulking import Fitting, Measured, Method, run_grid
-from perturbjax.caulking.complexity import Required, Surface, sample_complexity, source_slope, surfaces
+from perturbjax.caulking.complexity import Required, Surface, source_slope, surfaces
 from perturbjax.caulking.laws import compare_laws
 from perturbjax.caulking.pretraining import pretrain
 from perturbjax.caulking.surface_table import required_lines, surface_lines
@@ -194,7 +194,8 @@ Requirement = tuple[str, str, bool | None]
 
 
 def requirements(main: Outcome, control: Outcome, level: float) -> list[Requirement]:
-    found, table = sample_complexity(main.cells, level), surfaces(main.cells)
+    table = surfaces(main.cells)
+    found = {name: surface.required(level) for name, surface in table.items()}
     lines: list[Requirement] = []
     for name in ("lora", "adapter", "partial"):
         surface = table[name]
@@ -270,8 +271,8 @@ def report(main: Outcome, control: Outcome, level: float) -> bool:
         what = f"{name}, source labels shuffled: relative error on the target"
         print("\n".join(surface_lines(what, surface, control.source)))
     print(f"samples for a relative error of {level:g}, 95 % intervals over seeds")
-    for name, found in sample_complexity(main.cells, level).items():
-        print("\n".join(required_lines(name, found)))
+    for name, surface in table.items():
+        print("\n".join(required_lines(name, surface.required(level))))
     for name, surface in table.items():
         if surface.qualities != (None,):
             laws = compare_laws(surface.mean, [m for m in surface.qualities if m is not None], surface.samples)
@@ -282,6 +283,7 @@ def report(main: Outcome, control: Outcome, level: float) -> bool:
             print(f"{name:8} eps_m + (c_m / n)^k: {shown}; held out: log error off by {laws.floor_held_out:.3f}")
             shown = f"delta {product.delta:.3g}, gamma {product.gamma:.3g}, alpha {product.alpha:.2f}, beta {product.beta:.2f}"
             print(f"{name:8} delta (gamma + m^-alpha) n^-beta: {shown}; held out: log error off by {laws.product_held_out:.3f}")
+            print(f"{name:8} a constant for each m; held out: log error off by {laws.constant_held_out:.3f}")
     met = True
     for what, value, holds in requirements(main, control, level):
         met &= holds is not False
@@ -297,6 +299,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.seeds < 1 or args.first < 0:
         parser.error(f"--seeds {args.seeds} --first {args.first}: at least one seed is required, and the first is at least 0")
+    if not 0 < args.error < float("inf"):
+        parser.error(f"--error {args.error}: a number above 0 is required")
     console, started = Console(), time.perf_counter()
     use_compile_cache("auto", console)
     toy, seeds = Toy(), range(args.first, args.first + args.seeds)
