@@ -104,7 +104,7 @@ def test_no_targets_have_a_higher_value_than_the_oracle():
 def test_a_gate_at_its_bound_comes_back_and_goes_no_further(bias, better):
     """The slope of the value at a gate that has shut (opened): there where the other candidates are better (worse) than the true token."""
     task, phi, batch = cases.task(), cases.designer_params(), cases.batch(ROWS)
-    phi["gate"] = {"kernel": np.zeros_like(phi["gate"]["kernel"]), "bias": np.float32([bias])}
+    phi["gate"] = {"kernel": np.zeros_like(phi["gate"]["kernel"]), "bias": np.full(1, bias, np.float32)}
     shape = (*batch["labels"].shape, cases.K)
     scores = jnp.zeros(shape).at[..., 0].set(-1.0 if better else 1.0)
     prepared = batch | {"scores": scores, "log_probs": jnp.full(shape, -1.0), "ids": jnp.zeros(shape, jnp.int32)}
@@ -112,7 +112,7 @@ def test_a_gate_at_its_bound_comes_back_and_goes_no_further(bias, better):
     def value(gate):
         return task.value(phi | {"gate": gate}, None, None, prepared)["value"]
 
-    slope = float(cases.jit(jax.grad(value))(phi["gate"])["bias"][0])
+    slope = np.asarray(cases.jit(jax.grad(value))(phi["gate"])["bias"]).item()
     back = better if bias < 0 else not better
     assert (slope > 1e-3 if better else slope < -1e-3) if back else slope == 0
 
