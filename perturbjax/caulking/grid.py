@@ -86,15 +86,8 @@ def run_grid(
     rows = check_rows(data, len(chosen) if per_seed else None, classes)
     check_samples(numbers, rows)
     positive_integer("in_flight", in_flight)
-    for name, method in methods.items():
-        if method.scratch and init is None:
-            raise InputError(f"`init` None: method {name} starts from scratch and needs key -> parameters")
-    for quality in bases:
-        if not isinstance(quality, int | float | np.number) or not np.isfinite(quality):
-            raise InputError(f"`bases` {quality!r}: a number is required for each, the quality of its pretraining")
+    check_methods(methods, bases, init)
     cells = grid_cells(bases, numbers, chosen, {name: method.scratch for name, method in methods.items()})
-    if not cells:
-        raise InputError("`methods`, `bases`: a method from scratch, or a method and a base, is required; there are no cells")
     together = evenly_in_flight(in_flight, len(numbers) * len(chosen), mesh)
     programs = {
         name: GridProgram(loss, error, method, fitting, mesh, together, per_seed, init, keep is not None)
@@ -216,6 +209,18 @@ def check_rows(data: Any, seeds: int | None, classes: np.ndarray | None) -> int:
     if classes is not None and np.shape(classes) != shape[-1:]:
         raise InputError(f"`classes` {np.shape(classes)}: a label for each of the {shape[-1]} rows is required")
     return shape[-1]
+
+
+def check_methods(methods: Mapping[str, Method], bases: Mapping[float, Any], init: Any) -> None:
+    """Raise ``InputError`` unless they make cells: each base has a number, and what starts from scratch has an ``init``."""
+    for name, method in methods.items():
+        if method.scratch and init is None:
+            raise InputError(f"`init` None: method {name} starts from scratch and needs key -> parameters")
+    for quality in bases:
+        if not isinstance(quality, int | float | np.number) or not np.isfinite(quality):
+            raise InputError(f"`bases` {quality!r}: a number is required for each, the quality of its pretraining")
+    if not any(method.scratch or bases for method in methods.values()):
+        raise InputError("`methods`, `bases`: a method from scratch, or a method and a base, is required; there are no cells")
 
 
 def check_seeds(chosen: Sequence[int], given: Any) -> None:

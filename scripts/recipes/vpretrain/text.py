@@ -100,7 +100,8 @@ def pretrain(out: Path, pair: str, steps: int, seed: int, texts: tuple[Path, Pat
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "perturbjax", "vpretrain", *words, *options, "--resume"]
     print("$", " ".join(map(os.path.basename, command[2:4])), " ".join(command[4:]), flush=True)
-    subprocess.run(command, check=True)
+    if code := subprocess.run(command).returncode:
+        raise SystemExit(code)  # the command has said why
 
 
 def measured(run: Path, names: Mapping[str, str]) -> dict[str, Measured]:
@@ -154,6 +155,9 @@ def main() -> None:
     )
     parser.add_argument("--test", type=int, default=64, help="test questions")
     args = parser.parse_args()
+    for name, least in (("seeds", 1), ("first_seed", 0), ("few", 0), ("steps", 1), ("test", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least {least} is required")
     last = args.first_seed + args.seeds
     seeds = range(args.first_seed, last + args.few)
     found = [arms_of(args.out / f"seed-{seed}", args.pair, args.steps, seed, args.test, seed >= last) for seed in seeds]
