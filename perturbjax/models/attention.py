@@ -140,11 +140,13 @@ def cache_block(columns: int) -> int:
     return min(columns, CACHE_BLOCK)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def _attend(q_BxKxQxE: jax.Array, part: KVCache, mask: jax.Array) -> _Attended:
     """Attention over one part; see ``Attention.attend``.
 
     All query heads of a key head are rows of one matmul. Division is left for the end, where rows are shorter. In this form XLA:CPU makes
-    one kernel of it where nothing is merged.
+    one kernel of it where nothing is merged. A backward pass makes scores and weights, (B, K, Q, S), again: kept for every layer, they are
+    most of what a training step has in memory.
     """
     b, _, rows, _ = q_BxKxQxE.shape
     # Keys that all rows share have no batch axis for the matmul.

@@ -22,7 +22,7 @@ from perturbjax.models.attention import Attention, KVCache, Past, Prefix
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.context import Context, Layer
 from perturbjax.models.experts import Experts
-from perturbjax.models.linear import ACTIVATIONS, Linear, bottleneck_after, rms_norm
+from perturbjax.models.linear import Linear, bottleneck_after, gated, rms_norm
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
@@ -38,7 +38,7 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        return gated(self.activation, self.down, self.gate(x), self.up(x))
 
 
 class Block(nnx.Module):
@@ -151,9 +151,12 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of hidden states (..., D): float32 (..., V), of this device's tokens; ``vocabulary`` knows how to use them."""
         with jax.named_scope("head"):
+            rows = hidden.reshape(-1, hidden.shape[-1])  # as in ``Linear``
             if self.config.tied_head:
-                return jnp.einsum("...d,vd->...v", hidden, self.embed.embedding[...], preferred_element_type=jnp.float32)
-            return jnp.einsum("...d,dv->...v", hidden, self.head.kernel[...], preferred_element_type=jnp.float32)
+                found = jnp.einsum("nd,vd->nv", rows, self.embed.embedding[...], preferred_element_type=jnp.float32)
+            else:
+                found = jnp.einsum("nd,dv->nv", rows, self.head.kernel[...], preferred_element_type=jnp.float32)
+            return found.reshape(*hidden.shape[:-1], -1)
 
     def logits_at(self, hidden_QxD: jax.Array, ids_QxC: jax.Array) -> jax.Array:
         """Logits of C chosen tokens per hidden state: float32 (Q, C), the same on every device. With a tied head without the rest of the

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.linear import ACTIVATIONS, Linear
+from perturbjax.models.linear import Linear, gated
 
 
 class ExpertLinear(nnx.Module):
@@ -50,6 +50,6 @@ class Experts(nnx.Module):
             order_R = jnp.argsort(chosen_NxC.reshape(-1))  # by expert
             sizes_X = jnp.bincount(chosen_NxC.reshape(-1), length=self.experts)
         rows = x[order_R // self.chosen]
-        rows = self.down(ACTIVATIONS[self.activation](self.gate(rows, sizes_X)) * self.up(rows, sizes_X), sizes_X)
+        rows = gated(self.activation, lambda inner: self.down(inner, sizes_X), self.gate(rows, sizes_X), self.up(rows, sizes_X))
         by_token = rows[jnp.argsort(order_R)].reshape(*chosen_NxC.shape, -1)
         return jnp.einsum("ncd,nc->nd", by_token, weights_NxC).reshape(x_BxTxD.shape)

@@ -18,6 +18,12 @@ from perturbjax.models.config import DecoderConfig
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType({"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu})
 
 
+def gated(activation: str, down: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array) -> jax.Array:
+    """The end of a gated MLP (GLU, arXiv 2002.05202). A backward pass keeps ``gate`` and ``up``, and makes again what lies between them and
+    ``down``."""
+    return jax.checkpoint(lambda gate, up: down(ACTIVATIONS[activation](gate) * up), prevent_cse=False)(gate, up)
+
+
 class Linear(nnx.Linear):
     """``nnx.Linear`` with room for LoRA factors: x W + (x A) B, without ever making A B; and for a bottleneck that follows it.
 
@@ -29,11 +35,14 @@ class Linear(nnx.Linear):
     lora_b: nnx.Param | None = None
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        outputs = super().__call__(inputs, *args, **kwargs)
-        if self.lora_a is None or self.lora_b is None:
-            return outputs
-        with jax.named_scope("lora"):
-            return outputs + (inputs @ self.lora_a[...].astype(inputs.dtype)) @ self.lora_b[...].astype(inputs.dtype)
+        # Rows have one axis, so that the kernel's gradient sums over one. For two, XLA:CPU writes the cotangent transposed, and computes
+        # what made it again on the way, element by element.
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        outputs = super().__call__(rows, *args, **kwargs)
+        if self.lora_a is not None and self.lora_b is not None:
+            with jax.named_scope("lora"):
+                outputs = outputs + (rows @ self.lora_a[...].astype(rows.dtype)) @ self.lora_b[...].astype(rows.dtype)
+        return outputs.reshape(*inputs.shape[:-1], -1)
 
 
 def bottleneck_after(layer: nnx.Module, y: jax.Array) -> jax.Array:

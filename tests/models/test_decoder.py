@@ -191,3 +191,18 @@ def test_smollm2_logits_equal_transformers():
         np.testing.assert_allclose(last[row["top_ids"]], row["top_logits"], rtol=0, atol=1e-4 * scale)
         np.testing.assert_allclose(last.mean(), row["mean"], rtol=0, atol=1e-4 * scale)
         np.testing.assert_allclose(np.logaddexp.reduce(last), row["log_normaliser"], rtol=0, atol=1e-4 * scale)
+
+
+def test_a_backward_pass_keeps_no_attention_weights_and_of_an_mlp_its_two_products(decoder):
+    """What a scan over layers hands on to its backward pass, by shape: (L, B, K, Q, S) would be weights of attention."""
+    config, tokens = decoder.config, jnp.asarray(RNG.integers(5, 120, (2, 24)))
+    graphdef, params = nnx.split(decoder)
+
+    def loss(params):
+        hidden, _ = nnx.merge(graphdef, params)(tokens, jnp.arange(24)[None].repeat(2, 0), causal_mask(jnp.ones((2, 24), bool)))
+        return jnp.sum(hidden)
+
+    (forward, backward) = [equation for equation in jax.make_jaxpr(jax.grad(loss))(params).eqns if equation.primitive.name == "scan"]
+    handed = [variable.aval.shape for variable in forward.outvars if variable in backward.invars]
+    rows = [shape for shape in handed if shape[0] == config.num_layers and shape[-1] == 24]
+    assert rows == [] and handed.count((config.num_layers, 2, 24, config.intermediate_size)) == 2, handed
