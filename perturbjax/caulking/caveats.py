@@ -43,7 +43,8 @@ def _of_the_numbers(results: Results) -> Iterator[str]:
         for needed in curve.needed:
             if needed.censored == "above":
                 at = f"{percent(needed.accuracy)} is not reached by {curve_name(curve)} with {plural(needed.samples, 'example')}"
-                yield f"{at}: that it takes more is all that is known ({percent(needed.reached)} of the seeds reach it by themselves)."
+                seeds = f"{round(needed.reached * results.seeds)} of {plural(results.seeds, 'seed')}"
+                yield f"{at}: that it takes more is all that is known (it is reached by {seeds})."
             elif needed.censored == "below":
                 yield f"{percent(needed.accuracy)} is reached by {curve_name(curve)} with the fewest examples tried: fewer may do."
     if len(results.curves[0].points) > 1:
