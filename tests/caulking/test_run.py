@@ -75,6 +75,7 @@ class TestCaulking(ChapterBattery):
             n for n, line in enumerate(lines) if line.startswith("plan       8 cells (lora; 2 bases, 2 numbers of examples, 2 seeds)")
         )
         assert code == 0 and lines[plan + 3].startswith("expected   about ") and lines[plan + 4].startswith("training")
+        assert "by matrix products timed here, besides compiling 1 program; the bar" in lines[plan + 3]
         assert "examples that an accuracy takes" in out and self.content(tmp_path / "run") == self.content(finished / "run")
 
     def test_predict_answers_as_the_exported_adapter_does(self, finished, tmp_path, capsys):
