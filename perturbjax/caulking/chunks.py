@@ -79,12 +79,16 @@ def train_cells(
                         if new or number in again:
                             keep(table.cells[number], jax.tree.map(lambda leaf, place=place: leaf[place], results["trained"]))
                 if new and state is not None and metrics is not None:
-                    done = int(table.done.sum())
-                    line = {"chunk": state.step + 1, "method": method, "quality": quality, "cells": len(chunk), "done": done}
-                    metrics.append(line | {"seconds": round(time.perf_counter() - began, 3)})
-                    state.commit(table.tree, {"seconds": round(table.seconds, 3)})
+                    _commit(table, chunk, state, metrics, time.perf_counter() - began)
                 left[chunk] = False
                 bar.update(int((~left).sum()), now=f"{method} {'scratch' if quality is None else format(quality, 'g')}")
+
+
+def _commit(table: CellTable, chunk: np.ndarray, state: Any, metrics: MetricsLog, seconds: float) -> None:
+    first = table.cells[chunk[0]]
+    line = {"chunk": state.step + 1, "method": first.method, "quality": first.quality, "cells": len(chunk), "done": int(table.done.sum())}
+    metrics.append(line | {"seconds": round(seconds, 3)})
+    state.commit(table.tree, {"seconds": round(table.seconds, 3)})
 
 
 def _groups(cells: Sequence[Cell]) -> Iterator[tuple[str, float | None, np.ndarray]]:
