@@ -60,6 +60,8 @@ class Required:
         what = {"no": "", "above": "more than ", "below": "at most "}[self.censored] + f"{self.samples:,.0f}"
         if (self.censored == "above" and math.isinf(low)) or (self.censored == "below" and high <= self.samples):
             return what
+        if math.isclose(low, high):  # one seed, or seeds that agree: no interval
+            return what
         return f"{what} [{low:,.0f}, {'more' if math.isinf(high) else format(high, ',.0f')}]"
 
 

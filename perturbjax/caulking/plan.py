@@ -87,7 +87,7 @@ def plan_lines(parts: Parts, encoded: Encoded, left: Sequence[Cell], devices: in
     seconds = _flops(parts, tokens, left) / (REACHED * _rate(parts) * devices)
     # How long it takes to compile is known when it is done: it depends on the layers, the widths and the compiler, not on the arithmetic.
     compiling = f"besides compiling {plural(len({cell.method for cell in left}), 'program')}"
-    rest = "the bar, which counts compiling too, tells more after the first cells"
+    rest = "the bar, which counts that too, tells more after the first cells"
     return [*lines, f"expected   about {duration(seconds)} by matrix products timed here, {compiling}; {rest}"]
 
 
