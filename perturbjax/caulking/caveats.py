@@ -39,18 +39,25 @@ def _of_the_numbers(results: Results) -> Iterator[str]:
                     f"{what} is right on {percent(1 - base.error)} without any caulk, and {percent(needed.accuracy)} was asked for: on it "
                     "a number of examples says when training on so few stops doing harm, not what the base lacks."
                 )
-    for curve in results.curves:
-        for needed in curve.needed:
-            if needed.censored == "above":
-                at = f"{percent(needed.accuracy)} is not reached by {curve_name(curve)} with {plural(needed.samples, 'example')}"
-                seeds = f"{round(needed.reached * results.seeds)} of {plural(results.seeds, 'seed')}"
-                yield f"{at}: that it takes more is all that is known (it is reached by {seeds})."
-            elif needed.censored == "below":
-                yield f"{percent(needed.accuracy)} is reached by {curve_name(curve)} with the fewest examples tried: fewer may do."
+    for number, accuracy in enumerate(results.accuracies):
+        yield from _of_the_limits(results, number, percent(accuracy))
     if len(results.curves[0].points) > 1:
         yield "Between the numbers of examples that were tried, n_req is read off a line in log n through errors made non-increasing."
     if results.slopes:
         yield "The intervals of slopes are over seeds too: the errors of the bases alone are taken as they were measured."
+
+
+def _of_the_limits(results: Results, number: int, accuracy: str) -> Iterator[str]:
+    """Which curves reach an accuracy, given by its number, nowhere, and which from the first n on."""
+    found, seeds = [(curve_name(curve), curve.needed[number]) for curve in results.curves], results.seeds
+    above = [(name, round(needed.reached * seeds)) for name, needed in found if needed.censored == "above"]
+    below = [name for name, needed in found if needed.censored == "below"]
+    if above:
+        most = plural(results.curves[0].points[-1].samples, "example")
+        names = "; ".join(f"{name} ({alone} of {plural(seeds, 'seed')} reach it)" for name, alone in above)
+        yield f"In the mean {accuracy} is not reached with {most} by {names}. That it takes more is all that is known."
+    if below:
+        yield f"{accuracy} is reached with the fewest examples tried by {'; '.join(below)}: fewer may do."
 
 
 def _of_the_trainings(results: Results, config: Config) -> Iterator[str]:

@@ -71,7 +71,7 @@ def plan_lines(parts: Parts, encoded: Encoded, left: Sequence[Cell], devices: in
     grid, cells = parts.config.grid, parts.cells
     tokens, trained = Tokens.of(parts, encoded), trainable(parts, encoded)
     sigmas = f"{len(parts.config.bases.sigmas)} bases" if len(parts.config.bases.sigmas) > 1 else "1 base"
-    what = f"{', '.join(grid.methods)}; {sigmas}, {len(grid.samples)} numbers of examples, {grid.seeds} seeds"
+    what = f"{', '.join(grid.methods)}; {sigmas}, {len(grid.samples)} numbers of examples, {plural(grid.seeds, 'seed')}"
     kept = {name: 4 * trained[name] for name in grid.methods if name in KEPT}
     files = sum(kept.get(cell.method, 0) for cell in cells)
     lines = [
