@@ -54,7 +54,7 @@ def _of_the_limits(results: Results, number: int, accuracy: str) -> Iterator[str
     below = [name for name, needed in found if needed.censored == "below"]
     if above:
         most = plural(results.curves[0].points[-1].samples, "example")
-        names = "; ".join(f"{name} ({alone} of {plural(seeds, 'seed')} reach it)" for name, alone in above)
+        names = "; ".join(f"{name} (reached by {alone} of {plural(seeds, 'seed')})" for name, alone in above)
         yield f"In the mean {accuracy} is not reached with {most} by {names}. That it takes more is all that is known."
     if below:
         yield f"{accuracy} is reached with the fewest examples tried by {'; '.join(below)}: fewer may do."
