@@ -1,14 +1,21 @@
 """``sample_complexity``: from cells to the error surface E[m, n], and to n_req(m, e), the samples that an error e takes.
 
-n_req: the mean over seeds is made non-increasing in n (isotonic regression), then read off linearly in (log n, error). Intervals are
-percentiles of a bootstrap over seeds, the same resample for every quality and method, because seeds are paired. Where no n of the grid
-reaches e, n_req is above the largest n: that is said (``censored``), never dropped. An infinite mean (a seed that diverged) makes those of
-the smaller n infinite too.
+n_req: the mean over seeds is made non-increasing in n (isotonic regression), then read off linearly in (log n, error). Where no n of the
+grid reaches e, n_req is above the largest n: that is said (``censored``), never dropped. An infinite mean (a seed that diverged) makes
+those of the smaller n infinite too.
+
+Intervals are over seeds, by Student's t: percentiles of a bootstrap of three to ten seeds are too narrow. n_req has the limits of an
+inverse interval: between them lie the n whose mean error Student's t does not tell from e. A slope has the jackknife's standard error,
+which is that of the mean itself where the figure is a mean. With one seed both limits are the value: nothing is known.
+
+References:
+    E. C. Fieller, "Some Problems in Interval Estimation", J. R. Stat. Soc. B 16 (1954).
+    B. Efron, R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 11 (the jackknife).
+    T. C. Hesterberg, "What Teachers Should Know about the Bootstrap", Am. Stat. 69 (2015), on intervals of small samples.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +25,10 @@ import numpy as np
 
 from perturbjax.caulking.cells import Measured
 from perturbjax.errors import InputError
+from perturbjax.report.accounting import student_half
 
-RESAMPLES = 2000
-"""Bootstrap resamples of the seeds; with five seeds there are 126 different ones."""
+PARTS = 4
+"""Of the step from one n to the next, in log n, at whose ends limits of the mean error are known; they are read off linearly between."""
 ROUNDING = 1e-6
 """Relative: errors are float32, and 1 - 0.8 is below what 20 wrong of 100 are in it. Such a tie is reached."""
 Quality = float | None
@@ -35,7 +43,7 @@ class Required:
         samples: n_req; the largest n of the grid if the error is not reached there, the smallest if that reaches it.
         interval: 95 %, over seeds; infinite where a limit is above the largest n.
         censored: "above": no n of the grid reaches the error; "below": the smallest does, so fewer may do.
-        reached: fraction of the resamples that reach it.
+        reached: fraction of the seeds that reach it, each by its own errors.
         norm: of the caulk at n_req, the mean over seeds, linear in log n; NaN where "above".
     """
 
@@ -51,6 +59,8 @@ class Required:
         low, high = self.interval
         what = {"no": "", "above": "more than ", "below": "at most "}[self.censored] + f"{self.samples:,.0f}"
         if (self.censored == "above" and math.isinf(low)) or (self.censored == "below" and high <= self.samples):
+            return what
+        if math.isclose(low, high):  # one seed, or seeds that agree: no interval
             return what
         return f"{what} [{low:,.0f}, {'more' if math.isinf(high) else format(high, ',.0f')}]"
 
@@ -72,40 +82,41 @@ class Surface:
     errors: np.ndarray
     norms: np.ndarray
 
-    @functools.cached_property
-    def weights(self) -> np.ndarray:
-        """(R, S) weights of the seeds in each bootstrap resample; row 0 is the sample itself."""
-        count = len(self.seeds)
-        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-        return np.concatenate([np.full((1, count), 1 / count), drawn / count])
-
     @property
     def mean(self) -> np.ndarray:
         """(Q, N)."""
         return self.errors.mean(axis=-1)
 
     def interval(self) -> np.ndarray:
-        """(Q, N, 2): 95 % of the mean error, over seeds; a limit among resamples with a seed that diverged is infinite."""
-        means = _weighted(self.errors, self.weights[1:])
-        with np.errstate(invalid="ignore"):
-            limits = np.quantile(means, [0.025, 0.975], axis=0)
-        # Between two infinite means there is NaN.
-        return np.moveaxis(np.where(np.isnan(limits), np.inf, limits), 0, -1)
+        """(Q, N, 2): 95 % of the mean error, over seeds; an infinite mean (a seed diverged) has infinite limits."""
+        return np.stack(_limits(self.mean, self.errors), axis=-1)
 
     def required(self, error: float) -> dict[Quality, Required]:
         """n_req of every quality."""
-        found = n_required(_weighted(self.errors, self.weights), self.samples, error)
-        norms = self.norms.mean(axis=-1)
-        return {quality: self._required(found[:, q], norms[q]) for q, quality in enumerate(self.qualities)}
+        found, norms = n_required(self.mean, self.samples, error), self.norms.mean(axis=-1)
+        reached = np.isfinite(n_required(np.moveaxis(self.errors, -1, 0), self.samples, error)).mean(axis=0)
+        limits = zip(*self._required_limits(error), strict=True)
+        figures = zip(self.qualities, found, limits, reached, norms, strict=True)
+        return {quality: self._required(float(n), low, high, float(part), norm) for quality, n, (low, high), part, norm in figures}
 
-    def _required(self, found: np.ndarray, norms: np.ndarray) -> Required:
-        n, least, most = float(found[0]), self.samples[0], self.samples[-1]
-        low, high = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
-        reached = float(np.isfinite(found[1:]).mean())
+    def _required_limits(self, error: float) -> tuple[np.ndarray, np.ndarray]:
+        """(Q,) each: the smallest n at which the lower limit of the mean error is at most ``error``, and the upper one. Between two n of
+        the grid each seed's error is taken on its own, so that the limits hold what its errors have in common."""
+        steps = np.arange(PARTS * (len(self.samples) - 1) + 1) / PARTS
+        weights = np.array([np.interp(steps, range(len(self.samples)), row) for row in np.eye(len(self.samples))]).T
+        finer = np.exp(weights @ np.log(self.samples))
+        finer[::PARTS] = self.samples  # not by way of their logarithms
+        errors = np.moveaxis(_weighted(np.moveaxis(self.errors, -1, 1), weights), 0, 1)
+        falling = _weighted(non_increasing(self.mean), weights).T
+        low, high = (_first_at(np.minimum.accumulate(limit, axis=-1), finer, error) for limit in _limits(falling, errors))
+        return low, high
+
+    def _required(self, n: float, low: float, high: float, reached: float, norms: np.ndarray) -> Required:
+        least, most = self.samples[0], self.samples[-1]
         if math.isinf(n):
             return Required(float(most), (float(low), math.inf), "above", reached, math.nan)
         norm = float(np.interp(math.log(n), np.log(self.samples), norms))
-        return Required(n, (float(low), float(high)), "below" if n <= least else "no", reached, norm)
+        return Required(n, (min(float(low), n), max(float(high), n)), "below" if n <= least else "no", reached, norm)
 
 
 def sample_complexity(cells: Sequence[Measured], error: float) -> dict[str, dict[Quality, Required]]:
@@ -154,7 +165,12 @@ def surfaces(cells: Sequence[Measured]) -> dict[str, Surface]:
 
 def n_required(means: np.ndarray, samples: Sequence[int], error: float) -> np.ndarray:
     """Smallest n at which the monotone mean error is at most ``error``: (..., N) -> (...), infinite where none is."""
-    falling, logs = non_increasing(means), np.log(samples)
+    return _first_at(non_increasing(means), samples, error)
+
+
+def _first_at(falling: np.ndarray, samples: Sequence[float] | np.ndarray, error: float) -> np.ndarray:
+    """``n_required`` of values that do not increase."""
+    logs = np.log(samples)
     good = falling <= error + ROUNDING * abs(error)
     first = np.where(good.any(axis=-1), good.argmax(axis=-1), 0)
     before = np.maximum(first - 1, 0)
@@ -185,20 +201,22 @@ def slope(required: np.ndarray, sources: np.ndarray) -> tuple[float, tuple[float
     """Slope of log n_req against log source error over the qualities, by least squares, with its 95 % interval.
 
     Args:
-        required: (R, Q) n_req, row 0 of the sample, the others of bootstrap resamples (``Surface.weights``); infinite where censored,
-            above or below.
-        sources: (R, Q) source errors of the same resamples.
+        required: (1 + S, Q) n_req of all S seeds, then of all but one each; infinite where censored, above or below.
+        sources: (1 + S, Q) source errors of the same.
 
     Returns:
-        The slope, its interval over the resamples that have two qualities or more, and the qualities that row 0 used.
+        The slope, its interval by the jackknife (NaN where without some seed there are fewer than two qualities), and the qualities that
+        row 0 used.
     """
     slopes = np.full(len(required), np.nan)
     for number, (n, source) in enumerate(zip(required, sources, strict=True)):
         there = np.isfinite(n)
         if there.sum() >= 2 and np.ptp(np.log(source[there])) > 0:
             slopes[number] = np.polyfit(np.log(source[there]), np.log(n[there]), 1)[0]
-    low, high = np.nanquantile(slopes[1:], [0.025, 0.975]) if np.isfinite(slopes[1:]).any() else (math.nan, math.nan)
-    return float(slopes[0]), (float(low), float(high)), int(np.isfinite(required[0]).sum())
+    value, without = float(slopes[0]), slopes[1:]
+    # Of a mean, what is left without each seed differs from it by the seed's own deviation over S - 1.
+    half = float(student_half((len(without) - 1) * without)) if len(without) > 1 else 0.0
+    return value, (value - half, value + half), int(np.isfinite(required[0]).sum())
 
 
 def source_slope(surface: Surface, source_errors: Mapping[float, Sequence[float]], error: float) -> tuple[float, tuple[float, float], int]:
@@ -206,9 +224,22 @@ def source_slope(surface: Surface, source_errors: Mapping[float, Sequence[float]
 
     Where the smallest n reaches the error already, n_req is as unknown as where none does: both are left out."""
     sources = np.array([source_errors[quality] for quality in surface.qualities if quality is not None], float)
-    required = n_required(_weighted(surface.errors, surface.weights), surface.samples, error)
+    count = len(surface.seeds)
+    weights = np.full((1, count), 1 / count)
+    if count > 1:
+        weights = np.concatenate([weights, (1 - np.eye(count)) / (count - 1)])
+    required = n_required(_weighted(surface.errors, weights), surface.samples, error)
     required = np.where(required > surface.samples[0], required, np.inf)
-    return slope(required, _weighted(sources, surface.weights))
+    return slope(required, _weighted(sources, weights))
+
+
+def _limits(means: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``means`` (...) less and plus the half width of the interval of the mean of values (..., S); infinite where they are."""
+    if values.shape[-1] == 1:
+        return means, means
+    finite = np.isfinite(means)
+    half = student_half(np.where(finite[..., None] & np.isfinite(values), values, 0.0))
+    return np.where(finite, means - half, np.inf), np.where(finite, means + half, np.inf)
 
 
 def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

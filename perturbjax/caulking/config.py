@@ -113,6 +113,7 @@ class Config:
     - what pretraining is worth: perturbjax caulking --sigmas 0,0.003,0.01
     - one of the adapters, as PEFT reads it: perturbjax export RUN --cell lora-q0-n64-s0 --out DIR
     - after a kill: the same command with --resume
+    - what other accuracies take: the same command with --resume --accuracies 0.7,0.9, which trains nothing
 
     The plan (cells, tokens, expected time) is printed first. The base is never changed."""
 

@@ -1,13 +1,18 @@
 """``caulks/`` of a run: what each cell trained, one safetensors file a cell."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perturbjax.caulking.cells import Cell
+from perturbjax.caulking.cells import Cell, Measured
+from perturbjax.errors import InputError
 from perturbjax.runs.files import read_arrays, write_atomically
 from perturbjax.tree import leaf_paths
+
+CAULKS = "caulks"
+"""Their folder in a run."""
 
 
 def caulk_path(folder: Path, cell: Cell) -> Path:
@@ -31,4 +36,13 @@ def read_caulk(folder: Path, cell: Cell, like: Any) -> Any:
         InputError: the file is missing or damaged, or the training diverged.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in leaf_paths(like).items()}
-    return read_arrays(caulk_path(folder, cell), shapes, "restore the file, or train anew in another `out`")
+    return read_arrays(caulk_path(folder, cell), shapes, "resume the run, which makes it again")
+
+
+def is_lost(folder: Path, cell: Measured, like: Any) -> bool:
+    """Whether the file of a cell's caulk is missing or cannot be read; where the training diverged none can."""
+    try:
+        read_caulk(folder, cell, like)
+    except InputError:
+        return math.isfinite(cell.error) or not caulk_path(folder, cell).exists()
+    return False

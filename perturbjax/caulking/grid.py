@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,14 @@ from jax.sharding import Mesh
 
 from perturbjax import sharding
 from perturbjax.caulking.cells import Cell, CellTable, Measured, grid_cells
-from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared, evenly_in_flight
+from perturbjax.caulking.chunks import Bases, train_cells
+from perturbjax.caulking.program import Fitting, GridProgram, Method, Shared, evenly_in_flight
 from perturbjax.caulking.sizes import Loss
 from perturbjax.errors import InputError, natural_number, positive_integer
 from perturbjax.records import to_json
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog
 from perturbjax.tree import Params, fingerprint
-
-Bases = Mapping[float, Params | Callable[[], Params]]
-"""Quality of the pretraining -> parameters, or a function that makes them when they are needed."""
 
 
 def run_grid(
@@ -97,91 +94,26 @@ def run_grid(
     identity = {"fitting": to_json(fitting), "methods": {name: repr(method) for name, method in methods.items()}, "in_flight": in_flight}
     identity |= {"cells": [cell.name for cell in cells], "data": fingerprint({"data": data, "test": test, "order": order})}
     identity["bases"] = [None if callable(base) else fingerprint(base) for base in bases.values()]
-    with contextlib.ExitStack() as stack:
-        table, state, metrics = CellTable(cells), None, None
-        if out is not None:
-            from perturbjax.runs.state import RunState
-
-            out = Path(out)
-            if out.exists() and not out.is_dir():
-                raise InputError(f"`out` {out}: is no directory; give a new one")
-            out.mkdir(parents=True, exist_ok=True)
-            state, metrics = stack.enter_context(RunState.open(out / "state", identity, table.tree)), MetricsLog(out / "metrics.jsonl")
+    table = CellTable(cells)
+    with _committed(out, identity, table) as (state, metrics):
         train_cells(table, programs, bases, Shared(None, data, test, order), chosen, mesh, state, metrics, keep, progress)
     return table.measured()
 
 
-def train_cells(
-    table: CellTable,
-    programs: Mapping[str, GridProgram],
-    bases: Bases,
-    shared: Shared,
-    seeds: Sequence[int],
-    mesh: Mesh,
-    state: Any = None,
-    metrics: MetricsLog | None = None,
-    keep: Callable[[Cell, Any], None] | None = None,
-    progress: Progress = SILENT,
-) -> None:
-    """Trains the cells that are not done yet, chunk by chunk, each of one method and quality, and commits every chunk.
-
-    Args:
-        table: filled in place, from ``state`` first.
-        programs: one a method.
-        shared: on the host; its base is None, ``bases`` have it.
-        state: ``RunState`` of ``table.tree``, with ``metrics``; None: nothing is committed.
-        keep: called with what the cells of programs that return it have trained.
-    """
-    if state is not None and metrics is not None:
-        metrics.rewind(state.step)
-        if state.step:
-            table.load(state.tree, state.record)
-    if table.done.all():
+@contextlib.contextmanager
+def _committed(out: Path | str | None, identity: Mapping[str, Any], table: CellTable) -> Iterator[tuple[Any, MetricsLog | None]]:
+    """The state and the metrics in a directory, made where it is not there; nothing, and nowhere, without one."""
+    if out is None:
+        yield None, None
         return
-    put = sharding.put_replicated((shared.data, shared.test, shared.order), mesh)
-    position = {seed: number for number, seed in enumerate(seeds)}
-    groups = dict.fromkeys((cell.method, cell.quality) for cell in table.cells)
-    qualities = list(dict.fromkeys(quality for _, quality in groups))
-    with progress.bar("training", len(table.cells), int(table.done.sum()), unit="cell") as bar:
-        held: tuple[float | None, Any] = (None, None)
-        # All methods of a base one after the other: it may be made for them.
-        for method, quality in sorted(groups, key=lambda group: qualities.index(group[1])):
-            wanted = [(c.method, c.quality) == (method, quality) for c in table.cells]
-            numbers = np.flatnonzero(np.array(wanted) & ~table.done)
-            if not len(numbers):
-                continue
-            if quality is not None and held[0] != quality:
-                base: Any = bases[quality]
-                held = quality, sharding.put_replicated(base() if callable(base) else base, mesh)
-            program = programs[method]
-            shown = Shared(held[1] if quality is not None else (), *put)
-            if program.freeze is not None:
-                began = time.perf_counter()
-                shown = program.freeze(shown)
-                table.seconds += time.perf_counter() - began
-            committed = program.chunk  # cells of a commit, whatever memory makes of the program's
-            for start in range(0, len(numbers), committed):
-                chunk, began = numbers[start : start + committed], time.perf_counter()
-                cells = [table.cells[number] for number in chunk]
-                results = program(shown, _arrays(cells, position))
-                table.record(chunk, results)
-                table.seconds += time.perf_counter() - began
-                if keep is not None and "trained" in results:
-                    for number, cell in enumerate(cells):
-                        keep(cell, jax.tree.map(lambda leaf, number=number: leaf[number], results["trained"]))
-                if state is not None and metrics is not None:
-                    done = int(table.done.sum())
-                    line = {"chunk": state.step + 1, "method": method, "quality": quality, "cells": len(cells), "done": done}
-                    metrics.append(line | {"seconds": round(time.perf_counter() - began, 3)})
-                    state.commit(table.tree, {"seconds": round(table.seconds, 3)})
-                bar.update(int(table.done.sum()), now=f"{method} {'scratch' if quality is None else format(quality, 'g')}")
+    from perturbjax.runs.state import RunState
 
-
-def _arrays(cells: Sequence[Cell], position: Mapping[int, int]) -> CellArrays:
-    """``position``: seed -> its place among the grid's."""
-    seeds, samples = [cell.seed for cell in cells], [cell.samples for cell in cells]
-    places = [position[seed] for seed in seeds]
-    return CellArrays(np.array(seeds, np.uint32), np.array(places, np.int32), np.array(samples, np.int32))
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"`out` {out}: is no directory; give a new one")
+    out.mkdir(parents=True, exist_ok=True)
+    with RunState.open(out / "state", identity, table.tree) as state:
+        yield state, MetricsLog(out / "metrics.jsonl")
 
 
 def check_samples(samples: Sequence[int], rows: int) -> None:

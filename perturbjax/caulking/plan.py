@@ -13,7 +13,7 @@ from perturbjax.caulking.config import KEPT
 from perturbjax.caulking.setup import Encoded, Parts, row_orders
 from perturbjax.models.adapters import trainable_count
 from perturbjax.models.config import param_shapes
-from perturbjax.report.words import count, size
+from perturbjax.report.words import count, plural, size
 from perturbjax.runs.console import duration
 
 REACHED = 0.5
@@ -71,7 +71,7 @@ def plan_lines(parts: Parts, encoded: Encoded, left: Sequence[Cell], devices: in
     grid, cells = parts.config.grid, parts.cells
     tokens, trained = Tokens.of(parts, encoded), trainable(parts, encoded)
     sigmas = f"{len(parts.config.bases.sigmas)} bases" if len(parts.config.bases.sigmas) > 1 else "1 base"
-    what = f"{', '.join(grid.methods)}; {sigmas}, {len(grid.samples)} numbers of examples, {grid.seeds} seeds"
+    what = f"{', '.join(grid.methods)}; {sigmas}, {len(grid.samples)} numbers of examples, {plural(grid.seeds, 'seed')}"
     kept = {name: 4 * trained[name] for name in grid.methods if name in KEPT}
     files = sum(kept.get(cell.method, 0) for cell in cells)
     lines = [
@@ -85,7 +85,10 @@ def plan_lines(parts: Parts, encoded: Encoded, left: Sequence[Cell], devices: in
         made = count(tokens.features + tokens.test_features)
         lines.append(f"a head     reads hidden states of {made} tokens, made once for a base; its cells put none through the model")
     seconds = _flops(parts, tokens, left) / (REACHED * _rate(parts) * devices)
-    return [*lines, f"expected   about {duration(seconds)}, by matrix products timed here; the bar tells more after the first cells"]
+    # How long it takes to compile is known when it is done: it depends on the layers, the widths and the compiler, not on the arithmetic.
+    compiling = f"besides compiling {plural(len({cell.method for cell in left}), 'program')}"
+    rest = "the bar, which counts that too, tells more after the first cells"
+    return [*lines, f"expected   about {duration(seconds)} by matrix products timed here, {compiling}; {rest}"]
 
 
 def missing_classes(parts: Parts) -> Sequence[int]:

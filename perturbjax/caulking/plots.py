@@ -13,6 +13,8 @@ _COLORS = (BLUE, VERMILLION, GREEN, PURPLE, GREY, INK)
 _MARKERS = "osD^vP"
 _LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 3)))
 _METHODS = tuple(RATES)
+_ASIDE = 0.02
+"""Of the width of a plot, from one method to the next."""
 _LABELS = 6
 """Names that stand beside their lines at most; more get a legend, in the order in which the lines end."""
 
@@ -58,16 +60,19 @@ def plot_curves(path: Path, results: Results) -> None:
 
 def plot_needed(path: Path, results: Results) -> None:
     """n_req of the first accuracy against the error of the base alone, both on log axes; an open triangle that points where n_req is, above
-    the largest n or below the smallest."""
+    the largest n or below the smallest. Methods of one base stand side by side."""
     figure, (axis,) = new_figure(3.8)
     axis.set_xscale("log")
     axis.set_yscale("log", base=2)
     samples = [point.samples for point in results.curves[0].points]
     errors = {base.sigma: loggable(base.error, results.n) for base in results.bases}
-    for method in dict.fromkeys(curve.method for curve in results.caulked):
+    low, high = min(errors.values()) / 1.1, max(errors.values()) * 1.1
+    methods = list(dict.fromkeys(curve.method for curve in results.caulked))
+    for number, method in enumerate(methods):
         kind = _METHODS.index(method)
         style = {"color": _COLORS[kind], "marker": _MARKERS[kind], "markersize": 6}
-        places = [(errors[curve.sigma], curve) for curve in results.caulked if curve.method == method and curve.sigma is not None]
+        aside = (high / low) ** (_ASIDE * (number - (len(methods) - 1) / 2))
+        places = [(errors[curve.sigma] * aside, curve) for curve in results.caulked if curve.method == method and curve.sigma is not None]
         needs = sorted(((x, curve.needed[0]) for x, curve in places), key=lambda pair: pair[0])
         for x, needed in needs:
             axis.plot((x, x), (needed.low or needed.samples, needed.high or samples[-1]), color=_COLORS[kind], linewidth=2.0)
@@ -79,7 +84,6 @@ def plot_needed(path: Path, results: Results) -> None:
                 axis.plot(x, needed.samples, **style | {"marker": marker, "fillstyle": "none", "markersize": 9})
     axis.set_yticks(samples, [count(n) for n in samples])
     axis.set_ylim(samples[0] / 1.3, samples[-1] * 1.3)
-    low, high = min(errors.values()) / 1.1, max(errors.values()) * 1.1
     ticks = [tick for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
     axis.set_xlim(low, high)
     axis.set_xticks(ticks, [percent(x) for x in ticks])

@@ -12,7 +12,7 @@ import numpy as np
 
 from perturbjax.caulking.cells import CELLS, Cell, read_cells
 from perturbjax.caulking.config import KEPT, Config
-from perturbjax.caulking.files import read_caulk
+from perturbjax.caulking.files import CAULKS, read_caulk
 from perturbjax.caulking.language import make_methods
 from perturbjax.caulking.program import Method
 from perturbjax.caulking.setup import load_split, moved_base
@@ -82,7 +82,7 @@ def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Co
     assert cell.quality is not None
     moved = dataclasses.replace(base, params=moved_base(base.params, cell.quality))
     like = jax.eval_shape(lambda: method.init(moved.params, jax.random.key(0)))
-    return Caulked(cell, task, template, (*train, *test), moved, method, read_caulk(directory.path / "caulks", cell, like))
+    return Caulked(cell, task, template, (*train, *test), moved, method, read_caulk(directory.path / CAULKS, cell, like))
 
 
 def _cell(run: Path, config: Config, name: str | None) -> Cell:

@@ -1,6 +1,6 @@
 """The report page of a grid: how many examples an adapter needs, and how that falls with the quality of the base."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perturbjax.caulking.caveats import caveats
@@ -32,6 +32,8 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = Path(run_dir)
     results, (record, content) = read_results(run / "results.json"), read_run_record(RunRecord, run)
+    # config.json has those that the run began with, and may have been asked for others since.
+    record = replace(record, config=replace(record.config, data=replace(record.config.data, accuracies=results.accuracies)))
     values = {
         "results": results,
         "headline": headline(results),

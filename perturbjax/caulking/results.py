@@ -17,8 +17,8 @@ from perturbjax.report.accounting import wilson
 from perturbjax.report.schema import Interval, Source
 from perturbjax.runs.files import read_json
 
-VERSION = 1
-"""Of the layout of results.json."""
+VERSION = 2
+"""Of the layout of results.json and of what its figures mean; those of version 1 had percentiles of a bootstrap as intervals."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Needed:
         samples: n_req, or the largest or smallest n of the grid where ``censored`` says so.
         low, high: 95 % over seeds; None: above the largest n.
         censored: see ``complexity.Required``.
-        reached: fraction of the resamples of the seeds that reach the accuracy.
+        reached: fraction of the seeds that reach the accuracy, each by its own errors.
         norm: of the caulk there; None where it is not reached.
     """
 
@@ -180,7 +180,7 @@ class Results:
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
-            raise ValueError(f"version {self.version}: this release reads {VERSION}; use the release that wrote it")
+            raise ValueError(f"version {self.version}: this release reads {VERSION}; resume the run to write it again, or use its release")
         if not self.curves:
             raise ValueError("curves: is empty, nothing was measured")
         if self.n < 1:
@@ -203,12 +203,19 @@ class Results:
             raise ValueError("curves: points and needed, as many in each curve, are required")
         if any(not (_of_fractions(point) and 1 <= point.samples <= LARGEST) for point in curve.points):
             raise ValueError("curves: points of errors from 0 to 1 and samples of at least 1 are required")
+        if any(not 0 < needed.accuracy < 1 for needed in curve.needed):
+            raise ValueError("curves: needed accuracies between 0 and 1 are required")
         if any(
             not 0 < value <= LARGEST for needed in curve.needed for value in (needed.samples, needed.low, needed.high) if value is not None
         ):
             raise ValueError("curves: needed samples above 0 are required")
         if len({value is None for value in (curve.floor, curve.size, curve.exponent)}) > 1:
             raise ValueError("curves: floor, size and exponent are required together")
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Those asked for."""
+        return tuple(needed.accuracy for needed in self.curves[0].needed)
 
     @property
     def scratch(self) -> Curve | None:
@@ -266,7 +273,7 @@ def make_slopes(cells: Sequence[Measured], bases: Sequence[BaseAlone], accuracie
 
 
 def _curves(method: str, surface: Surface, shown: Surface, accuracies: Sequence[float], law: FloorLaw | None) -> list[Curve]:
-    means, intervals = shown.mean, shown.interval()
+    means, intervals = shown.mean, np.clip(shown.interval(), 0.0, 1.0)
     norms = np.nan_to_num(surface.norms.mean(axis=-1), nan=0.0, posinf=0.0)
     required = {accuracy: surface.required(1 - accuracy) for accuracy in accuracies}
     curves = []

@@ -1,7 +1,9 @@
 """A whole grid on a language model, from settings to report, stage by stage, resumable at every chunk of cells."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,14 +12,14 @@ from jax.sharding import Mesh
 
 from perturbjax import sharding
 from perturbjax.caulking.cells import CELLS, Cell, CellTable, Measured, read_cells, write_cells
+from perturbjax.caulking.chunks import train_cells
 from perturbjax.caulking.config import KEPT, Config
-from perturbjax.caulking.files import write_caulk
-from perturbjax.caulking.grid import train_cells
+from perturbjax.caulking.files import CAULKS, is_lost, write_caulk
 from perturbjax.caulking.language import ChoiceProblem
 from perturbjax.caulking.plan import Tokens, missing_classes, plan_lines, trainable
 from perturbjax.caulking.program import Shared
 from perturbjax.caulking.report import write_report
-from perturbjax.caulking.results import VERSION, BaseAlone, Results, base_alone, make_curves, make_slopes
+from perturbjax.caulking.results import VERSION, BaseAlone, Results, base_alone, make_curves, make_slopes, read_results
 from perturbjax.caulking.results_table import results_table
 from perturbjax.caulking.setup import CHAPTER, Encoded, Parts, describe_run, encode, load_parts, make_bases, make_programs, row_orders
 from perturbjax.cluster import is_main, on_main
@@ -25,6 +27,7 @@ from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
+from perturbjax.report.words import plural
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, read_json, write_json
 from perturbjax.runs.machine import make_mesh, require
@@ -56,14 +59,14 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     parts = load_parts(config, progress.note)
     check_agreement(parts.identity)
     mesh = make_mesh(config.machine)
-    directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.model.name, parts.identity))
+    directory = RunDirectory(config.run.out or _default_path(parts))
     clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, fields_of(Config()), progress.note)
     parts = replace(parts, identity=identity)
     parts.model.tokenizer.clock = clock
     encoded = encode(parts)
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
     with directory.written("caulking", peers):
-        if not on_main(lambda: _is_written(directory)):
+        if not on_main(lambda: _is_finished(parts, directory)):
             _stages(parts, encoded, mesh, directory, progress, peers)
         results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
         on_main(lambda: _finish(directory, results, progress))
@@ -77,13 +80,28 @@ def _check(config: Config) -> None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
 
 
-def _is_written(directory: RunDirectory) -> bool:
-    """Whether results and cells are there; a table that is lost or damaged is written again from the state."""
+def _default_path(parts: Parts) -> Path:
+    name, model = f"{CHAPTER}-{parts.task.name}", parts.model.name
+    # Accuracies were part of the identity, and so of the name, of runs of before.
+    before = default_path(name, model, parts.identity | {"accuracies": list(parts.config.data.accuracies)})
+    return before if before.exists() else default_path(name, model, parts.identity)
+
+
+def _is_finished(parts: Parts, directory: RunDirectory) -> bool:
+    """Whether cells, caulks and the results for these accuracies are there. What is lost, damaged or of another version is made again."""
     try:
-        read_cells(directory.path / CELLS)
+        cells, results = read_cells(directory.path / CELLS), read_results(directory.results)
     except InputError:
         return False
-    return directory.results.exists()
+    return results.accuracies == parts.config.data.accuracies and not _lost(parts, directory, cells)
+
+
+def _lost(parts: Parts, directory: RunDirectory, cells: Sequence[Measured]) -> list[str]:
+    """Names of the trained cells whose caulk's file is missing or damaged."""
+    base, key = parts.model.params, jax.random.key(0)
+    shapes = {name: jax.eval_shape(partial(parts.methods[name].init, base), key) for name in KEPT if name in parts.methods}
+    folder = directory.path / CAULKS
+    return [cell.name for cell in cells if cell.method in shapes and is_lost(folder, cell, shapes[cell.method])]
 
 
 def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory, progress: Progress, peers: Peers) -> None:
@@ -95,7 +113,12 @@ def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory,
             progress.note(f"perturbjax: warning: {warning}")
         if state.step:
             table.load(state.tree, state.record)
-        left = [cell for cell, done in zip(parts.cells, table.done, strict=True) if not done]
+        lost = set(on_main(lambda: _lost(parts, directory, table.measured())))
+        again = {number for number, cell in enumerate(parts.cells) if cell.name in lost}
+        if again:
+            which = f"{plural(len(again), 'caulk')}, e.g. {parts.cells[min(again)].name}"
+            progress.note(f"perturbjax: warning: lost or damaged are the files of {which}; what was trained with them is trained again")
+        left = [cell for number, cell in enumerate(parts.cells) if not table.done[number] or number in again]
         for line in on_main(lambda: plan_lines(parts, encoded, left, mesh.shape[sharding.DATA])) if left else ():
             progress.note(line)
         if missing := missing_classes(parts):
@@ -104,18 +127,26 @@ def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory,
         shared = Shared(None, encoded.train.arrays, encoded.test.arrays, row_orders(parts))
         programs, bases = make_programs(parts, encoded, mesh), make_bases(parts)
         keep = partial(_keep, directory)
-        train_cells(
-            table, programs, bases, shared, tuple(range(config.grid.seeds)), mesh, state, MetricsLog(directory.metrics), keep, progress
-        )
+        seeds, metrics = tuple(range(config.grid.seeds)), MetricsLog(directory.metrics)
+        train_cells(table, programs, bases, shared, seeds, mesh, state, metrics, keep, progress, again)
     cells = table.measured()
     on_main(lambda: write_cells(directory.path / CELLS, cells))
-    alone = bases_alone(parts, encoded)
+    known = on_main(lambda: _measured_bases(directory))
+    alone = bases_alone(parts, encoded) if known is None else tuple(from_json(BaseAlone, base, str(directory.results)) for base in known)
     on_main(lambda: write_json(directory.results, to_json(_results(parts, encoded, cells, alone, table.seconds))))
 
 
 def _keep(directory: RunDirectory, cell: Cell, trained: Any) -> None:
     if cell.method in KEPT:
-        on_main(lambda: write_caulk(directory.path / "caulks", cell, trained))
+        on_main(lambda: write_caulk(directory.path / CAULKS, cell, trained))
+
+
+def _measured_bases(directory: RunDirectory) -> list[Any] | None:
+    """The bases of results that were written before, for other accuracies."""
+    try:
+        return to_json(read_results(directory.results).bases)
+    except InputError:
+        return None
 
 
 def bases_alone(parts: Parts, encoded: Encoded) -> tuple[BaseAlone, ...]:

@@ -65,17 +65,7 @@ def measure_base(
         engine = Engine(model, task, Noise(), mesh, chunk=1)
         return engine.run_plain(engine.prepare(questions, template))
 
-    outputs: dict[str, Outputs] = {}
-    with progress.bar("test questions", len(models)) as bar:
-        for number, (name, model) in enumerate(models.items(), start=1):
-            outputs[name] = asked(model)
-            bar.update(number)
-    tunings: dict[str, Tuning] = {}
-    for name, make in (rivals or {}).items():
-        if (made := make()) is not None:
-            progress.note(f"test questions, {name}")
-            outputs[name], tunings[name] = asked(made[0]), made[1]
-        del made
+    outputs, tunings = _ask_all(asked, models, rivals or {}, progress)
     changes, written = None, outputs[WITH_VALUE].reply_tokens
     if written is not None:
         prompts = base.tokenizer.encode_prompts([task.prompt(question, template) for question in questions])
@@ -89,6 +79,27 @@ def measure_base(
     systems = {name: _compared(outputs, name, "", bootstrap) for name in outputs if name}
     against = {name: _compared(outputs, WITH_VALUE, name, bootstrap) for name in tunings}
     return BaseEntries(Source(base.name, base.source), _scored(outputs[""]), systems, changes, found, tunings, against)
+
+
+def _ask_all(
+    asked: Callable[[Model], Outputs],
+    models: Mapping[str, Model],
+    rivals: Mapping[str, Callable[[], tuple[Model, Tuning] | None]],
+    progress: Progress,
+) -> tuple[dict[str, Outputs], dict[str, Tuning]]:
+    """Outputs of all, and the trainings of the rivals that did not diverge, which are made one after the other."""
+    outputs: dict[str, Outputs] = {}
+    with progress.bar("test questions", len(models)) as bar:
+        for number, (name, model) in enumerate(models.items(), start=1):
+            outputs[name] = asked(model)
+            bar.update(number)
+    tunings: dict[str, Tuning] = {}
+    for name, make in rivals.items():
+        if (made := make()) is not None:
+            progress.note(f"test questions, {name}")
+            outputs[name], tunings[name] = asked(made[0]), made[1]
+        del made
+    return outputs, tunings
 
 
 def _scored(found: Outputs) -> Any:

@@ -39,14 +39,14 @@ def _plus(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def adapter_shapes(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes that adapter leaves must have beside the kernels of a decoder's layers; their rank or size is their own.
+    """The shapes that adapter leaves must have beside the kernels of stacked layers; their rank or size is their own.
 
     Args:
         shapes: path -> shape of every parameter without adapters.
         found: path -> shape of every parameter that is there.
 
     Raises:
-        InputError: a leaf of an adapter lies where the decoder has no place for one.
+        InputError: a leaf of an adapter lies where the model has no place for one.
     """
     expected = {}
     for path in found:
@@ -55,7 +55,7 @@ def adapter_shapes(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, tu
             continue
         kernel = shapes.get(f"{layer}/kernel", ())
         if len(kernel) != 3 or (name not in FACTORS and layer.rpartition("/")[2] not in ("o", "down")):
-            raise InputError(f"`rules` {layer}/kernel: a decoder has no place for {name} there; exclude it, or use `apply`")
+            raise InputError(f"`rules` {layer}/kernel: the model has no place for {name} there; exclude it, or use `apply`")
         count, rows, out = kernel
         size = found.get(f"{layer}/{'lora_a' if name in FACTORS else 'adapter_down'}", (0,))[-1]
         expected[path] = {

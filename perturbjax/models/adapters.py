@@ -25,8 +25,8 @@ them, ``kernel$`` finds those of nested dicts alone, which ``nnx.to_pure_dict`` 
 Two verbs give the parameters to run a model with, both differentiable, under ``vmap`` too (many adapters on one base):
 
 - ``apply``: a pytree like the base's, for any function. LoRA is added to the matrices (merged), in float32 and rounded once.
-- ``attach``: for a function that has a place for adapters, the decoder. LoRA's factors lie beside their matrix, so that x W is one product
-  that all adapters of a ``vmap`` share where x is shared, and no change of the size of W is made.
+- ``attach``: for a function that has a place for adapters, decoder or vision transformer. LoRA's factors lie beside their matrix, so that
+  x W is one product that all adapters of a ``vmap`` share where x is shared, and no change of the size of W is made.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ PROJECTIONS = (r"^layers/(attention/[qkvo]|mlp/(gate|up|down))/kernel$",)
 """The seven matrices of a decoder's layers."""
 BLOCK_ENDS = (r"^layers/(attention/o|mlp/down)/kernel$",)
 """The matrices that end attention and the ffn of a decoder's layers."""
+VIT_PROJECTIONS = (r"^layers/(qkv|o|up|down)/kernel$",)
+"""The four matrices of a vision transformer's layers (``models/vit.py``)."""
+VIT_BLOCK_ENDS = (r"^layers/(o|down)/kernel$",)
+"""The matrices that end attention and the MLP of a vision transformer's layers."""
 
 
 def of_decoder(config: DecoderConfig, rules: tuple[str, ...] = PROJECTIONS) -> tuple[Leaves | str, ...]:
@@ -76,7 +80,7 @@ class Adapter(Protocol):
         ...
 
     def attach(self, params: Params, trained: Any) -> Params:
-        """The parameters to run a function with that has a place for adapters: the decoder."""
+        """The parameters to run a function with that has a place for adapters: decoder, vision transformer."""
         ...
 
     def norm(self, params: Params, trained: Any) -> jax.Array:
@@ -160,8 +164,8 @@ class LoRA:
 class Bottleneck:
     """A small residual network after a matrix: y + up(gelu(down(y))), with y of its last axis.
 
-    A decoder has it after attention and after the ffn, before they are added to the residual stream. Another function applies it by
-    ``adapter_layers.bottleneck(params["dense"], y)`` after the layer whose kernel the rules name.
+    Decoder and vision transformer have it after attention and after the ffn, before they are added to the residual stream. Another
+    function applies it by ``adapter_layers.bottleneck(params["dense"], y)`` after the layer whose kernel the rules name.
 
     Attributes:
         size: of the bottleneck.

@@ -10,7 +10,6 @@ device's own, and sums over the "model" axis stand where the blocks of a matrix 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from perturbjax.models.attention import Attention, KVCache, Past, Prefix
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.context import Context, Layer
 from perturbjax.models.experts import Experts
-from perturbjax.models.linear import Linear, bottleneck_after, gated, rms_norm
+from perturbjax.models.linear import Linear, bottleneck_after, gated, rms_norm, set_adapters
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
@@ -156,7 +155,7 @@ class Decoder(nnx.Module):
                 found = jnp.einsum("nd,vd->nv", rows, self.embed.embedding[...], preferred_element_type=jnp.float32)
             else:
                 found = jnp.einsum("nd,dv->nv", rows, self.head.kernel[...], preferred_element_type=jnp.float32)
-            return found.reshape(*hidden.shape[:-1], -1)
+            return found.reshape(*hidden.shape[:-1], found.shape[-1])
 
     def logits_at(self, hidden_QxD: jax.Array, ids_QxC: jax.Array) -> jax.Array:
         """Logits of C chosen tokens per hidden state: float32 (Q, C), the same on every device. With a tied head without the rest of the
@@ -203,7 +202,5 @@ def decoder_from_params(config: DecoderConfig, params: Any, parallel: TensorPara
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype, parallel)))
     nnx.replace_by_pure_dict(state, nest({path: leaf for path, leaf in leaves.items() if path not in beside}) if beside else params)
     decoder = nnx.merge(graphdef, state)
-    for path in beside:
-        *parents, name = path.split("/")
-        setattr(functools.reduce(getattr, parents, decoder), name, nnx.Param(leaves[path]))
+    set_adapters(decoder, {path: leaves[path] for path in beside})
     return decoder

@@ -1,4 +1,4 @@
-"""The linear layer of the decoder, which has room for adapters, and its norm."""
+"""The linear layer of decoder and vision transformer, which has room for adapters, and the decoder's norm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Linear(nnx.Linear):
     """``nnx.Linear`` with room for LoRA factors: x W + (x A) B, without ever making A B; and for a bottleneck that follows it.
 
     Attributes:
-        lora_a, lora_b: factors, set by ``decoder_from_params`` where the parameters have them.
+        lora_a, lora_b: factors, set by ``set_adapters`` where the parameters have them.
     """
 
     lora_a: nnx.Param | None = None
@@ -42,12 +42,19 @@ class Linear(nnx.Linear):
         if self.lora_a is not None and self.lora_b is not None:
             with jax.named_scope("lora"):
                 outputs = outputs + (rows @ self.lora_a[...].astype(rows.dtype)) @ self.lora_b[...].astype(rows.dtype)
-        return outputs.reshape(*inputs.shape[:-1], -1)
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
 
 def bottleneck_after(layer: nnx.Module, y: jax.Array) -> jax.Array:
     """What follows the outputs of a layer, once they are summed over the devices; y itself without a bottleneck."""
     return adapter_layers.bottleneck({name: getattr(layer, name)[...] for name in BOTTLENECK.values() if hasattr(layer, name)}, y)
+
+
+def set_adapters(model: nnx.Module, leaves: Mapping[str, Any]) -> None:
+    """Sets leaves of adapters, by path, on the layers of a model that they lie beside."""
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        setattr(functools.reduce(getattr, parents, model), name, nnx.Param(leaf))
 
 
 def rms_norm(config: DecoderConfig, size: int, rngs: nnx.Rngs, dtype: Any, axis: str | None = None) -> nnx.RMSNorm:

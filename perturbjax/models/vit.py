@@ -1,7 +1,8 @@
 """A small vision transformer (arXiv 2010.11929) in Flax NNX, pre-norm, scanned over its layers.
 
 Axis letters: B images, S pixels of a side, C channels, P patches, D model, H heads, L layers. Parameters travel as a plain nested dict
-(``ViTConfig.build`` makes the module), those of the layers stacked along a leading L axis under ``layers/``. Float32.
+(``ViTConfig.build`` makes the module), those of the layers stacked along a leading L axis under ``layers/``. Float32. The matrices of the
+layers have a place for LoRA (``adapters.VIT_PROJECTIONS``), those that end attention and MLP one for bottlenecks (``VIT_BLOCK_ENDS``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import numpy as np
 from flax import nnx
 
 from perturbjax.errors import InputError, positive_integer
+from perturbjax.models.adapter_layers import adapter_shapes
+from perturbjax.models.linear import Linear, bottleneck_after, set_adapters
+from perturbjax.tree import leaf_paths, nest
 
 MLP = 4
 """Width of the hidden layer of an MLP, in D."""
@@ -61,10 +65,23 @@ class ViTConfig:
         return jax.tree.map(np.asarray, made)
 
     def build(self, params: Any) -> ViT:
-        """The module over its parameters (arrays or tracers). Nothing is copied."""
+        """The module over its parameters (arrays or tracers), with those of adapters (``Adapter.attach``). Nothing is copied.
+
+        Raises:
+            InputError: an adapter where there is no place for one.
+            ValueError: a superfluous parameter, or one of an adapter of another shape.
+        """
         graphdef, state = nnx.split(nnx.eval_shape(lambda: ViT(self, nnx.Rngs(0))))
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graphdef, state)
+        leaves, plain = leaf_paths(params), leaf_paths(nnx.to_pure_dict(state))
+        shapes = {path: jnp.shape(leaf) for path, leaf in leaves.items()}
+        beside = adapter_shapes({path: leaf.shape for path, leaf in plain.items()}, shapes)
+        for path, shape in beside.items():
+            if shapes[path] != shape:
+                raise ValueError(f"parameter {path}: shape {shapes[path]} where the model needs {shape}")
+        nnx.replace_by_pure_dict(state, nest({path: leaf for path, leaf in leaves.items() if path not in beside}) if beside else params)
+        vit = nnx.merge(graphdef, state)
+        set_adapters(vit, {path: leaves[path] for path in beside})
+        return vit
 
 
 class Block(nnx.Module):
@@ -72,17 +89,17 @@ class Block(nnx.Module):
         d = config.hidden
         self.heads = config.heads
         self.attention_norm, self.mlp_norm = nnx.LayerNorm(d, rngs=rngs), nnx.LayerNorm(d, rngs=rngs)
-        self.qkv, self.o = nnx.Linear(d, 3 * d, rngs=rngs), nnx.Linear(d, d, rngs=rngs)
-        self.up, self.down = nnx.Linear(d, MLP * d, rngs=rngs), nnx.Linear(MLP * d, d, rngs=rngs)
+        self.qkv, self.o = Linear(d, 3 * d, rngs=rngs), Linear(d, d, rngs=rngs)
+        self.up, self.down = Linear(d, MLP * d, rngs=rngs), Linear(MLP * d, d, rngs=rngs)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         x, (b, t, d) = x_BxTxD, x_BxTxD.shape
         with jax.named_scope("attention"):
             qkv = self.qkv(self.attention_norm(x)).reshape(b, t, 3, self.heads, d // self.heads)
             mixed = jax.nn.dot_product_attention(*(qkv[:, :, part] for part in range(3)))
-            x = x + self.o(mixed.reshape(b, t, d))
+            x = x + bottleneck_after(self.o, self.o(mixed.reshape(b, t, d)))
         with jax.named_scope("mlp"):
-            return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
+            return x + bottleneck_after(self.down, self.down(jax.nn.gelu(self.up(self.mlp_norm(x)))))
 
 
 class ViT(nnx.Module):

@@ -29,15 +29,19 @@ Identity = Mapping[str, Any]
 _FINGERPRINTS = {"model_fingerprint": "model", "task_fingerprint": "task", "split_ids": "task"}
 """Fingerprint -> the field that names its content. The name is for people, the fingerprint decides: a file may move."""
 _NAMES = tuple(dict.fromkeys(_FINGERPRINTS.values()))
+_READ_OFF = ("accuracies",)
+"""Settings that results are read off by and nothing is computed from; identities of runs of before have them."""
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """The settings that a result depends on, as JSON: all fields of the parts of a chapter's ``Config`` that its ``IDENTITY`` names."""
-    return {name: value for part in config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
+    """The settings that what is computed depends on, as JSON: the fields of the parts of a chapter's ``Config`` that its ``IDENTITY``
+    names, without those that results are only read off by."""
+    fields = {name: value for part in config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
+    return {name: value for name, value in fields.items() if name not in _READ_OFF}
 
 
 def identity_digest(identity: Identity) -> str:
-    """One string that is equal exactly where ``differences`` finds none."""
+    """One string that is equal exactly where ``differences`` finds none between runs of one version."""
     return digest({name: value for name, value in identity.items() if name not in _NAMES})
 
 
@@ -48,7 +52,7 @@ def differences(mine: Identity, theirs: Identity) -> list[str]:
     """
     found, contents = [], []
     for name in dict.fromkeys((*mine, *theirs)):
-        if name in _FINGERPRINTS or name in _NAMES or mine.get(name) == theirs.get(name):
+        if name in (*_FINGERPRINTS, *_NAMES, *_READ_OFF) or mine.get(name) == theirs.get(name):
             continue
         if str(mine.get(name)).startswith("sha256:"):
             contents.append(name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perturbjax.report.accounting import student_half
 from perturbjax.report.schema import Interval
 
 TRADED = "what candidates win on some questions they lose on others, as a bias to one answer does"
@@ -38,10 +39,8 @@ class Estimate:
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
     """The mean of independent repetitions, at least 2, with Student's interval."""
-    from scipy.special import stdtrit  # a tenth of a second, and importing a study does without it
-
     values = np.asarray(values, np.float64)
-    half = float(stdtrit(len(values) - 1, 0.975)) * values.std(ddof=1) / np.sqrt(len(values))
+    half = student_half(values)
     return Estimate(float(values.mean()), (float(values.mean() - half), float(values.mean() + half)))
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from perturbjax import InputError
@@ -53,24 +54,36 @@ def test_an_error_that_is_not_reached_is_said_and_not_dropped():
         sample_complexity(cells(errors), 0.001)
 
 
-def test_intervals_are_those_of_all_resamples_of_the_seeds():
+def test_limits_are_where_the_interval_of_the_mean_error_leaves_the_error():
+    # Of many n, each seed's error read off its own line, scipy's interval of their mean.
     rng = np.random.default_rng(1)
-    errors = 2 / np.sqrt(SAMPLES)[None, :, None] * np.exp(rng.normal(0, 0.3, (1, 7, 4)))
-    found = sample_complexity(cells(errors, sources=(1.0,)), 0.2)["lora"][1.0]
-    every = [n_required(errors[0][:, list(drawn)].mean(axis=1), SAMPLES, 0.2) for drawn in itertools.product(range(4), repeat=4)]
-    low, high = np.quantile(every, [0.025, 0.975], method="inverted_cdf")
-    assert found.interval == (pytest.approx(low, rel=0.05), pytest.approx(high, rel=0.05)) and low < found.samples < high
+    errors = 2 / np.sqrt(SAMPLES)[:, None] * np.exp(rng.normal(0, 0.3, (1, 4)) + rng.normal(0, 0.05, (7, 4)))
+    assert (np.diff(errors.mean(axis=1)) < 0).all()
+    found = sample_complexity(cells(errors[None], sources=(1.0,)), 0.2)["lora"][1.0]
+    n = np.geomspace(16, 1024, 4001)
+    each = np.array([np.interp(np.log(n), np.log(SAMPLES), row) for row in errors.T])
+    low, high = stats.t.interval(0.95, 3, each.mean(axis=0), stats.sem(each))
+    expected = n[np.argmax(low <= 0.2)], n[np.argmax(high <= 0.2)]
+    assert found.interval == pytest.approx(expected, rel=0.01) and expected[0] < found.samples < expected[1] < 1024
+    assert found.reached == np.mean([n_required(row, SAMPLES, 0.2) <= 1024 for row in errors.T])
+
+
+def held(level, seeds, shared, rng, grids=1000):
+    """Percent of the grids of a known law whose interval holds the truth; errors are off by 25 % a seed, a part of it at all n alike."""
+    law, truth = 0.05 + (6 / np.array(SAMPLES)) ** 0.8, 6 / (level - 0.05) ** (1 / 0.8)
+    off = shared**0.5 * rng.normal(0, 0.25, (grids, 1, seeds)) + (1 - shared) ** 0.5 * rng.normal(0, 0.25, (grids, len(SAMPLES), seeds))
+    errors = law[None, :, None] * np.exp(off - 0.25**2 / 2)
+    surface = Surface(tuple(map(float, range(grids))), SAMPLES, tuple(range(seeds)), errors, np.ones_like(errors))
+    limits = [each.interval for each in surface.required(level).values()]
+    return 100 * np.mean([min(low, SAMPLES[-1]) <= truth <= high for low, high in limits])  # more than 1,024: it may be any above
 
 
 def test_how_often_the_interval_holds_the_truth():
-    # Of 200 grids of a known law: a bootstrap of few seeds is too narrow, and linear interpolation asks for a little more than the law.
-    rng, held = np.random.default_rng(0), []
-    law, truth = 0.05 + (6 / np.array(SAMPLES)) ** 0.8, 6 / (0.2 - 0.05) ** (1 / 0.8)
-    for seeds in (3, 5, 10):
-        errors = law[None, :, None] * np.exp(rng.normal(-(0.25**2) / 2, 0.25, (200, len(SAMPLES), seeds)))
-        found = Surface(tuple(map(float, range(200))), SAMPLES, tuple(range(seeds)), errors, np.ones_like(errors)).required(0.2)
-        held.append(sum(each.interval[0] <= truth <= each.interval[1] for each in found.values()))
-    assert held == pytest.approx([142, 168, 183], abs=4)  # 71, 84 and 92 %, as the page says
+    # 64 of 16 to 1,024 samples, 396, which the interval often cannot tell from more than 1,024, and 1,897, which the grid does not have.
+    rng = np.random.default_rng(0)
+    found = {level: [held(level, seeds, shared, rng) for seeds in (3, 5, 10) for shared in (0, 0.64)] for level in (0.2, 0.085, 0.06)}
+    assert np.min(found[0.2] + found[0.085]) > 93 and np.max(found[0.2] + found[0.085]) < 98.5  # 94 to 98 %, as the page says
+    assert np.min(found[0.06]) > 98
 
 
 def test_a_seed_that_diverged_reaches_nothing():
@@ -108,14 +121,14 @@ def test_the_smallest_number_of_samples_is_a_limit_whatever_its_logarithm():
 def test_a_limit_that_the_seeds_do_not_agree_on_has_its_interval():
     errors = np.array([[[0.1, 0.1, 0.5], [0.1, 0.1, 0.1]], [[0.4, 0.4, 0.4], [0.4, 0.1, 0.4]]])
     found = sample_complexity(cells(errors, sources=(1.0, 2.0), samples=(16, 32)), 0.25)["lora"]
-    assert found[1.0].words == "at most 16 [16, 25]" and found[2.0].words == "more than 32 [23, more]"
+    assert found[1.0].words == "at most 16 [16, 28]" and found[2.0].words == "more than 32 [19, more]"
 
 
-def test_a_seed_that_diverged_makes_the_upper_limit_infinite():
-    errors = np.full((1, 2, 5), 0.3)
+def test_a_seed_that_diverged_makes_the_limits_infinite():
+    errors = np.full((1, 3, 5), 0.3)
     errors[0, 0, 0], errors[0, 1] = np.inf, np.inf
-    limits = surfaces(cells(errors, sources=(1.0,), samples=(8, 16)))["lora"].interval()
-    assert limits[0, 0] == pytest.approx((0.3, np.inf)) and limits[0, 1].tolist() == [np.inf, np.inf]
+    limits = surfaces(cells(errors, sources=(1.0,), samples=(8, 16, 32)))["lora"].interval()
+    assert limits[0].tolist() == [[np.inf, np.inf], [np.inf, np.inf], [0.3, 0.3]]
 
 
 def test_cells_that_are_missing_or_doubled_are_refused():
@@ -134,6 +147,21 @@ def test_the_slope_is_that_of_the_law():
     value, (low, high), used = source_slope(surface, sources, 0.1)
     assert used == 3 and low == pytest.approx(value) == high
     assert value == pytest.approx(0.7, abs=0.02)
+
+
+def test_the_interval_of_a_slope_is_the_jackknifes():
+    rng = np.random.default_rng(2)
+    sources = {m: list(0.4 * 256 / m * np.exp(rng.normal(0, 0.2, 4))) for m in SOURCES}
+    errors = 2 * np.array([0.7, 0.4, 0.3])[:, None, None] / np.sqrt(SAMPLES)[None, :, None] * np.exp(rng.normal(0, 0.1, (3, 7, 4)))
+
+    def of(kept):
+        required = [n_required(row[:, kept].mean(axis=1), SAMPLES, 0.1) for row in errors]
+        return np.polyfit(np.log([np.mean(np.array(each)[kept]) for each in sources.values()]), np.log(required), 1)[0]
+
+    without = np.array([of([seed for seed in range(4) if seed != left]) for left in range(4)])
+    half = stats.t.ppf(0.975, 3) * (3 / 4 * ((without - without.mean()) ** 2).sum()) ** 0.5
+    value, (low, high), used = source_slope(surfaces(cells(errors))["lora"], sources, 0.1)
+    assert used == 3 and (value, low, high) == pytest.approx((of([0, 1, 2, 3]), value - half, value + half)) and half > 0.01
 
 
 def test_a_base_whose_required_samples_lie_outside_the_grid_is_no_point_of_the_slope():
@@ -213,4 +241,4 @@ def test_a_curve_with_a_seed_that_diverged_has_an_interval():
     (curve,), held_out = make_curves(cells, (0.3,))
     assert held_out == ()  # two numbers of examples are too few for a law
     assert [point.error for point in curve.points] == [0.625, 0.625] and curve.needed[0].censored == "above"
-    assert all(point.interval == (0.25, 1.0) for point in curve.points)
+    assert all(point.interval == (0.0, 1.0) for point in curve.points)  # two seeds say next to nothing

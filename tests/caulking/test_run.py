@@ -15,12 +15,14 @@ from support.paths import FIXTURES
 
 from perturbjax import InputError, caulking
 from perturbjax.caulking.cells import read_cells
+from perturbjax.caulking.program import GridProgram
 from perturbjax.caulking.results import read_results
 from perturbjax.inference import Engine
 from perturbjax.models.adapters import LoRA
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
 from perturbjax.pretrained.adapter_files import read_adapter
+from perturbjax.runs.state import RunState
 from perturbjax.tasks import load_task
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -73,6 +75,7 @@ class TestCaulking(ChapterBattery):
             n for n, line in enumerate(lines) if line.startswith("plan       8 cells (lora; 2 bases, 2 numbers of examples, 2 seeds)")
         )
         assert code == 0 and lines[plan + 3].startswith("expected   about ") and lines[plan + 4].startswith("training")
+        assert "by matrix products timed here, besides compiling 1 program; the bar" in lines[plan + 3]
         assert "examples that an accuracy takes" in out and self.content(tmp_path / "run") == self.content(finished / "run")
 
     def test_predict_answers_as_the_exported_adapter_does(self, finished, tmp_path, capsys):
@@ -104,7 +107,7 @@ class TestCaulking(ChapterBattery):
         cells = read_cells(finished / "run" / "cells.parquet")
         assert len(cells) == 8 and {cell.quality for cell in cells} == {0.0, 0.1} and all(0 <= cell.error <= 1 for cell in cells)
         assert (
-            caulking.sample_complexity(caulking.read_cells(str(finished / "run" / "cells.parquet")), 1.0)["lora"][0.1].words == "at most 4"
+            caulking.sample_complexity(caulking.read_cells(str(finished / "run" / "cells.parquet")), 2.0)["lora"][0.1].words == "at most 4"
         )
         page = (finished / "run" / "report.html").read_text()
         assert "the base itself, moved by gaussian noise of sigma 0.1" in page and "LoRA of rank 2, alpha 4<" in page
@@ -189,6 +192,66 @@ class TestCaulking(ChapterBattery):
         assert code == 2 and err.endswith("resume the run to write it again\n")
         assert call([*arguments, "--resume"], capsys)[0] == 0 and self.content(run) == self.content(finished / "run")
         assert (run / "results.json").read_bytes() == (finished / "run" / "results.json").read_bytes()
+
+    def test_a_finished_run_is_asked_for_other_accuracies_and_trains_nothing(self, finished, tmp_path, capsys, monkeypatch):
+        run = tmp_path / "run"
+        shutil.copytree(finished / "run", run)
+        arguments = self.arguments(finished, run)
+        monkeypatch.setattr(GridProgram, "__call__", lambda *given: pytest.fail("a cell was trained"))
+        monkeypatch.setattr("perturbjax.caulking.stages.bases_alone", lambda *given: pytest.fail("a base was measured"))
+        others = [*arguments[: arguments.index("0.3,0.9")], "0.5", "--resume"]
+        code, out, err = call(others, capsys)
+        assert code == 0 and "50.0 %" in out and "90.0 %" not in out and "plan" not in err
+        assert "--accuracies 0.5" in (page := (run / "report.html").read_text()) and "0.3,0.9" not in page
+        before = (run / "report.html").read_bytes()
+        assert call(["report", str(run)], capsys)[0] == 0 and (run / "report.html").read_bytes() == before
+        assert call([*arguments, "--resume"], capsys)[0] == 0
+        for name in ("results.json", "report.html", "config.json", "cells.parquet"):
+            assert (run / name).read_bytes() == (finished / "run" / name).read_bytes()
+
+    def test_results_of_another_version_are_written_again(self, finished, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(finished / "run", run)
+        (run / "results.json").write_text((run / "results.json").read_text().replace('"version": 2', '"version": 1'))
+        code, _, err = call(["report", str(run)], capsys)
+        assert code == 2 and "version 1: this release reads 2; resume the run to write it again" in err.splitlines()[-1]
+        assert call([*self.arguments(finished, run), "--resume"], capsys)[0] == 0
+        assert (run / "results.json").read_bytes() == (finished / "run" / "results.json").read_bytes()
+
+    def test_a_stopped_run_whose_identity_has_accuracies_goes_on(self, finished, tmp_path, capsys, monkeypatch):
+        commit = RunState.commit
+
+        def stopped(state, tree, record):
+            if state.step == 2:
+                raise KeyboardInterrupt
+            commit(state, tree, record)
+
+        monkeypatch.chdir(tmp_path)
+        arguments = self.arguments(finished, tmp_path)
+        del arguments[arguments.index("--out") : arguments.index("--out") + 2]
+        with monkeypatch.context() as before:
+            before.setattr("perturbjax.runs.rundir._READ_OFF", ())
+            before.setattr(RunState, "commit", stopped)
+            assert call(arguments, capsys)[0] == 130
+        (run,) = (tmp_path / "runs").iterdir()
+        assert json.loads((run / "config.json").read_text())["identity"]["accuracies"] == [0.3, 0.9]
+        code, _, err = call([*arguments, "--resume"], capsys)
+        assert code == 0 and ", 4 left" in err and self.content(run) == self.content(finished / "run")
+        code, _, err = call([*arguments[: arguments.index("0.3,0.9")], "0.5", "--resume", "--out", str(run)], capsys)
+        assert code == 0 and "plan" not in err and read_results(run / "results.json").accuracies == (0.5,)
+
+    def test_lost_and_damaged_caulks_come_back(self, finished, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(finished / "run", run)
+        files = sorted((finished / "run" / "caulks").iterdir())
+        (run / "caulks" / "lora-q0.1-n8-s1.safetensors").unlink()
+        (run / "caulks" / "lora-q0-n4-s0.safetensors").write_bytes(b"cut")
+        code, _, err = call([*self.arguments(finished, run), "--resume"], capsys)
+        assert code == 0 and "lost or damaged are the files of 2 caulks, e.g. lora-q0-n4-s0; what was trained with" in err
+        assert "8 cells (lora; 2 bases, 2 numbers of examples, 2 seeds), 2 left" in err
+        assert len(files) == 8 and [path.read_bytes() for path in files] == [(run / "caulks" / path.name).read_bytes() for path in files]
+        assert (run / "results.json").read_bytes() == (finished / "run" / "results.json").read_bytes()
+        assert (run / "metrics.jsonl").read_bytes() == (finished / "run" / "metrics.jsonl").read_bytes()
 
     def test_an_adapter_of_another_base_is_refused(self, finished, tmp_path, capsys):
         call(["export", str(finished / "run"), "--cell", "lora-q0-n8-s1", "--out", str(tmp_path / "peft")], capsys)

@@ -51,11 +51,13 @@ def test_clearly_fewer_examples_than_from_scratch_are_a_verdict_with_enough_seed
 
 
 def test_what_scratch_reaches_on_some_seeds_alone_is_no_verdict():
-    # From scratch 80 % is not reached in the mean, but in many resamples, as early as with LoRA.
+    # From scratch 80 % is not reached in the mean, but its lower limit does, as early as with LoRA.
     scratch = [[0.5] * 4, [0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.5]]
     found = results({("lora", 0.0): falling(0.4), ("scratch", None): scratch}, {0.0: 0.5})
     assert found.scratch is not None and found.scratch.needed[0].censored == "above"
-    assert headline(found).verdict == "no clear effect" and "from scratch more than 64 [13, more]" in headline(found).sentences[0]
+    assert headline(found).verdict == "no clear effect" and "from scratch more than 64 [12, more]" in headline(found).sentences[0]
+    (said,) = [text for text in caveats(found, Config()) if "is not reached" in text]
+    assert "In the mean 80.0 % is not reached with 64 examples by training from scratch (reached by 2 of 4 seeds)." in said
 
 
 def test_a_base_that_is_right_often_enough_alone_is_said():

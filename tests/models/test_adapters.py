@@ -329,7 +329,7 @@ def test_bad_settings_are_named(make, said):
 def test_a_place_that_a_decoder_has_not_is_named():
     model = load_model(str(FIXTURES / "tiny_llama3"))
     lora = LoRA(rank=2, rules=("^head/kernel",))
-    with pytest.raises(InputError, match="`rules` head/kernel: a decoder has no place for lora_a there"):
+    with pytest.raises(InputError, match="`rules` head/kernel: the model has no place for lora_a there"):
         model.config.build(lora.attach(model.params, lora.init(model.params, 0)))
     lora = LoRA(rank=2, rules=("^embed/",))
     with pytest.raises(ValueError, match="embed/embedding is no leaf called kernel"):

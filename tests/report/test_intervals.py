@@ -7,7 +7,7 @@ from scipy import stats
 
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Comparison, compared_entry, comparison, entry
-from perturbjax.report.accounting import paired_bootstrap, sign_test, wilson
+from perturbjax.report.accounting import paired_bootstrap, sign_test, student_half, wilson
 from perturbjax.report.figure import move_apart
 from perturbjax.report.schema import ComparedEntry
 from perturbjax.report.words import WIDTH, entry_lines, points, rate
@@ -20,6 +20,13 @@ from perturbjax.report.words import WIDTH, entry_lines, points, rate
 def test_wilson_equals_the_table_of_newcombe_1998(successes, n, low, high):
     # R. G. Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17 (1998), table I, method 3.
     assert wilson(successes, n) == pytest.approx((low, high), abs=5.1e-5)
+
+
+def test_students_interval_of_a_mean_is_scipys():
+    for n in (2, 3, 10):
+        values = np.random.default_rng(n).normal(size=(4, n))
+        low, high = stats.t.interval(0.95, n - 1, values.mean(axis=-1), stats.sem(values, axis=-1))
+        np.testing.assert_allclose(student_half(values), (high - low) / 2)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
