@@ -23,7 +23,7 @@ class FeedbackSet:
         steer, validation, test: disjoint rows.
         task: whose questions they are; None for other files.
         template: of its prompts.
-        questions: those of ``test``.
+        questions: those of ``test``; ``validation_questions``: those of ``validation``.
     """
 
     name: str
@@ -34,6 +34,7 @@ class FeedbackSet:
     task: Task | None = None
     template: Template | None = None
     questions: tuple[Example, ...] = ()
+    validation_questions: tuple[Example, ...] = ()
 
 
 def load_feedback(spec: str, steer: int, validation: int, test: int, seed: int) -> FeedbackSet:
@@ -58,7 +59,7 @@ def load_feedback(spec: str, steer: int, validation: int, test: int, seed: int) 
             raise InputError(renamed) from None
         template = task.templates[0]
         parts = [task_demonstrations(task, template.name, some) for some in (splits.search, splits.select, splits.test)]
-        return FeedbackSet(spec, task.source, parts[0], parts[1], parts[2], task, template, splits.test)
+        return FeedbackSet(spec, task.source, parts[0], parts[1], parts[2], task, template, splits.test, splits.select)
     rows = _distinct(sorted(load_corpus(spec, "feedback"), key=lambda each: digest([seed, each.id])))
     if len(rows) < steer + validation + test:
         asked = f"`feedback_examples` {steer} + `validation_examples` {validation} + `test_examples` {test}"

@@ -12,9 +12,12 @@ from support.cli_tiny import write_questions
 from support.paths import FIXTURES
 
 from perturbjax import vpretrain
+from perturbjax.inference import Engine
+from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
 from perturbjax.vpretrain import stages
 from perturbjax.vpretrain.config import MODES
+from perturbjax.vpretrain.reopen import reopen
 from perturbjax.vpretrain.report import steered_words
 
 MODEL = FIXTURES / "tiny_llama_tied"
@@ -111,6 +114,21 @@ class TestVpretrain(ChapterBattery):
         assert "plain pretraining" in page and "designed targets" in page and page.count("data:image/png") == 4
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [2, 4] and lines[1]["updates"][0].keys() >= {"predicted", "realized"}
+
+    def test_the_accuracy_at_looks_is_that_of_an_engine_on_validation_questions(self, finished):
+        run = reopen(finished / "run", lambda line: None)
+        (each,) = run.feedback
+        assert each.task is not None and each.template is not None and len(each.validation_questions) == 4
+        assert not {example.id for example in each.validation_questions} & {example.id for example in each.questions}
+        engine = Engine(run.start(), each.task, Noise())
+        batch, found = engine.prepare(each.validation_questions, each.template), []
+        for model in (run.start(), run.model):
+            engine.rebase(model.params)
+            found.append({each.name: float(engine.run_plain(batch).scores[0].mean())})
+        arms = [json.loads((finished / "run" / "arms" / f"{name}.json").read_text()) for name in ("start", "value", "plain")]
+        assert [arms[0]["looks"][0]["accuracy"], arms[1]["looks"][-1]["accuracy"]] == found
+        assert all(look["accuracy"].keys() == {each.name} for arm in arms for look in arm["looks"])
+        assert "of 4 validation questions of each set" in (finished / "run" / "report.html").read_text()
 
     def test_the_commands_act_on_the_run(self, finished, tmp_path, capsys):
         run = finished / "run"
@@ -241,6 +259,9 @@ class TestVpretrain(ChapterBattery):
         ({"burn-in": 4}, "--burn-in 4: the training has 4 steps, so value would be plain pretraining; lower it"),
         ({"row-tokens": 3}, "the shortest has 51 tokens; raise it (/"),
         ({"subset-layers": 0}, "--subset-layers: a number of layers, or --subset-rules, is required"),
+        ({"accuracy-questions": 5}, "--accuracy-questions 5: at most --validation-examples 4 can be asked; raise that, or lower it"),
+        ({"accuracy-questions": -1}, "--accuracy-questions -1: an integer of at least 0 is required"),
+        ({"accuracy-questions": 4, "feedback": "LOUD"}, "--accuracy-questions 4: no feedback is a task, whose questions could be asked"),
         ({"candidates": 100000}, "--candidates 100000: at most"),
         ({"candidates": 1}, "--candidates 1: an integer of at least 2 is required"),
         ({"subset-rules": "atention"}, "--subset-rules atention: matches no parameter"),
