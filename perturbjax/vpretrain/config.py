@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from perturbjax.errors import LARGEST, InputError, natural_number, positive_integer
+from perturbjax.noise.spec import Rule
 from perturbjax.runs.config import Base, Machine, Run, check_choices, check_once, check_seed, check_text
 from perturbjax.train.config import Training
 
@@ -144,9 +145,9 @@ class Steer:
     burn_in: int = 0
     """Steps before the first update; until then targets are the true tokens."""
     subset_layers: int | None = 2
-    """The value looks at the last so many layers; with --subset-rules, at these leaves of them. 0: at all that the rules match."""
-    subset_rules: tuple[str, ...] = ()
-    """Regular expressions for the paths that the value looks at, comma separated."""
+    """The value looks at the last so many layers; with --subset-rules, at these leaves of them. 0: at all that the rules choose."""
+    subset_rules: tuple[Rule | str, ...] = ()
+    """Which paths the value looks at: REGEX, or REGEX=exclude, comma separated; first match wins. With exclusions alone, all the others."""
     designer: Path | None = None
     """A run directory of perturbjax vpretrain whose designer is the start; a new one when left out."""
     designer_hidden: int = 256

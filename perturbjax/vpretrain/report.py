@@ -129,7 +129,7 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
     data, steer, training, adapt = config.data, config.steer, config.training, config.adapt
     devices, names = record.devices, labels(data.feedback)
     last = "the last layer" if steer.subset_layers == 1 else f"the last {steer.subset_layers} layers"
-    looked = [last] * bool(steer.subset_layers) + list(steer.subset_rules)
+    looked = [last] * bool(steer.subset_layers) + list(map(str, steer.subset_rules))
     lora = f"low-rank changes of rank {adapt.lora_rank or 8}, alpha {adapt.lora_alpha:g}" if adapt.train == "lora" else "all parameters"
     seen = "the context, the true next token" + (", the learner's log-probabilities" if steer.designer_log_probs else "")
     modes = {arm.mode for arm in results.arms}

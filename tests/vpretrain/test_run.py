@@ -265,6 +265,8 @@ class TestVpretrain(ChapterBattery):
         ({"candidates": 100000}, "--candidates 100000: at most"),
         ({"candidates": 1}, "--candidates 1: an integer of at least 2 is required"),
         ({"subset-rules": "atention"}, "--subset-rules atention: matches no parameter"),
+        ({"subset-rules": "mlp/=rms"}, "--subset-rules mlp/=rms: a subset has no scales; mlp/ or mlp/=exclude is required"),
+        ({"subset-rules": "up,(gate,down)=exclude,("}, "--subset-rules (: not a regular expression"),
         ({"subset-layers": 9}, "--subset-layers 9: 1 to 2, the number of layers, is required"),
         ({"designer": "EMPTY"}, "no designer there; give the directory of a finished run of vpretrain"),
         ({"feedback-examples": 40}, "--feedback-examples 40 + --validation-examples 4 + --test-examples 6"),
