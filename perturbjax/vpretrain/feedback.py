@@ -10,7 +10,7 @@ from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.splits import make_splits
 from perturbjax.train.demonstrations import Demonstration, is_task, task_demonstrations
 from perturbjax.tree import digest
-from perturbjax.vpretrain.corpus import called, load_corpus
+from perturbjax.vpretrain.corpus import load_corpus
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def load_feedback(spec: str, steer: int, validation: int, test: int, seed: int) 
     Raises:
         InputError: it cannot be read, or has too few rows.
     """
-    with called("feedback"):
-        task = load_task(spec) if not spec.endswith(".txt") and is_task(spec) else None
-        examples = task.examples() if task is not None else ()
+    named = not spec.endswith(".txt") and is_task(spec, "feedback")
+    task = load_task(spec, argument="feedback") if named else None
+    examples = task.examples() if task is not None else ()
     if task is not None:
         try:
             splits = make_splits(examples, steer, validation, test, seed)
