@@ -37,6 +37,8 @@ from perturbjax.vpretrain.text import Learner, TextTask
 from perturbjax.vpretrain.value import make_subset
 
 CHAPTER = "vpretrain"
+LATER = ("validation",)
+"""Digests that the identity of an older run does not have; there, nothing is compared with them."""
 MOST_DESIGNED = 2**31
 """Parameters of a designer at most."""
 
@@ -135,6 +137,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         "designer_fingerprint": fingerprint(designer_params),
         # The texts, not the tokens: some chat templates write the date.
         "texts": digest([[to_json(each) for each in some] for some in (corpus, general, steering, tested)]),
+        "validation": digest([[to_json(row) for row in each.validation] for each in feedback.values()]),
         **({"domains": digest(list(domains))} if domains else {}),
     }
     return Parts(config, model, corpus, domains, general, feedback, overlaps, designer, designer_params, dtype, found, identity)

@@ -36,6 +36,7 @@ from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trai
 from perturbjax.vpretrain.results_table import results_table
 from perturbjax.vpretrain.setup import (
     CHAPTER,
+    LATER,
     Packed,
     Parts,
     check_layout,
@@ -77,7 +78,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     mesh = make_mesh(config.machine)
     check_layout(config, mesh)
     directory = RunDirectory(config.run.out or default_path(CHAPTER, parts.model.name, parts.identity))
-    clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, fields_of(Config()), progress.note)
+    defaults = fields_of(Config()) | {name: parts.identity[name] for name in LATER}
+    clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, defaults, progress.note)
     parts = replace(parts, identity=identity)
     parts.model.tokenizer.clock = clock
     packed = pack(parts, progress.note)

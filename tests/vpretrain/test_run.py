@@ -15,6 +15,7 @@ from perturbjax import vpretrain
 from perturbjax.inference import Engine
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
+from perturbjax.runs.rundir import identity_digest
 from perturbjax.vpretrain import stages
 from perturbjax.vpretrain.config import MODES
 from perturbjax.vpretrain.reopen import reopen
@@ -195,6 +196,31 @@ class TestVpretrain(ChapterBattery):
         assert (code, out) == (2, "") and "--task: no feedback of the run is a task" in err.splitlines()[-1]
         code, _, _ = call(["predict", str(run), *given, "--task", str(finished / "even.jsonl")], capsys)
         assert code == 0 and len((tmp_path / "answers.jsonl").read_text().splitlines()) == 24
+
+    def test_other_validation_rows_are_another_run_where_a_run_has_their_digest(self, finished, tmp_path, capsys):
+        run, feedback = shutil.copytree(finished / "run", tmp_path / "run"), finished / "even.jsonl"
+        (each,) = reopen(run, lambda line: None).feedback
+        rows = [json.loads(line) for line in feedback.read_text().splitlines()]
+        arguments = [*self.arguments(finished, run), "--resume"]
+        arguments[arguments.index(str(feedback))] = str(tmp_path / feedback.name)
+
+        def resumed(asked: Any, **changes: Any) -> tuple[int, str]:
+            changed = [row | changes if row["question"] == asked.question else row for row in rows]
+            (tmp_path / feedback.name).write_text("".join(json.dumps(row) + "\n" for row in changed))
+            change(run / "config.json", "identity", "feedback", value=[str(tmp_path / feedback.name)])
+            content = json.loads((run / "config.json").read_text())
+            change(run / "config.json", "identity_digest", value=identity_digest(content["identity"]))
+            code, _, err = call(arguments, capsys)
+            return code, err.splitlines()[-1]
+
+        asked = each.validation_questions[0]
+        for changes in ({"answer": next(choice for choice in asked.choices if choice != asked.answer)}, {"choices": asked.choices[::-1]}):
+            code, said = resumed(asked, **changes)
+            assert code == 2 and "what they name is not (digests of: validation)" in said
+        content = json.loads((run / "config.json").read_text())
+        del content["identity"]["validation"]
+        (run / "config.json").write_text(json.dumps(content))
+        assert resumed(asked, **changes)[0] == 0  # a run of before
 
     def test_another_model_in_the_place_of_the_runs_is_refused(self, finished, tmp_path, capsys):
         run = shutil.copytree(finished / "run", tmp_path / "run")
