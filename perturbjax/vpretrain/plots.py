@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, percent_axis, save
+from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, percent_axis, round_ticks, save
 from perturbjax.report.words import shorten
 from perturbjax.train.problem import Look
 from perturbjax.vpretrain.headline import labels
@@ -43,7 +43,7 @@ def plot_learning(path: Path, arms: Sequence[Measured], last: Look, against: str
         axis.set_ylabel(f"{shorten(shown[name], 24)}\n{words[kind]}")
         _grid(axis)
         if kind == "accuracy":
-            percent_axis(axis, "y")
+            _shares(axis)
         label_right(axis, ends)
     axes[-1].set_xlabel("optimizer steps" if against == "steps" else "seconds of steps")
     axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=against == "steps"))
@@ -85,6 +85,15 @@ def plot_designer(path: Path, arms: Sequence[Measured]) -> None:
     axes[-1].set_xlabel("optimizer steps")
     axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=True))
     save(figure, path)
+
+
+def _shares(axis: Axes) -> None:
+    """Percents between 0 and 100, of at least 20 points: what few questions make of chance should not fill the panel."""
+    low, high = axis.get_ylim()
+    wider = max(0.0, 0.2 - (high - low)) / 2
+    axis.set_ylim(max(low - wider, -0.01), min(high + wider, 1.01))
+    axis.yaxis.set_major_locator(round_ticks())
+    percent_axis(axis, "y")
 
 
 def _grid(axis: Axes) -> None:

@@ -108,7 +108,9 @@ class _Stages:
         self._experiment: Experiment = make_experiment(parts, packed, mesh)
         self._arms = directory.path / "arms"
         self._whole = whole_params(parts, mesh)
-        self._askers = make_askers(parts.model, parts.feedback, parts.config.data, mesh)
+        # Of a run of before the setting, arms that are done were not asked.
+        data = parts.config.data if "accuracy_questions" in parts.identity else replace(parts.config.data, accuracy_questions=0)
+        self._askers = make_askers(parts.model, parts.feedback, data, mesh)
         self._asks_at_looks = any(LOOKS in asker for asker in self._askers.values())
 
     def all(self) -> None:
