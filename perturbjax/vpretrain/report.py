@@ -55,13 +55,8 @@ def write_report(run_dir: str | Path) -> Path:
         "asked_words": _asked_words(own, record.config.data),
     }
     report = run_dir / "report.html"
-    write_page(
-        report,
-        "perturbjax.vpretrain",
-        values,
-        {"nats": nats, "nats_range": nats_range, "label": shown.__getitem__, "seconds": seconds},
-        plots,
-    )
+    filters = {"nats": nats, "nats_range": nats_range, "label": shown.__getitem__, "seconds": seconds}
+    write_page(report, "perturbjax.vpretrain", values, filters, plots)
     return report
 
 
@@ -96,9 +91,9 @@ def _write_plots(run_dir: Path, arms: list[Measured], own: Measured) -> list[Pat
 
 def _asked_words(own: Measured, data: Data) -> str:
     """How many questions an accuracy of the looks is of, and what chance makes of so few; empty where none were asked."""
-    if not own.looks[-1].accuracy:
-        return ""
     asked = data.asked_at_looks("choice")
+    if not own.looks[-1].accuracy or not asked:
+        return ""
     low, high = wilson(asked / 2, asked)
     few = f"of {count(asked)} validation questions of each set, which are none of the test's"
     return f"{few}; of so few, a share near one half is known to about ±{50 * (high - low):.0f} points"
