@@ -127,6 +127,15 @@ class ShardedDim:
             part = np.pad(part, [(0, missing if dim == self.dim else 0) for dim in range(part.ndim)])
         return part
 
+    def store(self, leaf: jax.Array) -> jax.Array:
+        """The stored array of a whole leaf; traced."""
+        missing = max(self.offsets) + self.size - leaf.shape[self.dim]
+        if missing > 0:
+            leaf = jnp.pad(leaf, [(0, missing if dim == self.dim else 0) for dim in range(leaf.ndim)])
+        if self.offsets == tuple(device * self.size for device in range(len(self.offsets))):
+            return leaf
+        return jnp.concatenate([jax.lax.slice_in_dim(leaf, start, start + self.size, axis=self.dim) for start in self.offsets], self.dim)
+
     def block(self, shape: tuple[int, ...]) -> Block:
         """Which block of a leaf of ``shape`` this device holds; inside ``shard_map``."""
         start = jnp.asarray(self.offsets, jnp.int32)[jax.lax.axis_index(MODEL)]
@@ -195,7 +204,7 @@ class ShardedParams:
 
 def shard_params(params: Any, mesh: Mesh, dims: Mapping[str, ShardedDim] | None = None) -> ShardedParams:
     """Puts parameters on the mesh, sharded over "model" as ``dims`` say. Of a sharded leaf each process reads only its own devices' blocks,
-    and no device holds more than its block at any time.
+    and no device holds more than its block at any time. Leaves that lie on all of the mesh already, as those of a training do, stay there.
 
     Args:
         params: a tree of arrays, or of anything with a shape and a dtype that gives numpy arrays when it is sliced, or of shapes alone.
@@ -212,6 +221,8 @@ def shard_params(params: Any, mesh: Mesh, dims: Mapping[str, ShardedDim] | None 
         shape, sharding = dim.stored_shape(leaf.shape), NamedSharding(mesh, dim.spec)
         if is_abstract(leaf):
             return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+        if _lies_on(leaf, mesh):
+            return jax.jit(dim.store, out_shardings=sharding)(leaf)
         return jax.make_array_from_callback(shape, sharding, _once_each(lambda index: dim.read(leaf, index)), dtype=leaf.dtype)
 
     return ShardedParams(map_with_paths(one, params), shapes, dims)
@@ -221,10 +232,14 @@ def keep_params(params: Any, mesh: Mesh) -> ShardedParams:
     """Parameters sharded by their owner over the devices of ``mesh``, each left where it is; others are put on every device."""
 
     def one(leaf: Any) -> Any:
-        owned = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
-        return leaf if owned else put_replicated(leaf, mesh)
+        return leaf if _lies_on(leaf, mesh) else put_replicated(leaf, mesh)
 
     return ShardedParams(jax.tree.map(one, params), {path: tuple(jnp.shape(leaf)) for path, leaf in leaf_paths(params).items()}, {})
+
+
+def _lies_on(leaf: Any, mesh: Mesh) -> bool:
+    """Whether it is an array on all devices of the mesh."""
+    return isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
 
 
 def _once_each(read: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:

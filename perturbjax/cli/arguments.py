@@ -22,8 +22,9 @@ _SCALE = "|".join((*SCALES, "exclude"))
 _RULE = re.compile(rf"(?P<pattern>.+?)=(?P<scale>{_SCALE})(?:,|$)")
 _LISTS: dict[Any, tuple[type, str]] = {tuple[float, ...]: (float, "FLOAT"), tuple[int, ...]: (int, "INT"), tuple[str, ...]: (str, "TEXT")}
 
-_COMMA = re.compile(r",(?![^()]*\))")
-"""Between items of a list; one between parentheses belongs to its item: ``my_task.py:Sums(2, 3)``."""
+_COMMA = re.compile(r",(?![^()]*\)|[^{}]*\}|[^\[\]]*\])")
+"""Between items of a list; one between brackets belongs to its item: ``my_task.py:Sums(2, 3)``."""
+_RULE_OR_REGEX = re.compile(rf"(?P<pattern>.+?)(?:=(?P<scale>{_SCALE}))?(?:{_COMMA.pattern}|$)")
 
 
 class UsageError(Exception):
@@ -98,7 +99,9 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
             kind, name = _LISTS[listed]
             return _spec(f"{name},{name},...", partial(_items, kind), tuple, _joined)
         if info.type == tuple[Rule, ...]:
-            return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: ",".join(map(str, rules)) or "none")
+            return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: _joined(rules) or "none")
+        if info.type == tuple[Rule | str, ...]:
+            return _spec("REGEX|REGEX=exclude,...", partial(parse_rules, bare=True), tuple, lambda rules: _joined(rules) or "none")
         # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
         for inner, name in _OPTIONAL.items():
             if info.type == inner | None:
@@ -132,17 +135,21 @@ def _floats_or_auto(text: str) -> tuple[float, ...] | str:
     return text if text == "auto" else tuple(map(float, text.split(",")))
 
 
-def parse_rules(text: str) -> tuple[Rule, ...]:
-    """``REGEX=scale`` or ``REGEX=exclude``, comma separated; a comma inside a regular expression is no separator.
+def parse_rules(text: str, bare: bool = False) -> tuple[Rule | str, ...]:
+    """``REGEX=scale`` or ``REGEX=exclude``, comma separated; a comma inside a regular expression is no separator. With ``bare``, a
+    ``REGEX`` alone is an item too, and stays a text.
 
     >>> parse_rules("norm=exclude,layers/.{1,2}/mlp=rms")
     (Rule(pattern='norm', scale=None), Rule(pattern='layers/.{1,2}/mlp', scale='rms'))
+    >>> parse_rules("norm=exclude,layers/.{1,2}/mlp", bare=True)
+    (Rule(pattern='norm', scale=None), 'layers/.{1,2}/mlp')
     """
     found, end = [], 0
     while end < len(text):
-        if (match := _RULE.match(text, end)) is None:
+        if (match := (_RULE_OR_REGEX if bare else _RULE).match(text, end)) is None:
             raise ValueError(f"{text[end:][:80]!r}: REGEX={_SCALE} is required, comma separated")
-        found.append(Rule(match["pattern"], None if match["scale"] == "exclude" else cast(Any, match["scale"])))
+        pattern, scale = match["pattern"], match["scale"]
+        found.append(pattern if scale is None else Rule(pattern, None if scale == "exclude" else cast(Any, scale)))
         end = match.end()
     return tuple(found)
 

@@ -26,7 +26,7 @@ def evaluate_pretrained(config: "EvaluateConfig", console: Console) -> None:
     from perturbjax.report import compared_entry, entry
     from perturbjax.runs.machine import make_mesh
     from perturbjax.tree import derived_seed
-    from perturbjax.vpretrain.evaluation import answers
+    from perturbjax.vpretrain.asking import Asker
     from perturbjax.vpretrain.reopen import reopen
 
     refuse_options(config, EVALUATE_OPTIONS, "vpretrain")
@@ -39,8 +39,8 @@ def evaluate_pretrained(config: "EvaluateConfig", console: Console) -> None:
     questions = questions[: config.examples]
     if not questions:
         raise InputError(f"`task` {task.name}: no question that the run has not seen; give a task with others")
-    models, mesh = (run.start(), run.model), make_mesh(Machine(mesh=config.mesh))
-    before, after = (answers(model, model.params, task, template, questions, mesh) for model in models)
+    asker = Asker(run.model, task, template, make_mesh(Machine(mesh=config.mesh)), {"asked": questions})
+    before, after = (asker.ask(model.params, "asked") for model in (run.start(), run.model))
     scores = [np.asarray(each.scores) for each in (before, after)]
     plain, own = (entry(s, np.asarray(each.lenient), each.tokens) for s, each in zip(scores, (before, after), strict=True))
     compared = compared_entry(own, scores[1], scores[0], derived_seed(run.config.steer.seed, "bootstrap"))

@@ -85,9 +85,10 @@ class Engine:
     def rebase(self, params: Any) -> None:
         """From now on the base is ``params``, a tree of the shapes of ``model.params``, put on the mesh in the model's types; no program is
         compiled anew. For searches whose center moves, and for models that were trained. The arrays are not copied where they lie on
-        the mesh already: whoever donates them gives the engine others before it runs again."""
+        the mesh already: whoever donates them gives the engine others before it runs again. Shapes alone (``jax.ShapeDtypeStruct``), with
+        which an engine may begin too, take no memory until there are arrays to run."""
         types = jax.tree.map(lambda leaf: leaf.dtype, self.model.params)
-        self.params = self._sharded(jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, types))
+        self.params = self._sharded(jax.tree.map(lambda leaf, dtype: leaf if leaf.dtype == dtype else leaf.astype(dtype), params, types))
         for program in self._programs.values():
             program.rebase(self.params)
 

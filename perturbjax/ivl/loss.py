@@ -8,7 +8,7 @@ its first byte. The norm keeps a value network from learning what only its own b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -61,14 +61,7 @@ def value_loss(
     def loss(params: Any, frozen: Any, batch: dict[str, jax.Array]) -> Sums:
         network = value.build(cast(params, dtype))
         mask = segment_mask(batch["segments"])
-        whole: Any = None
-        if cached is None:
-            model = base.build(frozen)
-            whole, _ = model(batch["tokens"], batch["positions"], mask)
-            whole = jax.lax.stop_gradient(whole)
-            at_base, logits_of = at_queries(whole, batch["query"]), model.logits
-        else:
-            at_base, logits_of = {name: batch[name] for name in cached.arrays}, cached.decode
+        whole, at_base, logits_of = _base_states(base, frozen, batch, mask, cached)
         hidden, _ = network(batch["tokens"], batch["positions"], mask, whole, logits_of, remat=remat)
         hidden = jax.tree.map(lambda h: at_queries(h, batch["query"]), hidden)
 
@@ -91,6 +84,19 @@ def value_loss(
         return sum_over_queries(sums, hidden, at_base, batch["labels"], batch["weights"])
 
     return loss
+
+
+def _base_states(
+    base: DecoderConfig, frozen: Any, batch: dict[str, jax.Array], mask: jax.Array, cached: LogitsFormat | None
+) -> tuple[Any, Any, Callable[[Any], jax.Array]]:
+    """What is known of the base: its hidden states at all positions, None where its logits are ``cached``; what there is of them at the
+    learned positions; and how that becomes logits."""
+    if cached is not None:
+        return None, {name: batch[name] for name in cached.arrays}, cached.decode
+    model = base.build(frozen)
+    whole, _ = model(batch["tokens"], batch["positions"], mask)
+    whole = jax.lax.stop_gradient(whole)
+    return whole, at_queries(whole, batch["query"]), model.logits
 
 
 def pass_flops(value: ValueConfig, bases: Sequence[DecoderConfig], rows: Rows) -> float:

@@ -169,7 +169,7 @@ def _split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tuple[D
     data, seed = config.data, config.value.seed
     own = is_task(data.demonstrations)
     if own and data.task in (None, data.demonstrations):
-        task = load_task(data.demonstrations, data.max_new_tokens)
+        task = load_task(data.demonstrations, data.max_new_tokens, "demonstrations")
         template = task.templates[0] if data.template is None else template_by_name(task, data.template)
         examples = task.examples()
         train = data.train_examples or max(1, len(examples) - data.validation_examples - data.test_examples)

@@ -21,8 +21,9 @@ _ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_task(task: Any, spec: str) -> Task:
-    """The object itself if it has all that ``Task`` asks for, else an ``InputError`` that names everything missing or wrong."""
+def check_task(task: Any, where: str) -> Task:
+    """The object itself if it has all that ``Task`` asks for, else an ``InputError`` that names everything missing or wrong and begins with
+    ``where``."""
     faults = []
     for name, (valid, wanted) in _ATTRIBUTES.items():
         if not hasattr(task, name):
@@ -35,11 +36,11 @@ def check_task(task: Any, spec: str) -> Task:
     if not faults and task.kind == "generation" and not task.max_new_tokens:
         faults.append("max_new_tokens must be 1 or more for a generation task")
     if faults:
-        raise InputError(f"task {spec!r}: {type(task).__name__} is not a Task: {'; '.join(faults)}")
+        raise InputError(f"{where}: {type(task).__name__} is not a Task: {'; '.join(faults)}")
     return task
 
 
-def check_examples(task: Task, spec: str) -> Sequence[Example]:
+def check_examples(task: Task, where: str) -> Sequence[Example]:
     """The task's examples if all of them can be used, else an ``InputError`` that names the first that cannot.
 
     Checked: there are some, ids are unique, a choice task's answers are among at least two distinct choices, and every template makes a
@@ -47,11 +48,11 @@ def check_examples(task: Task, spec: str) -> Sequence[Example]:
     """
     examples = task.examples()
     if not isinstance(examples, Sequence) or not examples:
-        raise InputError(f"task {spec!r}: examples() must return a non-empty sequence of Example, not {type(examples).__name__}")
+        raise InputError(f"{where}: examples() must return a non-empty sequence of Example, not {type(examples).__name__}")
     seen: set[str] = set()
     for index, example in enumerate(examples):
         if fault := _fault(example, task.kind, seen):
-            raise InputError(f"task {spec!r}: example {index}: {fault}")
+            raise InputError(f"{where}: example {index}: {fault}")
         seen.add(example.id)
     for template in task.templates:
         task.prompt(examples[0], template)  # which the task itself checks

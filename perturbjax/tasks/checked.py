@@ -18,13 +18,13 @@ class CheckedTask:
     What the contract does not name (``response``) is the author's own.
     """
 
-    def __init__(self, task: Task, spec: str):
+    def __init__(self, task: Task, where: str):
         """
         Args:
             task: it has the attributes of a ``Task``.
-            spec: what the user calls it.
+            where: what messages begin with.
         """
-        self._task, self._spec = task, spec
+        self._task, self._where = task, where
         self.name, self.templates = task.name, task.templates
         self.kind: Literal["choice", "generation"] = task.kind
         self.max_new_tokens, self.source = task.max_new_tokens, task.source
@@ -87,7 +87,7 @@ class CheckedTask:
             raise self._error(where, f"failed ({one_line(error, 200)})") from error
 
     def _error(self, where: str, fault: str) -> InputError:
-        return InputError(f"task {self._spec!r}: {where[:200]} {fault}; correct the task")
+        return InputError(f"{self._where}: {where[:200]} {fault}; correct the task")
 
 
 _LEAVE = os._exit

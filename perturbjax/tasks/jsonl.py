@@ -64,9 +64,9 @@ _EMPHASIS = " \t\r*`\"'_"
 _PUNCTUATION = " \t\r.,;:!?*`\"'_()[]"
 
 
-def jsonl_task(path: str) -> "ChoiceTask | JsonlGeneration":
-    """The task of a file. Every defect of the file is an ``InputError`` that names its line."""
-    examples = read_jsonl(path)
+def jsonl_task(path: str, argument: str = "task") -> "ChoiceTask | JsonlGeneration":
+    """The task of a file. Every defect of the file is an ``InputError`` that names its line; ``argument``: what it calls the file."""
+    examples = read_jsonl(path, argument)
     name, source = Path(path).stem, f"{Path(path).name}, {len(examples)} rows"
     if not examples[0].choices:
         return JsonlGeneration(name, source, examples)
@@ -74,11 +74,11 @@ def jsonl_task(path: str) -> "ChoiceTask | JsonlGeneration":
     return ChoiceTask(name, source, lambda: examples, _TEXTS_FIRST if shared else _LETTERS_FIRST, _CHOICE_LAYOUTS)
 
 
-def read_jsonl(path: str) -> tuple[Example, ...]:
+def read_jsonl(path: str, argument: str = "task") -> tuple[Example, ...]:
     """The examples of a file, in order; empty lines are skipped. A row without an id is called after its line: "line-3"."""
     examples: list[Example] = []
     seen: dict[str, str] = {}
-    for where, row in read_json_lines(Path(path), f"task '{path}'"):
+    for where, row in read_json_lines(Path(path), f"{argument} '{path}'"):
         example = _example(row, where)
         if example.id in seen:
             refuse(where, "id", example.id, f"{seen[example.id]} has it; ids must be unique")
@@ -91,7 +91,7 @@ def read_jsonl(path: str) -> tuple[Example, ...]:
             raise InputError(f"{where}: match is {found}, unlike {first}; give it on every line or on none")
         examples.append(example)
     if not examples:
-        raise InputError(f"task '{path}': no rows; give one object a line, with question and answer")
+        raise InputError(f"{argument} '{path}': no rows; give one object a line, with question and answer")
     return tuple(examples)
 
 

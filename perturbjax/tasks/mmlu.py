@@ -36,12 +36,12 @@ _TEMPLATES = (
 )
 
 
-def mmlu(subject: str) -> ChoiceTask:
-    """The task of one subject. ``InputError`` for an unknown one, with the nearest names first."""
+def mmlu(subject: str, argument: str = "task") -> ChoiceTask:
+    """The task of one subject. ``InputError`` for an unknown one, with the nearest names first; ``argument``: what it calls the task."""
     if subject not in SUBJECTS:
         near = get_close_matches(subject, SUBJECTS, n=5, cutoff=0.5)
         names = [*near, *(name for name in SUBJECTS if name not in near)]
-        raise InputError(f"task 'mmlu:{subject}': unknown subject; use one of {', '.join(names)}")
+        raise InputError(f"{argument} 'mmlu:{subject}': unknown subject; use one of {', '.join(names)}")
     spoken = subject.replace("_", " ")
     splits = {split: _source(subject, split) for split in ("test", "validation", "dev")}
     templates = tuple(Template(t.name, t.instruction.format(subject=spoken), t.style) for t in _TEMPLATES)

@@ -39,17 +39,17 @@ TASK_NAMES: tuple[str, ...] = (*_TASKS, *(f"mmlu:{subject}" for subject in SUBJE
 """Every task that ``load_task`` knows by name."""
 
 
-def load_task(spec: str, max_new_tokens: int | None = None) -> Task:
+def load_task(spec: str, max_new_tokens: int | None = None, argument: str = "task") -> Task:
     """A task from a name (``TASK_NAMES``), a ``path.jsonl``, or a user's code; ``max_new_tokens`` replaces its generation budget.
 
     Code is named ``module:attribute``, where the working directory counts as a place of modules, or ``path.py:attribute``. The attribute is
     a task, or a class or function that gives one, called with the literals in parentheses, if any: ``./my_task.py:Sums(digits=3)``. The
-    task is checked against the protocol, its examples too.
+    task is checked against the protocol, its examples too. ``argument``: what messages call the name, the setting that it is of.
 
     Raises:
         InputError: one line with what is wrong and what would be right; a budget for a task that generates nothing, too.
     """
-    task = _load(spec)
+    task = _load(spec, argument)
     if max_new_tokens is not None:
         if task.kind != "generation":
             raise InputError(f"`max_new_tokens` {max_new_tokens}: task {task.name} chooses between given answers; leave it out")
@@ -59,22 +59,22 @@ def load_task(spec: str, max_new_tokens: int | None = None) -> Task:
     return task
 
 
-def _load(spec: str) -> Task:
+def _load(spec: str, argument: str) -> Task:
     if spec in _TASKS:
         return _TASKS[spec]()
     if spec.endswith(".jsonl"):
-        return jsonl_task(spec)
+        return jsonl_task(spec, argument)
     family, colon, rest = spec.partition(":")
     if family == "mmlu":
-        return mmlu(rest)
+        return mmlu(rest, argument)
     if colon:
-        return UserCode.parse(spec).load()
+        return UserCode.parse(spec, argument).load()
     if spec.endswith(".py"):
-        raise InputError(f"task {spec!r}: which task of this file? Write its name after a colon: {spec}:my_task")
+        raise InputError(f"{argument} {spec!r}: which task of this file? Write its name after a colon: {spec}:my_task")
     names = [*_TASKS, "mmlu:<subject>"]
     near = get_close_matches(spec, names, n=3)
     known = ", ".join([*near, *(name for name in names if name not in near)])
-    raise InputError(f"task {spec!r}: unknown task; use one of {known}, a path.jsonl, module:attribute, or path.py:attribute")
+    raise InputError(f"{argument} {spec!r}: unknown task; use one of {known}, a path.jsonl, module:attribute, or path.py:attribute")
 
 
 def names_code(spec: str) -> bool:

@@ -31,6 +31,7 @@ class UserCode:
         place: a module's dotted name, or the path of a ``.py`` file.
         path: attributes in it, joined by dots.
         args, kwargs: literals that it is called with.
+        argument: what messages call the name.
     """
 
     spec: str
@@ -38,9 +39,10 @@ class UserCode:
     path: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    argument: str = "task"
 
     @staticmethod
-    def parse(spec: str) -> "UserCode":
+    def parse(spec: str, argument: str = "task") -> "UserCode":
         """
         Raises:
             InputError: the text has another form, or an argument is no literal.
@@ -48,7 +50,7 @@ class UserCode:
         match = FORM.fullmatch(spec)
         if match is None or not (_is_dotted(match["path"]) and (match["place"].endswith(".py") or _is_dotted(match["place"]))):
             forms = "module:attribute (as in my_package.my_module:my_task) or path.py:attribute"
-            raise InputError(f"task {spec!r}: not a task name, a path.jsonl, {forms}")
+            raise InputError(f"{argument} {spec!r}: not a task name, a path.jsonl, {forms}")
         try:
             # What stands between the parentheses is parsed, never evaluated.
             call: Any = ast.parse(f"f{match['call'] or '()'}", mode="eval").body
@@ -59,8 +61,13 @@ class UserCode:
         except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
             readable, args, kwargs = False, (), {}
         if not readable:
-            raise InputError(f"task {spec!r}: its arguments must be numbers, quoted texts, True, False, None, or lists of them")
-        return UserCode(spec, match["place"], match["path"], args, kwargs)
+            raise InputError(f"{argument} {spec!r}: its arguments must be numbers, quoted texts, True, False, None, or lists of them")
+        return UserCode(spec, match["place"], match["path"], args, kwargs, argument)
+
+    @property
+    def where(self) -> str:
+        """What messages begin with."""
+        return f"{self.argument} {self.spec!r}"
 
     def load(self) -> Task:
         """The task, checked, as its examples are.
@@ -68,14 +75,14 @@ class UserCode:
         Raises:
             InputError: importing or calling it fails, or what it gives is no ``Task``.
         """
-        task = CheckedTask(check_task(self._made(self._attribute(self._module())), self.spec), self.spec)
-        check_examples(task, self.spec)
+        task = CheckedTask(check_task(self._made(self._attribute(self._module())), self.where), self.where)
+        check_examples(task, self.where)
         return task
 
     def _module(self) -> ModuleType:
         file = Path(os.path.expanduser(self.place)).absolute() if self.place.endswith(".py") else None
         if file is not None and not file.is_file():
-            raise InputError(f"task {self.spec!r}: there is no file {file}; correct the path")
+            raise InputError(f"{self.where}: there is no file {file}; correct the path")
         # Other modules may lie beside a file. A console script does not have the working directory on the path, where modules mostly lie.
         folder = os.getcwd() if file is None else str(file.parent)
         sys.path.insert(0, folder)
@@ -84,7 +91,7 @@ class UserCode:
                 return importlib.import_module(self.place) if file is None else _import_file(file)
         except (Exception, SystemExit) as error:  # the user's module may fail in any way
             reason = one_line(error, 200)
-            raise InputError(f"task {self.spec!r}: importing {self.place} failed ({reason}); correct the module or its name") from error
+            raise InputError(f"{self.where}: importing {self.place} failed ({reason}); correct the module or its name") from error
         finally:
             sys.path.remove(folder)
 
@@ -94,7 +101,7 @@ class UserCode:
             if not hasattr(found, part):
                 near = get_close_matches(part, dir(found), n=3)
                 hint = f"; did you mean {', '.join(near)}?" if near else "; give the name of a task, class or function in it"
-                raise InputError(f"task {self.spec!r}: {self.place} has no attribute {self.path}{hint}")
+                raise InputError(f"{self.where}: {self.place} has no attribute {self.path}{hint}")
             found = getattr(found, part)
         return found
 
@@ -103,7 +110,7 @@ class UserCode:
         # A class has its instances' attributes and so would pass for a task.
         if not inspect.isclass(found) and (not callable(found) or isinstance(found, Task)):
             if given:
-                raise InputError(f"task {self.spec!r}: {self.path} is a {type(found).__name__}, which takes no arguments; leave them out")
+                raise InputError(f"{self.where}: {self.path} is a {type(found).__name__}, which takes no arguments; leave them out")
             return found
         try:
             with exits_raised():
@@ -113,7 +120,7 @@ class UserCode:
         except (Exception, SystemExit) as error:  # the user's code may fail in any way
             how = "with these arguments" if given else "without arguments"
             raise InputError(
-                f"task {self.spec!r}: calling it {how} failed ({one_line(error, 200)}); give a task, or what makes one when called"
+                f"{self.where}: calling it {how} failed ({one_line(error, 200)}); give a task, or what makes one when called"
             ) from error
 
 

@@ -40,32 +40,31 @@ class EncodedDemonstration:
     weight: float = 1.0
 
 
-def load_demonstrations(spec: str, template: str | None = None) -> tuple[Demonstration, ...]:
+def load_demonstrations(spec: str, template: str | None = None, argument: str = "demonstrations") -> tuple[Demonstration, ...]:
     """Demonstrations of a file, a task or a data set.
 
     Args:
         spec: a ``.jsonl`` file of ``messages`` (each turn of the assistant is one demonstration), of ``prompt`` and ``response``, or of
             ``question`` and ``answer``; a task; or ``datasets:NAME:SPLIT`` with columns of these names.
         template: of a task's prompts; the first when left out.
+        argument: what messages call ``spec``, the setting that it is of.
 
     Raises:
         InputError: it cannot be read, or a line holds no demonstration.
     """
-    if is_task(spec):
-        return task_demonstrations(load_task(spec), template)
-    if spec.startswith(DATASETS):
-        rows = [(f"demonstrations '{spec}': row {number}", row) for number, row in enumerate(dataset_rows(spec))]
-    else:
-        rows = read_json_lines(Path(spec), f"demonstrations '{spec}'")
+    if is_task(spec, argument):
+        return task_demonstrations(load_task(spec, argument=argument), template)
+    rows = dataset_rows(spec, argument) if spec.startswith(DATASETS) else read_json_lines(Path(spec), f"{argument} '{spec}'")
     if not rows:
-        raise InputError(f"demonstrations '{spec}': no rows; give one object a line, with messages, or with prompt and response")
+        raise InputError(f"{argument} '{spec}': no rows; give one object a line, with messages, or with prompt and response")
     if template is not None:
-        raise InputError(f"`template` {template}: demonstrations '{spec}' bring their own prompts; leave it out")
+        raise InputError(f"`template` {template}: {argument} '{spec}' bring their own prompts; leave it out")
     return tuple(demonstration for where, row in rows for demonstration in _of_row(where, row))
 
 
-def is_task(spec: str) -> bool:
-    """Whether demonstrations are the prompts and gold answers of a task: its name, or a file of questions and answers.
+def is_task(spec: str, argument: str = "demonstrations") -> bool:
+    """Whether demonstrations are the prompts and gold answers of a task: its name, or a file of questions and answers. ``argument``: as of
+    ``load_demonstrations``.
 
     Raises:
         InputError: a file that cannot be read.
@@ -74,7 +73,7 @@ def is_task(spec: str) -> bool:
         return False
     if not spec.endswith(".jsonl"):
         return True
-    rows = read_json_lines(Path(spec), f"demonstrations '{spec}'")
+    rows = read_json_lines(Path(spec), f"{argument} '{spec}'")
     return bool(rows) and isinstance(rows[0][1], dict) and "question" in rows[0][1]
 
 
@@ -124,24 +123,25 @@ def question_key(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def dataset_rows(spec: str) -> Any:
-    """The rows of ``datasets:NAME:SPLIT``.
+def dataset_rows(spec: str, argument: str) -> list[tuple[str, Any]]:
+    """(Where it stands, for messages; the row), of the rows of ``datasets:NAME:SPLIT``. ``argument``: as of ``load_demonstrations``.
 
     Raises:
         InputError: it is written otherwise, or cannot be loaded.
     """
     match = re.fullmatch(r"datasets:([\w./-]+):([\w\[\]:%]+)", spec)
     if match is None:
-        raise InputError(f"demonstrations '{spec}': datasets:NAME:SPLIT is required")
+        raise InputError(f"{argument} '{spec}': datasets:NAME:SPLIT is required")
     if importlib.util.find_spec("datasets") is None:
-        raise InputError(f"demonstrations '{spec}': the package datasets is not installed; pip install 'perturbjax[hf]'")
+        raise InputError(f"{argument} '{spec}': the package datasets is not installed; pip install 'perturbjax[hf]'")
     import datasets
 
     try:
-        return datasets.load_dataset(match[1], split=match[2])
+        rows = datasets.load_dataset(match[1], split=match[2])
     except Exception as error:  # the library raises many kinds for a name that is not there, a split, no network
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"demonstrations '{spec}': cannot be loaded ({reason})") from error
+        raise InputError(f"{argument} '{spec}': cannot be loaded ({reason})") from error
+    return [(f"{argument} '{spec}': row {number}", row) for number, row in enumerate(rows)]
 
 
 def _of_row(where: str, row: Any) -> list[Demonstration]:

@@ -199,10 +199,12 @@ class _Training:
         validation |= {name: self._measure(rows, None)["loss"] for name, rows in self._problem.measured.items()}
         if not all(map(math.isfinite, validation.values())):
             raise FloatingPointError(f"the validation loss is not finite after step {self.step}; try a lower learning rate")
+        asked = self._problem.accuracy
+        accuracy = dict(asked(self._state.params)) if asked is not None else {}
         rate = self._timed[0] / self._timed[1] if self._timed[1] > 0 and self._timed[0] else None
         applied = float(np.asarray(self._rates(self.step - 1)))
         found = tuple({"step": float(step), **_finite(figures)} for step, figures in updates)
-        look = Look(self.step, _means(sums), norm, applied, validation, self._tokens, round(self._seconds, 3), rate, found)
+        look = Look(self.step, _means(sums), norm, applied, validation, self._tokens, round(self._seconds, 3), rate, found, accuracy)
         self._pending, self._updates, self._timed = [], [], (0, 0.0)
         lowest = min((other.validation["loss"] for other in self.looks if "loss" in other.validation), default=math.inf)
         self.looks.append(look)

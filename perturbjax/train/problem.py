@@ -72,6 +72,8 @@ class Problem:
         measured: name -> further rows whose loss is measured at each look; ``validation`` of the look has it by this name.
         beside: what each of ``losses`` reads of a row beside the arrays of ``rows``; empty where none reads more.
         validation_beside: the same of ``validate``, of the rows of ``validation``.
+        accuracy: (params on the mesh) -> name -> a share from 0 to 1 that is measured at each look besides; every process calls it. None:
+            nothing is.
     """
 
     params: Any
@@ -84,6 +86,7 @@ class Problem:
     measured: Mapping[str, TrainingRows] = field(default_factory=dict)
     beside: Sequence[RowArrays] = ()
     validation_beside: RowArrays | None = None
+    accuracy: Callable[[Any], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Look:
         seconds: of steps so far, compilation and looks left out.
         tokens_per_s: since the look before; None in a process's first look, which compiles.
         updates: figures of each update of an ``Auxiliary`` since the look before, with its ``step``; one that is not finite is left out.
+        accuracy: name -> what ``Problem.accuracy`` found; empty without.
     """
 
     step: int
@@ -110,6 +114,7 @@ class Look:
     seconds: float
     tokens_per_s: float | None
     updates: tuple[dict[str, float], ...] = ()
+    accuracy: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from perturbjax.errors import LARGEST, InputError, natural_number, positive_integer
+from perturbjax.noise.spec import Rule
 from perturbjax.runs.config import Base, Machine, Run, check_choices, check_once, check_seed, check_text
 from perturbjax.train.config import Training
 
@@ -16,6 +17,8 @@ MODES: tuple[Mode, ...] = ("plain", "value", "random", "uniform", "self", "oracl
 Similarity = Literal["dot", "cosine", "preconditioned"]
 OVERLAPS = ("corpus+feedback", "corpus+test", "feedback+test", "corpus+general")
 """Pairs of sets that share no row, unless a setting names them."""
+LOOK_QUESTIONS = 32
+"""Of a multiple-choice task that are asked at every look, where no setting says how many."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Data:
     """Rows of each that steer."""
     validation_examples: int = 32
     """Rows of each whose loss is measured at every look."""
+    accuracy_questions: int | None = None
+    """Of these rows so many of each task are asked as questions at every look. 32 of multiple-choice tasks when left out, and none of
+    tasks whose replies are generated, which may take longer than the steps. 0: none at all."""
     test_examples: int = 64
     """Rows of each that are measured once, at the end."""
     feedback_rows: int = 8
@@ -67,10 +73,21 @@ class Data:
             check_text("feedback_domains", name)
         for name in ("feedback_examples", "validation_examples", "test_examples", "feedback_rows"):
             positive_integer(name, getattr(self, name))
+        if self.accuracy_questions is not None:
+            natural_number("accuracy_questions", self.accuracy_questions)
+            if self.accuracy_questions > self.validation_examples:
+                given = f"`accuracy_questions` {self.accuracy_questions}: at most `validation_examples` {self.validation_examples}"
+                raise InputError(f"{given} can be asked; raise that, or lower it")
         check_once("allow_overlap", self.allow_overlap)
         for pair in self.allow_overlap:
             if pair not in OVERLAPS:
                 raise InputError(f"`allow_overlap` {pair}: one of {', '.join(OVERLAPS)} is required")
+
+    def asked_at_looks(self, kind: str) -> int:
+        """How many validation questions of a task of this kind are asked at every look."""
+        if self.accuracy_questions is not None:
+            return self.accuracy_questions
+        return min(LOOK_QUESTIONS, self.validation_examples) if kind == "choice" else 0
 
     @property
     def weights(self) -> dict[str, float]:
@@ -128,9 +145,9 @@ class Steer:
     burn_in: int = 0
     """Steps before the first update; until then targets are the true tokens."""
     subset_layers: int | None = 2
-    """The value looks at the last so many layers; with --subset-rules, at these leaves of them. 0: at all that the rules match."""
-    subset_rules: tuple[str, ...] = ()
-    """Regular expressions for the paths that the value looks at, comma separated."""
+    """The value looks at the last so many layers; with --subset-rules, at these leaves of them. 0: at all that the rules choose."""
+    subset_rules: tuple[Rule | str, ...] = ()
+    """Which paths the value looks at: REGEX, or REGEX=exclude, comma separated; first match wins. With exclusions alone, all the others."""
     designer: Path | None = None
     """A run directory of perturbjax vpretrain whose designer is the start; a new one when left out."""
     designer_hidden: int = 256

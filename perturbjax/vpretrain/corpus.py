@@ -1,8 +1,6 @@
 """Texts to pretrain on, as demonstrations: documents, or problems with their solutions, of which the prompts are not learned."""
 
-import contextlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,6 @@ from perturbjax.train.demonstrations import (
     load_demonstrations,
     question_key,
 )
-
-
-@contextlib.contextmanager
-def called(argument: str) -> Iterator[None]:
-    """What is said about demonstrations or a task names the argument that it is of."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(re.sub(r"^(demonstrations|task) '", f"{argument} '", str(error))) from error
 
 
 def load_corpus(spec: str, argument: str = "corpus") -> tuple[Demonstration, ...]:
@@ -52,15 +41,14 @@ def load_corpus(spec: str, argument: str = "corpus") -> tuple[Demonstration, ...
             raise InputError(f"{argument} '{spec}': no text; give a file that holds some")
         return tuple(_document(f"document-{number}", text) for number, text in enumerate(found))
     rows: Any = None
-    with called(argument):
-        if spec.startswith(DATASETS):
-            rows = [(f"{argument} '{spec}': row {number}", row) for number, row in enumerate(dataset_rows(spec))]
-        elif spec.endswith(".jsonl"):
-            rows = read_json_lines(Path(spec), f"{argument} '{spec}'")
-        if rows == []:
-            raise InputError(f"{argument} '{spec}': no rows; give one object a line, with text, with messages, or with prompt and response")
-        if not rows or not isinstance(rows[0][1], dict) or "text" not in rows[0][1]:
-            return load_demonstrations(spec)
+    if spec.startswith(DATASETS):
+        rows = dataset_rows(spec, argument)
+    elif spec.endswith(".jsonl"):
+        rows = read_json_lines(Path(spec), f"{argument} '{spec}'")
+    if rows == []:
+        raise InputError(f"{argument} '{spec}': no rows; give one object a line, with text, with messages, or with prompt and response")
+    if not rows or not isinstance(rows[0][1], dict) or "text" not in rows[0][1]:
+        return load_demonstrations(spec, argument=argument)
     for where, row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
             refuse(where, "text", row.get("text") if isinstance(row, dict) else row, "a text that is not empty is required")

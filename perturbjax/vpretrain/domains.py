@@ -26,7 +26,7 @@ def corpus_domains(spec: str, corpus: Sequence[Demonstration], wanted: Sequence[
     """
     rows: Any = ()
     if spec.startswith(DATASETS):
-        rows = [(f"corpus '{spec}': row {number}", row) for number, row in enumerate(dataset_rows(spec))]
+        rows = dataset_rows(spec, "corpus")
     elif spec.endswith(".jsonl"):
         rows = read_json_lines(Path(spec), f"corpus '{spec}'")
     if not rows or "question" in rows[0][1]:

@@ -1,7 +1,6 @@
-"""What an arm is measured by at its end: loss and answers on test rows, the loss of other text, and what its designer does."""
+"""What an arm is measured by at its end beside its answers: the loss of each row, and what its designer does."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -9,11 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from perturbjax.inference import Engine
-from perturbjax.noise import Noise
 from perturbjax.pretrained import Model
 from perturbjax.sharding import REPLICATED
-from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.language import hidden_at_queries, sum_over_queries
 from perturbjax.train.placement import put_batch
@@ -25,15 +21,6 @@ from perturbjax.vpretrain.text import Designed, Learner
 
 EXAMPLES, CONTEXT, SHOWN = 6, 12, 4
 """Targets that are shown, tokens of their context, candidates of each."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Strict and lenient score of each question, and the tokens of prompts and replies."""
-
-    scores: tuple[float, ...]
-    lenient: tuple[float, ...]
-    tokens: int
 
 
 def row_losses(learner: Learner, params: Any, texts: Sequence[EncodedDemonstration], row_tokens: int, mesh: Mesh) -> tuple[float, ...]:
@@ -68,14 +55,6 @@ def _losses(learner: Learner) -> Callable[[Any, Any], jax.Array]:
         return sum_over_queries(sums, hidden_at_queries(decoder, batch), batch["labels"], batch["weights"])["loss"]
 
     return losses
-
-
-def answers(model: Model, params: Any, task: Task, template: Template, questions: Sequence[Example], mesh: Mesh) -> Answers:
-    """A task's questions, put to the model with these parameters."""
-    engine = Engine(replace(model, params=params), task, Noise(), mesh, chunk=1)
-    found = engine.run_plain(engine.prepare(questions, template))
-    scores, lenient = (tuple(map(float, array[0])) for array in (found.scores, found.lenient))
-    return Answers(scores, lenient, int(found.tokens[0]))
 
 
 def target_examples(experiment: Experiment, params: Any, auxiliary: Any, model: Model) -> tuple[tuple[TargetExample, ...], float]:

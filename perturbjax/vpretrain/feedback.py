@@ -10,7 +10,7 @@ from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.splits import make_splits
 from perturbjax.train.demonstrations import Demonstration, is_task, task_demonstrations
 from perturbjax.tree import digest
-from perturbjax.vpretrain.corpus import called, load_corpus
+from perturbjax.vpretrain.corpus import load_corpus
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FeedbackSet:
         steer, validation, test: disjoint rows.
         task: whose questions they are; None for other files.
         template: of its prompts.
-        questions: those of ``test``.
+        questions: those of ``test``; ``validation_questions``: those of ``validation``.
     """
 
     name: str
@@ -34,6 +34,7 @@ class FeedbackSet:
     task: Task | None = None
     template: Template | None = None
     questions: tuple[Example, ...] = ()
+    validation_questions: tuple[Example, ...] = ()
 
 
 def load_feedback(spec: str, steer: int, validation: int, test: int, seed: int) -> FeedbackSet:
@@ -47,9 +48,9 @@ def load_feedback(spec: str, steer: int, validation: int, test: int, seed: int) 
     Raises:
         InputError: it cannot be read, or has too few rows.
     """
-    with called("feedback"):
-        task = load_task(spec) if not spec.endswith(".txt") and is_task(spec) else None
-        examples = task.examples() if task is not None else ()
+    named = not spec.endswith(".txt") and is_task(spec, "feedback")
+    task = load_task(spec, argument="feedback") if named else None
+    examples = task.examples() if task is not None else ()
     if task is not None:
         try:
             splits = make_splits(examples, steer, validation, test, seed)
@@ -58,7 +59,7 @@ def load_feedback(spec: str, steer: int, validation: int, test: int, seed: int) 
             raise InputError(renamed) from None
         template = task.templates[0]
         parts = [task_demonstrations(task, template.name, some) for some in (splits.search, splits.select, splits.test)]
-        return FeedbackSet(spec, task.source, parts[0], parts[1], parts[2], task, template, splits.test)
+        return FeedbackSet(spec, task.source, parts[0], parts[1], parts[2], task, template, splits.test, splits.select)
     rows = _distinct(sorted(load_corpus(spec, "feedback"), key=lambda each: digest([seed, each.id])))
     if len(rows) < steer + validation + test:
         asked = f"`feedback_examples` {steer} + `validation_examples` {validation} + `test_examples` {test}"

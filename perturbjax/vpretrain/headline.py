@@ -1,5 +1,7 @@
 """The verdict in plain words, computed from the paired intervals and nothing else."""
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from perturbjax.report.schema import Comparison, Headline, Verdict
@@ -28,6 +30,7 @@ STILL = 0.01
 def headline(results: Results) -> Headline:
     """Grades the run's own arm on its first feedback set, beside plain pretraining at equal steps and batch, or step 0 without it."""
     own, name, figures = results.own, *first_set(results.own)
+    shown = labels(own.sets)
     compared, against = basis(figures)
     verdict: Verdict = compared.verdict if compared is not None else "no clear effect"
     subject = NAMES[own.mode][0].upper() + NAMES[own.mode][1:]
@@ -38,9 +41,9 @@ def headline(results: Results) -> Headline:
     }[verdict]
     several = len(own.sets) > 1
     if several:
-        title += f", on {label(name)}"
-    sentences = [text for each, found in own.sets.items() for text in (_effect(results, each, found), *_answers(found))]
-    sentences += [*_controls(results, name, several), *_general(results)]
+        title += f", on {shown[name]}"
+    sentences = [text for each, found in own.sets.items() for text in (_effect(results, each, shown[each], found), *_answers(found))]
+    sentences += [*_controls(results, name, shown[name] if several else None), *_general(results)]
     idle = idleness(own)
     sentences += [*([] if idle is None else [idle]), _cost(own)]
     return Headline(verdict, title, tuple(sentences))
@@ -81,9 +84,22 @@ def basis(figures: SetFigures) -> tuple[Comparison | None, str]:
     return figures.against_start, NAMES[START]
 
 
-def label(name: str) -> str:
-    """A feedback set's name for people: a task's, or a file's without its folder."""
-    return Path(name).name if name.endswith((".jsonl", ".txt")) else name
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """Names of feedback sets -> what people read: of a task its name, of a file the shortest end of its path that no other of them has.
+
+    >>> list(labels(["old/a.jsonl", "new/a.jsonl", "old/b.jsonl", "gsm8k"]).values())
+    ['old/a.jsonl', 'new/a.jsonl', 'b.jsonl', 'gsm8k']
+    """
+    parts = {name: Path(name).parts if name.endswith((".jsonl", ".txt")) else (name,) for name in names}
+
+    def ends(length: int) -> dict[str, str]:
+        return {name: str(Path(*each[-length:])) for name, each in parts.items()}
+
+    found = ends(1)
+    for length in range(2, max(map(len, parts.values()), default=0) + 1):
+        times = Counter(found.values())
+        found |= {name: end for name, end in ends(length).items() if times[found[name]] > 1}
+    return found
 
 
 def nats(difference: float) -> str:
@@ -102,10 +118,10 @@ def nats_range(comparison: Comparison) -> str:
     return f"{nats(low)} to {nats(high)}"
 
 
-def _effect(results: Results, name: str, figures: SetFigures) -> str:
+def _effect(results: Results, name: str, shown: str, figures: SetFigures) -> str:
     compared, against = basis(figures)
     start = next(arm for arm in results.arms if arm.mode == START).sets[name]
-    text = f"On {count(figures.n)} test rows of {label(name)} the loss of the answers was {figures.loss:.3f} nats a token, "
+    text = f"On {count(figures.n)} test rows of {shown} the loss of the answers was {figures.loss:.3f} nats a token, "
     text += f"at step 0 {start.loss:.3f}."
     if compared is None:
         return text
@@ -131,9 +147,9 @@ def _answers(figures: SetFigures) -> list[str]:
     return [f"{text}."]
 
 
-def _controls(results: Results, name: str, several: bool) -> list[str]:
+def _controls(results: Results, name: str, shown: str | None) -> list[str]:
     others = [arm for arm in results.arms if arm.mode not in (START, "plain", results.own.mode)]
-    where = f", on {label(name)}," if several else ""
+    where = f", on {shown}," if shown is not None else ""
     return [_control(NAMES[results.own.mode], f"{NAMES[arm.mode]}{where}", arm.sets[name]) for arm in others]
 
 

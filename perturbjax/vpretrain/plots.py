@@ -6,10 +6,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, save
+from perturbjax.report.figure import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, label_right, new_figure, percent_axis, round_ticks, save
 from perturbjax.report.words import shorten
 from perturbjax.train.problem import Look
-from perturbjax.vpretrain.headline import label
+from perturbjax.vpretrain.headline import labels
 from perturbjax.vpretrain.results import START, Measured, correlation, probe_pairs
 
 COLORS = {
@@ -23,22 +23,28 @@ COLORS = {
 }
 
 
-def plot_losses(path: Path, arms: Sequence[Measured], names: Sequence[str], against: str) -> None:
-    """A curve of each arm from step 0 on, against ``steps`` or ``seconds``; a panel for each of the losses ``names`` of the looks."""
-    figure, axes = new_figure(1.0 + 2.4 * len(names), rows=len(names))
+def plot_learning(path: Path, arms: Sequence[Measured], last: Look, against: str) -> None:
+    """A curve of each arm from step 0 on, against ``steps`` or ``seconds``; a panel for each loss and each accuracy of the look ``last``,
+    those of one set below each other."""
+    panels = [(kind, name) for name in last.validation for kind in ("validation", "accuracy") if name in getattr(last, kind)]
+    shown, words = labels(last.validation), {"validation": "nats a token", "accuracy": "questions right"}
+    figure, axes = new_figure(1.0 + 2.4 * len(panels), rows=len(panels))
     place: Callable[[Look], float] = (lambda look: look.step) if against == "steps" else (lambda look: look.seconds)
     before = next((arm.looks for arm in arms if arm.mode == START), ())
-    for axis, name in zip(axes, names, strict=True):
-        labels = []
+    for axis, (kind, name) in zip(axes, panels, strict=True):
+        ends = []
         for arm in arms:
-            points = [(place(look), look.validation[name]) for look in (*before, *arm.looks) if name in look.validation]
+            found = [(place(look), getattr(look, kind)) for look in (*before, *arm.looks)]
+            points = [(x, values[name]) for x, values in found if name in values]
             if arm.mode != START and points:
                 x, y = zip(*points, strict=True)
                 axis.plot(x, y, color=COLORS[arm.mode], marker="o", markersize=3.5, linewidth=1.8)
-                labels.append((y[-1], arm.mode.replace("_", "-"), COLORS[arm.mode]))
-        axis.set_ylabel(f"{shorten(label(name), 24)}\nnats a token")
+                ends.append((y[-1], arm.mode.replace("_", "-"), COLORS[arm.mode]))
+        axis.set_ylabel(f"{shorten(shown[name], 24)}\n{words[kind]}")
         _grid(axis)
-        label_right(axis, labels)
+        if kind == "accuracy":
+            _shares(axis)
+        label_right(axis, ends)
     axes[-1].set_xlabel("optimizer steps" if against == "steps" else "seconds of steps")
     axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=against == "steps"))
     save(figure, path)
@@ -79,6 +85,15 @@ def plot_designer(path: Path, arms: Sequence[Measured]) -> None:
     axes[-1].set_xlabel("optimizer steps")
     axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=True))
     save(figure, path)
+
+
+def _shares(axis: Axes) -> None:
+    """Percents between 0 and 100, of at least 20 points: what few questions make of chance should not fill the panel."""
+    low, high = axis.get_ylim()
+    wider = max(0.0, 0.2 - (high - low)) / 2
+    axis.set_ylim(max(low - wider, -0.01), min(high + wider, 1.01))
+    axis.yaxis.set_major_locator(round_ticks())
+    percent_axis(axis, "y")
 
 
 def _grid(axis: Axes) -> None:

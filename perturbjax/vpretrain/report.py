@@ -1,15 +1,17 @@
 """The report page of a steered pretraining: what was done, whether it helped, beside what, and how sure one can be."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from perturbjax.errors import InputError
+from perturbjax.report.accounting import wilson
 from perturbjax.report.page import missing_extra, read_run_record, reproduce_command, write_page
 from perturbjax.report.schema import Devices
 from perturbjax.report.words import count
 from perturbjax.vpretrain.caveats import caveats
-from perturbjax.vpretrain.config import Config, Steer
-from perturbjax.vpretrain.headline import NAMES, WITH_DESIGNER, headline, label, nats, nats_range, seconds
+from perturbjax.vpretrain.config import Config, Data, Steer
+from perturbjax.vpretrain.headline import NAMES, WITH_DESIGNER, headline, labels, nats, nats_range, seconds
 from perturbjax.vpretrain.results import START, Measured, Results, probe_pairs, read_measured, read_results
 
 
@@ -38,7 +40,7 @@ def write_report(run_dir: str | Path) -> Path:
     results, (record, config) = read_results(run_dir / "results.json"), read_run_record(RunRecord, run_dir)
     arms = [_read_arm(run_dir / "arms" / f"{arm.mode}.json", arm.mode) for arm in results.arms]
     own = next(arm for arm in arms if arm.mode == results.mode)
-    plots = _write_plots(run_dir, arms, own)
+    plots, shown = _write_plots(run_dir, arms, own), labels(results.own.sets)
     values = {
         "results": results,
         "config": config,
@@ -50,9 +52,11 @@ def write_report(run_dir: str | Path) -> Path:
         "setup": _setup(results, record),
         "command": reproduce_command("vpretrain", record.config),
         "caveats": caveats(results, record.config),
+        "asked_words": _asked_words(own, record.config.data),
     }
     report = run_dir / "report.html"
-    write_page(report, "perturbjax.vpretrain", values, {"nats": nats, "nats_range": nats_range, "label": label, "seconds": seconds}, plots)
+    filters = {"nats": nats, "nats_range": nats_range, "label": shown.__getitem__, "seconds": seconds}
+    write_page(report, "perturbjax.vpretrain", values, filters, plots)
     return report
 
 
@@ -67,16 +71,15 @@ def _read_arm(path: Path, mode: str) -> Measured:
 
 def _write_plots(run_dir: Path, arms: list[Measured], own: Measured) -> list[Path]:
     try:
-        from perturbjax.vpretrain.plots import plot_designer, plot_losses, plot_probe
+        from perturbjax.vpretrain.plots import plot_designer, plot_learning, plot_probe
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 
     folder = run_dir / "plots"
     folder.mkdir(exist_ok=True)
-    plots = {name: folder / f"{name}.png" for name in ("losses_steps", "losses_seconds")}
-    names = tuple(own.looks[-1].validation)
-    plot_losses(plots["losses_steps"], arms, names, "steps")
-    plot_losses(plots["losses_seconds"], arms, names, "seconds")
+    plots = {name: folder / f"{name}.png" for name in ("learning_steps", "learning_seconds")}
+    plot_learning(plots["learning_steps"], arms, own.looks[-1], "steps")
+    plot_learning(plots["learning_seconds"], arms, own.looks[-1], "seconds")
     if probe_pairs(own.looks):
         plots["probe"] = folder / "probe.png"
         plot_probe(plots["probe"], own)
@@ -84,6 +87,16 @@ def _write_plots(run_dir: Path, arms: list[Measured], own: Measured) -> list[Pat
         plots["designer"] = folder / "designer.png"
         plot_designer(plots["designer"], arms)
     return list(plots.values())
+
+
+def _asked_words(own: Measured, data: Data) -> str:
+    """How many questions an accuracy of the looks is of, and what chance makes of so few; empty where none were asked."""
+    asked = data.asked_at_looks("choice")
+    if not own.looks[-1].accuracy or not asked:
+        return ""
+    low, high = wilson(asked / 2, asked)
+    few = f"of {count(asked)} validation questions of each set, which are none of the test's"
+    return f"{few}; of so few, a share near one half is known to about ±{50 * (high - low):.0f} points"
 
 
 def steered_words(steer: Steer) -> str:
@@ -101,17 +114,17 @@ def steered_words(steer: Steer) -> str:
     }[steer.mode]
 
 
-def _domains(config: Config) -> str:
+def _domains(config: Config, names: Mapping[str, str]) -> str:
     """Which feedback steers which rows of the corpus."""
-    return "; ".join(f"{label(name)} steers the rows of {domain} alone" for name, domain in config.data.domains.items())
+    return "; ".join(f"{names[name]} steers the rows of {domain} alone" for name, domain in config.data.domains.items())
 
 
 def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
     config, trained = record.config, results.trained
     data, steer, training, adapt = config.data, config.steer, config.training, config.adapt
-    devices = record.devices
+    devices, names = record.devices, labels(data.feedback)
     last = "the last layer" if steer.subset_layers == 1 else f"the last {steer.subset_layers} layers"
-    looked = [last] * bool(steer.subset_layers) + list(steer.subset_rules)
+    looked = [last] * bool(steer.subset_layers) + list(map(str, steer.subset_rules))
     lora = f"low-rank changes of rank {adapt.lora_rank or 8}, alpha {adapt.lora_alpha:g}" if adapt.train == "lora" else "all parameters"
     seen = "the context, the true next token" + (", the learner's log-probabilities" if steer.designer_log_probs else "")
     modes = {arm.mode for arm in results.arms}
@@ -129,8 +142,8 @@ def _setup(results: Results, record: RunRecord) -> list[tuple[str, str]]:
         ("Corpus", f"{trained.corpus}: {count(trained.rows)} rows, {count(trained.tokens)} tokens; {count(trained.too_long)} too long"),
         ("Feedback", results.task.source),
         ("Rows of each", f"{data.feedback_examples} steer, {data.validation_examples} for validation, {data.test_examples} for the test"),
-        ("Weights", ", ".join(f"{label(name)} {weight:g}" for name, weight in data.weights.items())),
-        *([("Domains", _domains(config))] if data.domains else []),
+        ("Weights", ", ".join(f"{names[name]} {weight:g}" for name, weight in data.weights.items())),
+        *([("Domains", _domains(config, names))] if data.domains else []),
         ("Trained", f"{lora}: {count(trained.parameters)}"),
         *(targets if any(arm.alpha is not None for arm in results.arms) else []),
         ("Optimizer", f"AdamW, learning rate {training.learning_rate:g} ({training.schedule}), weight decay {training.weight_decay:g}"),

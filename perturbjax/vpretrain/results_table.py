@@ -3,15 +3,15 @@
 import textwrap
 
 from perturbjax.report.words import WIDTH, count, fact_lines, percent, shorten
-from perturbjax.vpretrain.headline import NAMES, WITH_DESIGNER, headline, idleness, label, nats, nats_range, seconds
+from perturbjax.vpretrain.headline import NAMES, WITH_DESIGNER, headline, idleness, labels, nats, nats_range, seconds
 from perturbjax.vpretrain.results import Results
 
 
 def results_table(results: Results) -> str:
     """Step 0 and the arms on each feedback set, then what was trained and what it cost."""
     lines = [textwrap.fill(line, WIDTH) for line in (headline(results).title, idleness(results.own)) if line]
-    for name in results.own.sets:
-        lines += ["", f"{shorten(label(name), 40):<44} {'loss':>7}  {'plain - it':>10}  {'95 % interval':<18} {'right':>7}"]
+    for name, shown in labels(results.own.sets).items():
+        lines += ["", f"{shorten(shown, 40):<44} {'loss':>7}  {'plain - it':>10}  {'95 % interval':<18} {'right':>7}"]
         lines.append("-" * len(lines[-1]))
         for arm in results.arms:
             figures = arm.sets[name]

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
@@ -21,7 +21,7 @@ from perturbjax.runs.machine import devices, resolve_dtype, versions
 from perturbjax.runs.rundir import fields_of
 from perturbjax.sharding import MODEL
 from perturbjax.train.optimizer import learning_rates
-from perturbjax.train.placement import check_batch, put_params
+from perturbjax.train.placement import check_batch, param_specs, put_params
 from perturbjax.train.rows import Rows, pack_rows
 from perturbjax.tree import digest, fingerprint
 from perturbjax.vpretrain.arms import STEERED, Experiment
@@ -37,6 +37,8 @@ from perturbjax.vpretrain.text import Learner, TextTask
 from perturbjax.vpretrain.value import make_subset
 
 CHAPTER = "vpretrain"
+LATER = ("validation",)
+"""Digests that the identity of an older run does not have; there, nothing is compared with them."""
 MOST_DESIGNED = 2**31
 """Parameters of a designer at most."""
 
@@ -98,6 +100,10 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     feedback = {name: load_feedback(name, *sizes, steer.seed) for name in data.feedback}
     steering, tested = (tuple(d for each in feedback.values() for d in getattr(each, part)) for part in ("steer", "test"))
     sets = {"corpus": corpus, "feedback": steering, "test": tested, "general": general}
+    if data.accuracy_questions and not any(each.task is not None for each in feedback.values()):
+        raise InputError(
+            f"`accuracy_questions` {data.accuracy_questions}: no feedback is a task, whose questions could be asked; leave it out"
+        )
     overlaps = check_overlaps(sets, data.allow_overlap)
     for pair, found in overlaps.items():
         if found.normalized:
@@ -131,6 +137,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         "designer_fingerprint": fingerprint(designer_params),
         # The texts, not the tokens: some chat templates write the date.
         "texts": digest([[to_json(each) for each in some] for some in (corpus, general, steering, tested)]),
+        "validation": digest([[to_json(row) for row in each.validation] for each in feedback.values()]),
         **({"domains": digest(list(domains))} if domains else {}),
     }
     return Parts(config, model, corpus, domains, general, feedback, overlaps, designer, designer_params, dtype, found, identity)
@@ -237,6 +244,18 @@ def merged(parts: Parts, trained: Any) -> Any:
     """
     adapter = adapter_of(parts.config, parts.model.config)
     return in_dtype(parts, trained if adapter is None else jax.device_get(jax.jit(adapter.apply)(parts.model.params, trained)))
+
+
+def whole_params(parts: Parts, mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """(trained, frozen), both on the mesh as in a training -> all parameters there, in the type of the model's weights; compiled once."""
+    adapter, dtype = adapter_of(parts.config, parts.model.config), DTYPES[parts.dtype]
+    specs = param_specs(parts.model.params, model_dims(parts, mesh))
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+
+    def whole(trained: Any, frozen: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), trained if adapter is None else adapter.apply(frozen, trained))
+
+    return jax.jit(whole, out_shardings=places)
 
 
 def in_dtype(parts: Parts, params: Any = None) -> Any:

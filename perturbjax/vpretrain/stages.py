@@ -14,6 +14,7 @@ from perturbjax.models.adapters import trainable_count
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
+from perturbjax.report.words import percent
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, read_json, write_json
 from perturbjax.runs.machine import make_mesh, require
@@ -24,16 +25,18 @@ from perturbjax.train.problem import Fitted, Look
 from perturbjax.tree import fingerprint
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.artifacts import save_designer, vocabulary_of
+from perturbjax.vpretrain.asking import LOOKS, TEST, accuracies, make_askers
 from perturbjax.vpretrain.config import Config, Mode
 from perturbjax.vpretrain.corpus import encode_corpus
-from perturbjax.vpretrain.evaluation import answers, row_losses, target_examples
+from perturbjax.vpretrain.evaluation import row_losses, target_examples
 from perturbjax.vpretrain.figures import arm_figures
-from perturbjax.vpretrain.headline import WITH_DESIGNER, label
+from perturbjax.vpretrain.headline import WITH_DESIGNER, labels
 from perturbjax.vpretrain.report import write_report
 from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained
 from perturbjax.vpretrain.results_table import results_table
 from perturbjax.vpretrain.setup import (
     CHAPTER,
+    LATER,
     Packed,
     Parts,
     check_layout,
@@ -44,6 +47,7 @@ from perturbjax.vpretrain.setup import (
     merged,
     model_dims,
     pack,
+    whole_params,
 )
 
 
@@ -74,7 +78,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     mesh = make_mesh(config.machine)
     check_layout(config, mesh)
     directory = RunDirectory(config.run.out or default_path(CHAPTER, parts.model.name, parts.identity))
-    clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, fields_of(Config()), progress.note)
+    defaults = fields_of(Config()) | {name: parts.identity[name] for name in LATER}
+    clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, defaults, progress.note)
     parts = replace(parts, identity=identity)
     parts.model.tokenizer.clock = clock
     packed = pack(parts, progress.note)
@@ -102,6 +107,11 @@ class _Stages:
         self._progress, self._peers = progress, peers
         self._experiment: Experiment = make_experiment(parts, packed, mesh)
         self._arms = directory.path / "arms"
+        self._whole = whole_params(parts, mesh)
+        # Of a run of before the setting, arms that are done were not asked.
+        data = parts.config.data if "accuracy_questions" in parts.identity else replace(parts.config.data, accuracy_questions=0)
+        self._askers = make_askers(parts.model, parts.feedback, data, mesh)
+        self._asks_at_looks = any(LOOKS in asker for asker in self._askers.values())
 
     def all(self) -> None:
         parts, config, experiment = self._parts, self._parts.config, self._experiment
@@ -129,7 +139,7 @@ class _Stages:
             sum(int(np.prod(leaf.shape)) for leaf in jax.eval_shape(subset.take, experiment.trained).values()),
             trainable_count(parts.designer_params),
         )
-        names = ", ".join(map(label, parts.feedback))
+        names = ", ".join(labels(parts.feedback).values())
         task = Source(names, "; ".join(each.source for each in parts.feedback.values()))
         figures = arm_figures(measured, config.steer.mode, config.steer.seed)
         model = Source(parts.model.name, parts.model.source)
@@ -184,13 +194,11 @@ class _Stages:
         what = "step 0" if mode == START else f"{mode}, test"
         with self._progress.bar(what, stages) as bar:
             for number, (name, each) in enumerate(parts.feedback.items(), start=1):
-                of_questions = None
-                if each.task is not None and each.template is not None:
-                    of_questions = answers(parts.model, params, each.task, each.template, each.questions, self._mesh)
-                found[name] = losses(each.test), of_questions
+                asker = self._askers.get(name)
+                found[name] = losses(each.test), asker.ask(placed, TEST) if asker is not None else None
                 bar.update(number)
             general = float(np.mean(losses(parts.general))) if parts.general else None
-            looks = self._first_look(losses, general) if mode == START else ()
+            looks = self._first_look(losses, general, placed) if mode == START else ()
             bar.update(stages)
         answered = {name: replies for name, (_, replies) in found.items() if replies is not None}
         return Measured(
@@ -204,10 +212,15 @@ class _Stages:
             looks,
         )
 
-    def _first_look(self, losses: Callable[[Any], tuple[float, ...]], general: float | None) -> tuple[Look, ...]:
+    def _first_look(self, losses: Callable[[Any], tuple[float, ...]], general: float | None, placed: Any) -> tuple[Look, ...]:
         """What the looks of a training measure, before any."""
         validation = {name: float(np.mean(losses(each.validation))) for name, each in self._parts.feedback.items()}
-        return (Look(0, {}, 0.0, 0.0, validation | ({"general": general} if general is not None else {}), 0, 0.0, None),)
+        validation |= {"general": general} if general is not None else {}
+        return (Look(0, {}, 0.0, 0.0, validation, 0, 0.0, None, accuracy=accuracies(self._askers, placed)),)
+
+    def _accuracy(self, trained: Any) -> dict[str, float]:
+        """Of what a training trains, on the mesh."""
+        return accuracies(self._askers, self._whole(trained, self._experiment.frozen))
 
     def _train(self, mode: Mode, own: bool) -> Fitted:
         parts = self._parts
@@ -227,7 +240,7 @@ class _Stages:
         name = "metrics.jsonl" if own else f"metrics-{mode}.jsonl"
         try:
             return fit(
-                self._experiment.problem(mode),
+                replace(self._experiment.problem(mode), accuracy=self._accuracy if self._asks_at_looks else None),
                 parts.config.training,
                 parts.config.steer.seed,
                 self._directory.state / mode,
@@ -247,7 +260,9 @@ class _Stages:
 
 def _figures(look: Look) -> dict[str, str]:
     figures = {"loss": f"{look.losses.get('plain', look.losses['loss']):.3f}"}
-    figures |= {label(name): f"{value:.3f}" for name, value in look.validation.items()}
+    shown = labels(look.validation)
+    figures |= {shown[name]: f"{value:.3f}" for name, value in look.validation.items()}
+    figures |= {f"{shown[name]} right": percent(value) for name, value in look.accuracy.items()}
     if look.updates:
         figures |= {name: f"{look.updates[-1][name]:.2g}" for name in ("predicted", "realized") if name in look.updates[-1]}
     if look.tokens_per_s is not None:

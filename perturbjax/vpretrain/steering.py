@@ -51,6 +51,11 @@ class Steering:
     seed: int = 0
     probe: bool = True
 
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Of the designer."""
+        return optax.chain(optax.clip_by_global_norm(self.clip), optax.adam(self.learning_rate))
+
     def due(self, step: int) -> bool:
         return step >= self.burn_in and (step - self.burn_in) % self.every == 0
 
@@ -96,9 +101,6 @@ def designer_auxiliary(
     """
     if matched and steering.similarity == "cosine":
         raise ValueError("similarity cosine: it is of all rows together; with matched domains, dot or preconditioned is required")
-    clip, adam = optax.clip_by_global_norm(steering.clip), optax.adam(steering.learning_rate)
-    chain = optax.chain(clip, adam)
-    init, advance = promoting(chain.init), promoting(chain.update)
 
     def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Figures]:
         trained, feedback = training.params, jax.tree.map(lambda array: array[0], own)
@@ -121,10 +123,8 @@ def designer_auxiliary(
             prepared = scores(direction)
         with jax.named_scope("designer"):
             (found, means), gradients = jax.value_and_grad(value, has_aux=True)(state["designer"], prepared)
-            updates, moments = advance(jax.tree.map(jnp.negative, gradients), state["optimizer"], state["designer"])
             good = jnp.isfinite(found) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(norm(g_down))
-            after, before = (optax.apply_updates(state["designer"], updates), moments), (state["designer"], state["optimizer"])
-            new, moments = jax.tree.map(partial(jnp.where, good), after, before)
+            new, moments = _raised(steering.optimizer, state, gradients, good)
         figures = means | {"value": found if cosine is None else cosine, "feedback_loss": down}
         figures |= {"direction_norm": norm(g_down), "skipped": 1.0 - good.astype(jnp.float32)}
         if steering.probe:
@@ -136,11 +136,23 @@ def designer_auxiliary(
                 figures |= _predictions(jnp.asarray(rate(step), jnp.float32), momentum, own_part, step)
         return {"designer": new, "optimizer": moments, **_counted(state, good)}, figures
 
-    designer = jax.tree.map(jnp.asarray, designer)
-    start = {"designer": designer, "optimizer": init(designer), **_counts()}
-    moment = moment_specs(TrainState(designer, start["optimizer"]), chain, dims)
-    specs = {"designer": param_specs(designer, dims), "optimizer": moment, **dict.fromkeys(_counts(), REPLICATED)}
+    start, specs = _designer_start(steering.optimizer, designer, dims)
     return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None, specs=specs)
+
+
+def _designer_start(optimizer: optax.GradientTransformation, designer: Any, dims: Mapping[str, ShardedDim]) -> tuple[Any, Any]:
+    """The state that a designer begins with, and its partition specs."""
+    designer = jax.tree.map(jnp.asarray, designer)
+    moments = promoting(optimizer.init)(designer)
+    specs = {"designer": param_specs(designer, dims), "optimizer": moment_specs(TrainState(designer, moments), optimizer, dims)}
+    return {"designer": designer, "optimizer": moments, **_counts()}, {**specs, **dict.fromkeys(_counts(), REPLICATED)}
+
+
+def _raised(optimizer: optax.GradientTransformation, state: Any, gradients: Any, good: jax.Array) -> tuple[Any, Any]:
+    """The designer and its moments after a step up the gradients of its value, or where that is not ``good``, as they were."""
+    updates, moments = promoting(optimizer.update)(jax.tree.map(jnp.negative, gradients), state["optimizer"], state["designer"])
+    after, before = (optax.apply_updates(state["designer"], updates), moments), (state["designer"], state["optimizer"])
+    return jax.tree.map(partial(jnp.where, good), after, before)
 
 
 def _mean_value(task: DesignedTask, trained: Any, frozen: Any, designer: Any, prepared: Any) -> tuple[jax.Array, Sums]:

@@ -11,7 +11,6 @@ mean_t sum_v q_t(v) s_t(v) with s_t(v) = -d/de log p_(params + e g_down)(v). ``v
 All of it looks at a subset of the parameters, and a direction exists for the subset alone.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from perturbjax.errors import InputError
+from perturbjax.noise import Rule
 from perturbjax.tree import leaf_paths, map_with_paths
 
 STACKED = "layers/"
@@ -63,40 +63,56 @@ class Subset:
         return map_with_paths(one, params)
 
 
-def make_subset(params: Any, layers: int | None = None, rules: Sequence[str] = ()) -> Subset:
+def make_subset(params: Any, layers: int | None = None, rules: Sequence[Rule | str] = ()) -> Subset:
     """The subset that the settings name.
 
     Args:
         params: nested dicts of arrays, or of shapes.
-        layers: the last so many layers, of the leaves whose path holds ``layers/``; 0 or None: all that the rules match.
-        rules: regular expressions (``re.search``) for paths; with ``layers``, of these leaves the last layers alone. At least one of
-            the two is required.
+        layers: the last so many layers, of the leaves whose path holds ``layers/``; 0 or None: all that the rules choose.
+        rules: for paths, first match wins, as for noise. A regular expression chooses leaves, as a ``Rule`` with the scale "absolute" does;
+            one with the scale None excludes them. What no rule names belongs where all of them exclude. With ``layers``, of these leaves
+            the last layers alone. At least one of the two is required.
 
     Raises:
-        InputError: a rule that is no regular expression or matches no path, or more layers than there are.
+        InputError: a rule that is no regular expression, has a scale, or matches no path that an earlier one has left; rules that leave
+            nothing; more layers than there are.
     """
     paths = leaf_paths(params)
     if not layers and not rules:
         raise InputError("`subset_layers`: a number of layers, or `subset_rules`, is required")
-    chosen = list(paths)
-    if rules:
-        for rule in rules:
-            try:
-                matching = [path for path in paths if re.search(rule, path)]
-            except re.error as error:
-                raise InputError(f"`subset_rules` {rule}: not a regular expression ({error})") from None
-            if not matching:
-                raise InputError(f"`subset_rules` {rule}: matches no parameter; the paths are like {', '.join(list(paths)[:3])}")
-        chosen = [path for path in paths if any(re.search(rule, path) for rule in rules)]
+    chosen = _chosen(list(paths), rules) if rules else list(paths)
     if not layers:
         return Subset(tuple((path, 0) for path in chosen), None)
     chosen = [path for path in chosen if STACKED in path]
     if not chosen:
-        raise InputError(f"`subset_rules` {','.join(rules)}: matches nothing in the layers; set `subset_layers` 0")
+        raise InputError(f"`subset_rules` {','.join(map(str, rules))}: leave nothing of the layers; set `subset_layers` 0")
     (count,) = {len(paths[path]) if hasattr(paths[path], "__len__") else paths[path].shape[0] for path in chosen}
     if not 1 <= layers <= count:
         raise InputError(f"`subset_layers` {layers}: 1 to {count}, the number of layers, is required")
     return Subset(tuple((path, count - layers) for path in chosen), layers)
+
+
+def _chosen(paths: list[str], rules: Sequence[Rule | str]) -> list[str]:
+    """The paths that the rules choose."""
+    found: list[Rule] = []
+    for rule in rules:
+        try:
+            found.append(Rule(rule, "absolute") if isinstance(rule, str) else rule)
+        except ValueError:
+            raise InputError(f"`subset_rules` {rule}: not a regular expression") from None
+        if found[-1].scale not in (None, "absolute"):
+            pattern = found[-1].pattern
+            raise InputError(f"`subset_rules` {rule}: a subset has no scales; {pattern} or {pattern}=exclude is required")
+    decided = {path: next((number for number, rule in enumerate(found) if rule.matches(path)), None) for path in paths}
+    for number, rule in enumerate(rules):
+        if number not in decided.values():
+            left = " that an earlier rule has left" if any(map(found[number].matches, paths)) else ""
+            raise InputError(f"`subset_rules` {rule}: matches no parameter{left}; the paths are like {', '.join(paths[:3])}")
+    unnamed = all(rule.scale is None for rule in found)
+    chosen = [path for path, number in decided.items() if (unnamed if number is None else found[number].scale is not None)]
+    if not chosen:
+        raise InputError(f"`subset_rules` {','.join(map(str, rules))}: exclude every parameter; leave some")
+    return chosen
 
 
 class Scored(NamedTuple):

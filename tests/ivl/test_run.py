@@ -226,6 +226,7 @@ class TestIvl(ChapterBattery):
     ("flags", "said"),
     [
         (["--demonstrations", "none.jsonl"], "demonstrations none.jsonl: the file cannot be read"),
+        (["--demonstrations", "nowhere"], "--demonstrations nowhere: unknown task"),
         (["--demonstrations", "CHATS"], "--task: the demonstrations are no task; name the task whose questions are asked at the end"),
         (["--demonstrations", "BAD", "--task", "EVEN"], "line 2: response null: a text that is not empty is required"),
         (

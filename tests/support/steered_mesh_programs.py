@@ -15,11 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from perturbjax.bench.collectives import read_collectives
 from perturbjax.runs.files import MetricsLog
-from perturbjax.sharding import make_mesh
+from perturbjax.sharding import make_mesh, shard_params
 from perturbjax.train import Training
 from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import learning_rates
-from perturbjax.train.placement import put_batch
+from perturbjax.train.placement import put_batch, put_params
 from perturbjax.train.problem import Fitted
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.candidates import candidates, log_probs_of
@@ -92,10 +92,21 @@ def sharded_candidates(model: int) -> tuple[bool, int, int]:
     return bool(np.all(np.asarray(ids) == np.asarray(candidates(logits, labels, k)))), largest, logits.nbytes // mesh.size
 
 
+def same_placing(model: int) -> bool:
+    """Whether an engine's parameters are the same from arrays of a training, which lie on the mesh, as from the host; the last block of the
+    vocabulary is padded, and devices share a key head."""
+    mesh, params = make_mesh(model=model), cases.params()
+    layout = cases.CONFIG.partition(model)
+    dims = layout.dims(cases.CONFIG) if layout else {}
+    found, expected = (shard_params(tree, mesh, dims).arrays for tree in (put_params(params, mesh, dims), params))
+    return all(jax.tree.leaves(jax.tree.map(lambda a, b: a.sharding == b.sharding and np.array_equal(a, b), found, expected)))
+
+
 def main() -> None:
     for model in (2, 4):
         same, largest, own = sharded_candidates(model)
         print(f"candidates {'ok' if same and largest < own / 16 else 'WRONG'} {8 // model}x{model}: same {same}, {largest} of {own} bytes")
+    print(f"placed {'ok' if same_placing(2) else 'WRONG'} 4x2")
     fitted = steered(8, 2)
     print(f"designer {'ok' if held(fitted) < 0.6 else 'WRONG'} 4x2: a device holds {held(fitted):.2f} of it and of its moments")
     one, several = figures(steered(1, 1)), figures(fitted)

@@ -1,6 +1,8 @@
 """The training loop against a plain one, and what must not change a training: parts, layers made again, kills, devices."""
 
 import json
+from time import perf_counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from perturbjax import sharding
 from perturbjax.errors import InputError
 from perturbjax.pretrained import load_model
 from perturbjax.runs.files import MetricsLog
-from perturbjax.train import Training
+from perturbjax.train import Training, loop
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.language import fine_tuning_loss
 from perturbjax.train.loop import fit
@@ -55,11 +57,14 @@ def validation(model):
     return pack_rows(demonstrations(model, 10, 1), TRAINING.row_tokens)
 
 
-def train(model, rows, folder, training=TRAINING, validation=None, on_step=lambda *_: None, remat=False, params=None):
+def norm_scale(params):
+    return {"scale": float(jnp.mean(params["norm"]["scale"]))}
+
+
+def train(model, rows, folder, training=TRAINING, validation=None, on_step=lambda *_: None, remat=False, params=None, accuracy=norm_scale):
     folder.mkdir(exist_ok=True)
-    problem = Problem(
-        model.params if params is None else params, [(fine_tuning_loss(model.config, jnp.float32, remat), None)], rows, validation
-    )
+    losses = [(fine_tuning_loss(model.config, jnp.float32, remat), None)]
+    problem = Problem(model.params if params is None else params, losses, rows, validation, accuracy=accuracy)
     metrics = MetricsLog(folder / "metrics.jsonl")
     return fit(problem, training, 0, folder / "state", {"seed": 0}, sharding.make_mesh(), metrics, on_step)
 
@@ -138,10 +143,26 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(model, rows, vali
     again = train(model, rows, tmp_path / "run", validation=validation, on_step=lambda step, *_: seen.append(step))
     assert seen[0] == stop // 2 * 2
     assert fingerprint(again.params) == fingerprint(trained.params)
-    values = [(look.step, look.losses, look.validation, look.gradient_norm) for look in again.looks]
-    assert values == [(look.step, look.losses, look.validation, look.gradient_norm) for look in trained.looks]
+    values = [(look.step, look.losses, look.validation, look.gradient_norm, look.accuracy) for look in again.looks]
+    assert values == [(look.step, look.losses, look.validation, look.gradient_norm, look.accuracy) for look in trained.looks]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
+
+
+def test_an_accuracy_is_of_the_weights_at_each_look_and_takes_no_time_of_steps(model, rows, tmp_path, monkeypatch):
+    asked, skew = [], [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: perf_counter() + skew[0]))
+
+    def accuracy(params):
+        skew[0] += 1e6
+        asked.append(fingerprint(params))
+        return {"set": len(asked) / 8}
+
+    fitted = train(model, rows, tmp_path / "run", accuracy=accuracy)
+    assert [look.accuracy for look in fitted.looks] == [{"set": 0.125}, {"set": 0.25}, {"set": 0.375}]
+    assert len(set(asked)) == 3 and asked[-1] == fingerprint(fitted.params) and fitted.looks[-1].seconds < 1e6
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["accuracy"]["set"] for line in lines] == [0.125, 0.25, 0.375]
 
 
 def test_patience_keeps_the_weights_of_the_lowest_validation_loss(model, rows, validation, tmp_path):

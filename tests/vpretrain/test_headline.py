@@ -11,7 +11,7 @@ from perturbjax.train.problem import Look
 from perturbjax.vpretrain.caveats import caveats
 from perturbjax.vpretrain.config import Config, Data, Mode
 from perturbjax.vpretrain.figures import arm_figures
-from perturbjax.vpretrain.headline import headline, idleness
+from perturbjax.vpretrain.headline import headline, idleness, labels
 from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained
 from perturbjax.vpretrain.results_table import results_table
 
@@ -92,6 +92,18 @@ def test_a_random_direction_that_does_as_well_is_said_to():
     assert not any(said in sentence for sentence in caveats(worse, config))
     assert any("designed targets did clearly better (+0.4" in sentence for sentence in headline(worse).sentences)
     assert any("neither clearly better nor clearly worse" in sentence for sentence in headline(equal).sentences)
+
+
+def test_sets_of_one_file_name_are_told_apart_by_the_end_of_their_paths():
+    paths = ["/x/old/part/a.jsonl", "/x/new/part/a.jsonl", "/x/new/b.txt", "mmlu:law", "a.jsonl"]
+    assert list(labels(paths).values()) == ["old/part/a.jsonl", "new/part/a.jsonl", "b.txt", "mmlu:law", "a.jsonl"]
+    assert labels(["./a.jsonl", "a.jsonl"]) == {"./a.jsonl": "a.jsonl", "a.jsonl": "a.jsonl"} and labels([]) == {}
+    found = results(plain=1.5, value=1.0)
+    doubled = tuple(replace(arm, sets=dict.fromkeys(paths[:2], arm.sets["set"])) for arm in found.arms)
+    found = replace(found, arms=doubled)
+    assert headline(found).title.endswith(", on old/part/a.jsonl") and "test rows of new/part/a.jsonl" in headline(found).sentences[1]
+    table = results_table(found)
+    assert "\nold/part/a.jsonl  " in table and "\nnew/part/a.jsonl  " in table
 
 
 def test_several_sets_have_a_sentence_each_and_the_title_names_the_first():

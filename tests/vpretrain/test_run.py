@@ -12,9 +12,13 @@ from support.cli_tiny import write_questions
 from support.paths import FIXTURES
 
 from perturbjax import vpretrain
+from perturbjax.inference import Engine
+from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
+from perturbjax.runs.rundir import identity_digest
 from perturbjax.vpretrain import stages
 from perturbjax.vpretrain.config import MODES
+from perturbjax.vpretrain.reopen import reopen
 from perturbjax.vpretrain.report import steered_words
 
 MODEL = FIXTURES / "tiny_llama_tied"
@@ -112,6 +116,21 @@ class TestVpretrain(ChapterBattery):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [2, 4] and lines[1]["updates"][0].keys() >= {"predicted", "realized"}
 
+    def test_the_accuracy_at_looks_is_that_of_an_engine_on_validation_questions(self, finished):
+        run = reopen(finished / "run", lambda line: None)
+        (each,) = run.feedback
+        assert each.task is not None and each.template is not None and len(each.validation_questions) == 4
+        assert not {example.id for example in each.validation_questions} & {example.id for example in each.questions}
+        engine = Engine(run.start(), each.task, Noise())
+        batch, found = engine.prepare(each.validation_questions, each.template), []
+        for model in (run.start(), run.model):
+            engine.rebase(model.params)
+            found.append({each.name: float(engine.run_plain(batch).scores[0].mean())})
+        arms = [json.loads((finished / "run" / "arms" / f"{name}.json").read_text()) for name in ("start", "value", "plain")]
+        assert [arms[0]["looks"][0]["accuracy"], arms[1]["looks"][-1]["accuracy"]] == found
+        assert all(look["accuracy"].keys() == {each.name} for arm in arms for look in arm["looks"])
+        assert "of 4 validation questions of each set" in (finished / "run" / "report.html").read_text()
+
     def test_the_commands_act_on_the_run(self, finished, tmp_path, capsys):
         run = finished / "run"
         code, out, _ = call(["evaluate", str(run)], capsys)
@@ -178,6 +197,31 @@ class TestVpretrain(ChapterBattery):
         code, _, _ = call(["predict", str(run), *given, "--task", str(finished / "even.jsonl")], capsys)
         assert code == 0 and len((tmp_path / "answers.jsonl").read_text().splitlines()) == 24
 
+    def test_other_validation_rows_are_another_run_where_a_run_has_their_digest(self, finished, tmp_path, capsys):
+        run, feedback = shutil.copytree(finished / "run", tmp_path / "run"), finished / "even.jsonl"
+        (each,) = reopen(run, lambda line: None).feedback
+        rows = [json.loads(line) for line in feedback.read_text().splitlines()]
+        arguments = [*self.arguments(finished, run), "--resume"]
+        arguments[arguments.index(str(feedback))] = str(tmp_path / feedback.name)
+
+        def resumed(asked: Any, **changes: Any) -> tuple[int, str]:
+            changed = [row | changes if row["question"] == asked.question else row for row in rows]
+            (tmp_path / feedback.name).write_text("".join(json.dumps(row) + "\n" for row in changed))
+            change(run / "config.json", "identity", "feedback", value=[str(tmp_path / feedback.name)])
+            content = json.loads((run / "config.json").read_text())
+            change(run / "config.json", "identity_digest", value=identity_digest(content["identity"]))
+            code, _, err = call(arguments, capsys)
+            return code, err.splitlines()[-1]
+
+        asked = each.validation_questions[0]
+        for changes in ({"answer": next(choice for choice in asked.choices if choice != asked.answer)}, {"choices": asked.choices[::-1]}):
+            code, said = resumed(asked, **changes)
+            assert code == 2 and "what they name is not (digests of: validation)" in said
+        content = json.loads((run / "config.json").read_text())
+        del content["identity"]["validation"]
+        (run / "config.json").write_text(json.dumps(content))
+        assert resumed(asked, **changes)[0] == 0  # a run of before
+
     def test_another_model_in_the_place_of_the_runs_is_refused(self, finished, tmp_path, capsys):
         run = shutil.copytree(finished / "run", tmp_path / "run")
         code, _, _ = call(["export", str(run), "--out", str(tmp_path / "start"), "--base"], capsys)
@@ -236,14 +280,22 @@ class TestVpretrain(ChapterBattery):
         ({"steps": 400}, "rows of 64 tokens, the steps need 800; give more text, lower --steps, or let it --repeat"),
         ({"general": "TEXTS"}, "corpus+general: 40 of 40 (40 exactly)"),
         ({"feedback": "nowhere"}, "--feedback nowhere: unknown task"),
+        ({"feedback": "nowhere.py:mine"}, "--feedback nowhere.py:mine: there is no file"),
+        ({"feedback": "mmlu:nothing"}, "--feedback mmlu:nothing: unknown subject"),
+        ({"corpus": "datasets:one"}, "--corpus datasets:one: datasets:NAME:SPLIT is required"),
         ({"general": "nowhere"}, "--general nowhere: unknown task"),
         ({"feedback": "SAME"}, "its answers say one token alone"),
         ({"burn-in": 4}, "--burn-in 4: the training has 4 steps, so value would be plain pretraining; lower it"),
         ({"row-tokens": 3}, "the shortest has 51 tokens; raise it (/"),
         ({"subset-layers": 0}, "--subset-layers: a number of layers, or --subset-rules, is required"),
+        ({"accuracy-questions": 5}, "--accuracy-questions 5: at most --validation-examples 4 can be asked; raise that, or lower it"),
+        ({"accuracy-questions": -1}, "--accuracy-questions -1: an integer of at least 0 is required"),
+        ({"accuracy-questions": 4, "feedback": "LOUD"}, "--accuracy-questions 4: no feedback is a task, whose questions could be asked"),
         ({"candidates": 100000}, "--candidates 100000: at most"),
         ({"candidates": 1}, "--candidates 1: an integer of at least 2 is required"),
         ({"subset-rules": "atention"}, "--subset-rules atention: matches no parameter"),
+        ({"subset-rules": "mlp/=rms"}, "--subset-rules mlp/=rms: a subset has no scales; mlp/ or mlp/=exclude is required"),
+        ({"subset-rules": "up,(gate,down)=exclude,("}, "--subset-rules (: not a regular expression"),
         ({"subset-layers": 9}, "--subset-layers 9: 1 to 2, the number of layers, is required"),
         ({"designer": "EMPTY"}, "no designer there; give the directory of a finished run of vpretrain"),
         ({"feedback-examples": 40}, "--feedback-examples 40 + --validation-examples 4 + --test-examples 6"),

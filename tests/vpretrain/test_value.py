@@ -9,6 +9,7 @@ import pytest
 from support import vpretrain_cases as cases
 
 from perturbjax.errors import InputError
+from perturbjax.noise import Rule
 from perturbjax.tree import leaf_paths
 from perturbjax.vpretrain.text import candidate_log_probs
 from perturbjax.vpretrain.value import (
@@ -136,13 +137,29 @@ def test_a_direction_exists_for_the_subset_alone():
     assert make_subset(PARAMS, rules=("norm",)).layers is None
 
 
+def test_of_the_rules_of_a_subset_the_first_that_matches_decides():
+    def chosen(*rules: Rule | str) -> list[str]:
+        return [path for path, _ in make_subset(PARAMS, rules=rules).leaves]
+
+    mlp = [f"layers/mlp/{name}/kernel" for name in ("down", "gate", "up")]
+    for rules in (("mlp/",), (Rule("mlp/", "absolute"),), (Rule("mlp/", "absolute"), Rule(".", None))):
+        assert sorted(chosen(*rules)) == mlp
+    assert sorted(chosen(Rule("gate", None), "mlp/")) == [mlp[0], mlp[2]]
+    everything = sorted(leaf_paths(PARAMS))
+    assert sorted(chosen(Rule("mlp/", None))) == [path for path in everything if path not in mlp]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"rules": ("mlp", "atention")}, "`subset_rules` atention: matches no parameter; the paths are like"),
         ({"rules": ("(",)}, "`subset_rules` (: not a regular expression"),
         ({"layers": 3}, "`subset_layers` 3: 1 to 2, the number of layers, is required"),
-        ({"layers": 1, "rules": ("embed",)}, "`subset_rules` embed: matches nothing in the layers"),
+        ({"layers": 1, "rules": ("embed",)}, "`subset_rules` embed: leave nothing of the layers; set `subset_layers` 0"),
+        ({"layers": 1, "rules": (Rule("layers", None),)}, "`subset_rules` layers=exclude: leave nothing of the layers"),
+        ({"rules": ("mlp", Rule("mlp/up", None))}, "`subset_rules` mlp/up=exclude: matches no parameter that an earlier rule has left"),
+        ({"rules": (Rule(".", None),)}, "`subset_rules` .=exclude: exclude every parameter; leave some"),
+        ({"rules": (Rule("mlp", "rms"),)}, "`subset_rules` mlp=rms: a subset has no scales; mlp or mlp=exclude is required"),
         ({}, "`subset_layers`: a number of layers, or `subset_rules`, is required"),
     ],
 )
