@@ -91,10 +91,13 @@ def our_training(model: Model, tokens: np.ndarray) -> Callable[[], float]:
     batch = {"tokens": tokens[:, :-1].astype(np.int32), "labels": tokens[:, 1:].astype(np.int32), "positions": columns, "query": columns}
     batch |= {"segments": np.zeros(TRAINED, np.int32), "weights": np.ones(TRAINED, np.float32)}
     batch = jax.device_put({name: array[None] for name, array in batch.items()})
+    compiled = step.lower(state, None, batch).compile()
+    memory: Any = compiled.memory_analysis()
+    print(f"temporaries of our training step: {memory.temp_size_in_bytes / 2**20:,.0f} MiB")
 
     def run() -> float:
         nonlocal state
-        state, sums = step(state, None, batch)
+        state, sums = compiled(state, None, batch)
         return float(sums["loss"] / sums["weight"])
 
     return run

@@ -1,4 +1,5 @@
-"""Rows that two sets share: feedback must be in neither the corpus nor the test rows, and these and general text not in the corpus."""
+"""Rows that two sets share: feedback, which steers and validates, must be in neither the corpus nor the test rows, and these and general
+text not in the corpus."""
 
 import re
 import unicodedata

@@ -98,8 +98,9 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
     general = load_corpus(data.general, "general") if data.general else ()
     sizes = data.feedback_examples, data.validation_examples, data.test_examples
     feedback = {name: load_feedback(name, *sizes, steer.seed) for name in data.feedback}
-    steering, tested = (tuple(d for each in feedback.values() for d in getattr(each, part)) for part in ("steer", "test"))
-    sets = {"corpus": corpus, "feedback": steering, "test": tested, "general": general}
+    parts = ("steer", "validation", "test")
+    steering, validation, tested = (tuple(row for each in feedback.values() for row in getattr(each, part)) for part in parts)
+    sets = {"corpus": corpus, "feedback": steering + validation, "test": tested, "general": general}
     if data.accuracy_questions and not any(each.task is not None for each in feedback.values()):
         raise InputError(
             f"`accuracy_questions` {data.accuracy_questions}: no feedback is a task, whose questions could be asked; leave it out"
@@ -137,7 +138,7 @@ def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
         "designer_fingerprint": fingerprint(designer_params),
         # The texts, not the tokens: some chat templates write the date.
         "texts": digest([[to_json(each) for each in some] for some in (corpus, general, steering, tested)]),
-        "validation": digest([[to_json(row) for row in each.validation] for each in feedback.values()]),
+        "validation": digest([to_json(row) for row in validation]),
         **({"domains": digest(list(domains))} if domains else {}),
     }
     return Parts(config, model, corpus, domains, general, feedback, overlaps, designer, designer_params, dtype, found, identity)

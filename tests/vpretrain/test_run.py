@@ -275,8 +275,8 @@ class TestVpretrain(ChapterBattery):
     ("changes", "said"),
     [
         ({"corpus": "none.jsonl"}, "none.jsonl: the file cannot be read"),
-        ({"corpus": "EVEN"}, "rows occur in both sets of corpus+feedback: 8 of 8 (8 exactly); corpus+test: 6 of 6 (6 exactly)"),
-        ({"corpus": "LOUD"}, "corpus+feedback: 8 of 8 (0 exactly)"),
+        ({"corpus": "EVEN"}, "rows occur in both sets of corpus+feedback: 12 of 12 (12 exactly); corpus+test: 6 of 6 (6 exactly)"),
+        ({"corpus": "LOUD"}, "corpus+feedback: 12 of 12 (0 exactly)"),
         ({"steps": 400}, "rows of 64 tokens, the steps need 800; give more text, lower --steps, or let it --repeat"),
         ({"general": "TEXTS"}, "corpus+general: 40 of 40 (40 exactly)"),
         ({"feedback": "nowhere"}, "--feedback nowhere: unknown task"),
