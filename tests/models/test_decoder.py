@@ -1,6 +1,7 @@
 """The decoder against itself used naively and against transformers: caches, prefixes, packing and batching change nothing but the time."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,8 @@ def test_a_backward_pass_keeps_no_attention_weights_and_of_an_mlp_its_two_produc
         hidden, _ = nnx.merge(graphdef, params)(tokens, jnp.arange(24)[None].repeat(2, 0), causal_mask(jnp.ones((2, 24), bool)))
         return jnp.sum(hidden)
 
-    (forward, backward) = [equation for equation in jax.make_jaxpr(jax.grad(loss))(params).eqns if equation.primitive.name == "scan"]
-    handed = [jnp.shape(variable.aval) for variable in forward.outvars if variable in backward.invars]
+    scans: list[Any] = [equation for equation in jax.make_jaxpr(jax.grad(loss))(params).eqns if equation.primitive.name == "scan"]
+    forward, backward = scans
+    handed = [variable.aval.shape for variable in forward.outvars if variable in backward.invars]
     rows = [shape for shape in handed if shape[0] == config.num_layers and shape[-1] == 24]
     assert rows == [] and handed.count((config.num_layers, 2, 24, config.intermediate_size)) == 2, handed
