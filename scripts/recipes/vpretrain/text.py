@@ -32,6 +32,8 @@ SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_alg
 STORIES = Source("HellaSwag validation", "hf_datasets/hellaswag/none/validation", "Rowan/hellaswag", None, "validation")
 FOLDER = "hf_datasets/hails/mmlu_no_train"
 CONTROLS = "plain,random,uniform,self,oracle,fine_tuning"
+FEW = "plain,random,uniform"
+"""Controls of a further seed: what would explain the value's gain away."""
 FEEDBACK = {"mathematics": "gsm8k", "science": "arc_easy"}
 """Pair -> task of the feedback."""
 ROWS = {
@@ -110,12 +112,12 @@ def measured(run: Path, names: Mapping[str, str]) -> dict[str, Measured]:
 
 
 def arms_of(folder: Path, pair: str, steps: int, seed: int, test: int, few: bool) -> dict[str, Measured]:
-    """All arms of one seed; with ``few``, step 0, plain and value alone."""
+    """All arms of one seed; with ``few``, step 0, value and ``FEW``."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = write_texts(folder, pair, seed)
     if few:
-        pretrain(folder / "few", pair, steps, seed, texts, test, "--controls", "plain")
-        return measured(folder / "few", {mode: ROWS[mode] for mode in (START, "plain", "value")})
+        pretrain(folder / "few", pair, steps, seed, texts, test, "--controls", FEW)
+        return measured(folder / "few", {mode: ROWS[mode] for mode in (START, "value", *FEW.split(","))})
     pretrain(folder / "dot", pair, steps, seed, texts, test, "--controls", CONTROLS)
     pretrain(folder / "cosine", pair, steps, seed, texts, test, "--controls", "", "--similarity", "cosine")
     results = read_results(folder / "dot" / "results.json")
@@ -151,7 +153,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="so that several processes can share the seeds of a folder")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument(
-        "--few", type=int, default=0, metavar="SEEDS", help="so many further seeds, of which plain and value alone are trained"
+        "--few", type=int, default=0, metavar="SEEDS", help=f"so many further seeds, of which value and {FEW} alone are trained"
     )
     parser.add_argument("--test", type=int, default=64, help="test questions")
     args = parser.parse_args()
