@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,8 +29,9 @@ from perturbjax.report import Source
 from perturbjax.report.words import plural
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, read_json, write_json
+from perturbjax.runs.identity import check_agreement, default_path, fields_of
 from perturbjax.runs.machine import make_mesh, require
-from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.runs.state import RunState
 
 
@@ -59,7 +59,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     parts = load_parts(config, progress.note)
     check_agreement(parts.identity)
     mesh = make_mesh(config.machine)
-    directory = RunDirectory(config.run.out or _default_path(parts))
+    directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.model.name, parts.identity, config))
     clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, fields_of(Config()), progress.note)
     parts = replace(parts, identity=identity)
     parts.model.tokenizer.clock = clock
@@ -78,13 +78,6 @@ def _check(config: Config) -> None:
     require("jinja2", "matplotlib", "optax", "safetensors")
     if config.run.out is not None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
-
-
-def _default_path(parts: Parts) -> Path:
-    name, model = f"{CHAPTER}-{parts.task.name}", parts.model.name
-    # Accuracies were part of the identity, and so of the name, of runs of before.
-    before = default_path(name, model, parts.identity | {"accuracies": list(parts.config.data.accuracies)})
-    return before if before.exists() else default_path(name, model, parts.identity)
 
 
 def _is_finished(parts: Parts, directory: RunDirectory) -> bool:

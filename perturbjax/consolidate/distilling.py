@@ -22,7 +22,7 @@ from perturbjax.models.config import DecoderConfig
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.adapter_files import write_adapter
 from perturbjax.runs.files import MetricsLog
-from perturbjax.runs.rundir import Identity
+from perturbjax.runs.identity import Identity
 from perturbjax.runs.state import RunState
 from perturbjax.sharding import DATA, MODEL
 from perturbjax.tasks.base import Example

@@ -30,7 +30,7 @@ from perturbjax.randopt.racing import Race
 from perturbjax.randopt.table import open_state
 from perturbjax.report.words import count
 from perturbjax.runs.files import MetricsLog
-from perturbjax.runs.rundir import Identity
+from perturbjax.runs.identity import Identity
 from perturbjax.runs.state import RunState
 from perturbjax.scoring import top_k
 from perturbjax.tree import Params, derived_seed, digest

@@ -9,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
-
 from perturbjax.errors import InputError
-from perturbjax.inference.outputs import EncodedBatch, Outputs
+from perturbjax.inference.outputs import EncodedBatch, Graded, Outputs
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.flow import run_base, run_voters, vote_curve
 from perturbjax.randopt.setup import Parts
@@ -27,19 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Split = Literal["search", "select", "test"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """(B,) strict and lenient scores of one system on a split, and the tokens that it took."""
-
-    scores: tuple[float, ...]
-    lenient: tuple[float, ...]
-    tokens: int
-
-    @property
-    def accuracy(self) -> float:
-        return float(np.mean(self.scores, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -127,17 +112,16 @@ class Asker:
             raise InputError(f"{path}: is not of these questions or candidates; delete it, and it is made again")
         return found
 
-    def one(self, label: str, split: Split, make: Callable[[], Params]) -> Measured:
+    def one(self, label: str, split: Split, make: Callable[[], Params]) -> Graded:
         """One model on a split."""
 
-        def ask() -> Measured:
+        def ask() -> Graded:
             self.engine.rebase(make())
-            outputs = run_base(self.engine, getattr(self, split))
-            return _measured(outputs.scores[0], outputs.lenient[0], outputs.tokens[0])
+            return Graded.of(run_base(self.engine, getattr(self, split)))
 
-        return self.kept(f"{split} {label}", Measured, ask, lambda found: self._fits(split, found))
+        return self.kept(f"{split} {label}", Graded, ask, lambda found: self._fits(split, found))
 
-    def several(self, split: Split, made: Sequence[tuple[str, Callable[[], Params]]]) -> list[Measured]:
+    def several(self, split: Split, made: Sequence[tuple[str, Callable[[], Params]]]) -> list[Graded]:
         """Labels and models, one after the other."""
         found = []
         with self.progress.bar(f"{split} split: single models", len(made), unit="model") as bar:
@@ -146,20 +130,19 @@ class Asker:
                 bar.update(len(found))
         return found
 
-    def base(self, split: Split) -> Measured:
+    def base(self, split: Split) -> Graded:
         """The base on a split."""
         return self.one("base", split, lambda: self.model.params)
 
-    def vote(self, split: Split) -> Measured:
+    def vote(self, split: Split) -> Graded:
         """The vote of all members on a split."""
 
-        def ask() -> Measured:
-            curve = vote_curve(self.members(getattr(self, split), f"{split} split: members"), self.ensemble.voting)
-            return _measured(curve.scores[-1], curve.lenient[-1], curve.tokens[-1])
+        def ask() -> Graded:
+            return Graded.of(vote_curve(self.members(getattr(self, split), f"{split} split: members"), self.ensemble.voting), -1)
 
-        return self.kept(f"{split} vote", Measured, ask, lambda found: self._fits(split, found))
+        return self.kept(f"{split} vote", Graded, ask, lambda found: self._fits(split, found))
 
-    def _fits(self, split: Split, found: Measured) -> bool:
+    def _fits(self, split: Split, found: Graded) -> bool:
         scores = (*found.scores, *found.lenient)
         return len(found.scores) == len(found.lenient) == len(getattr(self.parts.splits, split)) and all(0 <= s <= 1 for s in scores)
 
@@ -167,7 +150,3 @@ class Asker:
         """All members, best first, on prepared questions."""
         self.engine.rebase(self.model.params)
         return run_voters(self.engine, self.ensemble.population, self.ensemble.members, batch, stage, self.progress)
-
-
-def _measured(scores: np.ndarray, lenient: np.ndarray, tokens: int) -> Measured:
-    return Measured(tuple(map(float, scores)), tuple(map(float, lenient)), int(tokens))

@@ -14,12 +14,13 @@ from perturbjax.cluster.peers import Peers
 from perturbjax.consolidate.config import Config
 from perturbjax.consolidate.gate import best_of, choose
 from perturbjax.consolidate.iterating import iterate_arms, population_of
-from perturbjax.consolidate.measuring import Arm, Asker, Measured, Option
+from perturbjax.consolidate.measuring import Arm, Asker, Option
 from perturbjax.consolidate.merging import merge_arms
 from perturbjax.consolidate.results import BASE, CONSOLIDATED, VERSION, VOTE, Gate, OverControl, Results, Row, Tried, read_results
 from perturbjax.consolidate.results_table import results_table
 from perturbjax.consolidate.setup import describe, make_identity, open_run
 from perturbjax.errors import InputError
+from perturbjax.inference.outputs import Graded
 from perturbjax.pretrained import Model
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.randopt.ensemble import Ensemble
@@ -28,8 +29,9 @@ from perturbjax.records import to_json
 from perturbjax.report import Comparison, Source, compared_entry, comparison, entry
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import new_directory, read_json, write_json
+from perturbjax.runs.identity import Identity
 from perturbjax.runs.machine import require
-from perturbjax.runs.rundir import Identity, RunDirectory
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.runs.state import RunState
 from perturbjax.tree import derived_seed
 
@@ -154,10 +156,10 @@ def measure(asker: Asker, arms: tuple[Arm, ...], seed: int) -> tuple[Gate, tuple
     bootstrap = derived_seed(seed, "bootstrap")
     controls = [each.name for each in arms if each.control]
 
-    def over(measured: Measured, other: Measured) -> Comparison:
+    def over(measured: Graded, other: Graded) -> Comparison:
         return comparison(np.array(measured.scores), np.array(other.scores), bootstrap)
 
-    def row(name: str, what: str, measured: Measured, models: int = 1, tokens: int = 0, beside: Sequence[str] = ()) -> Row:
+    def row(name: str, what: str, measured: Graded, models: int = 1, tokens: int = 0, beside: Sequence[str] = ()) -> Row:
         scores = np.array(measured.scores)
         figures = compared_entry(
             entry(scores, np.array(measured.lenient), measured.tokens, tokens), scores, np.array(base.scores), bootstrap
@@ -175,7 +177,7 @@ def measure(asker: Asker, arms: tuple[Arm, ...], seed: int) -> tuple[Gate, tuple
     return gate, tuple(rows), option if gate.taken else None
 
 
-def _spent(arm: Arm, on_select: list[Measured]) -> int:
+def _spent(arm: Arm, on_select: list[Graded]) -> int:
     return max(option.tokens for option in arm.options) + sum(each.tokens for each in on_select)
 
 

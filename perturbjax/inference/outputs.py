@@ -90,6 +90,30 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class Graded:
+    """What is kept of one model or vote on E examples.
+
+    Attributes:
+        scores: (E,) strict; ``lenient``: (E,) with lenient extraction.
+        tokens: put through the models, padding not counted.
+    """
+
+    scores: tuple[float, ...]
+    lenient: tuple[float, ...]
+    tokens: int
+
+    @classmethod
+    def of(cls, outputs: Any, index: int = 0) -> Graded:
+        """One row of what has (n, E) ``scores`` and ``lenient`` and (n,) ``tokens``: ``Outputs``, or the votes of an ensemble."""
+        scores, lenient = (tuple(map(float, array[index])) for array in (outputs.scores, outputs.lenient))
+        return cls(scores, lenient, int(outputs.tokens[index]))
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.scores, dtype=np.float64))
+
+
+@dataclass(frozen=True)
 class Running:
     """Candidates on the devices.
 

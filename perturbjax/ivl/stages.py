@@ -34,8 +34,9 @@ from perturbjax.records import from_json, to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, read_json, write_json
+from perturbjax.runs.identity import check_agreement, default_path, fields_of
 from perturbjax.runs.machine import make_mesh, require
-from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.runs.state import RunState
 from perturbjax.train.loop import fit
 from perturbjax.train.placement import to_host
@@ -68,7 +69,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     check_agreement(parts.identity)
     mesh = make_mesh(config.machine)
     check_layout(config, mesh)
-    directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.models[0].name, parts.identity))
+    directory = RunDirectory(config.run.out or default_path(f"{CHAPTER}-{parts.task.name}", parts.models[0].name, parts.identity, config))
     first, defaults = parts.models[0], fields_of(Config())
     clock, identity = directory.claim(parts.identity, first.tokenizer.clock, config.run.resume, defaults, progress.note)
     parts = replace(parts, identity=identity)

@@ -25,7 +25,8 @@ from perturbjax.randopt.screened import VERSION, Screening, read_screening, writ
 from perturbjax.records import from_json, to_json
 from perturbjax.report.words import count
 from perturbjax.runs.console import Progress
-from perturbjax.runs.rundir import RunDirectory, identity_digest
+from perturbjax.runs.identity import identity_digest
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.searchers import Cost, choose, inner_products
 from perturbjax.tree import derived_seed
 

@@ -22,8 +22,9 @@ from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.screened import Screening, read_screening, scored_candidates
 from perturbjax.records import to_json
 from perturbjax.runs.config import absolute_if_there
+from perturbjax.runs.identity import fields_of
 from perturbjax.runs.machine import devices, make_mesh, resolve_dtype, shares_a_model, versions
-from perturbjax.runs.rundir import RunDirectory, fields_of
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks import load_task, template_by_name
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tasks.splits import Splits, make_splits, same_question_key

@@ -28,9 +28,10 @@ from perturbjax.records import to_json
 from perturbjax.report import Source
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, write_json
+from perturbjax.runs.identity import check_agreement, default_path, fields_of
 from perturbjax.runs.machine import require
 from perturbjax.runs.profile import check_profile, trace
-from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
+from perturbjax.runs.rundir import RunDirectory
 
 
 def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
@@ -59,7 +60,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     config = parts.config
     defaults = fields_of(Config())
     check_agreement({**defaults, **parts.identity})
-    directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity))
+    directory = RunDirectory(config.run.out or default_path(parts.task.name, parts.model.name, parts.identity, config))
     # Prompts that show the date show the same one on all processes, and after a resume that of the first day.
     clock = parts.model.tokenizer.clock
     parts.model.tokenizer.clock, identity = directory.claim(parts.identity, clock, config.run.resume, defaults, progress.note)

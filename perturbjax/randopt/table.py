@@ -13,7 +13,8 @@ from perturbjax.errors import InputError
 from perturbjax.randopt.racing import Race
 from perturbjax.records import from_json, refuse, to_json
 from perturbjax.runs.files import read_columns, write_atomically
-from perturbjax.runs.rundir import Identity, RunDirectory
+from perturbjax.runs.identity import Identity
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.runs.state import RunState
 
 _KINDS = {"sigma": pa.float32(), "score": pa.float64(), "examples_scored": pa.int32()}

@@ -1,4 +1,4 @@
-"""The run directory: what makes two runs the same run, what lies where, when it may be written, and who holds it."""
+"""The run directory: what lies where, when it may be written, and who holds it."""
 
 import contextlib
 import fcntl
@@ -6,90 +6,20 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
-
-from perturbjax.cluster import broadcast_json, is_main, on_main
+from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
 from perturbjax.errors import InputError
 from perturbjax.records import from_json, refuse, to_json
 from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.files import TEMPORARY_SUFFIX, read_json, write_json
+from perturbjax.runs.identity import Identity, differences, identity_digest
 from perturbjax.tasks.registry import names_code
-from perturbjax.tree import digest
-
-Identity = Mapping[str, Any]
-"""Name -> JSON value: fields of the settings, and fingerprints of what they name."""
-
-_FINGERPRINTS = {"model_fingerprint": "model", "task_fingerprint": "task", "split_ids": "task"}
-"""Fingerprint -> the field that names its content. The name is for people, the fingerprint decides: a file may move."""
-_NAMES = tuple(dict.fromkeys(_FINGERPRINTS.values()))
-_READ_OFF = ("accuracies",)
-"""Settings that results are read off by and nothing is computed from; identities of runs of before have them."""
-
-
-def fields_of(config: Any) -> dict[str, Any]:
-    """The settings that what is computed depends on, as JSON: the fields of the parts of a chapter's ``Config`` that its ``IDENTITY``
-    names, without those that results are only read off by."""
-    fields = {name: value for part in config.IDENTITY for name, value in to_json(getattr(config, part)).items()}
-    return {name: value for name, value in fields.items() if name not in _READ_OFF}
-
-
-def identity_digest(identity: Identity) -> str:
-    """One string that is equal exactly where ``differences`` finds none between runs of one version."""
-    return digest({name: value for name, value in identity.items() if name not in _NAMES})
-
-
-def differences(mine: Identity, theirs: Identity) -> list[str]:
-    """What a person changed between two runs, one phrase each: "`seed` 1, the run has 0". Empty when the runs are the same.
-
-    Fingerprints follow from settings (another task has other examples), so they are named only where no setting explains them.
-    """
-    found, contents = [], []
-    for name in dict.fromkeys((*mine, *theirs)):
-        if name in (*_FINGERPRINTS, *_NAMES, *_READ_OFF) or mine.get(name) == theirs.get(name):
-            continue
-        if str(mine.get(name)).startswith("sha256:"):
-            contents.append(name)
-        else:
-            found.append(f"`{name}` {_show(mine.get(name))}, the run has {_show(theirs.get(name))}")
-    names = []
-    for fingerprint, name in _FINGERPRINTS.items():
-        if mine.get(fingerprint) == theirs.get(fingerprint):
-            continue
-        if mine.get(name) != theirs.get(name):
-            names.append(f"`{name}` {mine.get(name)}, the run has {theirs.get(name)}")
-        elif not found and not names:
-            contents = f"({_short(mine.get(fingerprint))}), the run has other content ({_short(theirs.get(fingerprint))})"
-            names.append(f"`{name}` {mine.get(name)} {contents}")
-    if contents and not found and not names:
-        found.append(f"the settings are the same, what they name is not (digests of: {', '.join(contents)})")
-    return list(dict.fromkeys(names + found))
-
-
-def check_agreement(identity: Identity) -> None:
-    """Raises ``InputError`` on a process whose settings, data or model are not those of process 0: it would compute something else."""
-    if found := differences(identity, broadcast_json(identity)):
-        who = f"process {jax.process_index()} of {jax.process_count()}"
-        raise InputError(f"{who}: {'; '.join(found)} (on process 0); give all processes the same settings and files")
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_show, value)) or "none"
-    if isinstance(value, dict):  # a noise rule
-        return f"{value.get('pattern')}={value.get('scale') or 'exclude'}"
-    return str(value)
-
-
-def _short(value: Any) -> str:
-    return str(value)[: len("sha256:") + 12]
-
 
 T = TypeVar("T")
 
@@ -325,9 +255,3 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, dict | list):
         return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
     return [value] if isinstance(value, str) else []
-
-
-def default_path(task_name: str, model_name: str, identity: Identity) -> Path:
-    """``runs/<task>-<model>-<8 hex digits of the identity>``, so that other settings never meet in one directory."""
-    label = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{task_name}-{Path(model_name).name}")
-    return Path("runs") / f"{label}-{identity_digest(identity).removeprefix('sha256:')[:8]}"

@@ -22,7 +22,7 @@ from perturbjax.cluster import gather, on_main
 from perturbjax.errors import InputError, first_line
 from perturbjax.runs.blocks import block_digests, check_digests
 from perturbjax.runs.files import TEMPORARY_SUFFIX
-from perturbjax.runs.rundir import Identity, identity_digest
+from perturbjax.runs.identity import Identity, identity_digest
 from perturbjax.tree import digest
 
 FORMAT = 3

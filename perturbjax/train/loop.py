@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from perturbjax import sharding
 from perturbjax.records import from_json, to_json
 from perturbjax.runs.files import MetricsLog
-from perturbjax.runs.rundir import Identity
+from perturbjax.runs.identity import Identity
 from perturbjax.runs.state import RunState
 from perturbjax.train.config import Training
 from perturbjax.train.data import BatchOrder

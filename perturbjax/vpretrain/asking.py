@@ -1,15 +1,15 @@
 """A task's questions, put to models that come and go while one engine stays compiled: at every look of every arm, and at the end."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax.inference import Engine
+from perturbjax.inference.outputs import Graded
 from perturbjax.noise import Noise
 from perturbjax.pretrained import Model
 from perturbjax.tasks.base import Example, Task, Template
@@ -18,19 +18,6 @@ from perturbjax.vpretrain.feedback import FeedbackSet
 
 TEST, LOOKS = "test", "looks"
 """Names of the questions of a run: asked once, at the end of each arm; asked at every look."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Strict and lenient score of each question, and the tokens of prompts and replies."""
-
-    scores: tuple[float, ...]
-    lenient: tuple[float, ...]
-    tokens: int
-
-    @property
-    def accuracy(self) -> float:
-        return float(np.mean(self.scores))
 
 
 class Asker:
@@ -60,13 +47,12 @@ class Asker:
         """How often a program was traced so far."""
         return self._engine.traces
 
-    def ask(self, params: Any, name: str) -> Answers:
+    def ask(self, params: Any, name: str) -> Graded:
         """What a model with these parameters answers: whole arrays, or arrays on the mesh. All processes of a run call it together."""
         self._engine.rebase(params)
         found = self._engine.run_plain(self._batches[name])
         self._engine.rebase(self._shapes)
-        scores, lenient = (tuple(map(float, array[0])) for array in (found.scores, found.lenient))
-        return Answers(scores, lenient, int(found.tokens[0]))
+        return Graded.of(found)
 
 
 def make_askers(model: Model, sets: Mapping[str, FeedbackSet], data: Data, mesh: Mesh) -> dict[str, Asker]:

@@ -32,9 +32,9 @@ def _sentences(results: Results, config: Config) -> Iterator[str]:
         names = ", ".join(NAMES[mode] for mode in results.diverged)
         yield f"Not in the table, because the loss was not finite: {names}. A lower learning rate would measure them too."
     if results.arm("plain") is None:
-        yield "Plain pretraining was not trained, so nothing tells the designer's part from that of more pretraining: add it to controls."
+        yield "Plain pretraining was not trained: --resume --controls plain tells what more pretraining alone would have done."
     if results.arm("fine_tuning") is None:
-        yield "Fine-tuning on the feedback was not trained, which is the plainest use of it: add fine_tuning to controls."
+        yield "Fine-tuning on the feedback was not trained, which is the plainest use of it: --resume --controls fine_tuning does that."
     if own.mode == "value":
         yield from _against_random(results, name)
     yield "The arms took equal steps and batches, not equal time: the time stands beside each."

@@ -195,8 +195,8 @@ class Config:
     """Pretrain a model further on a corpus whose targets a small designer chooses, so that steps serve a feedback set.
 
     - on your own data: perturbjax vpretrain --corpus texts.jsonl --feedback questions.jsonl
-    - with more controls: perturbjax vpretrain ... --controls plain,random,self,fine_tuning
     - after a kill: the same command with --resume
+    - with more controls, in a finished run too: the same command with --resume --controls plain,random,self,fine_tuning
 
     The model never trains on the feedback: it only teaches the designer. Rows that corpus, feedback and test share are refused."""
 

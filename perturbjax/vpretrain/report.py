@@ -1,7 +1,7 @@
 """The report page of a steered pretraining: what was done, whether it helped, beside what, and how sure one can be."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perturbjax.errors import InputError
@@ -40,6 +40,9 @@ def write_report(run_dir: str | Path) -> Path:
     results, (record, config) = read_results(run_dir / "results.json"), read_run_record(RunRecord, run_dir)
     arms = [_read_arm(run_dir / "arms" / f"{arm.mode}.json", arm.mode) for arm in results.arms]
     own = next(arm for arm in arms if arm.mode == results.mode)
+    # config.json has those that the run began with, and may have been asked for more since.
+    controls = tuple(arm.mode for arm in results.arms if arm.mode not in (START, results.mode)) + results.diverged
+    record = replace(record, config=replace(record.config, steer=replace(record.config.steer, controls=controls)))
     plots, shown = _write_plots(run_dir, arms, own), labels(results.own.sets)
     values = {
         "results": results,

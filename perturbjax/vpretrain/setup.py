@@ -17,8 +17,8 @@ from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.params import DTYPES
 from perturbjax.records import to_json
 from perturbjax.runs.config import Machine, Run, absolute_if_there
+from perturbjax.runs.identity import fields_of
 from perturbjax.runs.machine import devices, resolve_dtype, versions
-from perturbjax.runs.rundir import fields_of
 from perturbjax.sharding import MODEL
 from perturbjax.train.optimizer import learning_rates
 from perturbjax.train.placement import check_batch, param_specs, put_params

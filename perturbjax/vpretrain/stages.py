@@ -1,6 +1,6 @@
 """A whole steered pretraining with its controls, from settings to report, arm by arm, resumable at every commit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import is_main, on_main
 from perturbjax.cluster.peers import Peers
+from perturbjax.errors import InputError
 from perturbjax.models.adapters import trainable_count
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.records import from_json, to_json
@@ -17,22 +18,22 @@ from perturbjax.report import Source
 from perturbjax.report.words import percent
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.runs.files import MetricsLog, read_json, write_json
+from perturbjax.runs.identity import check_agreement, default_path, fields_of
 from perturbjax.runs.machine import make_mesh, require
-from perturbjax.runs.rundir import RunDirectory, check_agreement, default_path, fields_of
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.train.loop import fit
-from perturbjax.train.placement import put_params, to_host
+from perturbjax.train.placement import to_host
 from perturbjax.train.problem import Fitted, Look
 from perturbjax.tree import fingerprint
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.artifacts import save_designer, vocabulary_of
-from perturbjax.vpretrain.asking import LOOKS, TEST, accuracies, make_askers
-from perturbjax.vpretrain.config import Config, Mode
-from perturbjax.vpretrain.corpus import encode_corpus
-from perturbjax.vpretrain.evaluation import row_losses, target_examples
+from perturbjax.vpretrain.config import MODES, Config, Mode
+from perturbjax.vpretrain.evaluation import target_examples
 from perturbjax.vpretrain.figures import arm_figures
 from perturbjax.vpretrain.headline import WITH_DESIGNER, labels
+from perturbjax.vpretrain.measuring import Measuring
 from perturbjax.vpretrain.report import write_report
-from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained
+from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained, read_results
 from perturbjax.vpretrain.results_table import results_table
 from perturbjax.vpretrain.setup import (
     CHAPTER,
@@ -45,16 +46,15 @@ from perturbjax.vpretrain.setup import (
     load_parts,
     make_experiment,
     merged,
-    model_dims,
     pack,
-    whole_params,
 )
 
 
 def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
     """Trains the arms, measures each on test rows, writes the run directory.
 
-    Everything is validated before the run directory is made, and no arm that is done is done again. In a run of several processes all of
+    Everything is validated before the run directory is made, and no arm that is done is done again: with ``resume`` a finished run gets the
+    controls that it does not have. In a run of several processes all of
     them call it; process 0 writes.
 
     Args:
@@ -77,7 +77,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     check_agreement(parts.identity)
     mesh = make_mesh(config.machine)
     check_layout(config, mesh)
-    directory = RunDirectory(config.run.out or default_path(CHAPTER, parts.model.name, parts.identity))
+    directory = RunDirectory(config.run.out or default_path(CHAPTER, parts.model.name, parts.identity, config))
     defaults = fields_of(Config()) | {name: parts.identity[name] for name in LATER}
     clock, identity = directory.claim(parts.identity, parts.model.tokenizer.clock, config.run.resume, defaults, progress.note)
     parts = replace(parts, identity=identity)
@@ -85,8 +85,8 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     packed = pack(parts, progress.note)
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
     with directory.written("vpretrain", peers):
-        if not on_main(lambda: directory.results.exists()):
-            _Stages(parts, packed, mesh, directory, progress, peers).all()
+        if modes := on_main(lambda: _modes(directory, config.steer.arms)):
+            _Stages(parts, packed, mesh, directory, progress, peers).all(modes)
         results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
         on_main(lambda: _finish(directory, results, progress))
         return results
@@ -99,6 +99,16 @@ def _check(config: Config) -> None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
 
 
+def _modes(directory: RunDirectory, asked: Collection[Mode]) -> list[Mode]:
+    """Those that the results are to have; empty where they have all that are asked for."""
+    try:
+        results = read_results(directory.results)
+    except InputError:  # not finished, or damaged
+        return [*asked]
+    before = {*(arm.mode for arm in results.arms), *results.diverged}
+    return [] if before.issuperset(asked) else [mode for mode in MODES if mode in before or mode in asked]
+
+
 class _Stages:
     """Step 0 and the arms, each written when it is known."""
 
@@ -107,17 +117,12 @@ class _Stages:
         self._progress, self._peers = progress, peers
         self._experiment: Experiment = make_experiment(parts, packed, mesh)
         self._arms = directory.path / "arms"
-        self._whole = whole_params(parts, mesh)
-        # Of a run of before the setting, arms that are done were not asked.
-        data = parts.config.data if "accuracy_questions" in parts.identity else replace(parts.config.data, accuracy_questions=0)
-        self._askers = make_askers(parts.model, parts.feedback, data, mesh)
-        self._asks_at_looks = any(LOOKS in asker for asker in self._askers.values())
+        self._measuring = Measuring(parts, self._experiment, mesh, progress)
 
-    def all(self) -> None:
+    def all(self, modes: Sequence[Mode]) -> None:
         parts, config, experiment = self._parts, self._parts.config, self._experiment
         on_main(lambda: self._arms.mkdir(exist_ok=True))
-        modes = config.steer.arms
-        measured = [self._once(START, lambda: self._measure(START, in_dtype(parts)))]
+        measured = [self._once(START, lambda: self._measuring.arm(START, in_dtype(parts)))]
         diverged: list[Mode] = []
         for mode in modes:
             try:
@@ -158,7 +163,7 @@ class _Stages:
         parts, own = self._parts, mode == self._parts.config.steer.mode
         fitted = self._train(mode, own)
         params = merged(parts, to_host(fitted.params, self._mesh))
-        measured = self._measure(mode, params)
+        measured = self._measuring.arm(mode, params)
         counts, examples, drift = {}, (), None
         if fitted.auxiliary is not None:
             auxiliary = to_host(fitted.auxiliary, self._mesh)
@@ -179,49 +184,6 @@ class _Stages:
         if not out.exists():
             export_safetensors(self._parts.model, params, out)
 
-    def _measure(self, mode: str, params: Any) -> Measured:
-        parts, config, learner = self._parts, self._parts.config, self._experiment.task.learner.merged
-        placed = put_params(params, self._mesh, model_dims(parts, self._mesh))
-        stages = 1 + len(parts.feedback)
-        tokens, tokenizer = config.training.row_tokens, parts.model.tokenizer
-
-        def losses(texts: Any) -> tuple[float, ...]:
-            encoded = encode_corpus(texts, tokenizer, tokens)
-            fitting = [each for each in encoded if len(each.prompt) + len(each.response) - 1 <= tokens]
-            return row_losses(learner, placed, fitting, tokens, self._mesh)
-
-        found: dict[str, Any] = {}
-        what = "step 0" if mode == START else f"{mode}, test"
-        with self._progress.bar(what, stages) as bar:
-            for number, (name, each) in enumerate(parts.feedback.items(), start=1):
-                asker = self._askers.get(name)
-                found[name] = losses(each.test), asker.ask(placed, TEST) if asker is not None else None
-                bar.update(number)
-            general = float(np.mean(losses(parts.general))) if parts.general else None
-            looks = self._first_look(losses, general, placed) if mode == START else ()
-            bar.update(stages)
-        answered = {name: replies for name, (_, replies) in found.items() if replies is not None}
-        return Measured(
-            VERSION,
-            mode,
-            {name: each for name, (each, _) in found.items()},
-            {name: each.scores for name, each in answered.items()},
-            {name: each.lenient for name, each in answered.items()},
-            {name: each.tokens for name, each in answered.items()},
-            general,
-            looks,
-        )
-
-    def _first_look(self, losses: Callable[[Any], tuple[float, ...]], general: float | None, placed: Any) -> tuple[Look, ...]:
-        """What the looks of a training measure, before any."""
-        validation = {name: float(np.mean(losses(each.validation))) for name, each in self._parts.feedback.items()}
-        validation |= {"general": general} if general is not None else {}
-        return (Look(0, {}, 0.0, 0.0, validation, 0, 0.0, None, accuracy=accuracies(self._askers, placed)),)
-
-    def _accuracy(self, trained: Any) -> dict[str, float]:
-        """Of what a training trains, on the mesh."""
-        return accuracies(self._askers, self._whole(trained, self._experiment.frozen))
-
     def _train(self, mode: Mode, own: bool) -> Fitted:
         parts = self._parts
         bar: Any = None
@@ -240,7 +202,7 @@ class _Stages:
         name = "metrics.jsonl" if own else f"metrics-{mode}.jsonl"
         try:
             return fit(
-                replace(self._experiment.problem(mode), accuracy=self._accuracy if self._asks_at_looks else None),
+                replace(self._experiment.problem(mode), accuracy=self._measuring.accuracy),
                 parts.config.training,
                 parts.config.steer.seed,
                 self._directory.state / mode,

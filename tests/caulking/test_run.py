@@ -230,7 +230,7 @@ class TestCaulking(ChapterBattery):
         arguments = self.arguments(finished, tmp_path)
         del arguments[arguments.index("--out") : arguments.index("--out") + 2]
         with monkeypatch.context() as before:
-            before.setattr("perturbjax.runs.rundir._READ_OFF", ())
+            before.setattr("perturbjax.runs.identity._GIVEN_ANEW", ())
             before.setattr(RunState, "commit", stopped)
             assert call(arguments, capsys)[0] == 130
         (run,) = (tmp_path / "runs").iterdir()

@@ -19,7 +19,7 @@ from perturbjax.cluster import peers
 from perturbjax.cluster.preemption import cluster_run
 from perturbjax.errors import InputError
 from perturbjax.randopt.config import Machine
-from perturbjax.runs import rundir
+from perturbjax.runs import identity
 
 LAUNCH = SCRIPTS / "launch_local.py"
 SMALL = {"racing": "off", "chunk": 4, "population": 7, "searcher": "screen", "screened": 20}
@@ -144,9 +144,9 @@ def test_heartbeats_listen_on_loopback_where_all_processes_are_on_one_machine():
 
 
 def test_a_process_with_other_settings_than_process_0_says_so(monkeypatch):
-    monkeypatch.setattr(rundir, "broadcast_json", lambda mine: mine | {"seed": 0})
+    monkeypatch.setattr(identity, "broadcast_json", lambda mine: mine | {"seed": 0})
     with pytest.raises(InputError, match=r"process 0 of 1: `seed` 1, the run has 0 \(on process 0\)"):
-        rundir.check_agreement({"seed": 1, "top_k": 2})
+        identity.check_agreement({"seed": 1, "top_k": 2})
 
 
 def test_nothing_of_a_run_is_held_by_a_thread_after_it():

@@ -18,7 +18,8 @@ from perturbjax.ivl import config as ivl
 from perturbjax.randopt import config as randopt
 from perturbjax.randopt.setup import reopen, reopen_ensemble
 from perturbjax.records import to_json
-from perturbjax.runs.rundir import RunDirectory, identity_digest
+from perturbjax.runs.identity import identity_digest
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.vpretrain import config as vpretrain
 
 CODE = "foreign_under_test:task"

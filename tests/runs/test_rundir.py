@@ -20,7 +20,8 @@ from perturbjax.runs import console as module
 from perturbjax.runs.config import absolute_if_there
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
-from perturbjax.runs.rundir import RunDirectory, default_path, differences, identity_digest
+from perturbjax.runs.identity import default_path, differences, identity_digest
+from perturbjax.runs.rundir import RunDirectory
 from perturbjax.tasks.base import Example, Prompt, Template
 from perturbjax.tasks.splits import Splits
 
@@ -220,7 +221,7 @@ def test_a_run_that_another_process_writes_is_refused_until_that_process_ends(tm
 
 
 def test_default_paths_differ_with_the_settings_and_hold_no_separators():
-    paths = {default_path("mmlu:law", "org/model.gguf", identity(seed=seed)) for seed in range(5)}
+    paths = {default_path("mmlu:law", "org/model.gguf", identity(seed=seed), Config()) for seed in range(5)}
     assert len(paths) == 5
     assert all(path.parts[0] == "runs" and len(path.parts) == 2 and path.name.startswith("mmlu_law-model.gguf-") for path in paths)
 

@@ -24,7 +24,7 @@ from perturbjax.randopt.loop import search
 from perturbjax.randopt.racing import Race
 from perturbjax.randopt.table import ScoreTable, open_state
 from perturbjax.runs.files import MetricsLog
-from perturbjax.runs.rundir import Identity
+from perturbjax.runs.identity import Identity
 from perturbjax.runs.state import RunState
 
 IDENTITY = {"seed": 0, "sigmas": [0.001]}

@@ -15,7 +15,7 @@ from perturbjax import vpretrain
 from perturbjax.inference import Engine
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
-from perturbjax.runs.rundir import identity_digest
+from perturbjax.runs.identity import identity_digest
 from perturbjax.vpretrain import stages
 from perturbjax.vpretrain.config import MODES
 from perturbjax.vpretrain.reopen import reopen
@@ -251,6 +251,26 @@ class TestVpretrain(ChapterBattery):
         assert code == 0 and "warning: arm value: the loss is not finite" in err and "designed targets: not in the table" in out
         assert json.loads((run / "results.json").read_text())["diverged"] == ["value"]
         assert "Not in the table, because the loss was not finite: designed targets." in (run / "report.html").read_text()
+
+    def test_a_finished_run_is_given_another_control(self, finished, tmp_path, capsys, monkeypatch):
+        run, trained, fit = tmp_path / "run", [], stages.fit
+        shutil.copytree(finished / "run", run)
+        monkeypatch.setattr(stages, "fit", lambda *given: trained.append(given[4]["arm"]) or fit(*given))
+        more = [*self.arguments(finished, run), "--resume", "--controls", "uniform"]
+        assert call(more, capsys)[0] == 0 and trained == ["uniform"]
+        both = [json.loads((at / "results.json").read_text())["arms"] for at in (run, finished / "run")]
+        arms, before = ({arm["mode"]: arm for arm in each} for each in both)
+        assert [*arms] == ["start", "plain", "value", "uniform"] and {mode: arms[mode] for mode in before} == before
+        page = (run / "report.html").read_bytes()
+        assert b"--controls plain,uniform" in page
+        # Asked for fewer, it keeps what it has.
+        assert call([*self.arguments(finished, run), "--resume"], capsys)[0] == 0
+        assert trained == ["uniform"] and (run / "report.html").read_bytes() == page
+        # What it is given is what it would have had from the start.
+        whole = tmp_path / "whole"
+        assert call([*self.arguments(finished, whole), "--controls", "plain,uniform"], capsys)[0] == 0
+        losses = [json.loads((at / "arms" / "uniform.json").read_text())["losses"] for at in (run, whole)]
+        assert losses[0] == losses[1]
 
     @pytest.mark.parametrize(
         ("mode", "said"), [("plain", "try a lower rate; what"), ("value", "a lower rate or designer_learning_rate; what")]

@@ -132,17 +132,26 @@ def arms_of(folder: Path, pair: str, steps: int, seed: int, test: int, few: bool
 
 
 def report(seeds: Sequence[Mapping[str, Measured]], feedback: str, seed: int) -> None:
-    """Each row over the seeds that have it: test rows of a seed are paired with those of its plain arm, and the bootstrap is over them."""
-    print(f"{'':46}{'seeds':>5}{'answer, nats':>14}{'plain - it':>12}   {'95 % interval':18}{'right':>8}{'stories, nats':>15}")
+    """Each row over the seeds that have it. Test rows of a seed are paired with those of its plain arm and of its value by dot, and the
+    bootstrap is over them: 95 % intervals."""
+
+    def less(name: str, other: str) -> str:
+        """How many nats the one takes less than the other."""
+        having = [(found[name], found[other]) for found in seeds if name in found and other in found]
+        one, two = (np.concatenate([arm.losses[feedback] for arm in arms]) for arms in zip(*having, strict=True))
+        low, high = paired_bootstrap(two, one, seed)
+        return f"{(two - one).mean():7.3f} ({low:6.3f} to {high:6.3f})"
+
+    own = ROWS["value"]
+    print(f"{'':38}{'seeds':>5}{'answer, nats':>14}   {'plain - it':26}{'it - value':26}{'right':>7}{'stories, nats':>15}")
     for name in seeds[0]:
-        having = [(found["plain"], found[name]) for found in seeds if name in found]
-        of_row = [each for _, each in having]
-        plain, losses = (np.concatenate([arm.losses[feedback] for arm in arms]) for arms in zip(*having, strict=True))
-        low, high = paired_bootstrap(plain, losses, seed)
-        against = f"{(plain - losses).mean():12.3f}   {f'{low:.3f} to {high:.3f}':18}" if name != "plain" else " " * 33
+        of_row = [found[name] for found in seeds if name in found]
+        losses = np.concatenate([arm.losses[feedback] for arm in of_row])
+        against_plain = less(name, "plain") if name != "plain" else ""
+        over_value = less(own, name) if name != own else ""
         right = np.mean([np.mean(each.scores[feedback]) for each in of_row])
         general = np.mean([each.general for each in of_row if each.general is not None])
-        print(f"{name:46}{len(having):5}{losses.mean():14.3f}{against}{right:8.1%}{general:15.3f}")
+        print(f"{name:38}{len(of_row):5}{losses.mean():14.3f}   {against_plain:26}{over_value:26}{right:7.1%}{general:15.3f}")
 
 
 def main() -> None:
