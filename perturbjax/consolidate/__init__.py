@@ -1,4 +1,4 @@
-"""One model of an ensemble: merged, distilled, or searched again around the merge; one forward pass in place of K.
+"""One model of an ensemble: merged, distilled, or searched again around the merge; or evolved beside it. One forward pass in place of K.
 
 ``run(Config(path, by=...))`` does from Python what ``perturbjax consolidate`` does.
 """

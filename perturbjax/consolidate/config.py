@@ -12,17 +12,17 @@ import tyro
 from perturbjax.errors import InputError
 from perturbjax.runs.config import check_choices, check_positive
 
-By = Literal["merge", "distill", "iterate"]
+By = Literal["merge", "distill", "iterate", "evolve"]
 EXAMPLES = 128
 """Unlabeled questions that the members are asked, unless settings say otherwise."""
 LORA_RANK = 8
 LORA_RATE, FULL_RATE = 5e-4, 2e-5
 """Learning rates: factors that begin at zero need one more than ten times as high (ivl/rivals.py has the sources)."""
-ROUNDS = 2
+ROUNDS = {"iterate": 2, "evolve": 8}
 _OF: dict[str, tuple[str, ...]] = {
-    "lengths": ("merge", "iterate"),
-    "rounds": ("iterate",),
-    "population": ("iterate",),
+    "lengths": ("merge", "iterate", "evolve"),
+    "rounds": ("iterate", "evolve"),
+    "population": ("iterate", "evolve"),
     "examples": ("distill",),
     "rows": ("distill",),
     "targets": ("distill",),
@@ -41,6 +41,7 @@ class Config:
     - the members' average: perturbjax consolidate RUN --by merge
     - their votes on unlabeled questions, learned by a LoRA adapter: perturbjax consolidate RUN --by distill
     - further searches around the merge: perturbjax consolidate RUN --by iterate --rounds 3
+    - an evolution strategy from the base, on the run's questions: perturbjax consolidate RUN --by evolve --rounds 20
     - after a kill: the same command with --resume
 
     Every choice is made on the run's select questions, and the model is taken only if it beats the base there (the gate); otherwise the
@@ -51,18 +52,19 @@ class Config:
     """Run directory of a finished search (randopt), or what perturbjax select made of one."""
     by: By
     """merge: the mean of the members' noise, uniform and weighted by their gain on search. distill: training on the vote.
-    iterate: search around the merge, merge, and again."""
+    iterate: search around the merge, merge, and again. evolve: search around the base, move along all candidates by their ranks, again."""
     out: Path | None = None
-    """Directory to write; RUN-merge, RUN-distill or RUN-iterate beside the run when left out."""
+    """Directory to write; RUN-merge, RUN-distill, RUN-iterate or RUN-evolve beside the run when left out."""
     resume: bool = False
     """Continue in --out where it stopped; starts it if there is nothing."""
     lengths: tuple[float, ...] = ()
     """Of merge and iterate: steps that are tried, in lengths of the members' mean; 0.25, 0.5, 1 and the root of K when left out. The mean
-    of K independent noises is that root shorter than one, so the last step is as long as a member."""
+    of K independent noises is that root shorter than one, so the last step is as long as a member. Of evolve, in lengths of a candidate;
+    1 when left out."""
     rounds: int | None = None
-    """Of iterate: searches after the run's own; 2 when left out."""
+    """Of iterate: searches after the run's own, 2 when left out. Of evolve: steps, 8 when left out."""
     population: int | None = None
-    """Of iterate: candidates of each search; as many as the run had when left out."""
+    """Of iterate and evolve: candidates of each search; as many as the run had when left out."""
     examples: int | None = None
     """Of distill: questions that no split of the run holds, which the members are asked; 128, or all there are, when left out."""
     rows: Literal["hard", "all"] = "hard"
@@ -99,13 +101,14 @@ class Config:
 
     def lengths_of(self, members: int) -> tuple[float, ...]:
         """The steps that are tried with so many members, ascending."""
-        return tuple(sorted(self.lengths or {0.25, 0.5, 1.0, math.sqrt(members)}))
+        usual = {1.0} if self.by == "evolve" else {0.25, 0.5, 1.0, math.sqrt(members)}
+        return tuple(sorted(self.lengths or usual))
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the result depends on, beside the run: the settings that ``by`` reads, resolved where the run does not matter."""
         resolved = {
-            "rounds": self.rounds or ROUNDS,
+            "rounds": self.rounds or ROUNDS.get(self.by),
             "examples": self.examples or EXAMPLES,
             "rank": self.rank or LORA_RANK,
             "learning_rate": self.learning_rate or (LORA_RATE if self.train == "lora" else FULL_RATE),

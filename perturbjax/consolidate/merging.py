@@ -29,7 +29,7 @@ UNIFORM, REWARD, RANDOM = "uniform merge", "reward merge", "random merge"
 
 @dataclass(frozen=True)
 class Part:
-    """Candidates of one population that a move goes along, and the weight of each, of all parts together 1."""
+    """Candidates of one population that a move goes along, and the weight of each; of a merge, of all parts together 1."""
 
     population: Population
     members: tuple[int, ...]

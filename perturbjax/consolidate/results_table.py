@@ -17,7 +17,8 @@ def results_table(results: Results, directory: Path) -> str:
 def _lines(results: Results, directory: Path) -> Iterator[str]:
     first = results.rows[0]
     where = f"{results.select} select and {first.n} test questions"
-    yield f"{results.model.name} on {results.task.name}: one model of {results.members} members by {results.by}; {where}"
+    of = "evolved from the base" if results.by == "evolve" else f"of {results.members} members by {results.by}"
+    yield f"{results.model.name} on {results.task.name}: one model {of}; {where}"
     yield ""
     columns = f"{'right':>7}  {'95 %':<14} {'vs base':>7}  {'95 %':<14} {'vs vote':>7}  {'95 %':<14}"
     yield f"{'test':<18} {columns} {'tokens':>7} {'spent':>10}  chosen on select"

@@ -12,12 +12,14 @@ import numpy as np
 
 from perturbjax.cluster.peers import Peers
 from perturbjax.consolidate.config import Config
+from perturbjax.consolidate.evolving import evolve_arms
 from perturbjax.consolidate.gate import best_of, choose
-from perturbjax.consolidate.iterating import iterate_arms, population_of
+from perturbjax.consolidate.iterating import iterate_arms
 from perturbjax.consolidate.measuring import Arm, Asker, Option
 from perturbjax.consolidate.merging import merge_arms
 from perturbjax.consolidate.results import BASE, CONSOLIDATED, VERSION, VOTE, Gate, OverControl, Results, Row, Tried, read_results
 from perturbjax.consolidate.results_table import results_table
+from perturbjax.consolidate.rounds import population_of
 from perturbjax.consolidate.setup import describe, make_identity, open_run
 from perturbjax.errors import InputError
 from perturbjax.inference.outputs import Graded
@@ -113,7 +115,8 @@ def _plan(config: Config, parts: Parts, ensemble: Ensemble) -> Callable[[Asker, 
         check_rank(config, parts.model)
         return lambda asker, identity, peers: distill_arms(asker, config, rows, identity, freezing(peers))
     population_of(config, ensemble, parts.config.search, 1)
-    return lambda asker, identity, peers: iterate_arms(asker, config, lengths, identity, freezing(peers))
+    make = iterate_arms if config.by == "iterate" else evolve_arms
+    return lambda asker, identity, peers: make(asker, config, lengths, identity, freezing(peers))
 
 
 def freezing(peers: Peers) -> Callable[[RunState], None]:

@@ -12,7 +12,7 @@ import pytest
 from fault_runs import write_questions
 from support.chapter import call
 from support.cli_tiny import MODEL
-from support.consolidated import content, finished_run
+from support.consolidated import content, contrary_run, finished_run
 from support.searched import save_ensemble, searched_run
 from support.toy import compile_quickly
 
@@ -38,18 +38,11 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """run: questions whose gold answers are what the base does not say, so that any change helps; right: those that it says."""
+    """As ``contrary_run`` says."""
     folder = tmp_path_factory.mktemp("consolidate")
     with pytest.MonkeyPatch.context() as patch:
         compile_quickly(patch)
-        parts = finished_run(folder / "asked", write_questions(folder / "even.jsonl", 24))
-        examples = parts.task.examples()
-        engine = make_engine(parts)
-        (said,) = engine.run(Candidate.base(1), engine.prepare(examples, parts.template)).answers
-        for name, answer in (("right", lambda s: s), ("run", lambda s: {"yes": "no", "no": "yes"}[s])):
-            rows = [{"question": e.question, "answer": answer(s), "choices": ["yes", "no"]} for e, s in zip(examples, said, strict=True)]
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            finished_run(folder / name, folder / f"{name}.jsonl")
+        contrary_run(folder)
         yield folder
 
 
