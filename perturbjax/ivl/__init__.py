@@ -1,11 +1,12 @@
 """Inverse value learning (Lu et al., arXiv 2410.21027): a small network learns what demonstrations do to logits; other models use it.
 
-``run(Config(...))`` does from Python what ``perturbjax ivl`` does; ``combine`` adds a value network to any model. ``proxy_tune`` and
-``contrast`` add up whole models in the same way.
+``run(Config(...))`` does from Python what ``perturbjax ivl`` does; ``combine`` adds a value network, as ``load_value`` reads it from
+a run's ``value/``, to any model. ``proxy_tune`` and ``contrast`` add up whole models in the same way.
 """
 
 from typing import TYPE_CHECKING
 
+from perturbjax.ivl.artifacts import load_value as load_value
 from perturbjax.ivl.combined import combine as combine
 from perturbjax.ivl.config import Bases as Bases
 from perturbjax.ivl.config import Config as Config

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 
+from perturbjax.ivl.artifacts import ValueRecord
 from perturbjax.ivl.byte_head import byte_map
+from perturbjax.ivl.tokens import token_table
 from perturbjax.ivl.value import ValueConfig, ValueNetwork
 from perturbjax.ivl.vocabulary import VocabularyMap
 from perturbjax.models.config import DecoderConfig
@@ -210,9 +212,19 @@ def _decoder_of(part: DecoderConfig | ValueConfig) -> DecoderConfig:
     return part.decoder if isinstance(part, ValueConfig) else part
 
 
+def _check_tokens(base: Model, value: ValueRecord, vocabulary: VocabularyMap | None) -> None:
+    table = token_table(base.tokenizer)
+    if vocabulary is not None:
+        vocabulary.check(vocabulary.value_fingerprint, table.vocabulary if vocabulary.kind == "identity" else table.fingerprint)
+    elif table.vocabulary != value.vocabulary:
+        raise ValueError(
+            f"vocabulary None: the value network speaks the tokens of {value.base}, {base.name} has others; give a map between them"
+        )
+
+
 def combine(
     base: Model,
-    value: ValueConfig,
+    value: ValueConfig | ValueRecord,
     params: Any,
     alpha: float = 1.0,
     gate: float | None = None,
@@ -222,17 +234,19 @@ def combine(
 
     Args:
         base: the model B; it is not copied and never changed.
-        value: the value network's shape.
+        value: the value network, as ``load_value`` reads it; or its shape alone, which does not say which tokens it speaks.
         params: its parameters.
         alpha: weight of its logits.
         gate: entropy of B's distribution in nats above which they count; None: always.
-        vocabulary: from the value network's vocabulary to B's, None where they are one. A network of bytes only reads by it. Which tokens
-            ``value`` speaks is not in its shape: ``reopen.ValueRun.on`` knows it, and refuses other ones of the same number.
+        vocabulary: from the value network's vocabulary to B's, None where they are one. A network of bytes only reads by it.
 
     Raises:
-        ValueError: without a map, vocabularies of different sizes; or a map and a connection that reads the base's logits, which are those
-            of other tokens.
+        ValueError: without a map, other tokens (of a shape alone: another number of them); a map to other tokens than the base's; or a map
+            and a connection that reads the base's logits, which are those of other tokens.
     """
+    if isinstance(value, ValueRecord):
+        _check_tokens(base, value, vocabulary)
+        value = value.config
     if vocabulary is None and value.decoder.vocab_size != base.config.vocab_size:
         sizes = f"{value.decoder.vocab_size} and {base.config.vocab_size} tokens"
         raise ValueError(f"vocabulary None: the value network and the base have {sizes}; give a map between them")

@@ -1,5 +1,6 @@
 """A finished training of a value network, opened again: on any base, for evaluation, answers and export."""
 
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from perturbjax.ivl.alignment import dtw_alignment, exact_first
 from perturbjax.ivl.artifacts import ValueRecord, load_value
 from perturbjax.ivl.combined import combine
 from perturbjax.ivl.config import Config, VocabularyName
+from perturbjax.ivl.map_files import load_map, save_map
 from perturbjax.ivl.setup import demonstration_texts, load_split
 from perturbjax.ivl.tokens import token_table
 from perturbjax.ivl.vocabulary import VocabularyMap
@@ -20,13 +22,16 @@ from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.train.demonstrations import Demonstration, load_demonstrations
 from perturbjax.tree import fingerprint
 
+MAPS = "maps"
+"""Folder of a run: the vocabulary maps that its value network was used with, each in a folder of its own."""
+
 
 @dataclass(frozen=True)
 class ValueRun:
     """A value network with what it was trained on.
 
     Attributes:
-        config: of the run.
+        path: of the run; ``config``: its settings.
         record: what the value network is.
         params: its parameters.
         task: of the run, and ``template`` of its prompts; ``test``: its test questions.
@@ -34,6 +39,7 @@ class ValueRun:
         trained: the base that it was trained beside, whose tokenizer is its own.
     """
 
+    path: Path
     config: Config
     record: ValueRecord
     params: Any
@@ -54,7 +60,7 @@ class ValueRun:
         model.tokenizer.clock = self.trained.tokenizer.clock
         of_bytes = self.record.outputs == "bytes"
         reads = self._vocabulary(model, vocabulary or ("exact_first" if of_bytes else None))
-        return OnBase(model, combine(model, self.record.config, self.params, alpha, gate, reads), reads)
+        return OnBase(model, combine(model, self.record, self.params, alpha, gate, reads), reads)
 
     def _vocabulary(self, base: Model, asked: VocabularyName | None) -> VocabularyMap | None:
         sizes = base.config.vocab_size, self.record.decoder.vocab_size
@@ -66,6 +72,22 @@ class ValueRun:
         if self.record.config.is_bound_to_vocabulary:
             reads = f"a {self.record.connection} value network reads or scales the base's own logits"
             raise InputError(f"`vocabulary` {asked}: {reads}; use a base of its vocabulary")
+        return self._kept(base, asked)
+
+    def _kept(self, base: Model, asked: VocabularyName) -> VocabularyMap:
+        """The map between two tokenizers, from ``maps/`` of the run if it was built before."""
+        ours, theirs = self.trained.tokenizer, base.tokenizer
+        folder = self.path / MAPS / f"{asked}-{token_table(theirs).fingerprint.removeprefix('sha256:')[:12]}"
+        # What is missing, damaged or of other tokenizers is built anew; who may only read the run gets a map all the same.
+        with contextlib.suppress(InputError):
+            return load_map(folder, ours, theirs)[0]
+        made = self._built(base, asked)
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_map(made, folder)
+        return made
+
+    def _built(self, base: Model, asked: VocabularyName) -> VocabularyMap:
         if asked == "exact_first":
             return exact_first(self.trained.tokenizer, base.tokenizer)
         shown = load_demonstrations(self.config.data.demonstrations)
@@ -107,4 +129,4 @@ def reopen(run: Path, note: Callable[[str], None], trusted: Collection[str] = ()
     if fingerprint(trained.params) != record.base_fingerprint:
         raise InputError(f"{directory.path}: its value network was trained beside another {trained.name}; restore that model")
     trained.tokenizer.clock = content["prompt_clock"]
-    return ValueRun(config, record, params, task, template, test, train, validation, trained)
+    return ValueRun(directory.path, config, record, params, task, template, test, train, validation, trained)

@@ -1,5 +1,6 @@
 """One whole training of a value network on a model of random weights: the battery of chapters, and the commands on its run."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from support.value_cases import decoder_logits, softmax
 
 from perturbjax import InputError, ivl
 from perturbjax.inference import Engine
+from perturbjax.ivl import reopen as reopening
 from perturbjax.ivl.alignment import exact_first
 from perturbjax.ivl.artifacts import load_value
 from perturbjax.ivl.combined import combine
@@ -118,6 +120,44 @@ class TestIvl(ChapterBattery):
         page = (finished / "run" / "report.html").read_text()
         assert "By probability, of the base's next token after 6 of the questions" in page and "The likeliest tokens" in page
 
+    def test_maps_are_kept_with_the_run_and_built_anew_where_they_are_damaged(self, finished, tmp_path, monkeypatch):
+        run, built = tmp_path / "run", []
+        shutil.copytree(finished / "run", run, ignore=shutil.ignore_patterns("maps"))
+        monkeypatch.setattr(reopening, "exact_first", lambda *pair: built.append(1) or exact_first(*pair))
+        value = reopen(run, lambda _: None)
+        expected = exact_first(value.trained.tokenizer, load_model(str(OTHER)).tokenizer)
+
+        def ask_twice() -> None:
+            for _ in range(2):
+                table = value.on(str(OTHER), "exact_first", 1.0, None).vocabulary
+                assert table is not None
+                np.testing.assert_array_equal(table.weights, expected.weights)
+                np.testing.assert_array_equal(table.indices, expected.indices)
+
+        ask_twice()
+        (folder,) = (run / "maps").iterdir()
+        assert len(built) == 1 and folder.name.startswith("exact_first-")
+        (folder / "vocabulary_map.npz").write_bytes(b"PK")
+        ask_twice()
+        assert len(built) == 2
+        (run / "maps").rename(run / "elsewhere")
+        (run / "maps").write_text("")  # as in a directory that may not be written
+        ask_twice()
+        assert len(built) == 4
+
+    def test_logits_of_other_tokens_are_never_added(self, finished):
+        record, params = ivl.load_value(finished / "run" / "value")
+        value = reopen(finished / "run", lambda _: None)
+        other = load_model(str(OTHER))
+        # As many tokens, and others.
+        others = dataclasses.replace(value.trained, name="others", tokenizer=other.tokenizer)
+        with pytest.raises(ValueError, match=f"the value network speaks the tokens of {value.record.base}, others has others; give a map"):
+            ivl.combine(others, record, params)
+        table = exact_first(value.trained.tokenizer, other.tokenizer)
+        with pytest.raises(ValueError, match="was built for another tokenizer of the base"):
+            ivl.combine(value.trained, record, params, vocabulary=table)
+        assert ivl.combine(other, record, params, vocabulary=table).config.vocab_size == other.config.vocab_size
+
     def test_alpha_0_is_the_base(self, finished, capsys):
         code, _, _ = call(["evaluate", str(finished / "run"), "--alpha", "0", "--name", "nothing"], capsys)
         entries = json.loads((finished / "run" / "evaluation-nothing.json").read_text())["entries"]
@@ -130,7 +170,7 @@ class TestIvl(ChapterBattery):
         code, _, _ = call(["predict", str(finished / "run"), "--questions", str(questions), "--out", str(answers)], capsys)
         assert code == 0
         value = reopen(finished / "run", lambda _: None)
-        model = combine(value.trained, value.record.config, value.params)
+        model = combine(value.trained, value.record, value.params)
         engine = Engine(model, value.task, Noise(), chunk=1)
         by_question = {example.question: example for example in value.task.examples()}
         batch = engine.prepare([by_question[row["question"].strip()] for row in rows], value.template)
