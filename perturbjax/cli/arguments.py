@@ -1,4 +1,4 @@
-"""How arguments are read: comma lists, plain optional values, and one line where tyro would draw a box."""
+"""How a command line is read: lists piece by piece, and one line where tyro would draw a box."""
 
 import contextlib
 import dataclasses
@@ -7,24 +7,14 @@ import io
 import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, cast
+from itertools import islice
+from typing import Any
 
 import tyro
 
-from perturbjax.noise.spec import SCALES, Rule
-
-_OPTIONAL: dict[type, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-_SCALE = "|".join((*SCALES, "exclude"))
-_RULE = re.compile(rf"(?P<pattern>.+?)=(?P<scale>{_SCALE})(?:,|$)")
-_LISTS: dict[Any, tuple[type, str]] = {tuple[float, ...]: (float, "FLOAT"), tuple[int, ...]: (int, "INT"), tuple[str, ...]: (str, "TEXT")}
-
-_COMMA = re.compile(r",(?![^()]*\)|[^{}]*\}|[^\[\]]*\])")
-"""Between items of a list; one between brackets belongs to its item: ``my_task.py:Sums(2, 3)``."""
-_RULE_OR_REGEX = re.compile(rf"(?P<pattern>.+?)(?:=(?P<scale>{_SCALE}))?(?:{_COMMA.pattern}|$)")
+from perturbjax.cli.values import make_registry
 
 
 class UsageError(Exception):
@@ -52,25 +42,66 @@ def parse(commands: Mapping[str, type], argv: Sequence[str], prog: str, descript
         typing.Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, description=_description(kind, name in argv))]
         for name, kind in commands.items()
     ]
+    command = next((word for word in argv if word in commands), "")
+    kinds = _flag_kinds(commands[command]) if command else {}
+    words = join_lists(argv, kinds)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 typing.Union[tuple(members)],  # type: ignore[arg-type]  # noqa: UP007 (made at run time)
-                args=list(argv),
+                args=words,
                 prog=prog,
                 description=description,
-                registry=_registry(),
+                registry=make_registry(),
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             sys.stdout.flush()  # a reader that has gone is met here, where the caller sees it, and not at exit
             raise
-        command = next((word for word in argv if word in commands), "")
-        known = [f"--{name.replace('_', '-')}" for name in flag_names(commands[command])] if command else list(commands)
+        known = [f"--{name.replace('_', '-')}" for name in kinds] or list(commands)
         message = _with_near_names(_one_line(said.getvalue()), known)
-        raise UsageError(f"{message}; see {f'{prog} {command}'.strip()} --help") from None
+        asked = " ".join((prog, command, *islice(_chosen(commands[command], argv), 1)) if command else (prog,))
+        raise UsageError(f"{message}; see {asked} --help") from None
+
+
+def join_lists(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
+    """Arguments in which the flag of a list stands once, with all that it was given. Of any other flag the last counts, as is usual.
+
+    Args:
+        argv: the words.
+        kinds: name of each flag -> type of its value.
+
+    >>> join_lists(["evaluate", "RUN", "--base", "a", "--base=b,c"], {"base": tuple[str, ...]})
+    ['evaluate', 'RUN', '--base=a,b,c']
+    """
+    found: list[str] = []
+    places: dict[str, int] = {}
+    words = iter(argv)
+    for word in words:
+        flag, given, value = word.partition("=")
+        name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+        if name not in kinds or not _is_list(kinds[name]) or (not given and (value := next(words, None)) is None):
+            found.append(word)
+        elif name in places:
+            found[places[name]] += f",{value}"
+        else:
+            places[name] = len(found)
+            found.append(f"{flag}={value}")
+    return found
+
+
+def _is_list(kind: Any) -> bool:
+    return any(typing.get_origin(each) is tuple for each in (kind, *typing.get_args(kind)))
+
+
+def _chosen(kind: type, argv: Sequence[str]) -> Iterator[str]:
+    """The subcommand among the words, of a command that has some."""
+    hints = typing.get_type_hints(kind, include_extras=True).values()
+    members = [each for hint in hints for each in typing.get_args(hint) if typing.get_origin(each) is typing.Annotated]
+    names = {getattr(extra, "name", None) for each in members for extra in each.__metadata__}
+    return (word for word in argv if word in names)
 
 
 def _with_near_names(message: str, known: Sequence[str]) -> str:
@@ -84,74 +115,6 @@ def _description(kind: type, whole: bool) -> str:
     """The docstring for the command's own help, its first line for the list of commands."""
     text = inspect.getdoc(kind) or ""
     return text if whole else text.splitlines()[0]
-
-
-def _registry() -> tyro.constructors.ConstructorRegistry:
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def one_word(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-        if info.type == tuple[float, ...] | Literal["auto"]:
-            return _spec("auto|FLOAT,FLOAT,...", _floats_or_auto, (tuple, str), lambda value: value if value == "auto" else _joined(value))
-        # In a subcommand tyro may write typing.Tuple, which is equal to no tuple[...].
-        listed = tuple[typing.get_args(info.type)] if typing.get_origin(info.type) is tuple else None
-        if listed in _LISTS:
-            kind, name = _LISTS[listed]
-            return _spec(f"{name},{name},...", partial(_items, kind), tuple, _joined)
-        if info.type == tuple[Rule, ...]:
-            return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: _joined(rules) or "none")
-        if info.type == tuple[Rule | str, ...]:
-            return _spec("REGEX|REGEX=exclude,...", partial(parse_rules, bare=True), tuple, lambda rules: _joined(rules) or "none")
-        # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
-        for inner, name in _OPTIONAL.items():
-            if info.type == inner | None:
-                return _spec(name, inner, (inner, type(None)), lambda value: "none" if value is None else str(value))
-        return None
-
-    return registry
-
-
-def _spec(metavar: str, read: Callable[[str], Any], kinds: Any, show: Callable[[Any], str]) -> tyro.constructors.PrimitiveConstructorSpec:
-    """How an argument of one word is read and shown; its value is an instance of ``kinds``."""
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: read(words[0]),
-        is_instance=lambda value: isinstance(value, kinds),
-        str_from_instance=lambda value: [show(value)],
-    )
-
-
-def _items(kind: type, text: str) -> tuple[Any, ...]:
-    """The items of a list; an empty word is a list of no texts."""
-    return () if kind is str and not text else tuple(map(kind, _COMMA.split(text)))
-
-
-def _joined(values: Iterable[Any]) -> str:
-    return ",".join(map(str, values))
-
-
-def _floats_or_auto(text: str) -> tuple[float, ...] | str:
-    return text if text == "auto" else tuple(map(float, text.split(",")))
-
-
-def parse_rules(text: str, bare: bool = False) -> tuple[Rule | str, ...]:
-    """``REGEX=scale`` or ``REGEX=exclude``, comma separated; a comma inside a regular expression is no separator. With ``bare``, a
-    ``REGEX`` alone is an item too, and stays a text.
-
-    >>> parse_rules("norm=exclude,layers/.{1,2}/mlp=rms")
-    (Rule(pattern='norm', scale=None), Rule(pattern='layers/.{1,2}/mlp', scale='rms'))
-    >>> parse_rules("norm=exclude,layers/.{1,2}/mlp", bare=True)
-    (Rule(pattern='norm', scale=None), 'layers/.{1,2}/mlp')
-    """
-    found, end = [], 0
-    while end < len(text):
-        if (match := (_RULE_OR_REGEX if bare else _RULE).match(text, end)) is None:
-            raise ValueError(f"{text[end:][:80]!r}: REGEX={_SCALE} is required, comma separated")
-        pattern, scale = match["pattern"], match["scale"]
-        found.append(pattern if scale is None else Rule(pattern, None if scale == "exclude" else cast(Any, scale)))
-        end = match.end()
-    return tuple(found)
 
 
 def with_flags(message: str, names: Collection[str]) -> str:
@@ -171,18 +134,24 @@ def with_flags(message: str, names: Collection[str]) -> str:
 
 def flag_names(kind: type) -> set[str]:
     """Names of the fields of a command's dataclass, those of the dataclasses in it included, and of its subcommands."""
-    names: set[str] = set()
+    return {*_flag_kinds(kind)}
+
+
+def _flag_kinds(kind: type) -> dict[str, Any]:
+    """The same names -> the types of the fields."""
+    found: dict[str, Any] = {}
     kinds = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         default = field.default_factory() if callable(field.default_factory) else None
-        subcommands = [each for each in typing.get_args(kinds[field.name]) if isinstance(each, type) and dataclasses.is_dataclass(each)]
+        members = () if _is_list(kinds[field.name]) else typing.get_args(kinds[field.name])
+        subcommands = [each for each in members if isinstance(each, type) and dataclasses.is_dataclass(each)]
         if dataclasses.is_dataclass(default):
-            names |= flag_names(type(default))
+            found |= _flag_kinds(type(default))
         elif subcommands:
-            names = names.union(*map(flag_names, subcommands))
+            found |= {name: each for subcommand in subcommands for name, each in _flag_kinds(subcommand).items()}
         else:
-            names.add(field.name)
-    return names
+            found[field.name] = kinds[field.name]
+    return found
 
 
 def _one_line(box: str) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ from support.cli_tiny import MODEL, search_arguments, write_questions
 
 import perturbjax
 from perturbjax.cli import main
+from perturbjax.cli.app import COMMANDS
+from perturbjax.cli.arguments import parse
 from perturbjax.cli.evaluate import foreign_rows
 from perturbjax.cli.predict import read_questions
 from perturbjax.errors import InputError
-from perturbjax.noise import DISTRIBUTIONS
+from perturbjax.noise import DISTRIBUTIONS, Rule
 from perturbjax.randopt.config import Config
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.setup import reopen, unused_rows
@@ -102,6 +105,8 @@ import perturbjax
 package_s = time.process_time() - start
 assert not {"orbax", "flax", "jax._src.pallas.core"} & set(sys.modules)
 from perturbjax.cli import main
+from perturbjax.cli.app import COMMANDS
+from perturbjax.cli.arguments import parse
 main(["--help"])
 assert not {"orbax", "flax"} & set(sys.modules)
 print(package_s / jax_s, (time.process_time() - start) / jax_s)
@@ -121,6 +126,23 @@ def test_help_and_import_cost_little_more_than_importing_jax():
 
 
 @pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        (["evaluate", "RUN", "--base", "a", "--base", "b,c"], ("base", ("a", "b", "c"))),
+        (["evaluate", "RUN", "--base=a", "--base", "b"], ("base", ("a", "b"))),
+        (["randopt", "--sigmas", "0.1", "--sigmas=0.2", "--resume"], ("sigmas", (0.1, 0.2))),
+        (["randopt", "--rules", "a=exclude", "--rules", "b=rms"], ("rules", (Rule("a", None), Rule("b", "rms")))),
+        (["randopt", "--seed", "1", "--top-k=2", "--seed", "2", "--resume", "--resume"], ("seed", 2)),
+        (["consolidate", "RUN", "--by", "merge", "--lengths=1", "--lengths", "2"], ("lengths", (1.0, 2.0))),
+    ],
+)
+def test_a_list_may_be_given_piece_by_piece(words, read):
+    config, (name, value) = parse({name: kind for name, (kind, _) in COMMANDS.items()}, words, "perturbjax", ""), read
+    parts = [config, *(getattr(config, field.name) for field in dataclasses.fields(config))]
+    assert [vars(part)[name] for part in parts if name in getattr(part, "__dict__", {})] == [value]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], f"Expected one of {{randopt, ivl, vpretrain, caulking, {', '.join(VERBS)}}}; see perturbjax --help"),
@@ -130,6 +152,7 @@ def test_help_and_import_cost_little_more_than_importing_jax():
             "Unrecognized options: --popluation, 3 (did you mean --population?); see perturbjax randopt --help",
         ),
         (["randopt", "--top_kk=3"], "Unrecognized options: --top_kk=3 (did you mean --top-k?); see perturbjax randopt --help"),
+        (["randopt", "--rulse", "x"], "Unrecognized options: --rulse, x (did you mean --rules?); see perturbjax randopt --help"),
         (["randopt", "--qqqq"], "Unrecognized options: --qqqq; see perturbjax randopt --help"),
         (["randopt", "--population", "many"], "--population 'many': an integer is required; see perturbjax randopt --help"),
         (["randopt", "--population", "2.5"], "--population '2.5': an integer is required; see perturbjax randopt --help"),
@@ -141,6 +164,7 @@ def test_help_and_import_cost_little_more_than_importing_jax():
             f"invalid choice 'white' for argument '--noise'. Expected one of {tuple(DISTRIBUTIONS)}; see perturbjax randopt --help",
         ),
         (["randopt", "--seed"], "Missing value for argument '--seed'. Expected 1 values; see perturbjax randopt --help"),
+        (["study", "rivals", "--qqqq"], "Unrecognized options: --qqqq; see perturbjax study rivals --help"),
         (["predict"], "required: PATH, --questions PATH, --out PATH; see perturbjax predict --help"),
     ],
 )
