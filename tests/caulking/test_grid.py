@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.chapter import failing_commits
 
 from perturbjax import InputError, sharding
 from perturbjax.caulking import Cell, Fitting, Method, run_grid
@@ -13,7 +14,6 @@ from perturbjax.caulking.pretraining import pretrain
 from perturbjax.caulking.program import CellArrays, GridProgram, Shared
 from perturbjax.models.adapters import Bottleneck, LoRA, Partial, head
 from perturbjax.runs.console import SILENT, Progress
-from perturbjax.runs.state import RunState
 from perturbjax.tree import fingerprint
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -136,18 +136,9 @@ def test_the_base_is_not_written_and_a_caulk_begins_at_it(toy):
 
 
 def test_a_grid_that_was_stopped_goes_on_and_trains_no_cell_twice(toy, cells, tmp_path, monkeypatch):
-    commit, trained = RunState.commit, []
-
-    def stopped(state, tree, record):
-        if state.step == 4:
-            raise KeyboardInterrupt
-        commit(state, tree, record)
-
-    monkeypatch.setattr(RunState, "commit", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with failing_commits(4), pytest.raises(KeyboardInterrupt):
         grid(toy, out=tmp_path)
-    monkeypatch.setattr(RunState, "commit", commit)
-    call = GridProgram.__call__
+    call, trained = GridProgram.__call__, []
 
     def counted(self, shared, arrays):
         trained.append(len(arrays.seed))

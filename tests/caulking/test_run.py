@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.chapter import ChapterBattery, call
+from support.chapter import ChapterBattery, call, failing_commits
 from support.cli_tiny import write_questions
 from support.paths import FIXTURES
 
@@ -22,7 +22,6 @@ from perturbjax.models.adapters import LoRA
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
 from perturbjax.pretrained.adapter_files import read_adapter
-from perturbjax.runs.state import RunState
 from perturbjax.tasks import load_task
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -219,19 +218,11 @@ class TestCaulking(ChapterBattery):
         assert (run / "results.json").read_bytes() == (finished / "run" / "results.json").read_bytes()
 
     def test_a_stopped_run_whose_identity_has_accuracies_goes_on(self, finished, tmp_path, capsys, monkeypatch):
-        commit = RunState.commit
-
-        def stopped(state, tree, record):
-            if state.step == 2:
-                raise KeyboardInterrupt
-            commit(state, tree, record)
-
         monkeypatch.chdir(tmp_path)
         arguments = self.arguments(finished, tmp_path)
         del arguments[arguments.index("--out") : arguments.index("--out") + 2]
-        with monkeypatch.context() as before:
+        with monkeypatch.context() as before, failing_commits(2):
             before.setattr("perturbjax.runs.identity._GIVEN_ANEW", ())
-            before.setattr(RunState, "commit", stopped)
             assert call(arguments, capsys)[0] == 130
         (run,) = (tmp_path / "runs").iterdir()
         assert json.loads((run / "config.json").read_text())["identity"]["accuracies"] == [0.3, 0.9]

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.chapter import call
+from support.chapter import call, failing_commits
 from support.consolidated import content, contrary_run
 from support.toy import compile_quickly
 
@@ -21,7 +21,6 @@ from perturbjax.noise import Population
 from perturbjax.pretrained import load_model
 from perturbjax.randopt.setup import make_engine, reopen_ensemble
 from perturbjax.runs.console import SILENT
-from perturbjax.runs.state import RunState
 from perturbjax.searchers import EvolutionStrategy
 from perturbjax.searchers.evolution import Step, centred_ranks, rate_of_length, rebuild
 
@@ -102,18 +101,8 @@ def test_the_saved_model_is_where_the_scores_lead(folder, evolved):
 
 
 def test_a_stopped_evolution_ends_the_same(folder, evolved, tmp_path, monkeypatch):
-    commit, commits = RunState.commit, []
-
-    def stopped(state, tree, record):
-        if len(commits) == 3:
-            raise KeyboardInterrupt
-        commits.append(1)
-        commit(state, tree, record)
-
-    monkeypatch.setattr(RunState, "commit", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with failing_commits(3), pytest.raises(KeyboardInterrupt):
         consolidate.run(config(folder, tmp_path / "run"))
-    monkeypatch.setattr(RunState, "commit", commit)
     scored = []
     monkeypatch.setattr(rounds, "search", lambda *given, search=rounds.search: scored.append(given[1].seed) or search(*given))
     again = consolidate.run(config(folder, tmp_path / "run", resume=True))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from fault_runs import write_questions
-from support.chapter import call
+from support.chapter import call, failing_commits
 from support.cli_tiny import MODEL
 from support.consolidated import content, contrary_run, finished_run
 from support.searched import save_ensemble, searched_run
@@ -29,7 +29,6 @@ from perturbjax.pretrained.adapter_files import read_adapter
 from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.setup import make_engine, reopen_ensemble, unused_rows
 from perturbjax.runs.console import SILENT
-from perturbjax.runs.state import RunState
 from perturbjax.tasks.splits import same_question_key
 from perturbjax.train.rows import pack_rows
 
@@ -172,20 +171,10 @@ def test_distillation_trains_three_models_of_equal_steps_and_goes_on_after_a_sto
         return dataclasses.replace(said, rows=tuple(dataclasses.replace(each, voted="yes", shares={"yes": 1.0}) for each in said.rows))
 
     monkeypatch.setattr(labels, "_label", right)
-    commit, commits = RunState.commit, []
-
-    def stopped(state, tree, record):
-        if len(commits) == 2:
-            raise KeyboardInterrupt
-        commits.append(1)
-        commit(state, tree, record)
-
-    monkeypatch.setattr(RunState, "commit", stopped)
-    with pytest.raises(KeyboardInterrupt) as error:
+    with failing_commits(2), pytest.raises(KeyboardInterrupt) as error:
         consolidate.run(config(folder, out, "distill", **settings))
     assert "continue with: perturbjax consolidate" in error.value.__notes__[0]
     first = content(out / "training" / "distilled")
-    monkeypatch.setattr(RunState, "commit", commit)
     found = consolidate.run(config(folder, out, "distill", resume=True, **settings))
     assert {path: data for path, data in content(out / "training" / "distilled").items() if path in first} == first
     assert [row.name for row in found.rows] == ["base", "vote", "distilled", "self-distilled", "gold labels", "consolidated"]
@@ -220,7 +209,7 @@ def test_a_generated_vote_is_learned_as_it_was_written(tmp_path, monkeypatch):
         labels.rows_to_label(consolidate.Config(tmp_path / "run", by="distill", targets="shares"), parts)
 
 
-def test_iterated_search_and_its_control_spend_the_same_and_end_the_same_after_a_stop(folder, tmp_path, monkeypatch):
+def test_iterated_search_and_its_control_spend_the_same_and_end_the_same_after_a_stop(folder, tmp_path):
     settings = {"rounds": 2, "lengths": (1.0, 10.0)}
     whole = consolidate.run(config(folder, tmp_path / "whole", "iterate", **settings))
     iterated, control = whole.row("iterated"), whole.row("around the base")
@@ -234,18 +223,8 @@ def test_iterated_search_and_its_control_spend_the_same_and_end_the_same_after_a
     assert tried["iterated", "round 0"] == tried["around the base", "round 0"] and len(tried) == 6
     assert whole.gate.arm == "iterated" and control.option in ("round 0", "round 1", "round 2")
 
-    commit, commits = RunState.commit, []
-
-    def stopped(state, tree, record):
-        if len(commits) == 5:
-            raise KeyboardInterrupt
-        commits.append(1)
-        commit(state, tree, record)
-
-    monkeypatch.setattr(RunState, "commit", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with failing_commits(5), pytest.raises(KeyboardInterrupt):
         consolidate.run(config(folder, tmp_path / "stopped", "iterate", **settings))
-    monkeypatch.setattr(RunState, "commit", commit)
     again = consolidate.run(config(folder, tmp_path / "stopped", "iterate", resume=True, **settings))
     assert (again.rows, again.gate, again.notes) == (whole.rows, whole.gate, whole.notes)
     for name in searched:

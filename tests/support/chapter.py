@@ -3,8 +3,11 @@
 A chapter's test module subclasses ``ChapterBattery`` and says how the chapter is run.
 """
 
+import contextlib
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,21 @@ def call(arguments: list[str], capsys) -> tuple[int, str, str]:
     code = main(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+@contextlib.contextmanager
+def failing_commits(after: int, error: BaseException | None = None) -> Iterator[None]:
+    """Until the block ends, every commit of a state after so many fails: with Ctrl-C when no error is given."""
+    commit, count = RunState.commit, itertools.count()
+
+    def failing(state: RunState, tree: Any, record: Any) -> None:
+        if next(count) >= after:
+            raise error or KeyboardInterrupt
+        commit(state, tree, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunState, "commit", failing)
+        yield
 
 
 class ChapterBattery:
@@ -92,29 +110,19 @@ class ChapterBattery:
         again = f"perturbjax {self.arguments(finished, run)[0]} ... --out {run} --resume"
         assert (code, out) == (2, "") and err.endswith(f"no results.json, the run has not finished; continue it with: {again}\n")
 
-    def test_a_failure_says_that_the_run_is_intact_and_it_ends_the_same(self, finished, tmp_path, capsys, monkeypatch):
-        commit, run = RunState.commit, tmp_path / "run"
-
-        def full_disk(state: RunState, tree: Any, record: Any) -> None:
-            if state.step == self.commits // 2:
-                raise OSError(28, "No space left on device")
-            commit(state, tree, record)
-
-        def interrupted(state: RunState, tree: Any, record: Any) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(RunState, "commit", full_disk)
+    def test_a_failure_says_that_the_run_is_intact_and_it_ends_the_same(self, finished, tmp_path, capsys):
+        run = tmp_path / "run"
         arguments = self.arguments(finished, run)
-        code, _, err = call(arguments, capsys)
+        with failing_commits(self.commits // 2, OSError(28, "No space left on device")):
+            code, _, err = call(arguments, capsys)
         assert code == 1 and "Traceback" not in err
         assert err.splitlines()[-1] == (
             "perturbjax: failed: OSError: [Errno 28] No space left on device; "
             f"what {run} had committed is intact; continue with: perturbjax {arguments[0]} ... --out {run} --resume"
         )
-        monkeypatch.setattr(RunState, "commit", interrupted)
-        code, _, err = call([*arguments, "--resume"], capsys)
+        with failing_commits(0):
+            code, _, err = call([*arguments, "--resume"], capsys)
         assert code == 130 and "interrupted; what" in err.splitlines()[-1]
-        monkeypatch.setattr(RunState, "commit", commit)
         code, _, err = call([*arguments, "--resume"], capsys)
         assert code == 0 and "continuing the run" in err
         assert self.content(run) == self.content(finished / "run")
