@@ -43,6 +43,7 @@ def evolve_arms(
         here = rounds.searched(EVOLVED, number, centers[-1].moves)
         part = ranked(rounds.population(number), np.array([each.score for each in here.found]))
         centers.append(rounds.moved(f"{EVOLVED}, round {number}", centers[-1], (part,), here.tokens))
+    asker.progress.note(RANDOM_RANKS)
     for number in numbers:
         population = rounds.population(number)
         drawn = np.random.default_rng(derived_seed(population.seed, RANDOM_RANKS)).random(len(population))

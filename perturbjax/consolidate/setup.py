@@ -19,19 +19,25 @@ from perturbjax.tree import digest
 CHAPTER = "consolidate"
 
 
-def open_run(run: Path, trust: Collection[str], progress: Progress) -> tuple[Parts, Ensemble]:
+def open_run(run: Path, trust: Collection[str], progress: Progress, of_members: bool = True) -> tuple[Parts, Ensemble]:
     """The parts and the ensemble of a finished search.
 
+    Args:
+        run: its directory.
+        trust, progress: as for ``reopen_ensemble``.
+        of_members: the model will be made of the members.
+
     Raises:
-        InputError: there is none, it cannot be reopened, its ensemble has one member or no scores, or select has fewer than 2 questions.
+        InputError: there is none, it cannot be reopened, or select has fewer than 2 questions; of members, the ensemble has one alone or no
+            scores.
     """
     if (chapter := RunDirectory(run).chapter) != "randopt":
         raise InputError(f"{run}: a run of {chapter}, which has no members; consolidate takes one of randopt")
     parts, ensemble = reopen_ensemble(run, progress.note, trust)
-    if len(ensemble) < 2:
+    if of_members and len(ensemble) < 2:
         more = f"perturbjax select {run} --top-k 8 --out CHOSEN may find more; perturbjax export {run} --rank 1 --out DIR writes this one"
         raise InputError(f"{run}: the ensemble has 1 member, which is one model already; {more}")
-    if ensemble.scores is None:
+    if of_members and ensemble.scores is None:
         raise InputError(f"{run}: ensemble.json has no search scores, which weigh the members; restore the file, or search anew")
     if len(parts.splits.select) < 2:
         raise InputError(f"{run}: 1 select question; the gate needs at least 2: search with a larger `select_examples`")

@@ -59,7 +59,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     if directory.path.resolve().is_relative_to(its):
         raise InputError(f"`out` {directory.path}: lies in the run directory, which is not changed; give another place")
     directory.check_usable(config.resume)
-    parts, ensemble = open_run(config.run, config.trust, progress)
+    parts, ensemble = open_run(config.run, config.trust, progress, of_members=config.by != "evolve")
     make_arms = _plan(config, parts, ensemble)
     _, identity = directory.claim(make_identity(config, parts, ensemble), None, config.resume, {}, progress.note)
     asker = Asker(parts, ensemble, make_engine(parts), directory.path / "measured", progress)

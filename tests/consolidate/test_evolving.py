@@ -1,6 +1,7 @@
 """An evolution strategy on a tiny run: the model of ``searchers.EvolutionStrategy``, its control, stopped and continued."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -17,8 +18,10 @@ from perturbjax.consolidate.measuring import Asker
 from perturbjax.consolidate.merging import Move
 from perturbjax.consolidate.results import Results
 from perturbjax.consolidate.rounds import Rounds, population_of
+from perturbjax.errors import InputError
 from perturbjax.noise import Population
 from perturbjax.pretrained import load_model
+from perturbjax.randopt.ensemble import Ensemble
 from perturbjax.randopt.setup import make_engine, reopen_ensemble
 from perturbjax.runs.console import SILENT
 from perturbjax.searchers import EvolutionStrategy
@@ -109,6 +112,17 @@ def test_a_stopped_evolution_ends_the_same(folder, evolved, tmp_path, monkeypatc
     assert (again.rows, again.gate, again.notes) == (evolved.rows, evolved.gate, evolved.notes) and 1 <= len(scored) < ROUNDS
     measured = [content(at / "measured") for at in (folder / "evolved", tmp_path / "run")]
     assert measured[0] == measured[1]
+
+
+def test_a_run_of_one_member_is_enough(folder, tmp_path):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "ensemble.json").read_text())
+    ensemble = Ensemble.load(tmp_path / "run" / "ensemble.json")
+    Ensemble(ensemble.population, [5], ensemble.noise, record["base_fingerprint"]).save(tmp_path / "run" / "ensemble.json")
+    found = consolidate.run(consolidate.Config(tmp_path / "run", by="evolve", rounds=1))
+    assert found.row("vote").models == 1 and (tmp_path / "run-evolve").is_dir()
+    with pytest.raises(InputError, match="1 member, which is one model already"):
+        consolidate.run(consolidate.Config(tmp_path / "run", by="merge"))
 
 
 @pytest.mark.parametrize(
