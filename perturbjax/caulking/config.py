@@ -16,7 +16,7 @@ RATES: Mapping[str, float] = MappingProxyType({"lora": 1e-3, "adapter": 1e-3, "h
 """Methods, with AdamW's highest learning rate where none is given."""
 MOST_CELLS = 2**20
 """Cells of a grid at most: the table of them is in memory, and committed."""
-KEPT = ("lora", "adapter", "bitfit")
+KEPT = ("lora", "adapter", "bitfit", "head")
 """Methods whose caulks are written to files: the small ones."""
 
 

@@ -6,6 +6,7 @@ columns that are asked for are in it. The others have no gradient, so that AdamW
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -17,7 +18,23 @@ from perturbjax import sharding
 from perturbjax.caulking.language import TEST_ROWS, asked_hidden, by_width, cross_entropy, scores_of_logits, wrong
 from perturbjax.caulking.program import Shared
 from perturbjax.caulking.questions import Layout
-from perturbjax.models.config import DecoderConfig
+from perturbjax.models.config import DecoderConfig, untied
+from perturbjax.pretrained import Model
+
+
+def head_shapes(config: DecoderConfig, columns: np.ndarray | None) -> dict[str, Any]:
+    """Shapes of what a cell of the method ``head`` trains, in place of the base's whole head."""
+    width = config.vocab_size if columns is None else len(columns)
+    return {"caulk": {"head": {"kernel": jax.ShapeDtypeStruct((config.hidden_size, width), jnp.float32)}}}
+
+
+def with_head(base: Model, kernel: np.ndarray, columns: np.ndarray) -> Model:
+    """The model with a head of its own: the base's, but for these columns."""
+    config, params = untied(base.config, base.params)
+    whole = np.array(params["head"]["kernel"])
+    whole[:, columns] = kernel.astype(whole.dtype)
+    hf_config = base.hf_config | {"tie_word_embeddings": False}
+    return dataclasses.replace(base, config=config, params={**params, "head": {"kernel": whole}}, hf_config=hf_config)
 
 
 class HeadProblem:

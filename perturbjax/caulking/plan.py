@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.caulking.cells import Cell
-from perturbjax.caulking.config import KEPT
 from perturbjax.caulking.setup import Encoded, Parts, row_orders
 from perturbjax.models.adapters import trainable_count
 from perturbjax.models.config import param_shapes
@@ -55,7 +54,7 @@ class Tokens:
 
 def trainable(parts: Parts, encoded: Encoded) -> dict[str, int]:
     """Method -> numbers that it trains."""
-    found, columns = {}, encoded.train.columns
+    found, columns = {}, encoded.columns
     for name, method in parts.methods.items():
         if name == "head":
             config = parts.model.config
@@ -72,7 +71,7 @@ def plan_lines(parts: Parts, encoded: Encoded, left: Sequence[Cell], devices: in
     tokens, trained = Tokens.of(parts, encoded), trainable(parts, encoded)
     sigmas = f"{len(parts.config.bases.sigmas)} bases" if len(parts.config.bases.sigmas) > 1 else "1 base"
     what = f"{', '.join(grid.methods)}; {sigmas}, {len(grid.samples)} numbers of examples, {plural(grid.seeds, 'seed')}"
-    kept = {name: 4 * trained[name] for name in grid.methods if name in KEPT}
+    kept = {name: 4 * trained[name] for name in grid.methods if encoded.keeps(name)}
     files = sum(kept.get(cell.method, 0) for cell in cells)
     lines = [
         f"plan       {count(len(cells))} cells ({what})" + (f", {count(len(left))} left" if len(left) < len(cells) else ""),

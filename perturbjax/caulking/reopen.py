@@ -12,9 +12,11 @@ import numpy as np
 
 from perturbjax.caulking.cells import CELLS, Cell, read_cells
 from perturbjax.caulking.config import KEPT, Config
+from perturbjax.caulking.features import head_shapes, with_head
 from perturbjax.caulking.files import CAULKS, read_caulk
 from perturbjax.caulking.language import make_methods
 from perturbjax.caulking.program import Method
+from perturbjax.caulking.questions import encode_questions
 from perturbjax.caulking.setup import load_split, moved_base
 from perturbjax.errors import InputError
 from perturbjax.inference.fingerprint import task_fingerprint
@@ -33,6 +35,7 @@ class Caulked:
         task: the target, and ``template`` of its prompts; ``known``: its examples.
         base: the model that it was trained on, moved if its sigma is not 0.
         method: how; ``trained``: the caulk.
+        columns: token ids of a caulk that is a head.
     """
 
     cell: Cell
@@ -42,13 +45,15 @@ class Caulked:
     base: Model
     method: Method
     trained: Any
+    columns: np.ndarray | None
 
     @property
     def model(self) -> Model:
-        """The adapted model; LoRA is merged."""
-        trained, adapter = self.trained["caulk"], self.method.adapter
-        params = adapter.apply(self.base.params, trained)
-        return dataclasses.replace(self.base, name=f"{self.base.name}, {self.cell.name}", params=jax.tree.map(np.asarray, params))
+        """The adapted model; LoRA is merged. With a head, a decoder whose head was its embedding has one of its own."""
+        trained, base = self.trained["caulk"], dataclasses.replace(self.base, name=f"{self.base.name}, {self.cell.name}")
+        if self.columns is not None:
+            return with_head(base, trained["head"]["kernel"], self.columns)
+        return dataclasses.replace(base, params=jax.tree.map(np.asarray, self.method.adapter.apply(base.params, trained)))
 
 
 def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Collection[str] = ()) -> Caulked:
@@ -69,7 +74,6 @@ def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Co
     config = directory.read_settings(Config, trusted)
     if not directory.results.exists():
         raise InputError(f"{directory.path}: the run has not finished; continue it with `resume`")
-    cell = _cell(directory.path, config, name)
     task, template, train, test = load_split(config)
     if task_fingerprint(task, (*train, *test)) != content["identity"].get("task_fingerprint"):
         raise InputError(f"{directory.path}: the examples of {task.name} are not those of the run; restore the file that they came from")
@@ -78,18 +82,22 @@ def reopen(run: Path, name: str | None, note: Callable[[str], None], trusted: Co
     if fingerprint(base.params) != content["identity"].get("model_fingerprint"):
         raise InputError(f"{directory.path}: its caulks were trained on another {base.name}; restore that model")
     base.tokenizer.clock = content["prompt_clock"]
+    columns = encode_questions(base, task, (*train, *test), template).columns if "head" in config.grid.methods else None
+    cell = _cell(directory.path, config, name, {*KEPT} - ({"head"} if columns is None else set()))
     method = make_methods(config.grid, base.config)[cell.method]
     assert cell.quality is not None
     moved = dataclasses.replace(base, params=moved_base(base.params, cell.quality))
-    like = jax.eval_shape(lambda: method.init(moved.params, jax.random.key(0)))
-    return Caulked(cell, task, template, (*train, *test), moved, method, read_caulk(directory.path / CAULKS, cell, like))
+    columns = columns if cell.method == "head" else None
+    shapes = jax.eval_shape(lambda: method.init(moved.params, jax.random.key(0))) if columns is None else head_shapes(base.config, columns)
+    trained = read_caulk(directory.path / CAULKS, cell, shapes)
+    return Caulked(cell, task, template, (*train, *test), moved, method, trained, columns)
 
 
-def _cell(run: Path, config: Config, name: str | None) -> Cell:
-    methods, sigmas = set(KEPT) & set(config.grid.methods), config.bases.sigmas
+def _cell(run: Path, config: Config, name: str | None, kept: Collection[str]) -> Cell:
+    methods, sigmas = {*kept} & {*config.grid.methods}, config.bases.sigmas
     cells = [cell for cell in read_cells(run / CELLS) if cell.method in methods and cell.quality in sigmas]
     if not cells:
-        raise InputError(f"{run}: caulks of {', '.join(config.grid.methods)} are not kept; train some of {', '.join(KEPT)}")
+        raise InputError(f"{run}: caulks of {', '.join(config.grid.methods)} are not kept; train some of {', '.join(sorted(kept))}")
     if name is None:
         first = [cell for cell in cells if (cell.method, cell.quality, cell.seed) == (cells[0].method, cells[0].quality, cells[0].seed)]
         found = max(first, key=lambda cell: cell.samples)

@@ -82,6 +82,7 @@ class Encoded:
         train: that cells draw from; ``test``: that measure them.
         layout: of the questions of a step; ``test_layout``: of ``TEST_ROWS`` test questions.
         feature_layout: of ``TEST_ROWS`` questions of both, whose features are made for a head.
+        columns: token ids of both that a head is read at (``Questions.columns``).
     """
 
     train: Questions
@@ -89,6 +90,11 @@ class Encoded:
     layout: Layout
     test_layout: Layout
     feature_layout: Layout
+    columns: np.ndarray | None
+
+    def keeps(self, method: str) -> bool:
+        """Whether what a cell of the method trained is written. Models are not, and no head of all tokens, most of a small model."""
+        return method in KEPT and (method != "head" or self.columns is not None)
 
 
 def load_parts(config: Config, note: Callable[[str], None]) -> Parts:
@@ -134,7 +140,7 @@ def load_split(config: Config) -> tuple[Task, Template, tuple[Example, ...], tup
         InputError: the task has no given answers, or too few examples.
     """
     data, most = config.data, config.grid.samples[-1]
-    task = load_task(data.target)
+    task = load_task(data.target, argument="target")
     if task.kind != "choice":
         own = "give each of its rows choices" if data.target.endswith(".jsonl") else "give e.g. sst2, boolq, rte"
         raise InputError(f"`target` {task.name}: a task of given answers is required, this one generates text; {own}")
@@ -157,7 +163,7 @@ def encode(parts: Parts) -> Encoded:
     both = encode_questions(parts.model, parts.task, (*parts.train, *parts.test), parts.template)
     train, test = both[: len(parts.train)], both[len(parts.train) :]
     batch = parts.config.fitting.batch
-    return Encoded(train, test, Layout.of(train, batch), Layout.of(test, TEST_ROWS), Layout.of(both, TEST_ROWS))
+    return Encoded(train, test, Layout.of(train, batch), Layout.of(test, TEST_ROWS), Layout.of(both, TEST_ROWS), both.columns)
 
 
 def row_orders(parts: Parts) -> np.ndarray:
@@ -182,18 +188,18 @@ def make_programs(parts: Parts, encoded: Encoded, mesh: Mesh) -> dict[str, GridP
     init = random_params(shape, DTYPES[parts.dtype])
     programs = {}
     for name, method in parts.methods.items():
-        together = in_flight(parts.config, name, mesh, shape)
+        together, keep = in_flight(parts.config, name, mesh, shape), encoded.keeps(name)
         if name == "head":
-            features = HeadFeatures(shape, encoded.feature_layout, encoded.train.columns, grid.samples[-1], mesh)
-            programs[name] = GridProgram(HeadProblem.loss, HeadProblem.error, method, fitting, mesh, together, freeze=features)
+            features = HeadFeatures(shape, encoded.feature_layout, encoded.columns, grid.samples[-1], mesh)
+            programs[name] = GridProgram(HeadProblem.loss, HeadProblem.error, method, fitting, mesh, together, keep=keep, freeze=features)
         else:
-            programs[name] = GridProgram(problem.loss_by_size, problem.error, method, fitting, mesh, together, init=init, keep=name in KEPT)
+            programs[name] = GridProgram(problem.loss_by_size, problem.error, method, fitting, mesh, together, init=init, keep=keep)
     return programs
 
 
 def in_flight(config: Config, method: str, mesh: Mesh, decoder: DecoderConfig) -> int:
     """Cells of a method trained together on each device. Products of experts cannot be vmapped; a head alone has none."""
-    grid, alone = config.grid, ("full", "scratch", *(KEPT if decoder.num_experts else ()))
+    grid, alone = config.grid, {"full", "scratch"} | ({*KEPT} - {"head"} if decoder.num_experts else set())
     return 1 if method in alone else evenly_in_flight(grid.in_flight, len(grid.samples) * grid.seeds, mesh)
 
 

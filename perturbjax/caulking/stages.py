@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from perturbjax import sharding
 from perturbjax.caulking.cells import CELLS, Cell, CellTable, Measured, read_cells, write_cells
 from perturbjax.caulking.chunks import train_cells
-from perturbjax.caulking.config import KEPT, Config
+from perturbjax.caulking.config import Config
+from perturbjax.caulking.features import head_shapes
 from perturbjax.caulking.files import CAULKS, is_lost, write_caulk
 from perturbjax.caulking.language import ChoiceProblem
 from perturbjax.caulking.plan import Tokens, missing_classes, plan_lines, trainable
@@ -66,7 +67,7 @@ def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None)
     encoded = encode(parts)
     on_main(lambda: None if directory.config.exists() else directory.create(parts.identity, describe_run(parts)))
     with directory.written("caulking", peers):
-        if not on_main(lambda: _is_finished(parts, directory)):
+        if not on_main(lambda: _is_finished(parts, encoded, directory)):
             _stages(parts, encoded, mesh, directory, progress, peers)
         results = from_json(Results, on_main(lambda: read_json(directory.results)), str(directory.results))
         on_main(lambda: _finish(directory, results, progress))
@@ -80,19 +81,21 @@ def _check(config: Config) -> None:
         RunDirectory(config.run.out).check_usable(config.run.resume)
 
 
-def _is_finished(parts: Parts, directory: RunDirectory) -> bool:
+def _is_finished(parts: Parts, encoded: Encoded, directory: RunDirectory) -> bool:
     """Whether cells, caulks and the results for these accuracies are there. What is lost, damaged or of another version is made again."""
     try:
         cells, results = read_cells(directory.path / CELLS), read_results(directory.results)
     except InputError:
         return False
-    return results.accuracies == parts.config.data.accuracies and not _lost(parts, directory, cells)
+    return results.accuracies == parts.config.data.accuracies and not _lost(parts, encoded, directory, cells)
 
 
-def _lost(parts: Parts, directory: RunDirectory, cells: Sequence[Measured]) -> list[str]:
+def _lost(parts: Parts, encoded: Encoded, directory: RunDirectory, cells: Sequence[Measured]) -> list[str]:
     """Names of the trained cells whose caulk's file is missing or damaged."""
     base, key = parts.model.params, jax.random.key(0)
-    shapes = {name: jax.eval_shape(partial(parts.methods[name].init, base), key) for name in KEPT if name in parts.methods}
+    kept = {name: method for name, method in parts.methods.items() if encoded.keeps(name)}
+    shapes = {name: jax.eval_shape(partial(method.init, base), key) for name, method in kept.items() if name != "head"}
+    shapes |= {"head": head_shapes(parts.model.config, encoded.columns)} if "head" in kept else {}
     folder = directory.path / CAULKS
     return [cell.name for cell in cells if cell.method in shapes and is_lost(folder, cell, shapes[cell.method])]
 
@@ -106,7 +109,7 @@ def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory,
             progress.note(f"perturbjax: warning: {warning}")
         if state.step:
             table.load(state.tree, state.record)
-        lost = set(on_main(lambda: _lost(parts, directory, table.measured())))
+        lost = set(on_main(lambda: _lost(parts, encoded, directory, table.measured())))
         again = {number for number, cell in enumerate(parts.cells) if cell.name in lost}
         if again:
             which = f"{plural(len(again), 'caulk')}, e.g. {parts.cells[min(again)].name}"
@@ -130,8 +133,7 @@ def _stages(parts: Parts, encoded: Encoded, mesh: Mesh, directory: RunDirectory,
 
 
 def _keep(directory: RunDirectory, cell: Cell, trained: Any) -> None:
-    if cell.method in KEPT:
-        on_main(lambda: write_caulk(directory.path / CAULKS, cell, trained))
+    on_main(lambda: write_caulk(directory.path / CAULKS, cell, trained))
 
 
 def _measured_bases(directory: RunDirectory) -> list[Any] | None:

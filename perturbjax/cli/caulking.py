@@ -46,10 +46,11 @@ def export_caulk(config: "ExportConfig", console: Console) -> None:
     caulked = reopen(config.run, config.cell, console.note, config.trust)
     cell, adapter = caulked.cell, caulked.method.adapter
     if isinstance(adapter, Bottleneck):
-        raise InputError(f"`cell` {cell.name}: transformers and PEFT have no place for these bottlenecks; export a cell of lora or bitfit")
+        raise InputError(f"`cell` {cell.name}: transformers and PEFT have no place for bottlenecks; export a cell of lora, bitfit or head")
     if isinstance(adapter, LoRA) and not cell.quality:
         write_adapter(adapter, caulked.trained["caulk"], caulked.base, config.out)
         console.line(f"wrote {cell.name} as a PEFT adapter of {caulked.base.name} to {config.out}")
         return
-    export_safetensors(caulked.base, caulked.model.params, config.out)
+    model = caulked.model
+    export_safetensors(model, model.params, config.out)
     console.line(f"wrote {caulked.base.name} with {cell.name} merged into it to {config.out}")

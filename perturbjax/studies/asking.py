@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from perturbjax.randopt.setup import Parts
 
 
-def load_questions(name: str, template: str | None, count: int, seed: int) -> tuple[Task, Template, Sequence[Example]]:
-    """A task, its template and the last ``count`` questions of the seed's order, which a search of this seed asks last.
+def load_questions(
+    name: str, template: str | None, count: int, seed: int, argument: str = "task"
+) -> tuple[Task, Template, Sequence[Example]]:
+    """A task, its template and the last ``count`` questions of the seed's order, which a search of this seed asks last; ``argument`` as of
+    ``load_task``.
 
     Raises:
         InputError: no such task or template, or too few questions.
     """
-    task = load_task(name)
+    task = load_task(name, argument=argument)
     chosen = task.templates[0] if template is None else template_by_name(task, template)
     examples = in_order(task.examples(), seed)
     if len(examples) < count:

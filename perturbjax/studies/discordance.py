@@ -139,7 +139,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     config.validate()
     from perturbjax.randopt.flow import run_base, run_members
 
-    asked = [load_questions(name, None, config.questions, config.seed) for name in config.tasks]
+    asked = [load_questions(name, None, config.questions, config.seed, "tasks") for name in config.tasks]
     model = load_base(config.base, config.machine, progress)
     population, matrices, bases = config.population(), [], []
     for task, template, examples in asked:

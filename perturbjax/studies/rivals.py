@@ -198,7 +198,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     config.validate()
     parts = []
     for name in config.tasks:
-        task = load_task(name)
+        task = load_task(name, argument="tasks")
         if task.kind != "choice":
             raise InputError(f"`tasks` {name}: multiple-choice tasks are required; the log-odds of a generated reply are not known")
         splits = make_splits(task.examples(), config.search_examples, config.select_examples, config.test_examples, config.seed)

@@ -81,6 +81,7 @@ def test_the_command(tmp_path, capsys):
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = call(["study", "discordance", "--model", str(MODEL), "--tasks", "sst2,rte", *arguments], capsys)
+    tasks = [] if "--tasks" in arguments else ["--tasks", "sst2,rte"]
+    code, out, err = call(["study", "discordance", "--model", str(MODEL), *tasks, *arguments], capsys)
     assert (code, out) == (2, ""), err
     assert err.splitlines()[-1].startswith("perturbjax: error: ") and message in err.splitlines()[-1]
