@@ -84,6 +84,11 @@ class Config:
     compile_cache: str = "auto"
     """As for randopt."""
 
+    def __post_init__(self) -> None:
+        for name in ("run", "out"):
+            if isinstance(getattr(self, name), str):  # from Python a text is as good
+                object.__setattr__(self, name, Path(getattr(self, name)))
+
     def validate(self) -> None:
         """Raise ``InputError`` for settings that cannot be used, whatever the run."""
         check_choices(self)

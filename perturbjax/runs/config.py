@@ -81,6 +81,10 @@ class Run:
     resume: bool = False
     """Continue the run in --out where it stopped; starts it if there is none."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.out, str):  # from Python a text is as good
+            object.__setattr__(self, "out", Path(self.out))
+
 
 def check_positive(config: Any, *names: str) -> None:
     """Raise ``InputError`` unless each of these fields is an integer of at least 1, or None where it was left out."""

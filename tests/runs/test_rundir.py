@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.configs import config_of
 
+from perturbjax import consolidate
 from perturbjax.errors import InputError
 from perturbjax.noise import Rule
 from perturbjax.randopt import Config
@@ -17,7 +19,7 @@ from perturbjax.randopt.setup import Questions, make_identity
 from perturbjax.randopt.table import write_candidates
 from perturbjax.records import to_json
 from perturbjax.runs import console as module
-from perturbjax.runs.config import absolute_if_there
+from perturbjax.runs.config import Run, absolute_if_there
 from perturbjax.runs.console import Console
 from perturbjax.runs.files import read_json, write_atomically, write_json
 from perturbjax.runs.identity import default_path, differences, identity_digest
@@ -224,6 +226,12 @@ def test_default_paths_differ_with_the_settings_and_hold_no_separators():
     paths = {default_path("mmlu:law", "org/model.gguf", identity(seed=seed), Config()) for seed in range(5)}
     assert len(paths) == 5
     assert all(path.parts[0] == "runs" and len(path.parts) == 2 and path.name.startswith("mmlu_law-model.gguf-") for path in paths)
+
+
+def test_from_python_a_path_may_be_a_text():
+    assert Run("runs/a").out == Path("runs/a") and Run().out is None  # type: ignore[arg-type]
+    merge = consolidate.Config("runs/a", by="merge", out="b")  # type: ignore[arg-type]
+    assert (merge.run, merge.out) == (Path("runs/a"), Path("b"))
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
