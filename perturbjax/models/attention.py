@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.linear import Linear, rms_norm
+from perturbjax.models.linear import Linear, apply_all, rms_norm
 
 MASKED = -1e30
 """Score of a key that may not be attended to; finite, so that a row with no key at all stays finite too."""
@@ -91,7 +91,7 @@ class Attention(nnx.Module):
 
     def project(self, x_BxTxD: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, H, T, E), keys (B, K, T, E), values (B, K, T, E); queries and keys rotated."""
-        q, k, v = (projection(x_BxTxD) for projection in (self.q, self.k, self.v))
+        q, k, v = apply_all((self.q, self.k, self.v), x_BxTxD)
         if self.qk_norm == "projection":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = map(self._heads, (q, k, v))

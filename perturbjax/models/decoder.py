@@ -21,7 +21,7 @@ from perturbjax.models.attention import Attention, KVCache, Past, Prefix
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.context import Context, Layer
 from perturbjax.models.experts import Experts
-from perturbjax.models.linear import Linear, bottleneck_after, gated, rms_norm, set_adapters
+from perturbjax.models.linear import Linear, apply_all, bottleneck_after, gated, rms_norm, set_adapters
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
@@ -37,7 +37,7 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return gated(self.activation, self.down, self.gate(x), self.up(x))
+        return gated(self.activation, self.down, *apply_all((self.gate, self.up), x))
 
 
 class Block(nnx.Module):

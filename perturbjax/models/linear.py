@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -34,15 +35,31 @@ class Linear(nnx.Linear):
     lora_a: nnx.Param | None = None
     lora_b: nnx.Param | None = None
 
-    def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    def __call__(self, inputs: jax.Array, low: jax.Array | None = None) -> jax.Array:
+        """``low``: x A, (rows, r), where it is made already."""
         # Rows have one axis, so that the kernel's gradient sums over one. For two, XLA:CPU writes the cotangent transposed, and computes
         # what made it again on the way, element by element.
         rows = inputs.reshape(-1, inputs.shape[-1])
-        outputs = super().__call__(rows, *args, **kwargs)
+        outputs = super().__call__(rows)
         if self.lora_a is not None and self.lora_b is not None:
             with jax.named_scope("lora"):
-                outputs = outputs + (rows @ self.lora_a[...].astype(rows.dtype)) @ self.lora_b[...].astype(rows.dtype)
+                low = rows @ self.lora_a[...].astype(rows.dtype) if low is None else low
+                outputs = outputs + low @ self.lora_b[...].astype(rows.dtype)
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+
+
+def apply_all(layers: Sequence[Linear], inputs: jax.Array) -> tuple[jax.Array, ...]:
+    """What several layers make of the same inputs. Their factors A stand side by side in one product: each has a few columns, for which
+    reading the inputs is most of the work, forwards and backwards."""
+    factors = [layer.lora_a for layer in layers]
+    if any(factor is None for factor in factors):
+        return tuple(layer(inputs) for layer in layers)
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    with jax.named_scope("lora"):
+        kernels = [factor[...].astype(rows.dtype) for factor in factors if factor is not None]
+        ends = list(itertools.accumulate(kernel.shape[-1] for kernel in kernels))
+        lows = jnp.split(rows @ jnp.concatenate(kernels, axis=-1), ends[:-1], axis=-1)
+    return tuple(layer(inputs, low) for layer, low in zip(layers, lows, strict=True))
 
 
 def bottleneck_after(layer: nnx.Module, y: jax.Array) -> jax.Array:
