@@ -126,7 +126,7 @@ class Rounds:
             folder = self.asker.folder.parent / "searches" / f"{way.replace(' ', '-')}-{number}"
             folder.mkdir(parents=True, exist_ok=True)
             examples = len(self.asker.parts.splits.search)
-            race = Race("off", len(population), examples, len(self.asker.ensemble))
+            race = Race("off", len(population), examples, min(len(population), len(self.asker.ensemble)))
             identity = {**self._identity, "round": name, "moves": digest([repr(move) for move in moves])}
             self.asker.engine.rebase(self.model(moves))
             self.asker.progress.note(name)
