@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from perturbjax.bench.values import Ratio, made_up_weights, ratio_row, shape
 from perturbjax.caulking.language import ChoiceProblem
-from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared
+from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method, Shared, evenly_in_flight
 from perturbjax.caulking.questions import Layout
 from perturbjax.inference.packing import PROMPT
 from perturbjax.models.adapters import LoRA, full, head
@@ -65,7 +66,8 @@ def measure(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
 
 
 def grid_rows(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
-    """Those of grids: LoRA on the second layer and a new head, as in the toy."""
+    """Those of grids, on all devices: LoRA on the second layer and a new head, as in the toy. A CPU is one device, of which small networks
+    use one core; with as many forced devices as cores (``--xla_force_host_platform_device_count``) a grid uses them all."""
     rng, w = np.random.default_rng(0), sizes.width
 
     def layer(rows: int, columns: int) -> dict[str, np.ndarray]:
@@ -84,32 +86,35 @@ def grid_rows(sizes: Sizes, rounds: int) -> Iterator[Ratio]:
         return jnp.square(h @ params["head"]["kernel"] + params["head"]["bias"][None] - batch[1]).mean()
 
     method, fitting = Method(LoRA(2, 2.0, ("second/kernel",)), head(), attach=True), Fitting(sizes.steps, sizes.batch)
-    mesh, rows = make_mesh(jax.devices()[:1]), Shared(base, data, test, np.arange(1024, dtype=np.int32)[None])
-    shared = put_replicated(rows, mesh)
-    together, alone = (GridProgram(loss, loss, method, fitting, mesh, n) for n in (sizes.in_flight, 1))
+    mesh, one, rows = make_mesh(), make_mesh(jax.devices()[:1]), Shared(base, data, test, np.arange(1024, dtype=np.int32)[None])
+    on_all, shared = put_replicated(rows, mesh), put_replicated(rows, one)
+
+    def program(mesh: Mesh, in_flight: int) -> GridProgram:
+        return GridProgram(loss, loss, method, fitting, mesh, evenly_in_flight(in_flight, sizes.cells, mesh))
+
+    together, alone = program(mesh, sizes.in_flight), program(one, 1)
     cells = CellArrays(
         np.arange(sizes.cells, dtype=np.uint32),
         np.zeros(sizes.cells, np.int32),
         np.resize(np.array([16, 128, 1024], np.int32), sizes.cells),
     )
 
-    def in_chunks(program: GridProgram, shared: Shared = shared) -> None:
+    def in_chunks(program: GridProgram, shared: Shared) -> None:
         for start in range(0, sizes.cells, program.chunk):
             program(shared, jax.tree.map(lambda leaf, start=start: leaf[start : start + program.chunk], cells))
 
     by_steps = _loop_of_steps(sizes, loss, method, shared)
-    what = f"{sizes.cells} cells, {sizes.in_flight} together, of {sizes.steps} steps of {sizes.batch} rows, {w} hidden units"
-    programs: dict[str, Callable[[], Any]] = {"grid": lambda: in_chunks(together), "cells": lambda: in_chunks(alone)}
+    what = f"{sizes.cells} cells, {together.chunk} together, of {sizes.steps} steps of {sizes.batch} rows, {w} hidden units"
+    programs: dict[str, Callable[[], Any]] = {"grid": lambda: in_chunks(together, on_all), "cells": lambda: in_chunks(alone, shared)}
     yield ratio_row("grid, by cells", what, 20.0, True, programs, rounds, lambda s: s["cells"] / s["grid"])
     scale = sizes.cells / sizes.looped
     what = f"the same, of {sizes.looped} cells, scaled to all"
     programs = {"grid": programs["grid"], "steps": by_steps}
     yield ratio_row("grid, by steps", what, 20.0, True, programs, rounds, lambda s: scale * s["steps"] / s["grid"])
     if (devices := jax.device_count()) > 1:
-        mesh = make_mesh()
-        spread, on_all = GridProgram(loss, loss, method, fitting, mesh, max(1, sizes.in_flight // devices)), put_replicated(rows, mesh)
+        whole, spread = program(one, sizes.in_flight), program(mesh, max(1, sizes.in_flight // devices))
         what = f"{sizes.cells} cells, {spread.chunk} together; forced devices of a CPU share its cores"
-        programs = {"one": programs["grid"], "all": lambda: in_chunks(spread, on_all)}
+        programs = {"one": lambda: in_chunks(whole, shared), "all": lambda: in_chunks(spread, on_all)}
         yield ratio_row(f"grid on {devices} devices", what, 0.9, True, programs, rounds, lambda s: s["one"] / s["all"])
 
 
