@@ -61,7 +61,8 @@ def run_grid(
         init: key -> parameters, for methods from scratch.
         per_seed: ``bases``, ``data`` and ``test`` have a leading axis of the seeds: each has a target of its own.
         classes: (N,) labels; the first n rows of a seed then hold all classes as evenly as the rows allow.
-        mesh: cells are sharded over "data"; all devices when left out.
+        mesh: cells are sharded over "data"; all devices when left out. A CPU is one device, of which a small network uses one core: with
+            ``XLA_FLAGS=--xla_force_host_platform_device_count=CORES`` in the environment the grid uses all.
         in_flight: cells vmapped together on each device, at most; on a CPU more than a dozen gain nothing, accelerators take more.
         out: directory of committed cells: a second call goes on where the first stopped. It is refused where settings, arrays or
             bases differ; ``loss`` and ``error``, and bases that are functions, cannot be compared.
