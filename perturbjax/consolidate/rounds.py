@@ -95,7 +95,7 @@ class Rounds:
     def __init__(self, asker: Asker, config: Config, lengths: Sequence[float], identity: Identity, on_state: Callable[[RunState], None]):
         self.asker, self.config, self.lengths = asker, config, tuple(lengths)
         self._identity, self._on_state = identity, on_state
-        self._kept: tuple[tuple[Move, ...], Params] = (), asker.model.params
+        self._kept: dict[tuple[Move, ...], Params] = {}
 
     def start(self, tokens: int | None = None) -> Center:
         """The base, where so many tokens were spent before; those of its own answers when left out."""
@@ -106,12 +106,15 @@ class Rounds:
         return population_of(self.config, self.asker.ensemble, self.asker.parts.config.search, number)
 
     def model(self, moves: tuple[Move, ...]) -> Params:
-        """The base after some moves. The model before the last of them is kept: the next that is asked for mostly goes on from it."""
-        noise, before = self.asker.parts.noise, moves[:-1]
-        if before:
-            done, params = self._kept if before[: len(self._kept[0])] == self._kept[0] else ((), self.asker.model.params)
-            self._kept = before, moved_by(params, noise, before[len(done) :])
-        return moved_by(self._kept[1] if before else self.asker.model.params, noise, moves[len(before) :])
+        """The base after some moves. It is kept, and so is the model before the last move: the next that is asked for mostly goes on from
+        one of them, and a move makes the noise of all its candidates."""
+        made = self._kept | {(): self.asker.model.params}
+        for known in (moves[:-1], moves):
+            done = max((each for each in made if known[: len(each)] == each), key=len)
+            if done != known:
+                made[known] = moved_by(made[done], self.asker.parts.noise, known[len(done) :])
+        self._kept = {known: made[known] for known in (moves[:-1], moves) if known}
+        return made[moves]
 
     def option(self, number: int, center: Center) -> Option:
         """What select and test ask of a round."""
