@@ -41,7 +41,7 @@ def _facts(results: Results, directory: Path) -> Iterator[tuple[str, str]]:
     best = next(each.accuracy for each in gate.tried if (each.arm, each.option) == (gate.arm, gate.option))
     yield "best on select", f"{gate.arm}, {gate.option}: {percent(best)}, the base {percent(gate.base)}"
     several = sum(not each.control for each in gate.tried) > 1
-    rule = "one half of the questions chooses, the other measures" if several else "on all questions"
+    rule = "one half of the questions chooses, the other measures, over many halves" if several else "on all questions"
     verdict = "above 0, taken" if gate.taken else "not above 0, so the result is the base"
     yield "gate", f"{points(gate.gain)} points over the base ({rule}): {verdict}"
     for note in results.notes:

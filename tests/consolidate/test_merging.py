@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perturbjax.consolidate.gate import choose
+from perturbjax.consolidate.gate import DIVISIONS, choose, divisions
 from perturbjax.consolidate.merging import Move, Part, moved_by, reward_weights, uniform_weights
 from perturbjax.noise import Noise, Population, Rule, perturb
 from perturbjax.randopt.ensemble import merge
@@ -69,13 +69,31 @@ def test_the_gate_is_a_loop_over_halves_and_no_easier_than_the_best_option(rows)
     table = np.array(rows, np.float64).T
     base, options = table[0], table[1:]
     found, total = choose(base, options), 0.0
-    for chooses in (0, 1):
-        means = [[row[i] for i in range(len(row)) if i % 2 == chooses] for row in options]
-        picked = max(range(3), key=lambda i: (sum(means[i]), -i))
-        total += sum(options[picked][i] - base[i] for i in range(len(base)) if i % 2 != chooses)
+    for half in divisions(len(base)):
+        assert half.sum() == len(base) // 2
+        for chooses in (True, False):
+            means = [[row[i] for i in range(len(row)) if half[i] == chooses] for row in options]
+            picked = max(range(3), key=lambda i: (sum(means[i]), -i))
+            total += sum(options[picked][i] - base[i] for i in range(len(base)) if half[i] != chooses)
     best = (options.sum(axis=1) - base.sum()).max() / len(base)
-    assert found.gain == pytest.approx(total / len(base)) and found.gain <= best + 1e-12
+    assert found.gain == pytest.approx(total / len(base) / DIVISIONS) and found.gain <= best + 1e-12
     assert options[found.best].sum() == options.sum(axis=1).max()
+
+
+@pytest.mark.parametrize("order", ["sorted", "alternating", "drawn"])
+def test_an_option_that_leans_to_one_answer_does_not_shut_the_gate(order):
+    """It is right on all positives and no negative. An option that is right on most of both is what halves of both answers choose."""
+    positive = np.arange(64) < 32
+    if order == "alternating":
+        positive = np.arange(64) % 2 == 0
+    elif order == "drawn":
+        positive = np.random.default_rng(1).permutation(positive)
+    rng, base = np.random.default_rng(2), np.zeros(64)
+    base[rng.permutation(64)[:40]] = 1
+    better = np.ones(64)
+    better[rng.permutation(64)[:12]] = 0
+    found = choose(base, np.stack([positive.astype(float), better]))
+    assert found.best == 1 and 0.1 < found.gain < 0.2
 
 
 def test_with_one_option_the_gate_reads_its_difference_and_a_tie_is_refused():
