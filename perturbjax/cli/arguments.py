@@ -7,6 +7,7 @@ import io
 import re
 import sys
 import typing
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
@@ -78,13 +79,16 @@ def join_lists(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
     """
     found: list[str] = []
     places: dict[str, int] = {}
-    words = iter(argv)
-    for word in words:
+    words = deque(argv)
+    while words:
+        word = words.popleft()
         flag, given, value = word.partition("=")
         name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
-        if name not in kinds or not _is_list(kinds[name]) or (not given and (value := next(words, None)) is None):
-            found.append(word)
-        elif name in places:
+        if name not in kinds or not _is_list(kinds[name]) or not (given or (words and not words[0].startswith("--"))):
+            found.append(word)  # tyro says what is wrong with one that has no value
+            continue
+        value = value if given else words.popleft()
+        if name in places:
             found[places[name]] += f",{value}"
         else:
             places[name] = len(found)

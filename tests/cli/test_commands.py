@@ -163,6 +163,7 @@ def test_a_list_may_be_given_piece_by_piece(words, read):
             ["randopt", "--noise", "white"],
             f"invalid choice 'white' for argument '--noise'. Expected one of {tuple(DISTRIBUTIONS)}; see perturbjax randopt --help",
         ),
+        (["randopt", "--sigmas", "--resume"], "Missing value for argument '--sigmas'. Expected 1 values; see perturbjax randopt --help"),
         (["randopt", "--seed"], "Missing value for argument '--seed'. Expected 1 values; see perturbjax randopt --help"),
         (["study", "rivals", "--qqqq"], "Unrecognized options: --qqqq; see perturbjax study rivals --help"),
         (["predict"], "required: PATH, --questions PATH, --out PATH; see perturbjax predict --help"),
