@@ -19,6 +19,7 @@ LORA_RANK = 8
 LORA_RATE, FULL_RATE = 5e-4, 2e-5
 """Learning rates: factors that begin at zero need one more than ten times as high (ivl/rivals.py has the sources)."""
 ROUNDS = {"iterate": 2, "evolve": 8}
+"""Of each way, unless settings say otherwise."""
 _OF: dict[str, tuple[str, ...]] = {
     "lengths": ("merge", "iterate", "evolve"),
     "rounds": ("iterate", "evolve"),

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from perturbjax.records import from_json
-from perturbjax.report.accounting import paired_bootstrap
+from perturbjax.report.accounting import paired_bootstrap, student_half
 from perturbjax.runs.files import read_json
 from perturbjax.tasks.mmlu import SUBJECTS as MMLU
 from perturbjax.tasks.sources import Source
@@ -154,6 +154,18 @@ def report(seeds: Sequence[Mapping[str, Measured]], feedback: str, seed: int) ->
         print(f"{name:38}{len(of_row):5}{losses.mean():14.3f}   {against_plain:26}{over_value:26}{right:7.1%}{general:15.3f}")
 
 
+def over_trainings(seeds: Sequence[Mapping[str, Measured]], feedback: str) -> None:
+    """What value by dot is better by in each training, and Student's t over them: 95 % intervals."""
+    print("value (dot), over trainings, is better than")
+    for name in seeds[0]:
+        having = [(found[name], found[ROWS["value"]]) for found in seeds if name in found]
+        if len(having) < 2 or name == ROWS["value"]:
+            continue
+        gains = np.array([np.mean(other.losses[feedback]) - np.mean(own.losses[feedback]) for other, own in having])
+        mean, half = gains.mean(), student_half(gains)
+        print(f"{name:20}{', '.join(f'{gain:.3f}' for gain in gains):24}mean {mean:.3f} ({mean - half:.3f} to {mean + half:.3f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; continued when it is there")
@@ -173,6 +185,7 @@ def main() -> None:
     seeds = range(args.first_seed, last + args.few)
     found = [arms_of(args.out / f"seed-{seed}", args.pair, args.steps, seed, args.test, seed >= last) for seed in seeds]
     report(found, FEEDBACK[args.pair], seed=0)
+    over_trainings(found, FEEDBACK[args.pair])
 
 
 if __name__ == "__main__":
