@@ -39,8 +39,15 @@ def read_run_record(kind: type[T], run: Path) -> tuple[T, dict[str, Any]]:
     return record, content
 
 
-def write_page(path: Path, package: str, values: dict[str, Any], filters: dict[str, Any], plots: Sequence[Path] = ()) -> None:
-    """Render ``templates/report.html`` of a package and write it atomically; equal values give equal bytes.
+def write_page(
+    path: Path,
+    package: str,
+    values: dict[str, Any],
+    filters: dict[str, Any],
+    plots: Sequence[Path] = (),
+    template: str = "report.html",
+) -> None:
+    """Render a template of a package and write it atomically; equal values give equal bytes.
 
     Args:
         path: the file to write.
@@ -48,6 +55,7 @@ def write_page(path: Path, package: str, values: dict[str, Any], filters: dict[s
         values: what the template shows; a value that is missing is an error.
         filters: the chapter's own, beside those that put numbers in words.
         plots: PNG files, embedded as ``images[stem]``.
+        template: one of ``templates/``.
 
     Raises:
         InputError: jinja2 is not installed.
@@ -64,7 +72,7 @@ def write_page(path: Path, package: str, values: dict[str, Any], filters: dict[s
     environment.filters.update({name: getattr(words, name) for name in _FILTERS} | filters)
     environment.filters["together"] = lambda text: text.replace(" %", "\u00a0%")
     images = {plot.stem: "data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode() for plot in plots}
-    page = environment.get_template("report.html").render(images=images, **values)
+    page = environment.get_template(template).render(images=images, **values)
     write_atomically(path, lambda file: file.write(page.encode()))
 
 

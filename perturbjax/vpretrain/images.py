@@ -27,7 +27,11 @@ class Images:
     def batch(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of some rows, with ``row``, their numbers, by which their views are drawn."""
         found = {name: array[numbers] for name, array in self.arrays.items()}
-        return found | {"row": numbers.astype(np.int32), "segments": np.zeros((len(numbers), 1), np.int32)}
+        return found | {
+            "row": numbers.astype(np.int32),
+            "segments": np.zeros((len(numbers), 1), np.int32),
+            "weights": np.ones((len(numbers), 1), np.float32),
+        }
 
 
 def check_images(name: str, rows: Images, vit: ViTConfig, classes: int | None) -> None:

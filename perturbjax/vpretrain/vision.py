@@ -15,15 +15,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from perturbjax.errors import InputError
-from perturbjax.train.optimizer import promoting
 from perturbjax.train.problem import Auxiliary, Problem
 from perturbjax.train.step import Loss, Sums, TrainState
 from perturbjax.vpretrain.dino import Batch, Dino
 from perturbjax.vpretrain.images import Images, check_images
 from perturbjax.vpretrain.masks import MaskDesigner
+from perturbjax.vpretrain.probes import DENSE, FEEDBACK_HEAD, LinearHead, dense_losses
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary, feedback_batches
 from perturbjax.vpretrain.value import Part, Subset, designed_value
 from perturbjax.vpretrain.views import GLOBALS
@@ -70,54 +69,6 @@ def with_teacher(learner: Dino, steering: Auxiliary, student: Any) -> Auxiliary:
 
 
 @dataclass(frozen=True)
-class LinearHead:
-    """A linear head with batch normalization before it, fitted by Adam on all rows at once.
-
-    Attributes:
-        steps, rate: of Adam, from a kernel of zeros.
-    """
-
-    steps: int = 50
-    rate: float = 0.1
-
-    def fit(self, features: jax.Array, outputs: int, loss: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
-        """The head that makes a loss of its outputs small: features (..., D), loss (..., outputs) -> ()."""
-        features = jax.lax.stop_gradient(features)
-        flat = features.reshape(-1, features.shape[-1])
-        fixed = {"mean": flat.mean(axis=0), "scale": 1 / jnp.sqrt(flat.var(axis=0) + 1e-5)}
-        adam = optax.adam(self.rate)
-
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            head, moments = carry
-            gradient = jax.grad(lambda head: loss(self.apply(fixed | head, features)))(head)
-            updates, moments = promoting(adam.update)(gradient, moments)
-            return (optax.apply_updates(head, updates), moments), None
-
-        head = {"kernel": jnp.zeros((features.shape[-1], outputs)), "bias": jnp.zeros(outputs)}
-        (head, _), _ = jax.lax.scan(step, (head, promoting(adam.init)(head)), length=self.steps)
-        return fixed | head
-
-    @staticmethod
-    def apply(head: Mapping[str, jax.Array], features: jax.Array) -> jax.Array:
-        """(..., D) -> (..., outputs)."""
-        kernel = head["scale"][:, None] * head["kernel"]
-        bias = head["bias"] - head["mean"] @ kernel
-        return features @ kernel + bias.reshape((1,) * (features.ndim - 1) + (-1,))
-
-
-DENSE = "segmentation", "depth"
-"""Losses of dense labels."""
-
-
-def dense_losses(outputs_BxPxO: jax.Array, labels: Batch) -> dict[str, jax.Array]:
-    """``segmentation``, the cross-entropy of ``classes`` in nats a patch, and ``depth``, the mean absolute error: () each. Outputs are a
-    logit for each class and a depth."""
-    log_probs = jax.nn.log_softmax(outputs_BxPxO[..., :-1], axis=-1)
-    picked = jnp.take_along_axis(log_probs, labels["classes"][..., None], axis=-1)
-    return {"segmentation": -picked.mean(), "depth": jnp.abs(outputs_BxPxO[..., -1] - labels["depth"]).mean()}
-
-
-@dataclass(frozen=True)
 class VisionTask:
     """Designed masks, as ``steering`` asks of a designed task. ``frozen`` is the teacher's state.
 
@@ -138,7 +89,7 @@ class VisionTask:
     subset: Subset
     classes: int
     weights: Mapping[str, float]
-    head: LinearHead = LinearHead()
+    head: LinearHead = FEEDBACK_HEAD
 
     def __post_init__(self) -> None:
         vit, designer = self.learner.vit, self.designer
@@ -153,20 +104,27 @@ class VisionTask:
 
     def feedback_loss(self, trained: Any, frozen: Any, feedback: Mapping[str, Batch]) -> jax.Array:
         """The weighted loss on the ``meta`` batch of a head that is fitted on the ``train`` batch."""
+        return self._fitted_losses(trained, feedback["train"], feedback["meta"], self.subset.layers)["loss"].mean()
+
+    def validation_loss(self, trained: Any, frozen: Any, batch: Batch) -> Sums:
+        """The same on other labelled images, ``batch``, of a head that is fitted on ``frozen``, and each of its parts."""
+        weights = batch["weights"][:, 0]
+        losses = self._fitted_losses(trained, frozen, batch)
+        return {name: loss @ weights for name, loss in losses.items()} | {"weight": weights.sum()}
+
+    def _fitted_losses(self, trained: Any, train: Batch, other: Batch, layers: int | None = None) -> dict[str, jax.Array]:
+        """Losses of ``other``, of each image (B,), under a head that is fitted on ``train`` with constant features. Derivatives go through
+        the last ``layers`` alone. ``loss``: their weighted mean."""
         vit, total = self.learner.vit, sum(self.weights.values())
 
-        def loss(labels: Batch) -> Callable[[jax.Array], jax.Array]:
-            def of(outputs: jax.Array) -> jax.Array:
-                losses = dense_losses(outputs, labels)
-                return sum((weight / total * losses[name] for name, weight in self.weights.items()), jnp.float32(0))
+        def weighted(losses: Mapping[str, jax.Array]) -> jax.Array:
+            return sum((weight / total * losses[name] for name, weight in self.weights.items()), jnp.float32(0))
 
-            return of
-
-        train, meta = feedback["train"], feedback["meta"]
         _, features = vit.build(jax.lax.stop_gradient(trained)["vit"])(train["image"])
-        head = self.head.fit(features, self.classes + 1, loss(train))
-        _, features = vit.build(trained["vit"])(meta["image"], None, self.subset.layers)
-        return loss(meta)(self.head.apply(head, features))
+        head = self.head.fit(features, self.classes + 1, lambda outputs: weighted(dense_losses(outputs, train)).mean())
+        _, features = vit.build(trained["vit"])(other["image"], None, layers)
+        losses = dense_losses(self.head.apply(head, features), other)
+        return losses | {"loss": weighted(losses)}
 
     def prepare(self, trained: Any, frozen: Any, direction: Part, batch: Batch) -> dict[str, Any]:
         """Views, the teacher's targets, noise; and the direction."""
@@ -199,7 +157,8 @@ class VisionExperiment:
         student: its parameters at the start; ``designer``: the designer's.
         steering: settings of the updates.
         rows: unlabelled images.
-        feedback: labelled images: ``train``, that heads are fitted on, and ``meta``, that g_down is taken on.
+        feedback: labelled images: ``train``, that heads are fitted on, and ``meta``, that g_down is taken on; ``validation``, where looks
+            are to measure the feedback's loss on images that steer nothing.
         feedback_rows: rows of each in one update.
         rate: step -> learning rate of the student.
 
@@ -219,10 +178,12 @@ class VisionExperiment:
     def __post_init__(self) -> None:
         vit = self.task.learner.vit
         check_images("rows", self.rows, vit, None)
+        if not {"train", "meta"} <= set(self.feedback) <= {"train", "meta", "validation"}:
+            found = ", ".join(self.feedback) or "none"
+            raise InputError(f"`feedback` {found}: train and meta are required, validation is possible besides")
+        for name, images in self.feedback.items():
+            check_images(f"feedback {name}", images, vit, self.task.classes)
         for name in ("train", "meta"):
-            if name not in self.feedback:
-                raise InputError(f"`feedback` {', '.join(self.feedback) or 'none'}: train and meta are required")
-            check_images(f"feedback {name}", self.feedback[name], vit, self.task.classes)
             if not 1 <= self.feedback_rows <= len(self.feedback[name]):
                 raise InputError(f"`feedback_rows` {self.feedback_rows}: 1 to {len(self.feedback[name])}, the rows of {name}, are required")
 
@@ -230,11 +191,15 @@ class VisionExperiment:
         """What ``train.loop.fit`` trains in this mode."""
         steering = Auxiliary({})
         if mode in ("value", "random"):
-            batches = feedback_batches(self.feedback, self.feedback_rows, self.steering)
+            steer = {name: self.feedback[name] for name in ("train", "meta")}
+            batches = feedback_batches(steer, self.feedback_rows, self.steering)
             settings = replace(self.steering, random=mode == "random")
             steering = designer_auxiliary(self.task, settings, self.designer, batches, self.rate)
         loss = learner_loss(self.task.learner, None if mode == "plain" else self.task.designer)
-        return Problem(self.student, [(loss, None)], self.rows, auxiliary=with_teacher(self.task.learner, steering, self.student))
+        validation = self.feedback.get("validation")
+        validate = None if validation is None else (self.task.validation_loss, dict(self.feedback["train"].arrays))
+        teacher = with_teacher(self.task.learner, steering, self.student)
+        return Problem(self.student, [(loss, None)], self.rows, validation, validate, auxiliary=teacher)
 
 
 def _masks(designer: MaskDesigner, params: Any, prepared: Batch) -> tuple[jax.Array, jax.Array]:

@@ -14,10 +14,11 @@ from perturbjax.train.optimizer import learning_rates
 from perturbjax.vpretrain.dino import Dino
 from perturbjax.vpretrain.images import Images
 from perturbjax.vpretrain.masks import MaskDesigner
+from perturbjax.vpretrain.probes import LinearHead
 from perturbjax.vpretrain.steering import Steering
 from perturbjax.vpretrain.value import make_subset
 from perturbjax.vpretrain.views import Views
-from perturbjax.vpretrain.vision import LinearHead, VisionExperiment, VisionTask
+from perturbjax.vpretrain.vision import VisionExperiment, VisionTask
 
 VIT, CLASSES, STEPS = ViTConfig(image=16, patch=4, hidden=8, layers=2, heads=2), 3, 5
 LEARNER = Dino(VIT, Views(local=8, locals=0), prototypes=8, width=8, bottleneck=4, momentum=0.9)

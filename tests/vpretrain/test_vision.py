@@ -19,10 +19,11 @@ from perturbjax.train.step import TrainState, make_step
 from perturbjax.tree import fingerprint, leaf_paths
 from perturbjax.vpretrain.images import Images
 from perturbjax.vpretrain.masks import with_mean
+from perturbjax.vpretrain.probes import dense_losses
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 from perturbjax.vpretrain.value import dot
 from perturbjax.vpretrain.views import Views, row_keys
-from perturbjax.vpretrain.vision import dense_losses, learner_loss, with_teacher
+from perturbjax.vpretrain.vision import learner_loss, with_teacher
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -133,7 +134,7 @@ def test_g_down_is_that_of_a_head_which_is_fitted_on_the_train_batch_alone():
 
     def mean(outputs, labels):
         losses = dense_losses(outputs, labels)
-        return 0.75 * losses["segmentation"] + 0.25 * losses["depth"]  # of weights 3 and 1
+        return (0.75 * losses["segmentation"] + 0.25 * losses["depth"]).mean()  # of weights 3 and 1
 
     head = jit(lambda: SMALL.head.fit(vit.build(START["vit"])(train["image"])[1], cases.CLASSES + 1, lambda out: mean(out, train)))()
 

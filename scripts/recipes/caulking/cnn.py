@@ -10,7 +10,6 @@ wrong answers on images that nothing was trained on.
 """
 
 import argparse
-import gzip
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from perturbjax.models.adapters import Bottleneck, LoRA, head
 from perturbjax.report.figure import BLUE, GREY, PURPLE, VERMILLION, label_right, new_figure, percent_axis, save
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import SILENT, Console, Progress
+from perturbjax.tasks.idx import read_idx
 
 PACKAGE = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package has the data set."""
@@ -89,8 +89,8 @@ class Sets:
         """Of the files of the data set, in their order; training rows of its training part, the others of its test part."""
 
         def of(part: str, classes: range) -> Rows:
-            images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz", 3)
-            labels = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz", 1)
+            images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
+            labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
             wanted = (labels >= classes.start) & (labels < classes.stop)
             return images[wanted, ..., None].astype(np.float32) / 255, labels[wanted].astype(np.int32) - classes.start
 
@@ -105,14 +105,6 @@ class Sets:
             cut(of("train", TARGET), 0, max(sizes.samples)),
             cut(of("t10k", TARGET), 0, sizes.test),
         )
-
-
-def _read_idx(path: Path, dims: int) -> np.ndarray:
-    """The array of an IDX file of bytes with so many axes."""
-    with gzip.open(path) as file:
-        content = file.read()
-    shape = np.frombuffer(content, ">i4", dims, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
 def network(channels: Sequence[int]) -> Any:
@@ -236,9 +228,7 @@ def plot(path: Path, cells: Sequence[Measured], level: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument(
-        "--images", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of the data set's four files"
-    )
+    parser.add_argument("--images", type=Path, default=PACKAGE, help="folder of the data set's four files")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first of them (default: %(default)s)")
     parser.add_argument("--error", type=float, default=0.2, help="share of wrong answers whose images are asked for (default: %(default)s)")

@@ -4,13 +4,17 @@ A figure's pixels are as far away as it is small, the texture is farther than an
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from perturbjax.tasks.idx import read_idx
 from perturbjax.vpretrain.images import Images
 
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+"""Where the Debian package has the data set."""
 INK = 0.4
 """From this strength on a pixel is one of the figure."""
 COVERED = 0.25
@@ -40,12 +44,17 @@ class Figures:
 
 
 def read_figures(name: str) -> Figures:
-    """``digits``, the 1,797 of scikit-learn; or the training rows of a data set with ``image`` and ``label``, by its name for datasets."""
+    """``digits``, the 1,797 of scikit-learn; the training images of ``fashion``, the Debian package of Fashion-MNIST, or of a folder
+    with its files; or the training rows of a data set with ``image`` and ``label``, by its name for datasets."""
     if name == "digits":
         from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]
 
         found: Any = load_digits()
         return Figures(found.images.astype(np.float32) / 16, found.target.astype(np.int32))
+    folder = FASHION if name == "fashion" else Path(name)
+    if name == "fashion" or folder.is_dir():
+        images, labels = (read_idx(folder / f"train-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
+        return Figures(images.astype(np.float32) / 255, labels.astype(np.int32))
     import datasets
 
     rows = datasets.load_dataset(name, split="train").with_format("numpy")[:]

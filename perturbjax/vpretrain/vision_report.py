@@ -1,0 +1,159 @@
+"""The report page of an experiment on images: whether steered masks helped, beside what, and pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perturbjax.report.page import missing_extra, write_page
+from perturbjax.report.schema import Headline, Verdict
+from perturbjax.report.words import percent, plural
+from perturbjax.vpretrain.vision_results import BETTER, VISION_START, Difference, VisionResults, half_width, read_vision_results, spread
+
+FIGURES = {"class_accuracy": "class", "segmentation": "patches right", "miou": "IoU", "depth": "depth error"}
+"""Figure of a probe -> words."""
+DENSE_FIGURES = {"miou": "intersection over union of segmentation", "depth": "depth"}
+"""What feedback steers towards -> words."""
+STILL = 0.02
+"""A designer whose masks of figures differ in the mean by less from the ratio hardly chooses."""
+
+
+def write_vision_report(folder: str | Path) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` of a finished experiment; a second call gives the same bytes.
+
+    Args:
+        folder: holds results.json, and plots/masks.png where there was a designer.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        InputError: results.json is missing or damaged, or the ``report`` extra is not installed.
+    """
+    folder = Path(folder)
+    results = read_vision_results(folder / "results.json")
+    report, plots = folder / "report.html", _write_plots(folder / "plots", results)
+    values = {
+        "results": results,
+        "config": results.settings,
+        "headline": headline(results),
+        "rows": [(arm, _cells(results, arm)) for arm in results.arms],
+        "pairs": [(arm, other, _differences(results, arm, other)) for arm, other in results.pairs],
+        "figures": FIGURES,
+        "caveats": list(_caveats(results)),
+        "setup": _setup(results),
+        "command": results.command,
+        "start": VISION_START,
+    }
+    write_page(report, "perturbjax.vpretrain", values, {}, plots, template="vision.html")
+    return report
+
+
+def _write_plots(folder: Path, results: VisionResults) -> list[Path]:
+    try:
+        from perturbjax.vpretrain.vision_plots import plot_vision_learning, plot_vision_probe
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+
+    folder.mkdir(exist_ok=True)
+    plots = [folder / f"learning_{against}.png" for against in ("steps", "seconds")]
+    for path, against in zip(plots, ("steps", "seconds"), strict=True):
+        plot_vision_learning(path, results, against)
+    if "value" in results.arms:
+        plots.append(folder / "probe.png")
+        plot_vision_probe(plots[-1], results)
+    masks = folder / "masks.png"
+    return [*plots, *([masks] if masks.exists() else [])]
+
+
+def headline(results: VisionResults) -> Headline:
+    """Grades the arm of the value beside random masks, which is masking without steering; beside plain training without them.
+
+    It has helped, or hurt, where segmentation or depth is clearly better, or worse, and the other is not clearly the opposite.
+    """
+    other = next((arm for arm in ("random masks", "plain", VISION_START) if arm in results.arms), VISION_START)
+    if "value" not in results.arms:
+        return Headline("no clear effect", "No designer followed the value", ("The arms are controls alone.",))
+    found = {figure: results.difference("value", other, figure) for figure in DENSE_FIGURES}
+    clear: set[Verdict] = {each.verdict for each in found.values() if each.verdict != "no clear effect"}
+    verdict: Verdict = "no clear effect" if len(clear) != 1 else clear.pop()
+    title = {
+        "helped": f"Designed masks did better than {other}",
+        "hurt": f"Designed masks did worse than {other}",
+        "no clear effect": f"No clear effect of designed masks beside {other}",
+    }[verdict]
+    sentences = [
+        f"Beside {other}, {words} is {gain(each)} (0 or more in {each.wins} of {plural(each.seeds, 'seed')}; above 0 is better)."
+        for (words, each) in zip(DENSE_FIGURES.values(), found.values(), strict=True)
+    ]
+    if "plain" in results.arms and other != "plain":
+        beside = (results.difference("value", "plain", figure) for figure in DENSE_FIGURES)
+        both = "; ".join(
+            f"{words} {gain(each)} ({each.wins} of {each.seeds})" for words, each in zip(DENSE_FIGURES.values(), beside, strict=True)
+        )
+        sentences.append(f"Beside plain self-distillation, without masks: {both}.")
+    return Headline(verdict, title, (*sentences, *_controls(results)))
+
+
+def _controls(results: VisionResults) -> Iterator[str]:
+    if "random direction" in results.arms:
+        found = [results.difference("value", "random direction", figure).verdict for figure in DENSE_FIGURES]
+        if "helped" not in found:
+            as_well = "A designer that follows a random direction did as well, within chance, or better"
+            yield f"{as_well}: no effect is shown to come from the feedback."
+    figures = _mean(results, "value", "on_figures")
+    if figures is not None and abs(figures - results.ratio) < STILL:
+        all_patches = percent(results.ratio)
+        yield f"The designer hardly chooses: the mean mask of figures is {percent(figures)}, that of all patches {all_patches}."
+
+
+def _caveats(results: VisionResults) -> Iterator[str]:
+    seeds = len(results.seeds)
+    if seeds < 2:
+        yield "One seed: there are no intervals."
+    else:
+        yield f"Intervals are Student's, over {seeds} seeds: each has its own scenes, start and order."
+    yield "The arms took equal steps and batches, not equal time: the second plot of learning has the time."
+    r = _mean(results, "value", "r")
+    if r is not None:
+        half = half_width([seed["value"].r for seed in results.seeds if seed["value"].r is not None])  # pyright: ignore[reportArgumentType]
+        unclear = half is not None and abs(r) <= half
+        yield f"Predicted and realized falls correlate by {r:.2f}" + (", which is not clearly different from 0." if unclear else ".")
+    chance = _mean(results, VISION_START, "class_accuracy")
+    best = max(results.values(arm, "class_accuracy").mean() for arm in results.arms)
+    if chance is not None and best < chance + 0.05:
+        yield "No arm's class token knows the class better than that of step 0 by 5 points: that probe tells nothing here."
+    yield "A head of segmentation and depth is fitted anew at each update, so what is realized is more than what is predicted."
+
+
+def _mean(results: VisionResults, arm: str, figure: str) -> float | None:
+    if arm not in results.arms:
+        return None
+    found = [value for value in (getattr(seed[arm], figure) for seed in results.seeds) if value is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _cells(results: VisionResults, arm: str) -> list[str]:
+    values = [results.values(arm, figure) for figure in BETTER]
+    found = [spread(each.mean(), half_width(each), 3) for each in values]
+    r, seconds = _mean(results, arm, "r"), _mean(results, arm, "seconds")
+    return [*found, "" if r is None else f"{r:.2f}", f"{seconds:.0f} s" if seconds else ""]
+
+
+def _differences(results: VisionResults, arm: str, other: str) -> list[str]:
+    found = [results.difference(arm, other, figure) for figure in BETTER]
+    return [f"{gain(each)} ({each.wins}/{each.seeds})" for each in found]
+
+
+def gain(found: Difference) -> str:
+    """A difference with its sign: ``+0.0123 ± 0.0045``."""
+    return ("+" if found.mean >= 0 else "") + spread(found.mean, found.half)
+
+
+def _setup(results: VisionResults) -> list[tuple[str, str]]:
+    last = results.first_seed + len(results.seeds) - 1
+    seeds: list[Any] = [results.first_seed] if last == results.first_seed else [results.first_seed, last]
+    return [("Images", results.images), ("Mean of all masks", percent(results.ratio)), ("Seeds", " to ".join(map(str, seeds)))]
