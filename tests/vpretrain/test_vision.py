@@ -194,6 +194,30 @@ def test_a_steered_training_that_was_stopped_goes_on_to_the_same_bytes(tmp_path,
         assert {"value", "realized", "feedback_loss", "logit"} <= each.keys() and each["skipped"] == 0
 
 
+def test_looks_measure_labelled_images_and_change_nothing(tmp_path, steered):
+    """Three rows in batches of two: one of the second batch is padding."""
+    train_rows, validation = cases.experiment().feedback["train"], cases.images(3, 7, labelled=True)
+    measured = experiment(feedback=cases.experiment().feedback | {"validation": validation})
+    fitted = train(measured.problem("value"), tmp_path)
+    assert fingerprint(fitted.params) == fingerprint(steered.params)
+
+    def loss(outputs, labels):
+        losses = dense_losses(outputs, labels)
+        return (0.75 * losses["segmentation"] + 0.25 * losses["depth"]).mean()
+
+    @jit
+    def under_a_head(params):
+        features = [SMALL.learner.vit.build(params["vit"])(rows.arrays["image"])[1] for rows in (train_rows, validation)]
+        head = SMALL.head.fit(features[0], cases.CLASSES + 1, lambda outputs: loss(outputs, train_rows.arrays))
+        return dense_losses(SMALL.head.apply(head, features[1]), validation.arrays)
+
+    expected = under_a_head(fitted.params)
+    found = fitted.looks[-1].validation
+    for name, each in expected.items():
+        np.testing.assert_allclose(found[name], each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], 0.75 * found["segmentation"] + 0.25 * found["depth"], rtol=1e-6)
+
+
 def test_the_teacher_is_the_average_of_the_students(steered):
     learner, momentum = TASK.learner, TASK.learner.momentum
     students = [cases.student(seed=seed) for seed in range(3)]
@@ -229,6 +253,7 @@ LABELLED = cases.images(6, 1, labelled=True)
         (lambda: dataclasses.replace(TASK, weights={"depht": 1.0}), "`weights` {'depht': 1.0}: a weight above 0 for some"),
         (lambda: experiment(rows=Images({"image": np.zeros((4, 20, 16, 3))})), "`rows` image (4, 20, 16, 3): an array of shape (4, 16,"),
         (lambda: experiment(feedback={"train": LABELLED}), "`feedback` train: train and meta are required"),
+        (lambda: experiment(feedback=dict.fromkeys(("train", "meta", "test"), LABELLED)), "`feedback` train, meta, test: train and meta"),
         (lambda: experiment(feedback={"train": LABELLED, "meta": cases.images(6)}), "`feedback meta` classes not there: an array"),
         (lambda: experiment(feedback_rows=7), "`feedback_rows` 7: 1 to 6, the rows of train, are required"),
     ],
