@@ -14,8 +14,9 @@ from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.asking import LOOKS, TEST, accuracies, make_askers
 from perturbjax.vpretrain.corpus import encode_corpus
 from perturbjax.vpretrain.evaluation import row_losses
+from perturbjax.vpretrain.experiment import model_dims, whole_params
 from perturbjax.vpretrain.results import START, VERSION, Measured
-from perturbjax.vpretrain.setup import Parts, model_dims, whole_params
+from perturbjax.vpretrain.setup import Parts
 
 
 class Measuring:

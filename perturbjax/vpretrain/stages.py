@@ -29,25 +29,14 @@ from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.artifacts import save_designer, vocabulary_of
 from perturbjax.vpretrain.config import MODES, Config, Mode
 from perturbjax.vpretrain.evaluation import target_examples
+from perturbjax.vpretrain.experiment import in_dtype, make_experiment, merged
 from perturbjax.vpretrain.figures import arm_figures
 from perturbjax.vpretrain.headline import WITH_DESIGNER, labels
 from perturbjax.vpretrain.measuring import Measuring
 from perturbjax.vpretrain.report import write_report
 from perturbjax.vpretrain.results import START, VERSION, Measured, Results, Trained, read_results
 from perturbjax.vpretrain.results_table import results_table
-from perturbjax.vpretrain.setup import (
-    CHAPTER,
-    LATER,
-    Packed,
-    Parts,
-    check_layout,
-    describe_run,
-    in_dtype,
-    load_parts,
-    make_experiment,
-    merged,
-    pack,
-)
+from perturbjax.vpretrain.setup import CHAPTER, LATER, Packed, Parts, check_layout, describe_run, load_parts, pack
 
 
 def run(config: Config, progress: Progress = SILENT, peers: Peers | None = None) -> Results:
