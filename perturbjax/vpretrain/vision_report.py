@@ -17,8 +17,8 @@ FIGURES = {"class_accuracy": "class", "segmentation": "patches right", "miou": "
 """Figure of a probe -> words."""
 DENSE_FIGURES = {"miou": "intersection over union of segmentation", "depth": "depth"}
 """What feedback steers towards -> words."""
-STILL = 0.02
-"""A designer whose masks of figures differ in the mean by less from the ratio hardly chooses."""
+STILL = 0.05
+"""A designer whose masks of figures differ in the mean by less from the ratio hardly chose (ours)."""
 
 
 def write_vision_report(folder: str | Path) -> Path:
@@ -86,7 +86,7 @@ def headline(results: VisionResults) -> Headline:
         "no clear effect": f"No clear effect of designed masks beside {other}",
     }[verdict]
     sentences = [
-        f"Beside {other}, {words} is {gain(each)} (0 or more in {each.wins} of {plural(each.seeds, 'seed')}; above 0 is better)."
+        f"Beside {other}, {words} differs by {gain(each)} (above 0 is better), and by 0 or more in {each.wins} of {each.seeds} seeds."
         for (words, each) in zip(DENSE_FIGURES.values(), found.values(), strict=True)
     ]
     if "plain" in results.arms and other != "plain":
@@ -104,10 +104,11 @@ def _controls(results: VisionResults) -> Iterator[str]:
         if "helped" not in found:
             as_well = "A designer that follows a random direction did as well, within chance, or better"
             yield f"{as_well}: no effect is shown to come from the feedback."
-    figures = _mean(results, "value", "on_figures")
-    if figures is not None and abs(figures - results.ratio) < STILL:
-        all_patches = percent(results.ratio)
-        yield f"The designer hardly chooses: the mean mask of figures is {percent(figures)}, that of all patches {all_patches}."
+    masks = [seed["value"].on_figures for seed in results.seeds]
+    still = sum(mask is not None and abs(mask - results.ratio) < STILL for mask in masks)
+    if still:
+        of_all = f"within {percent(STILL)} of that of all patches, {percent(results.ratio)}"
+        yield f"In {still} of {plural(len(masks), 'seed')} the designer hardly chose: its mean mask of figures is {of_all}."
 
 
 def _caveats(results: VisionResults) -> Iterator[str]:
@@ -145,12 +146,12 @@ def _cells(results: VisionResults, arm: str) -> list[str]:
 
 def _differences(results: VisionResults, arm: str, other: str) -> list[str]:
     found = [results.difference(arm, other, figure) for figure in BETTER]
-    return [f"{gain(each)} ({each.wins}/{each.seeds})" for each in found]
+    return [f"{gain(each, 3)} ({each.wins}/{each.seeds})" for each in found]
 
 
-def gain(found: Difference) -> str:
+def gain(found: Difference, digits: int = 4) -> str:
     """A difference with its sign: ``+0.0123 ± 0.0045``."""
-    return ("+" if found.mean >= 0 else "") + spread(found.mean, found.half)
+    return ("+" if found.mean >= 0 else "") + spread(found.mean, found.half, digits)
 
 
 def _setup(results: VisionResults) -> list[tuple[str, str]]:

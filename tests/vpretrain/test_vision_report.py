@@ -68,6 +68,7 @@ def test_the_value_is_graded_beside_random_masks(gains, verdict):
     assert found.verdict == verdict and "random masks" in found.title
     as_well = any("random direction did as well" in sentence for sentence in found.sentences)
     assert as_well == ("value" not in gains or gains["value"] < 0)
+    assert any(sentence.startswith("In 4 of 4 seeds the designer hardly chose") for sentence in found.sentences)
 
 
 def test_the_table_names_arms_and_counts_seeds():

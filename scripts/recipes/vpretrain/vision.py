@@ -222,7 +222,7 @@ def main() -> None:
         if seed == args.first_seed and "value" in rows and not (args.out / "plots" / "masks.png").exists():
             draw_masks(sizes, data, seed, args.out)
     command = shlex.join(["python", "scripts/recipes/vpretrain/vision.py", *sys.argv[1:]])
-    images = f"{len(data.scenes):,} scenes of {args.figures} on textures, of {sizes.side} pixels a side"
+    images = f"{len(data.scenes):,} scenes of {Path(args.figures).name} on textures, of {sizes.side} pixels a side"
     results = VisionResults(images, command, sizes.ratio, asdict(sizes), args.first_seed, tuple(seeds))
     write_vision_results(args.out / "results.json", results)
     print(vision_table(results))
