@@ -56,11 +56,11 @@ def vocabulary_blocks(vocab_size: int, mesh: Mesh | None) -> int:
 def log_probs_of(logits: jax.Array, ids: jax.Array, blocks: int = 1) -> jax.Array:
     """Log-probabilities of K tokens at each position: (B, Q, V), (B, Q, K) -> float32 (B, Q, K). ``blocks``: into which V is sharded."""
     logits = logits.astype(jnp.float32)
-    return _at(logits, ids, blocks) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return logits_of(logits, ids, blocks) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _at(logits: jax.Array, ids: jax.Array, blocks: int) -> jax.Array:
-    """The logits of K tokens: each block gives what it has, zeros for the others, and the blocks are added up."""
+def logits_of(logits: jax.Array, ids: jax.Array, blocks: int = 1) -> jax.Array:
+    """The logits of K tokens, (B, Q, K): each block gives what it has, zeros for the others, and the blocks are added up."""
     if blocks == 1:
         return jnp.take_along_axis(logits, ids, axis=-1)
     parts = logits.reshape(*logits.shape[:-1], blocks, -1)

@@ -24,7 +24,7 @@ from perturbjax.models.config import DecoderConfig
 from perturbjax.models.decoder import Decoder
 from perturbjax.train.language import fine_tuning_loss, hidden_at_queries, map_over_queries, sum_over_queries
 from perturbjax.train.step import Loss, Sums, cast, cross_entropy
-from perturbjax.vpretrain.candidates import candidates, log_probs_of, vocabulary_blocks
+from perturbjax.vpretrain.candidates import candidates, log_probs_of, logits_of, vocabulary_blocks
 from perturbjax.vpretrain.designer import TopKDesigner
 from perturbjax.vpretrain.directions import Matched
 from perturbjax.vpretrain.value import Part, Subset, scores_by_domain
@@ -58,7 +58,12 @@ class Learner:
     def candidates(self, logits: jax.Array, labels: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         """The candidates of each position and their log-probabilities: (B, Q, V), (B, Q) -> (B, Q, K) both."""
         ids = candidates(logits, labels, k, self.mesh)
-        return ids, log_probs_of(logits, ids, vocabulary_blocks(self.config.vocab_size, self.mesh))
+        return ids, log_probs_of(logits, ids, self.blocks)
+
+    @property
+    def blocks(self) -> int:
+        """Into how many blocks its logits are sharded."""
+        return vocabulary_blocks(self.config.vocab_size, self.mesh)
 
     def build(self, trained: Any, frozen: Any) -> Decoder:
         return self.config.build(cast(self.whole(trained, frozen), self.dtype))
@@ -169,10 +174,16 @@ def designed_loss(learner: Learner, k: int, targets: Targets, differentiated: in
 
         def sums(hidden: jax.Array, prepared: Any, labels: jax.Array, weights: jax.Array) -> Sums:
             logits = decoder.logits(hidden)
-            ids, log_probs = learner.candidates(logits, labels, k)
-            alpha, r = jax.lax.stop_gradient(targets.at(prepared, auxiliary, ids, jax.lax.stop_gradient(log_probs)))
+            ids = candidates(logits, labels, k, learner.mesh)
+            picked = logits_of(logits.astype(jnp.float32), ids, learner.blocks)
+            # Read before the cross-entropy, whose gradient then takes the place of the logits: else a third array of their size is kept.
+            logits, picked = jax.lax.optimization_barrier((logits, picked))
             plain = cross_entropy(logits, labels)
-            moved = alpha * (log_probs[..., 0] - jnp.sum(r * log_probs, axis=-1))
+            # The true token is the first candidate, so its cross-entropy knows the normalizer.
+            log_probs = jax.lax.stop_gradient(picked - picked[..., :1] - plain[..., None])
+            alpha, r = jax.lax.stop_gradient(targets.at(prepared, auxiliary, ids, log_probs))
+            # Of logits: r adds up to 1, so the normalizer cancels.
+            moved = alpha * (picked[..., 0] - jnp.sum(r * picked, axis=-1))
             return {
                 "loss": jnp.sum(weights * (plain + moved)),
                 "plain": jnp.sum(weights * plain),
