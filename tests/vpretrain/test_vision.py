@@ -197,7 +197,7 @@ def test_a_steered_training_that_was_stopped_goes_on_to_the_same_bytes(tmp_path,
 def test_looks_measure_labelled_images_and_change_nothing(tmp_path, steered):
     """Three rows in batches of two: one of the second batch is padding."""
     train_rows, validation = cases.experiment().feedback["train"], cases.images(3, 7, labelled=True)
-    measured = experiment(feedback=cases.experiment().feedback | {"validation": validation})
+    measured = experiment(feedback={**cases.experiment().feedback, "validation": validation})
     fitted = train(measured.problem("value"), tmp_path)
     assert fingerprint(fitted.params) == fingerprint(steered.params)
 
@@ -207,7 +207,7 @@ def test_looks_measure_labelled_images_and_change_nothing(tmp_path, steered):
 
     @jit
     def under_a_head(params):
-        features = [SMALL.learner.vit.build(params["vit"])(rows.arrays["image"])[1] for rows in (train_rows, validation)]
+        features = [SMALL.learner.vit.build(params["vit"])(jnp.asarray(rows.arrays["image"]))[1] for rows in (train_rows, validation)]
         head = SMALL.head.fit(features[0], cases.CLASSES + 1, lambda outputs: loss(outputs, train_rows.arrays))
         return dense_losses(SMALL.head.apply(head, features[1]), validation.arrays)
 
