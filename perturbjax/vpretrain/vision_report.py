@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -46,7 +45,6 @@ def write_vision_report(folder: str | Path) -> Path:
         "caveats": list(_caveats(results)),
         "setup": _setup(results),
         "command": results.command,
-        "start": VISION_START,
     }
     write_page(report, "perturbjax.vpretrain", values, {}, plots, template="vision.html")
     return report
@@ -156,5 +154,5 @@ def gain(found: Difference, digits: int = 4) -> str:
 
 def _setup(results: VisionResults) -> list[tuple[str, str]]:
     last = results.first_seed + len(results.seeds) - 1
-    seeds: list[Any] = [results.first_seed] if last == results.first_seed else [results.first_seed, last]
-    return [("Images", results.images), ("Mean of all masks", percent(results.ratio)), ("Seeds", " to ".join(map(str, seeds)))]
+    seeds = str(last) if last == results.first_seed else f"{results.first_seed} to {last}"
+    return [("Images", results.images), ("Mean of all masks", percent(results.ratio)), ("Seeds", seeds)]
