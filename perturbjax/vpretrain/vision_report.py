@@ -105,7 +105,7 @@ def _controls(results: VisionResults) -> Iterator[str]:
     masks = [seed["value"].on_figures for seed in results.seeds]
     still = sum(mask is not None and abs(mask - results.ratio) < STILL for mask in masks)
     if still:
-        of_all = f"within {percent(STILL)} of that of all patches, {percent(results.ratio)}"
+        of_all = f"within {100 * STILL:.0f} points of that of all patches, {percent(results.ratio)}"
         yield f"In {still} of {plural(len(masks), 'seed')} the designer hardly chose: its mean mask of figures is {of_all}."
 
 
