@@ -50,19 +50,21 @@ def plot_learning(path: Path, arms: Sequence[Measured], last: Look, against: str
     save(figure, path)
 
 
-def plot_probe(path: Path, arm: Measured) -> None:
-    """Predicted against realized falls of the feedback loss, a point for each update."""
+def plot_probe(path: Path, trainings: Sequence[Sequence[Look]], unit: str = ", nats") -> None:
+    """Predicted against realized falls of the feedback loss, a point for each update of each training; r is a mean over trainings."""
     figure, (axis,) = new_figure(3.6)
-    pairs = probe_pairs(arm.looks)
-    r = correlation(pairs)
+    each = [probe_pairs(tuple(looks)) for looks in trainings]
+    pairs, found = [pair for some in each for pair in some], [r for r in map(correlation, each) if r is not None]
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.axvline(0, color=GREY, linewidth=0.8)
     if pairs:
         x, y = zip(*pairs, strict=True)
         axis.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.7)
-    axis.set_xlabel("predicted fall of the feedback loss, nats")
-    axis.set_ylabel("realized fall, nats")
-    axis.set_title(f"r = {r:.2f}, {len(pairs)} updates" if r is not None else "too few updates for r", loc="left", fontsize=11)
+    axis.set_xlabel(f"predicted fall of the feedback loss{unit}")
+    axis.set_ylabel(f"realized fall{unit}")
+    over = f", a mean over {len(found)} trainings" if len(found) > 1 else ""
+    title = f"r = {sum(found) / len(found):.2f}{over}, {len(pairs)} updates" if found else "too few updates for r"
+    axis.set_title(title, loc="left", fontsize=11)
     _grid(axis)
     save(figure, path)
 

@@ -85,7 +85,7 @@ def _write_plots(run_dir: Path, arms: list[Measured], own: Measured) -> list[Pat
     plot_learning(plots["learning_seconds"], arms, own.looks[-1], "seconds")
     if probe_pairs(own.looks):
         plots["probe"] = folder / "probe.png"
-        plot_probe(plots["probe"], own)
+        plot_probe(plots["probe"], [own.looks])
     if any("alpha" in look.losses for arm in arms for look in arm.looks):
         plots["designer"] = folder / "designer.png"
         plot_designer(plots["designer"], arms)

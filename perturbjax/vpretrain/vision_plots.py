@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from perturbjax.report.figure import BLUE, GREY, INK, VERMILLION, label_right, new_figure, save
-from perturbjax.vpretrain.results import correlation, probe_pairs
 from perturbjax.vpretrain.vision import VisionTask
 from perturbjax.vpretrain.vision_results import VISION_START, VisionResults
 
@@ -40,21 +39,6 @@ def plot_vision_learning(path: Path, results: VisionResults, against: str) -> No
         label_right(axis, ends)
     axes[-1].set_xlabel("optimizer steps" if against == "steps" else "seconds of steps")
     axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=against == "steps"))
-    save(figure, path)
-
-
-def plot_vision_probe(path: Path, results: VisionResults, arm: str = "value") -> None:
-    """Predicted against realized falls of the feedback loss, a point for each update of each seed."""
-    figure, (axis,) = new_figure(3.6)
-    axis.axhline(0, color=GREY, linewidth=0.8)
-    axis.axvline(0, color=GREY, linewidth=0.8)
-    found = [probe_pairs(seed[arm].looks) for seed in results.seeds]
-    for pairs in found:
-        axis.plot(*zip(*pairs, strict=True), "o", color=BLUE, markersize=3, alpha=0.5)
-    each = [r for r in map(correlation, found) if r is not None]
-    axis.set_title(f"r = {np.mean(each):.2f}, a mean over {len(each)} seeds" if each else "too few updates for r", loc="left", fontsize=11)
-    axis.set_xlabel("predicted fall of the feedback loss")
-    axis.set_ylabel("realized fall")
     save(figure, path)
 
 

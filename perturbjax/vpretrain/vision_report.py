@@ -10,6 +10,7 @@ import numpy as np
 from perturbjax.report.page import missing_extra, write_page
 from perturbjax.report.schema import Headline, Verdict
 from perturbjax.report.words import percent, plural
+from perturbjax.vpretrain.results import probe_pairs
 from perturbjax.vpretrain.vision_results import BETTER, VISION_START, Difference, VisionResults, half_width, read_vision_results, spread
 
 FIGURES = {"class_accuracy": "class", "segmentation": "patches right", "miou": "IoU", "depth": "depth error"}
@@ -52,17 +53,21 @@ def write_vision_report(folder: str | Path) -> Path:
 
 def _write_plots(folder: Path, results: VisionResults) -> list[Path]:
     try:
-        from perturbjax.vpretrain.vision_plots import plot_vision_learning, plot_vision_probe
+        from perturbjax.vpretrain.plots import plot_probe
+        from perturbjax.vpretrain.vision_plots import plot_vision_learning
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 
     folder.mkdir(exist_ok=True)
-    plots = [folder / f"learning_{against}.png" for against in ("steps", "seconds")]
-    for path, against in zip(plots, ("steps", "seconds"), strict=True):
-        plot_vision_learning(path, results, against)
-    if "value" in results.arms:
+    plots = list[Path]()
+    if all(arm.looks and all(look.validation for look in arm.looks) for seed in results.seeds for arm in seed.values()):
+        for against in ("steps", "seconds"):
+            plots.append(folder / f"learning_{against}.png")
+            plot_vision_learning(plots[-1], results, against)
+    steered = [seed["value"].looks for seed in results.seeds if "value" in seed]
+    if any(map(probe_pairs, steered)):
         plots.append(folder / "probe.png")
-        plot_vision_probe(plots[-1], results)
+        plot_probe(plots[-1], steered, unit="")
     masks = folder / "masks.png"
     return [*plots, *([masks] if masks.exists() else [])]
 

@@ -93,8 +93,8 @@ class VisionResults:
     seeds: tuple[dict[str, VisionArm], ...]
 
     def __post_init__(self) -> None:
-        if not self.seeds or any(list(seed) != list(self.seeds[0]) for seed in self.seeds):
-            raise InputError("`seeds`: at least one, and the same arms of each, are required")
+        if not self.seeds or any(list(seed) != list(self.seeds[0]) or VISION_START not in seed for seed in self.seeds):
+            raise InputError(f"`seeds`: at least one, and the same arms of each, {VISION_START} among them, are required")
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ def test_what_was_written_is_read(tmp_path, array):
         (gzip.compress(idx(IMAGES))[:-20], "a gzip file"),
         (gzip.compress(idx(IMAGES)[:-1]), "cut short"),
         (gzip.compress(idx(IMAGES, (2**32 - 1,) * 3)), "cut short"),
+        (gzip.compress(idx(IMAGES) + b"more"), "cut short"),
+        (gzip.compress(b"\0\0\x08\x03\0\0"), "no IDX file"),
         (gzip.compress(b""), "no IDX file"),
         (gzip.compress(b"PK\x03\x04 something else"), "no IDX file"),
         (None, "a gzip file"),

@@ -91,10 +91,18 @@ def test_controls_alone_have_a_page_too(tmp_path):
     assert b"No designer followed the value" in write_vision_report(tmp_path).read_bytes()
 
 
+def test_trainings_without_looks_have_a_page_without_curves(tmp_path):
+    results = made({})
+    bare = tuple({name: replace(arm, looks=()) for name, arm in seed.items()} for seed in results.seeds)
+    write_vision_results(tmp_path / "results.json", replace(results, seeds=bare))
+    page = write_vision_report(tmp_path).read_bytes()
+    assert b"data:image/png" not in page and b"<h2>Learning</h2>" not in page and b"<h3>Mind</h3>" in page
+
+
 def test_damaged_results_are_named(tmp_path):
     write_vision_results(tmp_path / "results.json", made({}))
     content = json.loads((tmp_path / "results.json").read_text())
     content["seeds"][1].pop("plain")
     (tmp_path / "results.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="the same arms of each, are required"):
+    with pytest.raises(InputError, match="the same arms of each, step 0 among them, are required"):
         read_vision_results(tmp_path / "results.json")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from perturbjax.errors import InputError
 from perturbjax.tasks.idx import read_idx
 from perturbjax.vpretrain.images import Images
 
@@ -54,6 +55,8 @@ def read_figures(name: str) -> Figures:
     folder = FASHION if name == "fashion" else Path(name)
     if name == "fashion" or folder.is_dir():
         images, labels = (read_idx(folder / f"train-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise InputError(f"{folder}: images {images.shape} and labels {labels.shape}: a label for each image is required")
         return Figures(images.astype(np.float32) / 255, labels.astype(np.int32))
     import datasets
 

@@ -170,7 +170,7 @@ def run_arm(sizes: Sizes, data: Data, arm: str, seed: int, folder: Path) -> Visi
 
 
 def draw_masks(sizes: Sizes, data: Data, seed: int, out: Path) -> None:
-    """masks.png: the designer of the first seed on some test scenes."""
+    """plots/masks.png: the designer of the first seed on some test scenes."""
     experiment = make_experiment(sizes, data, seed)
     trained = train(sizes, experiment, "value", seed, out / f"seed-{seed}" / "value")
     images = data.test.arrays["image"][:8]
@@ -198,7 +198,7 @@ def main() -> None:
         figures = read_figures(args.figures)
     except ModuleNotFoundError as error:
         parser.error(f"--figures {args.figures}: {error.name} is not installed")
-    except InputError as error:
+    except (InputError, OSError) as error:  # datasets: no such data set, or no network
         parser.error(f"--figures {args.figures}: {error}")
     use_compile_cache("auto", Console())
     settings = {"sizes": asdict(sizes), "figures": args.figures}
