@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 SLOT_TOKENS = 4096
 """Tokens of one forward pass of a multiple-choice task: enough rows for full-speed matmuls, and to share the noise of a pass among."""
+REFERENCE_SECONDS = 3.0
+"""Time enough to measure plain inference in."""
 EMBEDDING = "embed/embedding"
 
 
@@ -170,9 +172,11 @@ class Engine:
 
     def reference(self, batch: EncodedBatch, rounds: int = 3) -> float:
         """Tokens per second of plain batch inference: the unperturbed model, without noise, on the same tokens; the median of ``rounds``
-        after one to compile."""
+        after one to compile, or of as many as fill ``REFERENCE_SECONDS``."""
         self.run_plain(batch)
-        outputs = [self.run_plain(batch) for _ in range(rounds)]
+        outputs = list[Outputs]()
+        while len(outputs) < rounds and sum(each.seconds for each in outputs) < REFERENCE_SECONDS:
+            outputs.append(self.run_plain(batch))
         return float(np.median([each.tokens.sum() / each.seconds for each in outputs]))
 
     def run_plain(self, batch: EncodedBatch, copies: int = 1) -> Outputs:

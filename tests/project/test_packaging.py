@@ -131,7 +131,7 @@ def fake_tree(folder: Path, extra: str) -> Path:
 
 def test_a_second_call_of_the_scripts_installs_nothing_and_passes_its_arguments_on(tmp_path):
     tree = fake_tree(tmp_path / "a tree", "dev,tpu")
-    chosen = "--template one_word --sigmas 0.002 --population 32 --top-k 5 --test-examples 128"
+    chosen = "--template one_word --sigmas 0.002 --population 32 --top-k 3 --test-examples 128"
     for script, arguments, expected, said in (
         ("run", ["--task", "my file.jsonl"], "perturbjax randopt --resume --task my file.jsonl\n", ""),
         ("run", [], f"perturbjax randopt --resume {chosen}\n", f"== perturbjax randopt {chosen}\n"),
