@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Float32
 
 from perturbjax.noise import low_rank
 from perturbjax.noise.block import Block
-from perturbjax.noise.distributions import DISTRIBUTIONS
 from perturbjax.noise.population import Candidate, check_candidate
 from perturbjax.noise.spec import Noise, scales, wide_dtype
 from perturbjax.noise.values import KeyData, leaf_keys
@@ -77,5 +76,5 @@ def perturb_block(
     if noise.rank is not None:
         moved = wide + (step * low_rank.low_rank(key_data, block, noise.rank, noise.distribution)).astype(wide.dtype)
     else:
-        moved = DISTRIBUTIONS[noise.distribution].add(wide, step, key_data, block)
+        moved = noise.drawn.add(wide, step, key_data, block)
     return moved.astype(base.dtype)

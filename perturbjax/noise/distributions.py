@@ -6,7 +6,7 @@ A distribution that reads one word a weight is one line: ``one_word_a_weight(nam
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +44,22 @@ class Distribution:
     add: Callable[[jax.Array, jax.Array, jax.Array, Block], jax.Array]
     largest: Callable[[int, int], float]
     tile: Callable[[jax.Array, jax.Array, int, bool], jax.Array]
+
+    @property
+    def of_unit_vectors(self) -> Distribution:
+        """The same with the noise of each vector, along the last dim, divided by its largest absolute element. No kernel makes it."""
+
+        def make(key_data: jax.Array, block: Block) -> jax.Array:
+            own = self.values(key_data, block)
+            if not block.global_shape:
+                return jnp.sign(own)
+            whole = own if block.dims[-1] is None else self.values(key_data, Block(block.global_shape, (*block.dims[:-1], None)))
+            return own / jnp.abs(whole).max(axis=-1, keepdims=True)
+
+        def add(base: jax.Array, step: jax.Array, key_data: jax.Array, block: Block) -> jax.Array:
+            return base + (step * make(key_data, block)).astype(base.dtype)
+
+        return replace(self, values=make, add=add)
 
 
 def one_word_a_weight(

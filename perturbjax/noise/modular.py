@@ -1,10 +1,10 @@
 """The scale "modular": every module moves by its part of one step, measured in the module's own norm (arXiv 2609.25745).
 
 With a sigma of R the noise Z of module p becomes R Z / (s_p |Z|_p), where s_p = m_M / m_p: m_p is the module's mass, m_M that of all
-modules. |Z|_p is the largest Euclidean norm of a row for an embedding, the spectral norm for a matrix, the largest absolute element for a
-vector; ``noise.norms`` gives what is expected of it. A kind of module has a mass, divided over its modules (a fused projection counts as
-those that it holds), and a module's over its tensors. The paper's rho, a factor from 1/2 to 2 measured on prompts, is left out; it calls it
-optional.
+modules. |Z|_p is the largest Euclidean norm of a row for an embedding and the spectral norm for a matrix, in whose place stands what is
+expected of it (``noise.norms``); for a vector the draw's own largest absolute element, by which ``Noise.of_leaf`` has it divided. A kind of
+module has a mass, divided over its modules (a fused projection counts as those that it holds), and a module's over its tensors. The paper's
+rho, a factor from 1/2 to 2 measured on prompts, is left out; it calls it optional.
 
 Nearly all of the squared length of such a step lies in the embedding.
 """
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax.numpy as jnp
 
@@ -23,6 +23,17 @@ from perturbjax.noise.distributions import DISTRIBUTIONS
 from perturbjax.noise.norms import spectral
 
 Form = Literal["embedding", "matrix", "vector"]
+
+
+class LeafNoise(Protocol):
+    """What is read of the ``Noise`` of a leaf."""
+
+    @property
+    def distribution(self) -> str: ...
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def unit(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,13 @@ FUSED = ((r"qkv", 3), (r"gate_?up|up_?gate", 2))
 """Pattern of a module -> how many modules it holds."""
 
 
-def factors(leaves: Mapping[str, Any], distribution: str, rank: int | None) -> dict[str, float]:
-    """Path -> factor of sigma, for every floating-point leaf of a model; shapes and types are enough.
+def factors(leaves: Mapping[str, Any], of_leaf: Callable[[str, tuple[int, ...]], LeafNoise]) -> dict[str, float]:
+    """Path -> factor of sigma, for every floating-point leaf of a model; shapes and types are enough. ``of_leaf``: that of a ``Noise``.
 
     Leading dims that are no part of a vector, a matrix or an embedding are layers, experts, positions of a kernel: so many modules.
     """
     floating = {path: jnp.shape(leaf) for path, leaf in leaves.items() if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)}
-    kinds = {path: next(kind for kind in KINDS if re.search(kind.pattern, path, re.IGNORECASE)) for path in floating}
+    kinds = {path: _kind(path) for path in floating}
     forms: dict[str, Form] = {path: _form(path, shape, kinds[path]) for path, shape in floating.items()}
     modules: dict[tuple[Kind, str], list[str]] = {}
     for path in floating:
@@ -64,10 +75,24 @@ def factors(leaves: Mapping[str, Any], distribution: str, rank: int | None) -> d
     counted = {kind: sum(copies[key] * fused[key] for key in modules if key[0] == kind) for kind in set(kinds.values())}
     total = sum(kind.mass for kind in counted)
     return {
-        path: kind.mass * fused[kind, name] / counted[kind] / len(paths) / total / _norm(floating[path], forms[path], distribution, rank)
+        path: kind.mass
+        * fused[kind, name]
+        / counted[kind]
+        / len(paths)
+        / total
+        / _norm(floating[path], forms[path], of_leaf(path, floating[path]))
         for (kind, name), paths in modules.items()
         for path in paths
     }
+
+
+def holds_vectors(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether a leaf of this shape is one vector, or one for each layer."""
+    return _form(path, shape, _kind(path)) == "vector"
+
+
+def _kind(path: str) -> Kind:
+    return next(kind for kind in KINDS if re.search(kind.pattern, path, re.IGNORECASE))
 
 
 def _form(path: str, shape: tuple[int, ...], kind: Kind) -> Form:
@@ -80,12 +105,12 @@ def _copies(shape: tuple[int, ...], form: Form) -> int:
     return math.prod(shape[:-1] if form == "vector" else shape[:-2])
 
 
-def _norm(shape: tuple[int, ...], form: Form, distribution: str, rank: int | None) -> float:
+def _norm(shape: tuple[int, ...], form: Form, noise: LeafNoise) -> float:
     """What is expected of the norm of one tensor's noise of a shape (..., rows, columns)."""
-    largest = DISTRIBUTIONS[distribution].largest
+    largest, rank = DISTRIBUTIONS[noise.distribution].largest, noise.rank
     rows, columns = (1, 1, *shape)[-2:]
     if form == "vector":
-        return largest(columns, 1)
+        return 1.0 if noise.unit else largest(columns, 1)
     if rank is None:
         return largest(rows, columns) if form == "embedding" else spectral(rows, columns)
     # E = A B^T / sqrt(r) with r far below both dims: the columns of B are nearly orthogonal, of length sqrt(columns).

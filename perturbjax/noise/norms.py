@@ -1,7 +1,8 @@
 """How large noise is in the norms of Modular-Norm RandOpt (arXiv 2609.25745): what a draw's norm is expected to be, from its shape.
 
-The paper divides each draw by its own norm. Here that norm is replaced by its expectation, so that the noise of an element stays a function
-of key, path and position, and a tile of it needs no other element. How far single draws are from it is measured in NOTES.md.
+The paper divides each draw by its own norm. Here the norms of embeddings and matrices are replaced by their expectations, so that the noise
+of an element stays a function of key, path and position, and a tile of it needs no other element. How far single draws are from it is
+measured in NOTES.md.
 """
 
 from __future__ import annotations

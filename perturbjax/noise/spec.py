@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from perturbjax.errors import InputError
-from perturbjax.noise.distributions import DISTRIBUTIONS
-from perturbjax.noise.modular import factors
+from perturbjax.noise.distributions import DISTRIBUTIONS, Distribution
+from perturbjax.noise.modular import factors, holds_vectors
 from perturbjax.tree import Params, leaf_paths, state_paths
 
 Scale = Literal["absolute", "rms", "modular"]
@@ -61,6 +61,7 @@ class Noise:
         stacked: regular expression of the paths whose leaves hold one array for each layer, along their first dim; None: no leaf does.
             Stacked vectors are vectors: they have full-rank noise, not one common direction. No rule of its own, because of rules the
             first that matches decides.
+        unit: the noise of each vector is divided by its largest absolute element. ``of_leaf`` sets it, for the scale "modular".
     """
 
     distribution: str = "gaussian"
@@ -68,6 +69,7 @@ class Noise:
     scale: Scale = "absolute"
     rules: tuple[Rule, ...] = ()
     stacked: str | None = None
+    unit: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -87,11 +89,19 @@ class Noise:
         return next((rule for rule in self.rules if rule.matches(path)), None)
 
     def of_leaf(self, path: str, shape: tuple[int, ...]) -> Noise:
-        """The noise of one leaf: without a rank where the leaf, or one layer of a stacked one, has fewer than two dims."""
-        if self.rank is None:
-            return self
-        stacked = self.stacked is not None and re.search(self.stacked, path) is not None
-        return self if len(shape) - stacked >= 2 else replace(self, rank=None)
+        """The noise of one leaf: without a rank where the leaf, or one layer of a stacked one, has fewer than two dims; of ``unit`` vectors
+        where it holds vectors and its scale is "modular"."""
+        noise, rule = self, self.rule_of(path)
+        if self.rank is not None:
+            stacked = self.stacked is not None and re.search(self.stacked, path) is not None
+            noise = self if len(shape) - stacked >= 2 else replace(self, rank=None)
+        modular = (rule.scale if rule else self.scale) == "modular"
+        return replace(noise, unit=True) if modular and noise.rank is None and holds_vectors(path, shape) else noise
+
+    @property
+    def drawn(self) -> Distribution:
+        """Of one leaf's full-rank noise: how its values are made."""
+        return DISTRIBUTIONS[self.distribution].of_unit_vectors if self.unit else DISTRIBUTIONS[self.distribution]
 
 
 def is_perturbable(leaf: Any) -> bool:
@@ -153,7 +163,7 @@ def scales(params: Params, noise: Noise, squares: Callable[[str, Any], jax.Array
             f"`noise`: moves none of the {len(leaves)} parameters ({fixed} not floating-point, {len(leaves) - fixed} excluded): "
             "at least one must move; change the rules, or give real floating-point arrays"
         )
-    modular = factors(leaves, noise.distribution, noise.rank) if "modular" in found.values() else {}
+    modular = factors(leaves, noise.of_leaf) if "modular" in found.values() else {}
     scale: dict[Scale, Callable[[str], jax.Array]] = {
         "absolute": lambda path: jnp.float32(1),
         "rms": lambda path: jnp.sqrt(squares(path, leaves[path])),

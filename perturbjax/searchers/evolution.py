@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from perturbjax.noise import DISTRIBUTIONS, Block, Candidate, Noise, Population, scales
+from perturbjax.noise import Block, Candidate, Noise, Population, scales
 from perturbjax.noise.low_rank import low_rank_factors
 from perturbjax.noise.spec import moving, wide_dtype
 from perturbjax.noise.values import fold_in
@@ -191,7 +191,7 @@ def moved(leaf: jax.Array, keys: jax.Array, weights: jax.Array, hash_of_path: ja
 
     def add_one(total: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         key, weight = one
-        return DISTRIBUTIONS[noise.distribution].add(total, weight, fold_in(key, hash_of_path), block), None
+        return noise.drawn.add(total, weight, fold_in(key, hash_of_path), block), None
 
     def add_block(total: jax.Array, some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         keys, weights = some

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from perturbjax import _compat
-from perturbjax.noise import DISTRIBUTIONS, Block, Noise, Population, Slice
+from perturbjax.noise import Block, Noise, Population, Slice
 from perturbjax.noise.low_rank import low_rank_factors
 from perturbjax.noise.values import fold_in
 from perturbjax.runs.console import SILENT, Progress
@@ -154,7 +154,7 @@ def _of_leaf(keys: jax.Array, path: str, leaf: jax.Array, noise: Noise) -> jax.A
 
 def _dense_product(key: jax.Array, block: Block, leaf: jax.Array, noise: Noise) -> jax.Array:
     """() product of one candidate, so many rows at a time that their noise stays in a cache."""
-    draw = DISTRIBUTIONS[noise.distribution].values
+    draw = noise.drawn.values
     if leaf.ndim < 2:
         return (draw(key, block) * leaf).sum()
     *leading, rows, columns = leaf.shape

@@ -90,6 +90,15 @@ def test_kernels_in_loops_under_vmap(lowering, noise, monkeypatch):
         assert relative_error(jax.tree.map(lambda leaf, i=i: leaf[i], found), expected) < 2e-5
 
 
+def test_vectors_of_the_modular_scale_are_made_before_a_dot(monkeypatch):
+    """A stack of vectors has the shape of a matrix, but no kernel divides each by its largest element."""
+    use_kernel(monkeypatch, "tpu")
+    noise, params, x = pj.Noise(scale="modular"), {"norm": {"scale": WIDE}}, normal(4, 130)
+    fn = lambda p, x: x @ p["norm"]["scale"]  # noqa: E731
+    found = jit(pj.lazily(fn))(pj.lazy(params, POPULATION[1], noise), x)
+    assert relative_error(found, fn(pj.perturb(params, POPULATION[1], noise), x)) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
 def test_result_types_and_precision_pass_through(dtype, monkeypatch):
     x, params = normal(4, 130).astype(dtype), {"w": WIDE.astype(dtype)}

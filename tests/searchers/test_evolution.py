@@ -20,7 +20,7 @@ def test_ranks_are_scipys():
     assert not centred_ranks(np.ones(4)).any()
 
 
-@pytest.mark.parametrize("noise", NOISES[1:3], ids=name)
+@pytest.mark.parametrize("noise", [*NOISES[1:3], NOISES[4]], ids=name)
 def test_an_update_is_the_dense_sum_and_the_record_rebuilds_it(noise):
     strategy = EvolutionStrategy(PARAMS, noise, size=BLOCK + 6, sigma=0.5, rate=0.3, antithetic=True, seed=9)
     scores = np.random.default_rng(1).normal(size=(2, BLOCK + 6))
@@ -50,7 +50,7 @@ def test_a_step_is_as_long_as_asked():
     assert float(jnp.sqrt(jnp.mean(strategy.params["w"] ** 2))) == pytest.approx(0.5 * 0.01, rel=0.05)
 
 
-@pytest.mark.parametrize("noise", NOISES[::2], ids=["dense", "low rank"])
+@pytest.mark.parametrize("noise", NOISES[:3:2], ids=["dense", "low rank"])
 def test_memory_does_not_grow_with_the_candidates(noise):
     def memory(candidates: int) -> tuple[int, int]:
         leaf = jax.ShapeDtypeStruct((256, 128), jnp.float32)

@@ -12,6 +12,7 @@ NOISES = [
     Noise("rademacher", scale="rms", rules=(Rule("bias", None),)),
     Noise("gaussian", rank=1, stacked="^layers/"),
     Noise("rademacher", rank=3, stacked="^layers/", rules=(Rule("experts", "rms"),)),
+    Noise("gaussian", scale="modular"),
 ]
 
 
@@ -24,4 +25,4 @@ PARAMS, GRADIENT = drawn(0), drawn(1)
 
 
 def name(noise: Noise) -> str:
-    return f"{noise.distribution}-{noise.rank}"
+    return f"{noise.distribution}-{noise.rank}-{noise.scale}"
