@@ -120,8 +120,8 @@ class _Kernel:
         precise = self.params.get("precision") in (None, (Precision.DEFAULT, Precision.DEFAULT), _HIGHEST)
         # Operation by operation, outside of jit, it would be compiled anew in every call.
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((lazy, self.other)))
-        drawn = not lazy.leaf.noise.unit
-        return drawn and typed and as_is and block and wide and precise and traced and self.params.get("out_sharding") is None
+        independent = not lazy.leaf.noise.unit  # a tile cannot know the largest element of its vectors
+        return independent and typed and as_is and block and wide and precise and traced and self.params.get("out_sharding") is None
 
     def pays(self, lowering: str) -> bool:
         """Whether the kernel is faster than the dot."""

@@ -47,7 +47,8 @@ class Distribution:
 
     @property
     def of_unit_vectors(self) -> Distribution:
-        """The same with the noise of each vector, along the last dim, divided by its largest absolute element. No kernel makes it."""
+        """The same with the noise of each vector, along the last dim, divided by its largest absolute element. No kernel makes it: a
+        tile is only a part of a vector."""
 
         def make(key_data: jax.Array, block: Block) -> jax.Array:
             own = self.values(key_data, block)
