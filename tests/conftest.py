@@ -16,6 +16,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Operations that are not under ``jit`` are small programs by the hundred, and the same ones in most files: they are kept too.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Most tests compare two ways of ours to compute something, once: without most of XLA's optimizations their programs compile in a third to
+# a fifth of the time. Bits that are laid down, and whole runs as users start them, are tested with the default: see ``optimized``.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
 import jax
 import pytest
 from hypothesis import settings
@@ -38,50 +42,60 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# Longest first, by CPU time: what is started last then ends soon. Files that are not named follow in the order of their names.
+# Longest first: what is started last then ends soon. Files that are not named follow in the order of their names.
 LONGEST = (
-    "kernels/test_compile.py",
-    "inference/test_engine.py",
-    "cluster/test_faults.py",
     "interpret/test_oracle.py",
-    "ivl/test_mesh.py",
     "cluster/test_mesh.py",
-    "models/test_decoder.py",
-    "models/test_adapters.py",
-    "ivl/test_toy.py",
-    "cluster/test_processes.py",
-    "models/test_model_families.py",
-    "vpretrain/test_vision.py",
+    "cluster/test_faults.py",
+    "inference/test_engine.py",
+    "bench/test_plan.py",
+    "ivl/test_mesh.py",
     "vpretrain/test_run.py",
+    "cluster/test_processes.py",
+    "models/test_decoder.py",
     "ivl/test_run.py",
-    "consolidate/test_run.py",
-    "ivl/test_combined.py",
-    "inference/test_decode.py",
-    "ivl/test_logits.py",
-    "ivl/test_rivals.py",
-    "project/test_examples.py",
-    "cli/test_commands.py",
-    "randopt/test_screening.py",
-    "vpretrain/test_mesh.py",
-    "vpretrain/test_loop.py",
-    "noise/test_dense.py",
-    "bench/test_bench.py",
-    "noise/test_values.py",
+    "vpretrain/test_vision.py",
     "randopt/test_run.py",
     "interpret/test_kernels.py",
-    "vpretrain/test_toy.py",
-    "bench/test_plan.py",
     "runs/test_state.py",
-    "noise/test_distributions.py",
-    "runs/test_compile_cache.py",
+    "ivl/test_combined.py",
+    "kernels/test_compile.py",
+    "models/test_model_families.py",
+    "vpretrain/test_loop.py",
+    "inference/test_decode.py",
+    "consolidate/test_run.py",
+    "project/test_examples.py",
+    "cli/test_commands.py",
+    "caulking/test_language.py",
+    "bench/test_bench.py",
+    "models/test_adapters.py",
+    "noise/test_dense.py",
+    "vpretrain/test_mesh.py",
     "train/test_fit.py",
-    "studies/test_rivals.py",
-    "scoring/test_same_models.py",
-    "interpret/test_experts.py",
-    "randopt/test_adapters.py",
+    "kernels/test_matmul.py",
+    "ivl/test_toy.py",
     "caulking/test_run.py",
-    "caulking/test_mesh.py",
+    "noise/test_values.py",
+    "ivl/test_logits.py",
+    "randopt/test_screening.py",
+    "runs/test_compile_cache.py",
     "ivl/test_value.py",
+    "noise/test_distributions.py",
+    "vpretrain/test_toy.py",
+    "studies/test_rivals.py",
+    "ivl/test_rivals.py",
+    "randopt/test_adapters.py",
+    "interpret/test_experts.py",
+    "caulking/test_heads.py",
+    "randopt/test_racing.py",
+    "ivl/test_changes.py",
+    "scoring/test_same_models.py",
+    "scoring/test_scorer.py",
+    "caulking/test_grid.py",
+    "cli/test_calibrate.py",
+    "interpret/test_usage.py",
+    "noise/test_bits.py",
+    "serve/test_members.py",
 )
 
 
@@ -102,17 +116,15 @@ def cache_of_the_suite():
 
 
 @pytest.fixture(scope="module")
-def unoptimized():
-    """Programs of a file, here and in the processes that it starts, are compiled without most of XLA's optimizations, which take half of
-    the time. For files that compare two ways of ours to compute something; bits that are laid down, and whole runs as users start them
-    (``randopt/test_run.py``, ``ivl/test_run.py``, ``cli/test_commands.py``), are tested with the default."""
+def optimized():
+    """Programs of a file, here and in the processes that it starts, are compiled as users compile them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        jax.clear_caches()
-        yield
+        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
         jax.config.update("jax_disable_most_optimizations", False)
         jax.clear_caches()
+        yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 def pytest_configure(config: pytest.Config) -> None:

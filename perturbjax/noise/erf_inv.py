@@ -3,7 +3,7 @@
 Gaussian noise is an inverse error function of threefry words. Inside a fusion XLA:CPU's own ``erf_inv`` goes through a ``log1p`` with
 guards for zero, infinite and negative arguments, which cannot occur here and cost half of the loop. This file repeats the same float32
 operations in the same order without the guards, so the results are equal to the last bit for every one of the 2**23 uniform values that
-``jax.random.normal`` can draw: ``tests/noise/test_values.py`` checks all of them, and would notice if a later jaxlib computed otherwise.
+``jax.random.normal`` can draw: ``tests/noise/test_bits.py`` checks all of them, and would notice if a later jaxlib computed otherwise.
 On other platforms ``lax.erf_inv`` itself is used.
 
 Sources: erf_inv is the single-precision approximation of M. Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011);

@@ -26,10 +26,7 @@ from perturbjax.sharding import make_mesh
 from perturbjax.tasks import load_task
 
 # Of the types of jax's own trace reader, made in C++ when they are first used; as an error there it ends the process.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-    pytest.mark.usefixtures("unoptimized"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
 
 KEYS = {"kind", "strategy", "noise", "tokens_per_candidate", "candidates_per_s", "tokens_per_s", "reference_tokens_per_s", "efficiency"}
 

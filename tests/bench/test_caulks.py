@@ -8,7 +8,6 @@ from perturbjax.bench import caulks
 from perturbjax.bench.values import shape
 from perturbjax.cli import main
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 SMALL = caulks.Sizes(4, 4, 2, 3, 2, 2, shape(64, 16, 1, 16, 1, 1, True), 2, 1, 8, 1)
 
 

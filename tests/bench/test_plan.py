@@ -124,13 +124,11 @@ def test_roofline_names_its_terms(tiny):
     assert tiny.roofline(chip, 197e12, 10.0, 819e9) == {"FLOPs": 1.0, "HBM": 1.0, "ICI": 0.0}
 
 
-@pytest.mark.usefixtures("unoptimized")
 def test_bytes_on_a_device_grow_with_the_rows(tiny):
     with jax.numpy_dtype_promotion("standard"):  # flax's RMSNorm multiplies float32 with a bfloat16 scale
         assert device_bytes(tiny.scoring(1, 2, 32)) < device_bytes(tiny.scoring(1, 4, 32))
 
 
-@pytest.mark.usefixtures("unoptimized")
 def test_steering_is_planned_beside_the_plain_step(tiny):
     plan, lines = Plan(tiny.parts[""], jax.devices()[:1], 1, None, "lazy"), []
     with jax.numpy_dtype_promotion("standard"):

@@ -9,8 +9,6 @@ from perturbjax.bench import values
 from perturbjax.bench.values import Sizes, shape
 from perturbjax.cli import main
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 BASE = shape(64, 16, 2, 16, 1, 1, True)
 TINY = Sizes(
     base=BASE, value=shape(64, 16, 1, 16, 1, 1, False), rows=1, prompt=4, new=3, batch=2, tokens=8, queries=4,

@@ -16,7 +16,6 @@ from perturbjax.models.adapters import Bottleneck, LoRA, Partial, head
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.tree import fingerprint
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 FITTING = Fitting(steps=7, batch=4, weight_decay=0.1)
 SAMPLES = (4, 8, 20)
 METHODS = {

@@ -15,7 +15,6 @@ from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
 from perturbjax.tasks import load_task
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 TIED, WITH_HEAD = FIXTURES / "tiny_llama_tied", FIXTURES / "tiny_llama3"
 SETTINGS = ["--seeds", "2", "--test-examples", "8", "--steps", "6", "--batch", "4"]
 

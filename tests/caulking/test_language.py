@@ -24,7 +24,6 @@ from perturbjax.pretrained import load_model
 from perturbjax.tasks.base import Prompt
 from perturbjax.tree import leaf_paths
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 CHOICES = {"single": ("x", "y"), "several": ("apple", "no no", "green river")}
 
 

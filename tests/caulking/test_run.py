@@ -24,7 +24,6 @@ from perturbjax.pretrained import load_model
 from perturbjax.pretrained.adapter_files import read_adapter
 from perturbjax.tasks import load_task
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 BASE = FIXTURES / "tiny_llama_tied"
 SETTINGS = {
     "samples": "4,8",

@@ -6,7 +6,6 @@ from recipes.caulking.teacher_student import Problem, Toy, experiment
 
 from perturbjax.caulking.complexity import surfaces
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 SMALL = Toy(
     inputs=8, hidden=12, outputs=12, width=24, sources=(64, 4096), samples=(16, 64, 256), test=512, lengths=(30, 300), steps=150, batch=16
 )  # fmt: skip

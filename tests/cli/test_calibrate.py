@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.chapter import call
 from support.cli_tiny import MODEL, search_arguments, write_questions
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax import randopt
 from perturbjax.inference.calibration import Calibration
@@ -17,7 +17,7 @@ from perturbjax.records import from_json
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.chapter import call, failing_commits
 from support.consolidated import content, contrary_run
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax import consolidate
 from perturbjax.consolidate import rounds
@@ -27,8 +27,6 @@ from perturbjax.runs.console import SILENT
 from perturbjax.searchers import EvolutionStrategy
 from perturbjax.searchers.evolution import Step, centred_ranks, rate_of_length, rebuild
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 ROUNDS = 3
 
 
@@ -36,7 +34,7 @@ ROUNDS = 3
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evolve")
     with pytest.MonkeyPatch.context() as patch:
-        compile_quickly(patch)
+        one_batch_size(patch)
         contrary_run(folder)
         yield folder
 

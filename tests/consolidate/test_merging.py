@@ -13,8 +13,6 @@ from perturbjax.noise import Noise, Population, Rule, perturb
 from perturbjax.randopt.ensemble import merge
 from perturbjax.tree import leaf_paths
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 NOISES = [Noise(), Noise("rademacher", scale="rms", rules=(Rule("bias", None),)), Noise(rank=2, scale="modular")]
 FIRST, SECOND = Population(3, 8, (0.1, 0.3), antithetic=True), Population(4, 6, (0.2,))
 RNG = np.random.default_rng(0)

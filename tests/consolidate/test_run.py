@@ -14,7 +14,7 @@ from support.chapter import call, failing_commits
 from support.cli_tiny import MODEL
 from support.consolidated import content, contrary_run, finished_run
 from support.searched import save_ensemble, searched_run
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax import consolidate
 from perturbjax.consolidate import labels, measuring
@@ -32,15 +32,13 @@ from perturbjax.runs.console import SILENT
 from perturbjax.tasks.splits import same_question_key
 from perturbjax.train.rows import pack_rows
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """As ``contrary_run`` says."""
     folder = tmp_path_factory.mktemp("consolidate")
     with pytest.MonkeyPatch.context() as patch:
-        compile_quickly(patch)
+        one_batch_size(patch)
         contrary_run(folder)
         yield folder
 
@@ -190,7 +188,7 @@ def test_distillation_trains_three_models_of_equal_steps_and_goes_on_after_a_sto
 
 
 def test_a_generated_vote_is_learned_as_it_was_written(tmp_path, monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
     parts = finished_run(tmp_path / "run", write_questions(tmp_path / "q.jsonl", 9, choices=False), (2, 2, 2))
     asker = measuring.Asker(parts, Ensemble.load(tmp_path / "run" / "ensemble.json"), make_engine(parts), tmp_path / "measured", SILENT)
     rows = unused_rows(parts)

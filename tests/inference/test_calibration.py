@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.paths import FIXTURES
-from support.toy import TEMPLATE, Toy, compile_quickly
+from support.toy import TEMPLATE, Toy, one_batch_size
 
 from perturbjax.errors import InputError
 from perturbjax.inference import calibration
@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
 
 
 EXAMPLES = [Example(str(i), "word " * (1 + i) + "then", "a", ("a", "b")) for i in range(5)]

@@ -20,8 +20,6 @@ from perturbjax.noise.values import KEY_IMPL, root_key_data
 from perturbjax.pretrained import load_model
 from perturbjax.tasks.base import Prompt
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 RNG = np.random.default_rng(1)
 PREFIX = RNG.integers(5, 120, 7).tolist()
 PROMPTS = [RNG.integers(5, 120, n).tolist() for n in (4, 11, 1, 7, 16, 2, 9, 9, 3, 12, 5)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.paths import FIXTURES, SUPPORT, TESTS
-from support.toy import POPULATION, TEMPLATE, Toy, compile_quickly
+from support.toy import POPULATION, TEMPLATE, Toy, one_batch_size
 
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
 
 
 CHUNK = 4
@@ -127,13 +127,13 @@ def test_eight_devices_give_the_answers_of_one(model):
 import sys, json; sys.path.insert(0, sys.argv[1])
 import jax, pytest
 from support.paths import FIXTURES
-from support.toy import POPULATION, TEMPLATE, Toy, compile_quickly
+from support.toy import POPULATION, TEMPLATE, Toy, one_batch_size
 from perturbjax.inference import Engine
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 model = load_model(str(FIXTURES / "tiny_qwen2"))
-compile_quickly(pytest.MonkeyPatch())
+one_batch_size(pytest.MonkeyPatch())
 out = {}
 for kind in ("choice", "generation"):
     task = Toy(kind)
@@ -169,7 +169,7 @@ def test_population_examples_and_lengths_compile_nothing_anew():
 
 
 def test_generated_texts_are_those_of_greedy_decoding(model, monkeypatch):
-    compile_quickly(monkeypatch, ROW_SIZES)  # with rows that leave the batch
+    one_batch_size(monkeypatch, ROW_SIZES)  # with rows that leave the batch
     task = Toy("generation")
     engine = Engine(model, task, Noise(), mesh_of_one(), chunk=2)
     prepared = engine.prepare(task.examples(), TEMPLATE)

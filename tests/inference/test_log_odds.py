@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from support.cli_tiny import MODEL
-from support.toy import TEMPLATE, Toy, compile_quickly
+from support.toy import TEMPLATE, Toy, one_batch_size
 
 from perturbjax.inference import Engine
 from perturbjax.inference.log_odds import log_odds, objective_gradient, objective_values, policy_gradient, right_choices
@@ -12,13 +12,11 @@ from perturbjax.noise import Candidate, Noise, scales
 from perturbjax.pretrained import load_model
 from perturbjax.searchers import gradient_step
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 @pytest.mark.parametrize(("choices", "objective"), [(("a", "i"), "log_odds"), (("x", "y and z", "w"), "probability")])
 def test_the_gradient_predicts_a_small_step(choices, objective, monkeypatch):
     """Choices of one token and of several; several slots of several examples, some of them padded."""
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
     model, task, noise = load_model(str(MODEL), "float32"), Toy("choice", choices), Noise()
     examples = tuple(example for example in task.examples() if example.answer in choices)
     engine = Engine(model, task, noise)

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.lazy_cases import CASES
-from support.oracle import POPULATION, cast, dense, jit, relative_error, use_kernel
+from support.oracle import POPULATION, cast, dense, relative_error, use_kernel
 
 import perturbjax as pj
 from perturbjax.interpret import dot
 from perturbjax.noise import DISTRIBUTIONS
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 DRAWS = np.random.default_rng(5)
 
@@ -39,7 +37,7 @@ def test_every_program_with_a_dot_equals_the_oracle(name, monkeypatch):
     uses = pj.lazily(case.fn).usage(pj.lazy(params, POPULATION[1], noise), *args).uses
     if not any(use.primitive == "dot_general" for use in uses):
         return  # no kernel is reached, and test_oracle has this program
-    found = jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(POPULATION[[1, 4]])
+    found = jax.jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(POPULATION[[1, 4]])
     for i, index in enumerate((1, 4)):
         expected = dense(case, params, POPULATION[index], noise, args)
         assert relative_error(jax.tree.map(lambda leaf, i=i: leaf[i], found), expected) < 1e-5
@@ -84,9 +82,9 @@ def test_kernels_in_loops_under_vmap(lowering, noise, monkeypatch):
     program = jax.make_jaxpr(jax.vmap(fn))(several).jaxpr
     # One call of a kernel for all candidates at each of the 8 dots.
     assert count(program, "pallas_call") == 8
-    found = jit(jax.vmap(fn))(several)
+    found = jax.jit(jax.vmap(fn))(several)
     for i, index in enumerate((0, 1, 3)):
-        expected = jit(stacked)(pj.perturb(PARAMS, population[index], noise), x)
+        expected = jax.jit(stacked)(pj.perturb(PARAMS, population[index], noise), x)
         assert relative_error(jax.tree.map(lambda leaf, i=i: leaf[i], found), expected) < 2e-5
 
 
@@ -95,7 +93,7 @@ def test_vectors_of_the_modular_scale_are_made_before_a_dot(monkeypatch):
     use_kernel(monkeypatch, "tpu")
     noise, params, x = pj.Noise(scale="modular"), {"norm": {"scale": WIDE}}, normal(4, 130)
     fn = lambda p, x: x @ p["norm"]["scale"]  # noqa: E731
-    found = jit(pj.lazily(fn))(pj.lazy(params, POPULATION[1], noise), x)
+    found = jax.jit(pj.lazily(fn))(pj.lazy(params, POPULATION[1], noise), x)
     assert relative_error(found, fn(pj.perturb(params, POPULATION[1], noise), x)) < 1e-5
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jax import lax
 from support.lazy_cases import CASES, NOISES
 from support.lazy_models import MODELS
-from support.oracle import POPULATION, cast, dense, jit, relative_error
+from support.oracle import POPULATION, cast, dense, relative_error
 from support.paths import SUPPORT
 
 import perturbjax as pj
@@ -34,8 +34,8 @@ def test_gaussian_in_float32_under_vmap(name):
     case, noise = CASES[name], pj.Noise()
     params, args = cast((case.params, case.args), "float32")
     several = POPULATION[[1, 4]]
-    found = jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(several)
-    base = jit(case.fn)(params, *args)
+    found = jax.jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(several)
+    base = jax.jit(case.fn)(params, *args)
     for i, index in enumerate((1, 4)):
         expected = dense(case, params, POPULATION[index], noise, args)
         assert relative_error(jax.tree.map(lambda leaf, i=i: leaf[i], found), expected) < 1e-5
@@ -48,7 +48,7 @@ def test_gaussian_in_float32_under_vmap(name):
 def test_other_distributions_in_bfloat16(name, distribution):
     case, noise = CASES[name], pj.Noise(distribution)
     params, args = cast((case.params, case.args), "bfloat16")
-    found = jit(pj.lazily(case.fn))(pj.lazy(params, POPULATION[3], noise), *args)
+    found = jax.jit(pj.lazily(case.fn))(pj.lazy(params, POPULATION[3], noise), *args)
     error = relative_error(found, dense(case, params, POPULATION[3], noise, args))
     # Where values are only moved, the single rounding is all there is, and signs times a step are exact before it. Elsewhere sums and
     # products are rounded to 8 bits by both programs, not always at the same places.
@@ -60,7 +60,7 @@ def test_other_distributions_in_bfloat16(name, distribution):
 def test_every_kind_of_noise(name, noise):
     case = CASES[name]
     params, args = cast((case.params, case.args), "float32")
-    found = jit(pj.lazily(case.fn))(pj.lazy(params, POPULATION[2], noise), *args)
+    found = jax.jit(pj.lazily(case.fn))(pj.lazy(params, POPULATION[2], noise), *args)
     assert relative_error(found, dense(case, params, POPULATION[2], noise, args)) < 1e-5
 
 
@@ -89,11 +89,11 @@ def test_models_of_other_libraries(name):
         params = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.01, leaf.dtype) if is_perturbable(leaf) else leaf, params)
         candidate, noise = pj.Population(seed=5, size=3, sigmas=(SIGMA,))[2], pj.Noise()
         theta = pj.lazy(params, candidate, noise)
-        found = jit(pj.lazily(fn))(theta, x)
-        expected = jit(fn)(pj.perturb(params, candidate, noise), x)
+        found = jax.jit(pj.lazily(fn))(theta, x)
+        expected = jax.jit(fn)(pj.perturb(params, candidate, noise), x)
         usage = pj.lazily(fn, strict=True).usage(theta, x)
         assert relative_error(found, expected) < (1e-5 if found.dtype == np.float32 else 2**-6)
-        assert np.abs(expected - jit(fn)(params, x)).max() > 1e-3
+        assert np.abs(expected - jax.jit(fn)(params, x)).max() > 1e-3
         assert not usage.materialized
         lazy_leaves = [leaf for leaf in jax.tree.leaves(theta, is_leaf=is_lazy) if is_lazy(leaf)]
         assert {use.path for use in usage.uses} == {leaf.leaf.path for leaf in lazy_leaves}
@@ -189,8 +189,8 @@ def test_random_programs_equal_the_oracle(program, noise, number):
     fn = functools.partial(run, views, use)
     params = {"leaf": jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape), jnp.float32)}
     traced = jnp.int32(number)
-    expected = jit(fn)(pj.perturb(params, RANDOM_CANDIDATE, noise), traced)
-    found = jit(pj.lazily(fn))(pj.lazy(params, RANDOM_CANDIDATE, noise), traced)
+    expected = jax.jit(fn)(pj.perturb(params, RANDOM_CANDIDATE, noise), traced)
+    found = jax.jit(pj.lazily(fn))(pj.lazy(params, RANDOM_CANDIDATE, noise), traced)
     error = relative_error(found, expected)
     exact = use == "return" and noise.distribution == "rademacher" and noise.rank != 2
     assert error == 0 if exact else error < 1e-5

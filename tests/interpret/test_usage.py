@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from jax import lax
 from support.lazy_cases import CASES, PARAMS, X
-from support.oracle import POPULATION, cast, dense, jit, relative_error
+from support.oracle import POPULATION, cast, dense, relative_error
 
 import perturbjax as pj
 from perturbjax.interpret import LazyArray
 from perturbjax.noise import DISTRIBUTIONS
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 MATRICES = cast({name: PARAMS[name] for name in ("w", "v", "square", "table", "stack")}, "float32")
 INPUTS = jnp.asarray(X)
@@ -56,8 +54,8 @@ def test_strict_names_the_primitive_and_the_parameter(name):
 def test_strict_lets_uses_in_place_pass():
     fn = CASES["scan over stacked layers"].fn
     params = cast({name: PARAMS[name] for name in ("stack", "norms")}, "float32")
-    out = jit(pj.lazily(fn, strict=True))(theta(params), INPUTS)
-    assert relative_error(out, jit(pj.lazily(fn))(theta(params), INPUTS)) == 0
+    out = jax.jit(pj.lazily(fn, strict=True))(theta(params), INPUTS)
+    assert relative_error(out, jax.jit(pj.lazily(fn))(theta(params), INPUTS)) == 0
 
 
 def test_what_is_thrown_away_is_not_made():
@@ -133,9 +131,9 @@ def test_lazily_keeps_the_structure_of_arguments_and_results():
 def test_lazy_parameters_are_a_pytree_that_jit_and_vmap_take():
     fn = lambda p, x: x @ p["w"].T.T  # noqa: E731
     several = jax.vmap(lambda candidate: pj.lazy(MATRICES, candidate, pj.Noise()))(POPULATION[[0, 1]])
-    outputs = jit(jax.vmap(pj.lazily(fn), (0, None)))(several, INPUTS)
+    outputs = jax.jit(jax.vmap(pj.lazily(fn), (0, None)))(several, INPUTS)
     for i in (0, 1):
-        alone = jit(fn)(pj.perturb(MATRICES, POPULATION[i], pj.Noise()), INPUTS)
+        alone = jax.jit(fn)(pj.perturb(MATRICES, POPULATION[i], pj.Noise()), INPUTS)
         assert relative_error(outputs[i], alone) < 1e-5
 
 
@@ -146,7 +144,7 @@ def test_low_rank_factors_agree_with_the_perturbed_matrix():
             case = CASES[name]
             params, args = cast((case.params, case.args), "float32")
             make = functools.partial(pj.lazy, params, POPULATION[2], noise, factored=True)
-            found = jit(lambda case=case, make=make, args=args: pj.lazily(case.fn)(make(), *args))()
+            found = jax.jit(lambda case=case, make=make, args=args: pj.lazily(case.fn)(make(), *args))()
             assert relative_error(found, dense(case, params, POPULATION[2], noise, args)) < 1e-5, name
 
 
@@ -154,9 +152,9 @@ def test_low_rank_factors_agree_with_the_perturbed_matrix():
 def test_perturbed_under_vmap_equals_the_dense_oracle(noise):
     fn = lambda p, x, *, shift: jnp.tanh(x @ p["square"]) @ p["w"] + shift  # noqa: E731
     mapped = jax.vmap(lambda candidate, params, x: pj.perturbed(fn, noise)(candidate, params, x, shift=2.0), in_axes=(0, None, None))
-    found = jit(mapped)(POPULATION[1:4], MATRICES, INPUTS)
+    found = jax.jit(mapped)(POPULATION[1:4], MATRICES, INPUTS)
     for i, index in enumerate((1, 2, 3)):
-        expected = jit(lambda p: fn(p, INPUTS, shift=2.0))(pj.perturb(MATRICES, POPULATION[index], noise))
+        expected = jax.jit(lambda p: fn(p, INPUTS, shift=2.0))(pj.perturb(MATRICES, POPULATION[index], noise))
         assert relative_error(found[i], expected) < 1e-5
 
 
@@ -198,7 +196,7 @@ def test_references_to_arrays_are_written_in_branches_and_around_them():
 
     inside = lambda p, x: lax.cond(x.sum() > -1e3, lambda: with_reference(p, x), lambda: x @ p["w"])  # noqa: E731
     params = {"w": MATRICES["w"]}
-    expected = jit(with_reference)(pj.perturb(params, POPULATION[1], pj.Noise()), INPUTS)
+    expected = jax.jit(with_reference)(pj.perturb(params, POPULATION[1], pj.Noise()), INPUTS)
     for fn in (with_reference, inside, around):
         assert relative_error(jax.jit(pj.lazily(fn))(theta(params), INPUTS), expected) < 1e-5
     scores = pj.score_population(lambda p, x: inside(p, x).sum(-1), params, POPULATION, pj.Noise(), INPUTS, strategy="lazy")

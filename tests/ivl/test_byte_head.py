@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.tiny_tokenizers import byte_level, marked_spaces
-from support.value_cases import QUICK, base, decoder_logits, log_softmax, random_map
+from support.value_cases import base, decoder_logits, log_softmax, random_map
 
 from perturbjax.ivl.byte_head import END, OUT, STOP, byte_map, byte_marginals, classes_of, covering_byte_log_probs, token_classes
 from perturbjax.ivl.combined import combine
@@ -19,8 +19,6 @@ from perturbjax.ivl.value import make_value
 from perturbjax.models.attention import causal_mask
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.rows import pack_rows
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 # Two bytes, tokens that overlap in every way, a stop token and a special one.
 TEXTS = (b"a", b"b", b"ab", b"ba", b"aba", None, None)
@@ -196,7 +194,7 @@ def test_a_network_of_bytes_begins_as_its_base_and_moves_tokens_by_their_first_b
     tokens = np.random.default_rng(0).integers(0, 380, (2, 12)).astype(np.int32)
     plain = decoder_logits(base().config, base().params, tokens)
 
-    @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    @partial(jax.jit, static_argnums=0)
     def logits(config, params):
         model = config.build(params)
         columns = jnp.broadcast_to(jnp.arange(12), tokens.shape)
@@ -226,7 +224,7 @@ def test_the_loss_of_bytes_is_the_cross_entropy_of_the_joined_marginals():
     rows = pack_rows([EncodedDemonstration("0", tuple(tokens[0, :6].tolist()), learned)], 12)
     loss = value_loss(value, base().config, jnp.float32, penalty=0.5, classes=classes)
     batch = jax.tree.map(jnp.asarray, rows.arrays)
-    sums = jax.jit(loss, compiler_options=QUICK)(params, base().params, batch)
+    sums = jax.jit(loss)(params, base().params, batch)
     whole = np.array([[*tokens[0, :10], special, 0]])
     z_base = decoder_logits(base().config, base().params, whole)[0, 5:11].astype(np.float64)
     z_value = z_bytes(value, params, whole)[0, 5:11]
@@ -241,7 +239,7 @@ def test_the_loss_of_bytes_is_the_cross_entropy_of_the_joined_marginals():
     assert float(sums["weight"]) == counted.sum() == 5
     np.testing.assert_allclose(float(sums["cross_entropy"]), entropies.sum(), rtol=1e-5)
     np.testing.assert_allclose(float(sums["loss"]), entropies.sum() + 0.5 * norm.sum(), rtol=1e-5)
-    gradients = jax.jit(jax.grad(lambda p: loss(p, base().params, batch)["loss"]), compiler_options=QUICK)(params)
+    gradients = jax.jit(jax.grad(lambda p: loss(p, base().params, batch)["loss"]))(params)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
     with pytest.raises(ValueError, match="classes None"):
         value_loss(value, base().config, jnp.float32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.paths import FIXTURES
-from support.toy import TEMPLATE, Toy, compile_quickly
+from support.toy import TEMPLATE, Toy, one_batch_size
 
 from perturbjax.inference.decode import NO_TOKEN
 from perturbjax.ivl import changes, evaluation
@@ -20,8 +20,6 @@ from perturbjax.models.attention import causal_mask
 from perturbjax.models.decoder import decoder_from_params
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 LENGTHS = ((5, 3), (1, 1), (9, 6), (3, 4), (2, 5))
 
@@ -42,7 +40,7 @@ def value(model):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.toy import POPULATION, TEMPLATE, Toy, compile_quickly
+from support.toy import POPULATION, TEMPLATE, Toy, one_batch_size
 from support.value_cases import (
-    QUICK,
     base,
     decoder_logits,
     entropy,
@@ -34,8 +33,6 @@ from perturbjax.models.language_model import run_prefix
 from perturbjax.noise import Noise, Rule, perturb
 from perturbjax.sharding import make_mesh
 from perturbjax.tree import leaf_paths
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 SIZE = 300
 """Rows of the embedding of a value network with a vocabulary of its own, of which its tokenizer has 297; the base's has 380 of 384."""
@@ -148,7 +145,7 @@ def found():
 
     gates = {"": None, "gated": middle(), "open": -1.0, "shut": 100.0}
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(params, tokens):
         b, t = tokens.shape
         positions, mask = jnp.broadcast_to(jnp.arange(t)[None], (b, t)), causal_mask(jnp.ones((b, t), bool))
@@ -200,7 +197,7 @@ def test_a_value_network_reads_the_tokens_of_its_own_vocabulary():
         "head": {"kernel": value["head"]["kernel"][:, place]},
     }
 
-    @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    @partial(jax.jit, static_argnums=0)
     def run(config, params):
         model = config.build(params)
         positions, mask = jnp.broadcast_to(jnp.arange(20)[None], (3, 20)), causal_mask(jnp.ones((3, 20), bool))
@@ -261,7 +258,7 @@ def test_replies_from_shrinking_batches_are_those_of_whole_sequences(name, sizes
     for row, prompt in zip(tokens, PROMPTS, strict=True):
         row[: len(prompt)] = prompt
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(params):
         model = chosen.config.build(params)
         prefix = run_prefix(model, jnp.asarray([PREFIX + [0] * 5]), jnp.int32(len(PREFIX)))
@@ -278,7 +275,7 @@ def test_replies_from_shrinking_batches_are_those_of_whole_sequences(name, sizes
 
 @pytest.fixture
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
 
 
 def engine_of(chosen, task, noise=None, **settings):

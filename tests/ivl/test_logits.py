@@ -1,6 +1,5 @@
 """A base's logits in files: what is stored against numpy, files against the base, trainings from them against live ones."""
 
-import functools
 import json
 import shutil
 import weakref
@@ -13,7 +12,7 @@ from support.chapter import call
 from support.cli_tiny import write_questions
 from support.logits import logits_of
 from support.paths import FIXTURES
-from support.value_cases import QUICK, base, live_value, log_softmax, softmax
+from support.value_cases import base, live_value, log_softmax, softmax
 
 from perturbjax import ivl
 from perturbjax.errors import InputError
@@ -28,8 +27,6 @@ from perturbjax.runs.console import Bar, Progress
 from perturbjax.sharding import make_mesh
 from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.rows import pack_rows
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 BASE = FIXTURES / "tiny_llama_tied"
 ROUNDING = 2.0**-8
@@ -97,7 +94,7 @@ def test_what_is_stored_of_logits(k):
     z, labels = rng.normal(0, 4, (2, 3, 40)).astype(np.float32), rng.integers(0, 40, (2, 3))
     form = LogitsFormat(40, k)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(z):
         stored = form.encode(z)
         return stored, form.decode(stored), form.errors(z, stored, jnp.asarray(labels))
@@ -117,7 +114,7 @@ def test_what_is_stored_of_logits(k):
         np.testing.assert_allclose(np.exp(rest - total).sum(-1), (softmax(z) * others).sum(-1), rtol=1e-5)
     if k == 40:
         whole = LogitsFormat(40)
-        again = jax.jit(lambda z: whole.decode(whole.encode(z)), compiler_options=QUICK)(z.astype(np.float32))
+        again = jax.jit(lambda z: whole.decode(whole.encode(z)))(z.astype(np.float32))
         np.testing.assert_array_equal(again, back)
     np.testing.assert_allclose(kl, (np.exp(live) * (live - found)).sum(-1), rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(label_error, np.abs(np.take_along_axis(live - found, labels[..., None], -1))[..., 0], atol=2e-6)
@@ -243,7 +240,7 @@ def test_the_loss_of_logits_from_files_is_that_of_the_base_to_bfloat16(written):
             sums = loss(params, frozen, batch)
             return sums["loss"], sums
 
-        return jax.jit(jax.grad(total, has_aux=True), compiler_options=QUICK)(params)
+        return jax.jit(jax.grad(total, has_aux=True))(params)
 
     live, sums = gradients(value_loss(value, model.config, jnp.float32, 0.1), model.params, batch)
     stored, again = gradients(

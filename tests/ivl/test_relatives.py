@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.value_cases import QUICK, base, decoder_logits, live_value, log_softmax
+from support.value_cases import base, decoder_logits, live_value, log_softmax
 
 from perturbjax import ivl
 from perturbjax.ivl.combined import CombinedConfig
@@ -22,7 +22,7 @@ def moved(seed):
     return replace(base(), params=jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.1, leaf.shape).astype(np.float32), base().params))
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def logits(config, params):
     positions = np.broadcast_to(np.arange(9)[None], (2, 9))
     model = config.build(params)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.value_cases import QUICK, base, decoder_logits, joined, live_value, log_softmax, value_logits
+from support.value_cases import base, decoder_logits, joined, live_value, log_softmax, value_logits
 
 from perturbjax.ivl import value as value_module
 from perturbjax.ivl.combined import CombinedConfig
@@ -22,13 +22,11 @@ from perturbjax.train.rows import at_queries, pack_rows, segment_mask
 from perturbjax.train.step import TrainState, make_step
 from perturbjax.tree import fingerprint, leaf_paths
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 LENGTH = 16
 """Tokens of every sequence that is run whole; causal models do not see the padding at their ends."""
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def logits_at_all(config, params, tokens):
     model = config.build(params)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
@@ -128,7 +126,7 @@ def test_the_loss_is_that_of_the_demonstrations_one_by_one(connection, power):
     model = base()
     value, params = live_value(model, connection)
     loss = value_loss(value, model.config, jnp.float32, penalty=0.7, power=power)
-    sums = jax.jit(loss, compiler_options=QUICK)(params, model.params, batch_of())
+    sums = jax.jit(loss)(params, model.params, batch_of())
     expected = naive_sums(model, value, params, 0.7, power)
     assert sums.keys() == expected.keys()
     np.testing.assert_allclose([sums[name] for name in expected], list(expected.values()), rtol=2e-5)
@@ -144,7 +142,7 @@ def gradients(loss, params, frozen, batch):
         sums = loss(params, frozen, batch)
         return sums["loss"], sums
 
-    return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), compiler_options=QUICK)(params, frozen)
+    return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, frozen)
 
 
 def assert_same_gradients(one, other):
@@ -206,7 +204,7 @@ def test_logits_that_are_given_stand_for_the_base():
         hidden, _ = decoder(batch["tokens"], batch["positions"], segment_mask(batch["segments"]))
         return decoder.logits(at_queries(hidden, batch["query"]))
 
-    z_base = jax.jit(stored, compiler_options=QUICK)(batch)
+    z_base = jax.jit(stored)(batch)
     for connection in ("residual", "mlp"):
         value, params = live_value(model, connection, layers=1)
         (ran, _), sums = gradients(value_loss(value, model.config, jnp.float32), params, model.params, batch)
@@ -236,7 +234,7 @@ def test_steps_leave_the_base_as_it_was_and_lower_the_loss():
     frozen = jax.tree.map(jnp.asarray, model.params)
     training = Training(steps=8, learning_rate=1e-2, warmup=0.0)
     optimizer = make_optimizer(training, training.total_steps(0))
-    step = jax.jit(make_step(value_loss(value, model.config, jnp.float32, penalty=0.1), optimizer), compiler_options=QUICK)
+    step = jax.jit(make_step(value_loss(value, model.config, jnp.float32, penalty=0.1), optimizer))
     state = TrainState(params, optimizer.init(jax.tree.map(jnp.asarray, params)))
     looks = []
     for _ in range(8):

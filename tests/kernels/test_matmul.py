@@ -8,7 +8,6 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.oracle import jit
 
 from perturbjax.kernels import tpu
 from perturbjax.kernels.matmul import perturbed_matmul
@@ -17,6 +16,8 @@ from perturbjax.kernels.tiling import VMEM_BYTES, Tiles, choose
 from perturbjax.noise import DISTRIBUTIONS, Block, Slice, tile
 from perturbjax.noise.low_rank import low_rank, low_rank_factors
 from perturbjax.noise.values import fold_in, root_key_data
+
+pytestmark = pytest.mark.usefixtures("optimized")
 
 KEYS = jax.vmap(lambda i: fold_in(root_key_data(11), i))(jnp.arange(5, dtype=jnp.uint32))
 STEPS = jnp.asarray([0.5, -0.25, 1.0, 0.125, -2.0], jnp.float32)
@@ -100,7 +101,7 @@ def test_tiles_do_not_matter(distribution, transposed, tiles):
     block, shape, offsets = ((70, 100) if transposed else (100, 70)), (2, 150, 130), (1, 32, 9)
     problem = Problem(distribution, shape, None, transposed, True, None, jnp.dtype(jnp.float32))
     x, w = draw(0, (5, 13, 100)), draw(1, block)
-    product = jit(partial(tpu.matmul, problem, tiles=tiles, interpret=True))
+    product = jax.jit(partial(tpu.matmul, problem, tiles=tiles, interpret=True))
     got = product(x, w[None], jnp.int32(0), jnp.asarray(offsets, jnp.uint32), KEYS, STEPS)
     for c in range(5):
         e = dense_block(KEYS[c], shape, distribution, None, offsets, block)
@@ -130,7 +131,7 @@ def test_products(lowering, dtype, distribution, rank, transposed):
         perturbed_matmul, shape=shape, distribution=distribution, rank=rank, offsets=offsets, transposed=transposed,
         lowering=lowering, interpret=lowering is not None, preferred_element_type=jnp.float32,
     )  # fmt: skip
-    got = jit(product)(x, w, KEYS[:3], STEPS[:3])
+    got = jax.jit(product)(x, w, KEYS[:3], STEPS[:3])
     assert got.dtype == jnp.float32
     for c in range(3):
         e = dense_block(KEYS[c], shape, distribution, rank, offsets, block)
@@ -147,7 +148,7 @@ def test_a_matrix_of_a_stack_is_read_in_place(lowering, rank):
     shape, stack, x = (6, 64, 48), draw(6, (3, 64, 48)), draw(7, (5, 64))
     product = partial(perturbed_matmul, shape=shape, distribution="gaussian", rank=rank, lowering=lowering, interpret=lowering in KERNELS)
 
-    @jit
+    @jax.jit
     def one(index):
         matrix = Block(shape).take(0, Slice(index + 2, 1))
         factors = None
@@ -195,12 +196,12 @@ def test_vmap_equals_a_loop(axes, outer):
     operands = [v if axis == 0 else v[0] for v, axis in zip(operands, axes, strict=True)]
     mapped = jax.vmap(single, in_axes=axes)
     if outer is None:
-        got = jit(mapped)(*operands)
+        got = jax.jit(mapped)(*operands)
         want = [single(*(v[i] if axis == 0 else v for v, axis in zip(operands, axes, strict=True))) for i in range(3)]
     else:
         # Examples outside of whatever is inside.
         xs = X[:, :2].swapaxes(0, 1) if axes[0] == 0 else X[0]
-        got = jit(jax.vmap(mapped, in_axes=(0, None, None, None, None)))(xs, *operands[1:]).reshape(6, 6, 48)
+        got = jax.jit(jax.vmap(mapped, in_axes=(0, None, None, None, None)))(xs, *operands[1:]).reshape(6, 6, 48)
         want = [
             single(xs[o][i] if axes[0] == 0 else xs[o], *(v[i] if a == 0 else v for v, a in zip(operands[1:], axes[1:], strict=True)))
             for o in range(2)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from support.oracle import jit
 from support.paths import FIXTURES
 
 from perturbjax import sharding
@@ -28,8 +27,6 @@ from perturbjax.train import Training
 from perturbjax.train.loop import fit
 from perturbjax.train.problem import Problem
 from perturbjax.tree import fingerprint, leaf_paths, nest
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 ADAPTERS = {
     "lora": LoRA(rank=3, alpha=6),
@@ -58,7 +55,7 @@ def logits_fn(config):
 
 @functools.cache
 def compiled(config):
-    return jit(logits_fn(config))
+    return jax.jit(logits_fn(config))
 
 
 def moved(tree, seed=0, size=0.1):
@@ -119,8 +116,8 @@ def test_attached_equals_merged_with_its_gradients_for_many_adapters_at_once(mod
     def loss(way):
         return lambda trained: jnp.square(logits(way(model.params, trained), TOKENS)).mean()
 
-    values, gradients = jit(jax.vmap(jax.value_and_grad(loss(lora.attach))))(many)
-    alone = jit(jax.value_and_grad(loss(lora.apply)))
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(loss(lora.attach))))(many)
+    alone = jax.jit(jax.value_and_grad(loss(lora.apply)))
     for i in range(count):
         expected = alone(jax.tree.map(lambda leaf, i=i: leaf[i], many))
         np.testing.assert_allclose(values[i], expected[0], rtol=1e-5)
@@ -141,7 +138,7 @@ def test_experts_have_no_place_for_an_adapter_and_attention_beside_them_has():
     start = lora.init(experts.params, 0)
     assert len(leaf_paths(start)) == 8 and all(path.startswith("layers/attention/") for path in leaf_paths(start))
     moved = jax.tree.map(lambda leaf: leaf + 0.05, start)
-    attached, merged = (jit(logits)(verb(experts.params, moved)) for verb in (lora.attach, lora.apply))
+    attached, merged = (jax.jit(logits)(verb(experts.params, moved)) for verb in (lora.attach, lora.apply))
     np.testing.assert_allclose(attached, merged, rtol=1e-4, atol=1e-4)
     ends = Bottleneck(4, of_decoder(experts.config, BLOCK_ENDS))
     assert all(path.startswith("layers/attention/o/") for path in leaf_paths(ends.init(experts.params, 0)))
@@ -187,7 +184,7 @@ def test_tensor_parallel_blocks_give_the_logits_of_one_device(name):
         hidden, _ = decoder(jnp.asarray(TOKENS), jnp.broadcast_to(jnp.arange(t)[None], (b, t)), causal_mask(jnp.ones((b, t), bool)))
         return decoder.logits(hidden)
 
-    found = jit(jax.vmap(one, axis_name=sharding.MODEL))(stacked)
+    found = jax.jit(jax.vmap(one, axis_name=sharding.MODEL))(stacked)
     np.testing.assert_allclose(jnp.concatenate([*found], axis=-1)[..., : whole.shape[-1]], whole, rtol=2e-4, atol=2e-5)
 
 
@@ -299,7 +296,7 @@ def test_a_tied_decoder_gets_a_head_to_train():
     config, params = untied(model.config, model.params)
     trained = head().init(params, 0)
     assert list(leaf_paths(trained)) == ["head/kernel"]
-    found = jit(logits_fn(config))(head().apply(params, trained), TOKENS)
+    found = jax.jit(logits_fn(config))(head().apply(params, trained), TOKENS)
     np.testing.assert_allclose(found, compiled(model.config)(model.params, TOKENS), rtol=1e-5, atol=1e-6)
     assert untied(config, params) == (config, params)
 

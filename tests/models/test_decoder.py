@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.logits import logits_of as logits_of_rows
-from support.oracle import jit
 from support.paths import FIXTURES
 
 from perturbjax.inference.decode import NO_TOKEN, generate
@@ -17,8 +16,6 @@ from perturbjax.models.attention import Prefix, causal_mask
 from perturbjax.models.decoder import decoder_from_params
 from perturbjax.noise.values import root_key_data
 from perturbjax.pretrained import load_model
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 MODELS = ["tiny_llama3", "tiny_qwen2"]
 RNG = np.random.default_rng(0)
@@ -91,12 +88,12 @@ def test_greedy_generation_equals_the_uncached_loop(decoder, with_prefix):
     tokens, lengths = padded(PROMPTS, 16)
     prefix = run_prefix(decoder, PREFIX, 12) if with_prefix else None
     live = jnp.ones(len(PROMPTS), bool)
-    replies = jit(lambda t, n: generate(decoder, t, n, live, steps, (), prefix, len(before)))(tokens, lengths)
+    replies = jax.jit(lambda t, n: generate(decoder, t, n, live, steps, (), prefix, len(before)))(tokens, lengths)
     assert np.asarray(replies.tokens).tolist() == naive and bool(replies.finite.all())
     # A stop token ends its own row only, is kept, and is followed by NO_TOKEN; padding rows produce nothing.
     stop = naive[1][2]
     live = live.at[3].set(False)
-    stopped = np.asarray(jit(lambda t, n: generate(decoder, t, n, live, steps, (stop,), prefix, len(before)).tokens)(tokens, lengths))
+    stopped = np.asarray(jax.jit(lambda t, n: generate(decoder, t, n, live, steps, (stop,), prefix, len(before)).tokens)(tokens, lengths))
     for row, full in zip(stopped[:3], naive[:3], strict=True):
         end = full.index(stop) + 1 if stop in full else steps
         assert row.tolist() == full[:end] + [NO_TOKEN] * (steps - end)
@@ -107,7 +104,7 @@ def test_sampling_follows_the_model_and_ignores_the_batch(decoder):
     tokens, lengths = padded(PROMPTS, 16)
     key, ids = root_key_data(3), jnp.arange(4)
 
-    @jit
+    @jax.jit
     def drawn(rows, temperature):
         live = jnp.ones(len(rows), bool)
         return generate(decoder, tokens[rows], lengths[rows], live, 3, (), None, 0, key, ids[rows], temperature).tokens
@@ -117,13 +114,13 @@ def test_sampling_follows_the_model_and_ignores_the_batch(decoder):
 
     rows = jnp.arange(4)
     np.testing.assert_array_equal(sample(rows, 0.9)[2], sample(rows[2:3], 0.9)[0])
-    greedy = np.asarray(jit(lambda t, n: generate(decoder, t, n, jnp.ones(4, bool), 3, ()).tokens)(tokens, lengths))
+    greedy = np.asarray(jax.jit(lambda t, n: generate(decoder, t, n, jnp.ones(4, bool), 3, ()).tokens)(tokens, lengths))
     np.testing.assert_array_equal(sample(rows, 1e-4), greedy)
     assert not np.array_equal(sample(rows, 1.5), greedy)
     # First tokens of many draws follow softmax(logits / temperature): a chi-squared test with p = 1e-6.
     many = 4000
 
-    @jit
+    @jax.jit
     def first(prompt, length):
         wide, live = jnp.broadcast_to(prompt, (many, 16)), jnp.ones(many, bool)
         return generate(decoder, wide, jnp.full(many, length), live, 1, (), None, 0, key, jnp.arange(many), 0.7).tokens[:, 0]
@@ -141,7 +138,7 @@ def test_non_finite_logits_are_reported(decoder):
         decoder.config, jax.tree.map(lambda p: p * jnp.float32(np.nan), load_model(str(FIXTURES / _name(decoder))).params)
     )
     tokens, lengths = padded(PROMPTS, 16)
-    assert not jit(lambda t, n: generate(broken, t, n, jnp.ones(4, bool), 2, ()).finite)(tokens, lengths).any()
+    assert not jax.jit(lambda t, n: generate(broken, t, n, jnp.ones(4, bool), 2, ()).finite)(tokens, lengths).any()
 
 
 def _name(decoder):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support.numpy_decoder import numpy_logits
-from support.oracle import jit
 from support.paths import FIXTURES, TINY_MODELS
 
 import perturbjax as pj
@@ -20,8 +19,6 @@ from perturbjax.models.language_model import run_prefix
 from perturbjax.pretrained import load_model
 from perturbjax.pretrained.export import hf_tensors
 from perturbjax.tree import leaf_paths
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 NAMES = [name for name in TINY_MODELS if name not in ("tiny_llama3", "tiny_llama_tied", "tiny_qwen2")]
 NOISE = pj.Noise("rademacher")
@@ -70,7 +67,7 @@ def logits(model, rows):
         hidden, _ = decoder(tokens, positions, causal_mask(jnp.ones(tokens.shape, bool)))
         return decoder.logits(hidden)
 
-    return jit(lambda its: pj.lazily(forward, strict=True)(pj.lazy(model.params, its, NOISE)))
+    return jax.jit(lambda its: pj.lazily(forward, strict=True)(pj.lazy(model.params, its, NOISE)))
 
 
 def assert_close(found, expected):
@@ -84,7 +81,7 @@ def test_the_base_equals_transformers_and_numpy(raw, tensors, rows, logits):
 
 
 def test_a_candidate_equals_the_dense_oracle(model, raw, rows, logits):
-    theta = jit(lambda its: pj.perturb(model.params, its, NOISE))(CANDIDATE)
+    theta = jax.jit(lambda its: pj.perturb(model.params, its, NOISE))(CANDIDATE)
     moved = dict(hf_tensors(model.config, theta))
     for (ids, base), found in zip(rows, logits(CANDIDATE), strict=True):
         assert_close(found[: len(ids)], numpy_logits(raw, moved, ids))
@@ -97,7 +94,7 @@ def test_replies_through_prefix_and_cache_equal_the_whole_sequence(name, model, 
     prefix, prompts = DRAWS.integers(5, 300, 9), [DRAWS.integers(5, 300, length) for length in (4, 11, 7)]
     tokens, lengths = np.stack([np.pad(prompt, (0, 12 - len(prompt))) for prompt in prompts]), jnp.asarray([4, 11, 7])
 
-    @jit
+    @jax.jit
     def replies(params):
         decoder = model.config.build(params)
         shared = run_prefix(decoder, jnp.asarray(np.pad(prefix, (0, 3)))[None], jnp.int32(len(prefix)))
@@ -114,7 +111,7 @@ def test_a_prefix_in_the_same_pass_equals_the_whole_sequence(name, model, raw, t
     tokens = jnp.asarray([[*prefix, 7], prompt])
     positions, lead = jnp.stack([jnp.arange(10), 9 + jnp.arange(10)]), jnp.asarray([[False] * 9, [True] * 9])
 
-    @jit
+    @jax.jit
     def logits(params):
         decoder = model.config.build(params)
         return decoder.logits(decoder(tokens, positions, causal_mask(jnp.ones((2, 10), bool)), lead=lead)[0])

@@ -12,8 +12,6 @@ from perturbjax.models.adapters import VIT_BLOCK_ENDS, VIT_PROJECTIONS, Bottlene
 from perturbjax.models.vit import ViTConfig
 from perturbjax.tree import fingerprint
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 CONFIG = ViTConfig(image=16, patch=4, hidden=12, layers=3, heads=2)
 RNG = np.random.default_rng(0)
 PARAMS = jax.tree.map(lambda leaf: leaf + RNG.normal(0, 0.1, leaf.shape).astype(np.float32), CONFIG.init(0))

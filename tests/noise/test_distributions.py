@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.oracle import jit, use_kernel
+from support.oracle import use_kernel
 
 import perturbjax as pj
 from perturbjax.kernels.matmul import perturbed_matmul
@@ -41,7 +41,7 @@ def fn(params, x):
 
 
 def dense(noise):
-    one = jit(lambda candidate: fn(pj.perturb(PARAMS, candidate, noise), X))
+    one = jax.jit(lambda candidate: fn(pj.perturb(PARAMS, candidate, noise), X))
     return [one(POPULATION[i]) for i in range(len(POPULATION))]
 
 
@@ -59,7 +59,7 @@ def test_perturb_adds_its_values():
 def test_it_works_at_the_point_of_use_and_in_a_scorer(rank):
     noise = pj.Noise("ternary", rank)
     expected = dense(noise)
-    found = jit(jax.vmap(pj.perturbed(fn, noise), (0, None, None)))(POPULATION[:], PARAMS, X)
+    found = jax.jit(jax.vmap(pj.perturbed(fn, noise), (0, None, None)))(POPULATION[:], PARAMS, X)
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-5, atol=1e-5)
     for strategy in STRATEGIES if rank else STRATEGIES[:2]:
         scorer = pj.Scorer(lambda params, x: fn(params, x).sum(1), PARAMS, noise, make_mesh(jax.devices()[:1]), chunk=3, strategy=strategy)
@@ -71,7 +71,7 @@ def test_it_works_at_the_point_of_use_and_in_a_scorer(rank):
 def test_both_kernels_make_it(lowering, rank, monkeypatch):
     noise = pj.Noise("ternary", rank)
     use_kernel(monkeypatch, lowering)
-    found = jit(jax.vmap(pj.perturbed(fn, noise), (0, None, None)))(POPULATION[:2], PARAMS, X)
+    found = jax.jit(jax.vmap(pj.perturbed(fn, noise), (0, None, None)))(POPULATION[:2], PARAMS, X)
     np.testing.assert_allclose(found, np.stack(dense(noise)[:2]), rtol=1e-5, atol=1e-4)
     if rank is None:
         made = perturbed_matmul(

@@ -10,7 +10,6 @@ import pytest
 from safetensors.numpy import load_file
 from support.chapter import call
 from support.logits import logits_of
-from support.oracle import jit
 from support.paths import FIXTURES
 from support.searched import save_ensemble, searched_parts, searched_run
 
@@ -23,9 +22,7 @@ from perturbjax.randopt.adapters import exact_adapter, nearest_adapter
 from perturbjax.randopt.ensemble import Ensemble, merge
 from perturbjax.tree import leaf_paths
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
-perturb = jit(eager_perturb, static_argnames="noise")
+perturb = jax.jit(eager_perturb, static_argnames="noise")
 MATRICES = (Rule("norm|embed|bias", None),)
 POPULATION = Population(seed=3, size=8, sigmas=(0.02, 0.05), antithetic=True)
 

@@ -25,8 +25,6 @@ from perturbjax.runs.console import Bar, Progress
 from perturbjax.scoring import top_k
 from perturbjax.tasks.splits import make_splits
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 TOP_K = 7
 POPULATION = Population(5, 30, (0.1, 0.4, 0.8))
 

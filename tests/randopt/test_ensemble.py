@@ -18,8 +18,6 @@ from perturbjax.randopt.ensemble import Ensemble, _apply, _merge, merge
 from perturbjax.randopt.voting import MAJORITY, VOTE_RULES, VoteRule, Voting, tally, vote, vote_winners
 from perturbjax.tree import fingerprint
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 NOISES = [
     Noise(),
     Noise(distribution="rademacher", scale="rms", rules=(Rule("bias", None), Rule("head", "modular"))),

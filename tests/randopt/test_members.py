@@ -20,8 +20,6 @@ from perturbjax.randopt.selection import choose_members
 from perturbjax.randopt.voting import VOTE_RULES, Voting
 from perturbjax.tasks.splits import make_splits
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 def made(seed: int, models: int = 9, examples: int = 11, abstaining: float = 0.2) -> Outputs:
     """Random answers a, b, c; right is a, and b half right."""

@@ -23,6 +23,8 @@ from perturbjax.randopt.stages import prepare_all
 from perturbjax.tasks import load_task
 from perturbjax.tasks.splits import make_splits
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 class TestRandOpt(ChapterBattery):
     compared = ("candidates.parquet", "ensemble.json", "test.parquet")

@@ -33,7 +33,6 @@ from perturbjax.runs.state import RunState
 from perturbjax.searchers import Cost
 from perturbjax.tree import derived_seed, digest, leaf_paths
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 SETTINGS = {"searcher": "screen", "screened": 26, "antithetic": True, "rank": 2, "population": 9}
 COMPARED = ("candidates.parquet", "ensemble.json", "test.parquet")
 
@@ -43,7 +42,7 @@ def arguments(folder: Path, out: Path, **changes: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, unoptimized) -> Path:
+def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("screening")
     write_questions(folder / "even.jsonl", 24)
     assert main(arguments(folder, folder / "run")) == 0

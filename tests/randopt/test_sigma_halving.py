@@ -129,7 +129,7 @@ SETTINGS = {"searcher": "halving", "racing": "off", "population": 17, "chunk": 5
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, unoptimized) -> Path:
+def folder(tmp_path_factory) -> Path:
     """A run whose disk was full in its second rung, and then was not: ``stopped`` and ``run``."""
     folder, commit = tmp_path_factory.mktemp("halving"), RunState.commit
     write_questions(folder / "even.jsonl", 24)

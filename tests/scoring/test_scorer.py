@@ -15,8 +15,6 @@ from perturbjax.scoring import ChunkProgram
 from perturbjax.scoring.strategy import Work, cheapest, costs, has_factors
 from perturbjax.sharding import make_mesh
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 POPULATION = pj.Population(seed=4, size=10, sigmas=(0.02, 0.1))
 PARAMS = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "b": jnp.zeros(4)}
 BATCH = jnp.arange(15.0).reshape(5, 3)

@@ -11,8 +11,6 @@ from perturbjax.noise import Candidate, Noise, perturb, scales
 from perturbjax.searchers import EvolutionStrategy, centred_ranks, gradient_step, rebuild
 from perturbjax.searchers.evolution import BLOCK, moved, rate_of_length
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 def test_ranks_are_scipys():
     scores = np.random.default_rng(0).integers(0, 5, 12).astype(float)

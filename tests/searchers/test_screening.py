@@ -12,8 +12,6 @@ from perturbjax.noise import Noise, Population, perturb, scales
 from perturbjax.searchers import choose, inner_products
 from perturbjax.searchers.screening import BLOCK, block_of, leaf_products, products_of_keys
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 def dense(population: Population, noise: Noise) -> np.ndarray:
     """The products of the definition: candidates' weights less the base's, in float64."""

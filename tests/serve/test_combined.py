@@ -1,9 +1,9 @@
 """A base with a value network in a batch whose rows leave: each reply equals that of its prompt alone; and likelihoods of it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.oracle import jit
 from support.value_cases import base, live_value
 
 from perturbjax.inference.decode import NO_TOKEN, generate
@@ -14,8 +14,6 @@ from perturbjax.serve.likelihood import Likelihoods
 from perturbjax.serve.one_model import OneModel
 from perturbjax.serve.runs import Opened
 from perturbjax.serve.work import Piece, Work
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 LIMITS = Limits(max_tokens=10, max_prompt_tokens=12, max_batch=4)
 RNG = np.random.default_rng(2)
@@ -33,7 +31,7 @@ def answering(model):
 
 
 def test_rows_that_leave_do_not_change_the_others(model, answering):
-    @jit
+    @jax.jit
     def alone(row, length, limit):
         return generate(
             model.config.build(model.params), row, length, jnp.ones(1, bool), 10, model.tokenizer.stop_ids, limits_B=limit
@@ -72,7 +70,7 @@ def test_a_cancelled_row_ends(answering):
 def test_likelihoods_of_a_model_of_two_parts(model):
     tokens = PROMPTS[1]
 
-    @jit
+    @jax.jit
     def logits(row):
         built = model.config.build(model.params)
         hidden, _ = built(row, jnp.arange(row.shape[1])[None], causal_mask(jnp.ones(row.shape, bool)))

@@ -9,10 +9,10 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.oracle import jit
 from support.searched import save_ensemble, searched_parts, searched_run
 
 from perturbjax.errors import InputError
@@ -21,8 +21,6 @@ from perturbjax.noise import perturb
 from perturbjax.pretrained.model import Model
 from perturbjax.serve.likelihood import Likelihoods
 from perturbjax.serve.runs import Choice, Opened, open_run
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 RNG = np.random.default_rng(5)
 PAIRS = [(RNG.integers(5, 120, n).tolist(), RNG.integers(5, 120, m).tolist()) for n, m in ((3, 2), (9, 1), (1, 7))]
@@ -42,7 +40,7 @@ def opened(run):
     return open_run(run, Choice(), lambda _: None)
 
 
-@partial(jit, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
 def logits_of(params, config, tokens):
     decoder = config.build(params)
     hidden, _ = decoder(tokens[None], jnp.arange(len(tokens))[None], causal_mask(jnp.ones((1, len(tokens)), bool)))
@@ -63,7 +61,7 @@ def dense(model: Model, pairs) -> list[tuple[float, bool]]:
 
 def test_likelihoods_of_one_model_and_of_the_mixture_of_members(opened):
     ensemble, params = opened.ensemble, opened.model.params
-    theta_of = jit(perturb, static_argnames="noise")
+    theta_of = jax.jit(perturb, static_argnames="noise")
     thetas = [theta_of(params, ensemble.population[int(index)], noise=ensemble.noise) for index in ensemble.members]
     members = [dataclasses.replace(opened.model, params=theta) for theta in thetas]
     context = PAIRS[0][0]

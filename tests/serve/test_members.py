@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections import Counter
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.chapter import call
-from support.oracle import jit
 from support.searched import save_ensemble, searched_parts, searched_run
 from support.serving import running
 
@@ -28,8 +28,6 @@ from perturbjax.serve.runs import Choice, open_run
 from perturbjax.serve.server import serving
 from perturbjax.serve.work import Piece, Work
 from perturbjax.tasks.base import Example
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 LIMITS = Limits(max_tokens=6, max_prompt_tokens=32, max_batch=1, max_wait_ms=1)
 PROMPT = "the quick brown fox"
@@ -56,7 +54,7 @@ def replies(opened):
     tokens = ([] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]) + model.tokenizer.encode(PROMPT)
     row = jnp.asarray(tokens)[None]
 
-    @jit
+    @jax.jit
     def alone(candidate):
         decoder = model.config.build(perturb(model.params, candidate, ensemble.noise))
         return generate(decoder, row, jnp.asarray([len(tokens)]), jnp.ones(1, bool), 6, model.tokenizer.stop_ids).tokens[0]

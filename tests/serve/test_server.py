@@ -6,10 +6,10 @@ import socket
 import threading
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.oracle import jit
 from support.paths import FIXTURES
 from support.serving import running
 
@@ -19,8 +19,6 @@ from perturbjax.serve.config import Limits
 from perturbjax.serve.desk import Served
 from perturbjax.serve.one_model import OneModel
 from perturbjax.serve.replies import ReplyText
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 LIMITS = Limits(max_tokens=12, max_prompt_tokens=64, max_batch=4, max_queue=8, max_body=20_000, max_wait_ms=30, request_timeout_s=1)
 TEXTS = ["the quick brown fox", "a", "is 4 an even number? yes or no", "one two three four five six seven"]
@@ -48,7 +46,7 @@ def client(model, answering):
 def alone(model):
     """Greedy text and number of tokens of a prompt without a server and without others."""
 
-    @jit
+    @jax.jit
     def run(row, lengths, limits):
         decoder = model.config.build(model.params)
         return generate(decoder, row, lengths, jnp.ones(1, bool), LIMITS.max_tokens, model.tokenizer.stop_ids, limits_B=limits)

@@ -10,14 +10,12 @@ import pytest
 from support.chapter import call
 from support.cli_tiny import MODEL, write_questions
 from support.searched import searched_parts, searched_run
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax.noise.spec import moving
 from perturbjax.studies import density
 from perturbjax.studies.groups import GROUPS, noise_of
 from perturbjax.tree import derived_seed
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 CONFIG = density.Config(margins=(0.0, 0.1))
 SCORES = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]], np.float32)
@@ -116,7 +114,7 @@ def test_groups_share_out_the_parameters_of_a_decoder():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,16 @@ import pytest
 from scipy.stats import spearmanr
 from support.chapter import call
 from support.cli_tiny import MODEL, write_questions
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax.studies import discordance
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 CONFIG = discordance.Config(tasks=("a", "b", "c"))
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
     monkeypatch.setattr(discordance, "RESAMPLES", 50)
     monkeypatch.setattr(discordance, "SPLITS", 10)
 

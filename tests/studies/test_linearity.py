@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 from support.chapter import call
 from support.cli_tiny import MODEL, write_questions
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax.errors import InputError
 from perturbjax.studies import linearity
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
 
 
 def test_r_and_slope_are_numpys():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.chapter import call
 from support.cli_tiny import MODEL, write_questions
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax.inference.log_odds import GRADIENT_TOKENS, right_choices
 from perturbjax.noise import Noise
@@ -18,8 +18,6 @@ from perturbjax.studies.tuning import PolicyTuner, Tuner, demonstration_rows, gr
 from perturbjax.tasks import load_task
 from perturbjax.tree import leaf_paths
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 SMALL = ["--candidates", "12", "--top-k", "3", "--es-size", "4", "--screen", "16", "--sigma", "0.05", "--group", "mlp"]
 SMALL += ["--search-examples", "5", "--select-examples", "4", "--test-examples", "6"]
 
@@ -30,7 +28,7 @@ def questions(tmp_path):
 
 
 def test_the_command(questions, tmp_path, capsys, monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
     arguments = ["study", "rivals", "--model", str(MODEL), "--tasks", questions, *SMALL, "--learning-rate", "0.01"]
     code, out, err = call([*arguments, "--out", str(tmp_path / "made")], capsys)
     assert code == 0, err
@@ -57,7 +55,7 @@ def test_the_command(questions, tmp_path, capsys, monkeypatch):
 
 
 def test_a_screening_that_the_budget_does_not_pay_is_refused(questions, tmp_path, capsys, monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
     arguments = ["study", "rivals", "--model", str(MODEL), "--tasks", questions, *SMALL, "--screen", "100000", "--out", str(tmp_path / "x")]
     code, out, err = call(arguments, capsys)
     assert (code, out) == (2, "") and not (tmp_path / "x").exists()

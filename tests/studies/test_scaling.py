@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 from support.chapter import call
 from support.searched import searched_parts, searched_run
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax.inference.outputs import Outputs
 from perturbjax.randopt.voting import vote
 from perturbjax.studies import scaling
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 SCORES = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]], np.float32)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
     monkeypatch.setattr(scaling, "RESAMPLES", 20)
 
 

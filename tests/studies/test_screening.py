@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from support.chapter import call
 from support.cli_tiny import MODEL, write_questions
-from support.toy import compile_quickly
+from support.toy import one_batch_size
 
 from perturbjax.studies import screening
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 def test_recall_counts_ties_by_the_places_that_are_left():
@@ -36,7 +34,7 @@ def test_candidates_that_all_change_alike_have_no_correlation():
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
     questions = write_questions(tmp_path / "even.jsonl", 12)
     arguments = [
         "--model",

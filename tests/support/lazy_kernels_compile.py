@@ -29,7 +29,7 @@ from perturbjax.tree import nest
 from support.kernels_compile import KERNEL_CALLS, TPUS, targets
 
 CONFIG = DecoderConfig(
-    architecture="qwen2", vocab_size=40960, hidden_size=1152, intermediate_size=2560, num_layers=6, num_heads=8, num_kv_heads=4,
+    architecture="qwen2", vocab_size=40960, hidden_size=512, intermediate_size=1280, num_layers=6, num_heads=4, num_kv_heads=2,
     head_dim=128, rope_theta=1e6, norm_eps=1e-6, tied_head=True, qkv_bias=True,
 )  # fmt: skip
 ROWS, TOKENS = 4, 96

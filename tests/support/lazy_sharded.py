@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import perturbjax as pj
-from support.oracle import POPULATION, jit, relative_error
+from support.oracle import POPULATION, relative_error
 
 MESH = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 DRAWS = np.random.default_rng(0)
@@ -102,8 +102,8 @@ def over_candidates(model, p, x):
 
 def inside_users_shard_map(noise):
     for how in (over_inputs, over_candidates):
-        found = jit(functools.partial(how, lambda p, c, x: pj.lazily(several_uses)(pj.lazy(p, c, noise), x)))(PARAMS, X)
-        expected = jit(functools.partial(how, lambda p, c, x: several_uses(pj.perturb(p, c, noise), x)))(PARAMS, X)
+        found = jax.jit(functools.partial(how, lambda p, c, x: pj.lazily(several_uses)(pj.lazy(p, c, noise), x)))(PARAMS, X)
+        expected = jax.jit(functools.partial(how, lambda p, c, x: several_uses(pj.perturb(p, c, noise), x)))(PARAMS, X)
         error = relative_error(found, expected)
         print("ok" if error < 1e-5 else "WRONG", how.__name__, noise.distribution, noise.rank, f"{error:.1e}")
 
@@ -126,7 +126,7 @@ def scorer_meshes():
     }
     noise, population = pj.Noise("rademacher", scale="rms"), pj.Population(seed=4, size=3, sigmas=(0.1,))
     for name, (fn, params, mesh, around) in cases.items():
-        expected = np.stack([jit(fn if mesh is None else rows)(pj.perturb(PARAMS, population[i], noise), X) for i in range(3)])
+        expected = np.stack([jax.jit(fn if mesh is None else rows)(pj.perturb(PARAMS, population[i], noise), X) for i in range(3)])
         if name == "shard_map":
             expected = np.stack([(X @ pj.perturb(PARAMS, population[i], noise)["w"]).sum(-1) for i in range(3)])
         for strategy in ("lazy", "auto") if around is explicit else ("lazy", "copy"):
@@ -144,10 +144,10 @@ if __name__ == "__main__":
         noises = [noise] if len(sys.argv) == 1 else [pj.Noise(), pj.Noise("rademacher"), pj.Noise("gaussian", 1), pj.Noise("rademacher", 2)]
         for noise in noises:
             theta = pj.lazy(PARAMS, POPULATION[2], noise)
-            found = jit(pj.lazily(fn))(theta, x)
-            error = relative_error(found, jit(fn)(pj.perturb(PARAMS, POPULATION[2], noise), x))
+            found = jax.jit(pj.lazily(fn))(theta, x)
+            error = relative_error(found, jax.jit(fn)(pj.perturb(PARAMS, POPULATION[2], noise), x))
             made = tuple(use.primitive for use in pj.lazily(fn).usage(theta, x).materialized)
-            moved = np.abs(found - jit(fn)(PARAMS, x)).max() > 1e-3
+            moved = np.abs(found - jax.jit(fn)(PARAMS, x)).max() > 1e-3
             print("ok" if error < 1e-5 and made == whole and moved else "WRONG", name, noise.distribution, noise.rank, f"{error:.1e}", made)
     inside_users_shard_map(pj.Noise("rademacher"))
     inside_users_shard_map(pj.Noise(rank=1))

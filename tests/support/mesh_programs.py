@@ -12,7 +12,7 @@ from perturbjax.noise import Noise, Rule
 from perturbjax.pretrained import load_model
 from perturbjax.sharding import make_mesh
 from support.paths import FIXTURES
-from support.toy import POPULATION, TEMPLATE, Toy, compile_quickly
+from support.toy import POPULATION, TEMPLATE, Toy, one_batch_size
 
 MESHES = {"4x2": (8, 4, 2), "2x4": (8, 2, 4), "1x8": (8, 1, 8), "1x5": (5, 1, 5)}
 """Devices, data, model. Of the fixtures' 4 heads, 2 key heads, 384 tokens and ffn of 64, axes of 2 shard everything, 4 share key
@@ -94,7 +94,7 @@ def layouts():
 
 if __name__ == "__main__":
     # Half of the time is LLVM's otherwise, on programs that run for a moment; how they are partitioned comes before it, and is the same.
-    compile_quickly(pytest.MonkeyPatch())
+    one_batch_size(pytest.MonkeyPatch())
     for part in (layouts, choices, generated, next_tokens):
         for good, what, apart in part():
             print(part.__name__, "ok" if good else "WRONG", what, f"{apart:.1e}", flush=True)

@@ -13,9 +13,6 @@ from perturbjax.kernels import matmul
 from support.lazy_cases import Case
 
 POPULATION = pj.Population(seed=11, size=6, sigmas=(0.1, 0.2))
-# A third of the compile time: speed is not what is compared here. tests/support/lazy_coverage.py runs the same with the default options.
-QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
-jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def cast(tree: Any, dtype: str) -> Any:
@@ -40,7 +37,7 @@ def relative_error(found: Any, expected: Any) -> float:
 
 
 def dense(case: Case, params: Any, candidate: pj.Candidate, noise: pj.Noise, args: Any) -> Any:
-    return jit(case.fn)(pj.perturb(params, candidate, noise), *args)
+    return jax.jit(case.fn)(pj.perturb(params, candidate, noise), *args)
 
 
 def use_kernel(monkeypatch: Any, lowering: str) -> None:

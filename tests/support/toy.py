@@ -1,8 +1,7 @@
-"""A small task of either kind, a population for a tiny model, and a way to compile its programs quickly."""
+"""A small task of either kind, a population for a tiny model, and decoding of one batch size."""
 
 from typing import Any
 
-from perturbjax import _compat
 from perturbjax.inference import decode, programs
 from perturbjax.noise import Population
 from perturbjax.tasks.base import Example, Prompt, Template
@@ -38,9 +37,7 @@ class Toy:
         return answer
 
 
-def compile_quickly(patch: Any, row_sizes: tuple[int, ...] = (8,)) -> None:
-    """Programs of the engine without the backend's optimizations, and with decoding for the given batch sizes only: a third of the compile
-    time. How a batch shrinks is what ``test_decode`` compares, with every size."""
-    patch.setattr(_compat, "compiler_options", lambda platform: {"xla_backend_optimization_level": 0})
+def one_batch_size(patch: Any, row_sizes: tuple[int, ...] = (8,)) -> None:
+    """Decoding is compiled for the given batch sizes only. How a batch shrinks is what ``test_decode`` compares, with every size."""
     for module in (decode, programs):
         patch.setattr(module, "ROW_SIZES", row_sizes)

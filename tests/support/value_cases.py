@@ -17,9 +17,6 @@ from perturbjax.models.decoder import decoder_from_params
 from perturbjax.pretrained import load_model
 from support.paths import FIXTURES
 
-QUICK: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
-"""Compiler options of programs that are run a few times."""
-
 
 @cache
 def base(name="tiny_llama_tied"):
@@ -50,7 +47,7 @@ def random_map(seed, rows, columns, entries=3, holes=(0, 5), without=(2, 7)):
     return VocabularyMap("exact_first", indices, weights, exact, valid, "v", "b")
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def _forward(config, params, inputs_BxTxD):
     decoder = decoder_from_params(config, params)
     b, t, _ = inputs_BxTxD.shape

@@ -34,8 +34,8 @@ from perturbjax.train.problem import Problem
 from perturbjax.train.rows import pack_rows
 from perturbjax.train.step import TrainState, make_step
 from perturbjax.tree import nest
-from support.toy import POPULATION, TEMPLATE, Toy, compile_quickly
-from support.value_cases import QUICK, base, live_value, random_map
+from support.toy import POPULATION, TEMPLATE, Toy, one_batch_size
+from support.value_cases import base, live_value, random_map
 
 TOLERANCE = 2e-6
 """Of log-probabilities, relative: one of -80 is added up from several."""
@@ -121,7 +121,7 @@ def stored():
     ]
     rows, form = pack_rows(some, 16), LogitsFormat(384, 40)
     value, params = live_value(model)
-    loss = jax.jit(value_loss(value, model.config, jnp.float32, 0.1, cached=form), compiler_options=QUICK)
+    loss = jax.jit(value_loss(value, model.config, jnp.float32, 0.1, cached=form))
     logits_files.SHARD_BYTES = 3000
     numbers, found = np.arange(4), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +172,7 @@ def collectives():
         state = jax.tree.map(lambda leaf, its: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=its), state, where)
         step = jax.jit(
             make_step(value_loss(value, config, jnp.float32), optimizer),
-            donate_argnums=0, out_shardings=(where, None), compiler_options=QUICK,
+            donate_argnums=0, out_shardings=(where, None),
         )  # fmt: skip
         text = str(step.lower(state, frozen, put_batch(batch, 1, mesh)).compile().as_text())
         moved = read_collectives(text, 2)
@@ -188,7 +188,7 @@ def collectives():
 
 
 if __name__ == "__main__":
-    compile_quickly(pytest.MonkeyPatch())
+    one_batch_size(pytest.MonkeyPatch())
     for part in (choices, generated, trained, stored, collectives):
         for good, what, apart in part():
             print(part.__name__, "ok" if good else "WRONG", what, f"{apart:.1e}", flush=True)

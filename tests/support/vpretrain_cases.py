@@ -23,11 +23,6 @@ SMALL = Learner(replace(CONFIG, num_layers=1), jnp.float32)
 DESIGNER = TopKDesigner(VOCABULARY, K, hidden=16, layers=1, heads=2)
 
 
-def jit(fn: Any) -> Any:
-    """``jax.jit`` without the backend's optimizations: what is compiled here runs once."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def params(config: DecoderConfig = CONFIG, seed: int = 0) -> Any:
     """Large enough that distributions are far from uniform."""
     rng = np.random.default_rng(seed)

@@ -25,8 +25,6 @@ from perturbjax.train.problem import Problem
 from perturbjax.train.rows import pack_rows
 from perturbjax.tree import fingerprint, leaf_paths
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 TRAINING = Training(steps=6, batch_rows=4, row_tokens=24, every=2, learning_rate=3e-3, warmup=0.2)
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from support.cli_tiny import MODEL
-from support.toy import TEMPLATE, Toy, compile_quickly
+from support.toy import TEMPLATE, Toy, one_batch_size
 
 from perturbjax.inference import Engine
 from perturbjax.noise import Noise
@@ -14,11 +14,9 @@ from perturbjax.vpretrain.asking import LOOKS, TEST, Asker, make_askers
 from perturbjax.vpretrain.config import Data
 from perturbjax.vpretrain.feedback import FeedbackSet
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 def test_models_come_and_go_under_one_compiled_program(monkeypatch):
-    compile_quickly(monkeypatch)
+    one_batch_size(monkeypatch)
     model, task, mesh = load_model(str(MODEL), "float32"), Toy("choice"), make_mesh(jax.devices()[:1])
     questions = tuple(task.examples())
     asker = Asker(model, task, TEMPLATE, mesh, {TEST: questions, LOOKS: questions[::-1], "none": ()})

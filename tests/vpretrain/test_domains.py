@@ -16,8 +16,6 @@ from perturbjax.vpretrain.corpus import load_corpus
 from perturbjax.vpretrain.domains import corpus_domains, rows_by_domain
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 PARAMS = cases.params(cases.SMALL.config)
 DOMAINS = {"one": "left", "two": "right"}
 TASK = replace(cases.task(sets=("one", "two"), learner=cases.SMALL), domains=DOMAINS)
@@ -29,7 +27,7 @@ def test_a_row_is_scored_in_the_direction_of_its_own_domain():
     rng = np.random.default_rng(3)
     one = {path: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for path, leaf in TASK.subset.take(PARAMS).items()}
     other = jax.tree.map(jnp.negative, one)
-    alone, matched = cases.jit(lambda: [TASK.prepare(PARAMS, None, direction, BATCH) for direction in (one, (one, other))])()
+    alone, matched = jax.jit(lambda: [TASK.prepare(PARAMS, None, direction, BATCH) for direction in (one, (one, other))])()
     signs = np.asarray([1.0, -1.0, -1.0, 1.0])[:, None, None]
     np.testing.assert_allclose(matched["scores"], signs * alone["scores"], rtol=1e-5, atol=1e-5)  # scores reach 11
     assert np.abs(alone["scores"]).max() > 0.1
@@ -55,7 +53,7 @@ def test_the_value_is_the_sum_over_domains_each_as_if_it_were_alone():
     def everything():
         return updated(TASK, matched, BATCH), [updated(each.task, (), rows_of(number)) for number, each in enumerate(matched)]
 
-    both, alone = cases.jit(everything)()
+    both, alone = jax.jit(everything)()
     weights = [float(rows_of(number)["weights"].sum()) for number in (0, 1)]
     expected = [factor * weight * each["value"] for factor, weight, each in zip((2 / 3, 4 / 3), weights, alone, strict=True)]
     assert both["value"] * sum(weights) == pytest.approx(float(sum(expected)), rel=1e-4)

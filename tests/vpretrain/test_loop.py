@@ -17,8 +17,6 @@ from perturbjax.tree import fingerprint
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.steering import Steering, feedback_batches
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 STEPS = 5
 TRAINING = Training(steps=STEPS, batch_rows=2, row_tokens=20, every=2, learning_rate=3e-3)
 SETS = {"one": cases.rows(seed=1), "two": cases.rows(6, seed=2)}

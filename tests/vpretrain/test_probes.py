@@ -7,8 +7,6 @@ from support import vision_cases as cases
 from perturbjax.vpretrain.images import Images
 from perturbjax.vpretrain.probes import LinearHead, probe
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 def labelled(seed, label, classes, depth):
     images = cases.images(12, seed).arrays["image"]

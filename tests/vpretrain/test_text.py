@@ -13,8 +13,6 @@ from perturbjax.vpretrain.candidates import candidates, log_probs_of
 from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 from perturbjax.vpretrain.text import Designed, Fixed, Oracle, designed_loss
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 PARAMS = cases.params()
 ROWS, FEEDBACK = cases.rows(), cases.rows(seed=1)
 
@@ -39,7 +37,7 @@ def test_log_probabilities_by_block_are_those_of_the_whole_vocabulary(blocks):
     def both(logits):
         return [jax.vjp(lambda logits, n=n: log_probs_of(logits, ids, n), logits) for n in (1, blocks)]
 
-    (whole, slope), (by_block, other) = cases.jit(both)(logits)
+    (whole, slope), (by_block, other) = jax.jit(both)(logits)
     np.testing.assert_array_equal(by_block, whole)
     for found, expected in zip(other(jnp.sin(whole)), slope(jnp.sin(whole)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
@@ -64,7 +62,7 @@ def test_the_designed_loss_is_the_cross_entropy_of_its_targets(kind):
         q = (1 - alpha)[..., None] * onehot + alpha[..., None] * jnp.einsum("bqk,bqkv->bqv", r, jax.nn.one_hot(ids, cases.VOCABULARY))
         return found, -jnp.sum(batch["weights"] * jnp.sum(q * log_probs, axis=-1)), q
 
-    found, expected, q = cases.jit(both)(PARAMS, designed(phi))
+    found, expected, q = jax.jit(both)(PARAMS, designed(phi))
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(q.sum(-1), 1, rtol=1e-5)
     assert float(found["weight"]) == pytest.approx(float(batch["weights"].sum()))
@@ -94,7 +92,7 @@ def test_no_targets_have_a_higher_value_than_the_oracle():
         sums = task.value(phi, PARAMS, None, prepared)
         return own, top, jnp.sum(batch["weights"] * own), sums["value"], sums["value"] - jnp.sum(batch["weights"] * scores[..., 0])
 
-    own, top, total, of_designer, moved = cases.jit(values)(phi)
+    own, top, total, of_designer, moved = jax.jit(values)(phi)
     np.testing.assert_allclose(own, top, rtol=1e-4, atol=1e-6)
     assert float(total) > float(of_designer) and abs(float(moved)) > 1e-4
 
@@ -112,7 +110,7 @@ def test_a_gate_at_its_bound_comes_back_and_goes_no_further(bias, better):
     def value(gate):
         return task.value(phi | {"gate": gate}, None, None, prepared)["value"]
 
-    slope = np.asarray(cases.jit(jax.grad(value))(phi["gate"])["bias"]).item()
+    slope = np.asarray(jax.jit(jax.grad(value))(phi["gate"])["bias"]).item()
     back = better if bias < 0 else not better
     assert (slope > 1e-3 if better else slope < -1e-3) if back else slope == 0
 
@@ -142,7 +140,7 @@ def test_feedback_reaches_the_learner_through_the_designer_alone():
         slope = jax.grad(size)(weights, False)
         return slope, [learner_after(weights, labels, True) for labels in (feedback["labels"], other)]
 
-    slope, ((one, designer), (other, another)) = cases.jit(everything)(feedback["weights"])
+    slope, ((one, designer), (other, another)) = jax.jit(everything)(feedback["weights"])
     assert not np.any(slope)  # targets are constants to the learner, whatever made them
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(jax.tree.leaves(designer), jax.tree.leaves(another), strict=True))

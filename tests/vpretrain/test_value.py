@@ -22,8 +22,6 @@ from perturbjax.vpretrain.value import (
     preconditioned,
 )
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 PARAMS = cases.params()
 ROWS, FEEDBACK = cases.rows(), cases.rows(seed=1)
 
@@ -67,7 +65,7 @@ def test_value_and_designer_gradient_are_those_of_double_backward():
         g_down = jax.grad(lambda part: whole.feedback_loss(task.subset.put(PARAMS, part), None, feedback))(task.subset.take(PARAMS))
         return dot(jax.lax.stop_gradient(g_down), jax.grad(mean_loss(task, phi, batch))(task.subset.take(PARAMS), phi))
 
-    (value, gradient), (expected, by_double) = (cases.jit(jax.value_and_grad(fn))(phi) for fn in (by_jvp, double))
+    (value, gradient), (expected, by_double) = (jax.jit(jax.value_and_grad(fn))(phi) for fn in (by_jvp, double))
     assert abs(value - expected) <= 1e-5 * abs(expected)
     close(flat(gradient), flat(by_double))
     assert np.linalg.norm(flat(gradient)) > 1e-6
@@ -94,8 +92,8 @@ def test_the_value_of_any_designed_task_is_that_of_double_backward():
     def double(phi):
         return dot(direction, subset.take(jax.grad(loss)(params, phi, x)))
 
-    found = cases.jit(jax.value_and_grad(lambda phi: designed_value(loss, params, subset, direction, phi, x)))(phi)
-    expected = cases.jit(jax.value_and_grad(double))(phi)
+    found = jax.jit(jax.value_and_grad(lambda phi: designed_value(loss, params, subset, direction, phi, x)))(phi)
+    expected = jax.jit(jax.value_and_grad(double))(phi)
     close(found[0], expected[0])
     close(found[1], expected[1])
 
@@ -115,8 +113,8 @@ def test_the_cosine_has_its_own_gradient_without_a_second_order_pass():
         direction, cosine = jax.lax.stop_gradient(cosine_direction(g_down, g_pre(phi)))
         return designed_value(loss, params, subset, direction, phi, x), cosine
 
-    expected, gradient = cases.jit(jax.value_and_grad(exact))(phi)
-    (value, cosine), found = cases.jit(jax.value_and_grad(by_jvp, has_aux=True))(phi)
+    expected, gradient = jax.jit(jax.value_and_grad(exact))(phi)
+    (value, cosine), found = jax.jit(jax.value_and_grad(by_jvp, has_aux=True))(phi)
     close(cosine, expected)
     close(found, gradient)
     assert abs(value) < 1e-6

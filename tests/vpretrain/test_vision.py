@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import vision_cases as cases
-from support.vpretrain_cases import jit
 
 from perturbjax import sharding
 from perturbjax.errors import InputError
@@ -24,8 +23,6 @@ from perturbjax.vpretrain.steering import Steering, designer_auxiliary
 from perturbjax.vpretrain.value import dot
 from perturbjax.vpretrain.views import Views, row_keys
 from perturbjax.vpretrain.vision import learner_loss, with_teacher
-
-pytestmark = pytest.mark.usefixtures("unoptimized")
 
 TASK, STUDENT, PHI = cases.task(), cases.student(), cases.designer_params()
 BATCH = cases.batch(cases.images(4), 2)
@@ -64,7 +61,7 @@ def test_value_and_designer_gradient_are_those_of_double_backward():
 
         return dot(direction, jax.grad(loss)(part))
 
-    (value, gradient), (expected, by_double) = (jit(jax.value_and_grad(fn))(PHI) for fn in (by_jvp, double))
+    (value, gradient), (expected, by_double) = (jax.jit(jax.value_and_grad(fn))(PHI) for fn in (by_jvp, double))
     close(value, expected)
     close(flat(gradient), flat(by_double))
     assert np.linalg.norm(flat(gradient)) > 1e-6
@@ -74,7 +71,7 @@ def test_a_view_is_a_crop_that_its_key_alone_decides():
     ramp = jnp.broadcast_to(jnp.arange(16.0)[None, :, None], (16, 16, 3))
     images = jnp.stack([ramp, ramp, ramp.swapaxes(0, 1)])
     of_a_quarter = Views(local=8, locals=2, global_area=(0.25, 0.25), local_area=(0.25, 0.25), jitter=0.0)
-    make = jit(lambda step, rows: of_a_quarter.make(images, row_keys(5, step, rows)))
+    make = jax.jit(lambda step, rows: of_a_quarter.make(images, row_keys(5, step, rows)))
     large, small = map(np.asarray, make(jnp.int32(3), jnp.array([0, 7, 7])))
     assert large.shape == (3, 2, 16, 16, 3) and small.shape == (3, 2, 8, 8, 3)
     # Half of each side is shown, by as many pixels as the whole has, or by half of them.
@@ -95,7 +92,7 @@ def test_the_mean_of_a_mask_is_the_ratio_and_so_is_its_derivative():
         slopes = jax.jacobian(with_mean)(x[:1], 0.3)[0, :, 0]
         return slopes, with_mean(x[:1] + step, 0.3), with_mean(x[:1] - step, 0.3), jax.vmap(lambda ratio: with_mean(x, ratio))(ratios)
 
-    slopes, *masks = jit(all_of)(x)
+    slopes, *masks = jax.jit(all_of)(x)
     np.testing.assert_allclose(masks[2].mean(axis=-1), jnp.broadcast_to(ratios[:, None], (4, 5)), atol=1e-6)
     assert not np.any(masks[2][0])
     ordered = np.take_along_axis(np.asarray(masks[2]), np.argsort(x, axis=-1)[None], -1)
@@ -121,7 +118,7 @@ SMALL, START = cases.task(cases.SMALL), cases.student(cases.SMALL)
 def steps(designer, steering):
     """A learner's step with masks of a designer, its state, and the auxiliary."""
     optimizer = make_optimizer(cases.TRAINING, 9)
-    state = TrainState(START, jit(optimizer.init)(START))
+    state = TrainState(START, jax.jit(optimizer.init)(START))
     return make_step(learner_loss(cases.SMALL, designer), optimizer), state, with_teacher(cases.SMALL, steering, START)
 
 
@@ -136,7 +133,7 @@ def test_g_down_is_that_of_a_head_which_is_fitted_on_the_train_batch_alone():
         losses = dense_losses(outputs, labels)
         return (0.75 * losses["segmentation"] + 0.25 * losses["depth"]).mean()  # of weights 3 and 1
 
-    head = jit(lambda: SMALL.head.fit(vit.build(START["vit"])(train["image"])[1], cases.CLASSES + 1, lambda out: mean(out, train)))()
+    head = jax.jit(lambda: SMALL.head.fit(vit.build(START["vit"])(train["image"])[1], cases.CLASSES + 1, lambda out: mean(out, train)))()
 
     def fixed(part, depth):
         outputs = SMALL.head.apply(head, vit.build(SMALL.subset.put(START, part)["vit"])(meta["image"])[1])
@@ -145,7 +142,7 @@ def test_g_down_is_that_of_a_head_which_is_fitted_on_the_train_batch_alone():
     def fitted(part, depth):
         return SMALL.feedback_loss(SMALL.subset.put(START, part), None, {"train": train, "meta": meta | {"depth": depth}})
 
-    expected, found = (jit(jax.value_and_grad(fn, argnums=(0, 1)))(part, meta["depth"]) for fn in (fixed, fitted))
+    expected, found = (jax.jit(jax.value_and_grad(fn, argnums=(0, 1)))(part, meta["depth"]) for fn in (fixed, fitted))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6), found, expected)
     assert float(np.abs(head["kernel"]).max()) > 0.1
 
@@ -161,7 +158,7 @@ def test_feedback_reaches_the_learner_through_the_designer_alone(steered):
         new, _ = auxiliary.update(auxiliary.state, state, None, ONE, given, jnp.int32(0))
         return sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(step(state, (None, new), ONE)[0].params))
 
-    assert not np.any(jit(jax.grad(size))(feedback["meta"]["depth"]))  # masks are constants to the learner, whatever made them
+    assert not np.any(jax.jit(jax.grad(size))(feedback["meta"]["depth"]))  # masks are constants to the learner, whatever made them
     assert np.any(flat(steered.auxiliary["steering"]["designer"]) != flat(PHI))
 
 
@@ -169,7 +166,7 @@ def test_masks_of_ratio_0_are_plain_self_distillation_bit_for_bit():
     found = []
     for designer in (None, dataclasses.replace(SMALL.designer, ratio=0.0)):
         step, state, auxiliary = steps(designer, Auxiliary({}))
-        found.append(jit(step)(state, (None, auxiliary.state), ONE))
+        found.append(jax.jit(step)(state, (None, auxiliary.state), ONE))
     plain, silent = (fingerprint((state.params, sums["outputs"])) for state, sums in found)
     assert plain == silent
 
@@ -205,7 +202,7 @@ def test_looks_measure_labelled_images_and_change_nothing(tmp_path, steered):
         losses = dense_losses(outputs, labels)
         return (0.75 * losses["segmentation"] + 0.25 * losses["depth"]).mean()
 
-    @jit
+    @jax.jit
     def under_a_head(params):
         features = [SMALL.learner.vit.build(params["vit"])(jnp.asarray(rows.arrays["image"]))[1] for rows in (train_rows, validation)]
         head = SMALL.head.fit(features[0], cases.CLASSES + 1, lambda outputs: loss(outputs, train_rows.arrays))
