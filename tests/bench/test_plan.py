@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from support.compilers import environment
 from support.paths import ROOT
 
 from perturbjax.bench.collectives import Collective, read_collectives
@@ -29,7 +30,7 @@ CONFIG = ROOT / "scripts" / "configs" / "qwen2.5-0.5b.json"
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "perturbjax", "plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.parametrize(

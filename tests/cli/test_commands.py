@@ -29,6 +29,8 @@ from perturbjax.runs.console import Console
 from perturbjax.tasks.base import Example
 from perturbjax.tasks.splits import make_splits
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 FILES = {
     "candidates.parquet",
     "config.json",

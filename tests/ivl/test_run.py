@@ -28,6 +28,8 @@ from perturbjax.train.demonstrations import encode_demonstrations
 from perturbjax.train.rows import pack_rows
 from perturbjax.tree import leaf_paths
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 BASE = FIXTURES / "tiny_llama_tied"
 OTHER = FIXTURES / "tiny_qwen2"
 SETTINGS = {

@@ -7,7 +7,7 @@ import sys
 from functools import cache, partial
 
 import pytest
-from support.compilers import PLATFORMS
+from support.compilers import PLATFORMS, environment
 from support.paths import SUPPORT
 
 
@@ -15,7 +15,8 @@ from support.paths import SUPPORT
 def compiled(program, platform):
     """One process for all cases of a platform, as loading the compiler takes seconds."""
     path = SUPPORT / program
-    run = subprocess.run([sys.executable, str(path), platform], capture_output=True, text=True, timeout=600, cwd=path.parents[1])
+    command = [sys.executable, str(path), platform]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, cwd=path.parents[1])
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)
 

@@ -19,6 +19,8 @@ from perturbjax.noise.modular import factors
 from perturbjax.noise.spec import SCALES
 from perturbjax.tree import fingerprint, leaf_paths
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 POPULATION = Population(seed=3, size=12, sigmas=(0.01, 0.02, 0.05))
 NOISES = [Noise(d, r, s) for d in DISTRIBUTIONS for r in (None, 2) for s in SCALES]
 

@@ -21,6 +21,8 @@ from perturbjax.vpretrain.config import MODES
 from perturbjax.vpretrain.reopen import reopen
 from perturbjax.vpretrain.report import steered_words
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 MODEL = FIXTURES / "tiny_llama_tied"
 OTHER = FIXTURES / "tiny_qwen2"
 SETTINGS = {
