@@ -35,8 +35,8 @@ from perturbjax import sharding
 from perturbjax._compat import compiler_options
 from perturbjax.inference.programs import batch_prompts, generate_replies
 from perturbjax.models.attention import causal_mask
-from perturbjax.models.config import STACKED
 from perturbjax.models.decoder import decoder_from_params
+from perturbjax.models.noise_groups import decoder_noise
 from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.export import export_safetensors
@@ -53,7 +53,7 @@ RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 SIGMA = 1e-3
 CANDIDATES = 2
 """Scored in one call of ours, as a chunk."""
-NOISES = {"gaussian": Noise("gaussian"), "rademacher": Noise("rademacher"), "gaussian rank 1": Noise("gaussian", rank=1, stacked=STACKED)}
+NOISES = {"gaussian": Noise("gaussian"), "rademacher": Noise("rademacher"), "gaussian rank 1": decoder_noise(rank=1)}
 Runs = dict[str, Callable[[], Any]]
 
 

@@ -17,6 +17,7 @@ from inputs import at_least, exit_code
 
 from perturbjax.errors import InputError
 from perturbjax.inference import Engine
+from perturbjax.models.noise_groups import GROUPS, decoder_noise
 from perturbjax.noise import Population
 from perturbjax.pretrained import load_model
 from perturbjax.randopt import Config
@@ -24,7 +25,6 @@ from perturbjax.randopt.flow import run_base, run_members, vote_curve
 from perturbjax.randopt.reliability import reliability
 from perturbjax.report.accounting import paired_bootstrap
 from perturbjax.scoring import top_k
-from perturbjax.studies.groups import GROUPS, noise_of
 from perturbjax.tasks import load_task, template_by_name
 from perturbjax.tasks.splits import make_splits
 
@@ -70,7 +70,7 @@ def main() -> None:
         for template in [template_by_name(task, name) for name in names]:
             for group, sigma in options.noises:
                 started = time.perf_counter()
-                engine = Engine(model, task, noise_of(group, "gaussian", None, "absolute"), chunk=defaults.machine.chunk)
+                engine = Engine(model, task, decoder_noise(rules=GROUPS[group]), chunk=defaults.machine.chunk)
                 population = Population(seed, count, (sigma,))
                 search, select = engine.prepare(splits.search, template), engine.prepare(splits.select, template)
                 scores = run_members(engine, population, np.arange(count), search, "search").scores

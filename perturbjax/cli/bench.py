@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from perturbjax.errors import InputError, positive_integer
-from perturbjax.models.config import STACKED
+from perturbjax.models.noise_groups import decoder_noise
 from perturbjax.noise import DISTRIBUTIONS, Noise
 from perturbjax.randopt.config import MOST_IN_CHUNK
 from perturbjax.records import to_json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RATIO_SETTINGS = ("chapter", "rounds", "compile_cache", "out")
 """Settings that chapters ivl and caulking read."""
-NOISES: dict[str, Noise] = {name: Noise(name) for name in DISTRIBUTIONS} | {"rank1": Noise(rank=1, stacked=STACKED)}
+NOISES: dict[str, Noise] = {name: Noise(name) for name in DISTRIBUTIONS} | {"rank1": decoder_noise(rank=1)}
 
 
 @dataclass(frozen=True)

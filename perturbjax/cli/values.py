@@ -9,11 +9,13 @@ from typing import Any, Literal, cast
 
 import tyro
 
+from perturbjax.models.noise_groups import GROUPS
 from perturbjax.noise.spec import SCALES, Rule
 
 _OPTIONAL: dict[type, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 _SCALE = "|".join((*SCALES, "exclude"))
 _RULE = re.compile(rf"(?P<pattern>.+?)=(?P<scale>{_SCALE})(?:,|$)")
+_GROUP = re.compile(rf"(?P<name>{'|'.join(GROUPS)})(?:,|$)")
 _LISTS: dict[Any, tuple[type, str]] = {tuple[float, ...]: (float, "FLOAT"), tuple[int, ...]: (int, "INT"), tuple[str, ...]: (str, "TEXT")}
 
 _COMMA = re.compile(r",(?![^()]*\)|[^{}]*\}|[^\[\]]*\])")
@@ -35,7 +37,7 @@ def make_registry() -> tyro.constructors.ConstructorRegistry:
             kind, name = _LISTS[listed]
             return _spec(f"{name},{name},...", partial(_items, kind), tuple, _joined)
         if info.type == tuple[Rule, ...]:
-            return _spec(f"REGEX={_SCALE},...", parse_rules, tuple, lambda rules: _joined(rules) or "none")
+            return _spec(f"GROUP|REGEX={_SCALE},...", parse_rules, tuple, lambda rules: _joined(rules) or "none")
         if info.type == tuple[Rule | str, ...]:
             return _spec("REGEX|REGEX=exclude,...", partial(parse_rules, bare=True), tuple, lambda rules: _joined(rules) or "none")
         # tyro shows "{None}|INT" and reads the word None; leaving the argument out says the same.
@@ -72,19 +74,25 @@ def _floats_or_auto(text: str) -> tuple[float, ...] | str:
 
 
 def parse_rules(text: str, bare: bool = False) -> tuple[Rule | str, ...]:
-    """``REGEX=scale`` or ``REGEX=exclude``, comma separated; a comma inside a regular expression is no separator. With ``bare``, a
-    ``REGEX`` alone is an item too, and stays a text.
+    """``REGEX=scale`` or ``REGEX=exclude``, comma separated; a comma inside a regular expression is no separator. The name of a group of
+    ``models.noise_groups`` stands for its rules. With ``bare``, a ``REGEX`` alone is an item too, and stays a text; groups have no names.
 
     >>> parse_rules("norm=exclude,layers/.{1,2}/mlp=rms")
     (Rule(pattern='norm', scale=None), Rule(pattern='layers/.{1,2}/mlp', scale='rms'))
     >>> parse_rules("norm=exclude,layers/.{1,2}/mlp", bare=True)
     (Rule(pattern='norm', scale=None), 'layers/.{1,2}/mlp')
+    >>> _joined(parse_rules("head=rms,embedding"))
+    'head=rms,^(?!(embed|head)/)=exclude'
     """
-    found, end = [], 0
+    found: list[Rule | str] = []
+    end = 0
     while end < len(text):
-        if (match := (_RULE_OR_REGEX if bare else _RULE).match(text, end)) is None:
-            raise ValueError(f"{text[end:][:80]!r}: REGEX={_SCALE} is required, comma separated")
-        pattern, scale = match["pattern"], match["scale"]
-        found.append(pattern if scale is None else Rule(pattern, None if scale == "exclude" else cast(Any, scale)))
+        if not bare and (match := _GROUP.match(text, end)):
+            found += GROUPS[match["name"]]
+        elif match := (_RULE_OR_REGEX if bare else _RULE).match(text, end):
+            pattern, scale = match["pattern"], match["scale"]
+            found.append(pattern if scale is None else Rule(pattern, None if scale == "exclude" else cast(Any, scale)))
+        else:
+            raise ValueError(f"{text[end:][:80]!r}: REGEX={_SCALE} or one of {', '.join(GROUPS)} is required, comma separated")
         end = match.end()
     return tuple(found)

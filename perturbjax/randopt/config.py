@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from perturbjax.errors import InputError
-from perturbjax.models.config import STACKED
+from perturbjax.models.noise_groups import decoder_noise
 from perturbjax.noise import Noise, Population, Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -74,7 +74,7 @@ class Search:
     step of the whole model in the modular norm, 0.16 to 0.64 in that paper."""
     rules: tuple[Rule, ...] = ()
     """Another scale for parameters whose path matches, or none: REGEX=absolute|rms|modular|exclude, comma separated; first match wins.
-    Noise in the embedding and head alone: '^(embed|head)/=absolute,.=exclude'."""
+    The name of a group, of a decoder, excludes all others: embedding (and head), attention, mlp, norms."""
     antithetic: bool = False
     """Candidates 2j and 2j+1 share their noise with opposite signs."""
     searcher: Searcher = "random"
@@ -145,7 +145,7 @@ class Search:
     def to_noise(self) -> Noise:
         """The noise specification, which checks itself."""
         try:
-            return Noise(self.noise, self.rank, self.scale, self.rules, stacked=None if self.rank is None else STACKED)
+            return decoder_noise(self.noise, self.rank, self.scale, self.rules)
         except ValueError as error:
             raise InputError(_field(error, "distribution", "noise")) from error
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from perturbjax.errors import InputError
-from perturbjax.models.config import STACKED
-from perturbjax.noise import Noise, Rule
+from perturbjax.models.noise_groups import decoder_noise
+from perturbjax.noise import Rule
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
 from perturbjax.runs.config import Base, Machine, check_choices, check_positive, check_seed, check_text
@@ -82,7 +82,7 @@ def calibrate(config: Config, progress: Progress = SILENT) -> "Calibration":
     examples = in_order(task.examples(), config.seed)
     if len(examples) < config.prompts:
         raise InputError(f"`prompts` {config.prompts}: the task has {len(examples)} different questions; lower it")
-    noise = Noise(config.noise, config.rank, config.scale, config.rules, stacked=None if config.rank is None else STACKED)
+    noise = decoder_noise(config.noise, config.rank, config.scale, config.rules)
     model = load_model(config.base.model, resolve_dtype(config.base.dtype), stored=shares_a_model(config.machine))
     progress.note(f"model {model.name}: {model.source}")
     progress.note(f"task {task.name}: {task.source}")

@@ -29,6 +29,7 @@ import numpy as np
 import tyro
 
 from perturbjax.errors import InputError
+from perturbjax.models.noise_groups import GROUPS, decoder_noise
 from perturbjax.noise import Population
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -38,7 +39,7 @@ from perturbjax.runs.config import Base, Machine, check_choices, check_once, che
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import load_base, load_questions, make_engine, reopen_search
 from perturbjax.studies.estimates import TRADED, Estimate, halves, mean_of
-from perturbjax.studies.groups import check_groups, noise_of
+from perturbjax.studies.groups import check_groups
 from perturbjax.tree import derived_seed
 
 SPLITS, RESAMPLES = 200, 1000
@@ -232,7 +233,7 @@ def _of_model(config: Config, progress: Progress) -> Results:
     population, rows, base = config.population(), [], np.zeros(0)
     sigmas = population.sigma_of(np.arange(len(population)))
     for group in config.groups:
-        engine = make_engine(model, task, noise_of(group, config.noise, config.rank, config.scale), config.machine)
+        engine = make_engine(model, task, decoder_noise(config.noise, config.rank, config.scale, GROUPS[group]), config.machine)
         batch = engine.prepare(examples, template)
         base = run_base(engine, batch).scores[0]
         scores = run_members(engine, population, np.arange(len(population)), batch, f"noise in {group}", progress).scores

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perturbjax.errors import InputError
+from perturbjax.models.noise_groups import decoder_noise
 from perturbjax.noise import Population
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -28,7 +29,6 @@ from perturbjax.runs.config import Base, Machine, check_choices, check_positive,
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import load_base, load_questions, make_engine
 from perturbjax.studies.estimates import Estimate, halves
-from perturbjax.studies.groups import noise_of
 from perturbjax.tree import derived_seed
 
 SPLITS, RESAMPLES = 50, 400
@@ -143,7 +143,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     model = load_base(config.base, config.machine, progress)
     population, matrices, bases = config.population(), [], []
     for task, template, examples in asked:
-        engine = make_engine(model, task, noise_of("all", config.noise, config.rank, config.scale), config.machine)
+        engine = make_engine(model, task, decoder_noise(config.noise, config.rank, config.scale), config.machine)
         batch = engine.prepare(examples, template)
         bases.append(float(run_base(engine, batch).scores.mean(dtype=np.float64)))
         matrices.append(run_members(engine, population, np.arange(len(population)), batch, task.name, progress).scores.astype(np.float64))

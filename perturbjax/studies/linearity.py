@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from perturbjax.errors import InputError
+from perturbjax.models.noise_groups import GROUPS, decoder_noise
 from perturbjax.noise import Population, scales
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale, moving
@@ -25,7 +26,7 @@ from perturbjax.runs.config import Base, Machine, check_choices, check_positive,
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import check_one_device, load_base, load_questions, make_engine
 from perturbjax.studies.estimates import Estimate
-from perturbjax.studies.groups import check_groups, noise_of
+from perturbjax.studies.groups import check_groups
 from perturbjax.tree import derived_seed
 
 
@@ -145,13 +146,13 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     if task.kind != "choice":
         raise InputError(f"`task` {config.task}: a multiple-choice task is required; the log-odds of a generated reply are not known")
     model = load_base(config.base, config.machine, progress)
-    noises = {group: noise_of(group, config.noise, config.rank, config.scale) for group in config.groups}
+    noises = {group: decoder_noise(config.noise, config.rank, config.scale, GROUPS[group]) for group in config.groups}
     engine = make_engine(model, task, noises[config.groups[0]], config.machine)
     batch, right = engine.prepare(examples, template), right_choices(examples)
     _, gradient = objective_gradient(model.params, model.config, engine.prepare(examples, template, GRADIENT_TOKENS), "log_odds")
 
     population, rows, base = config.population(), [], 0.0
-    everything = noise_of("all", config.noise, config.rank, config.scale)
+    everything = decoder_noise(config.noise, config.rank, config.scale)
     leaf_scales = scales(model.params, everything)
     products = leaf_products(gradient, population, everything, leaf_scales, np.arange(len(population)), progress)
     for group, noise in noises.items():

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from perturbjax.errors import InputError
+from perturbjax.models.noise_groups import GROUPS, decoder_noise
 from perturbjax.noise import Population
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -34,7 +35,7 @@ from perturbjax.runs.config import Base, Machine, check_choices, check_positive,
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import check_one_device, load_base, make_engine, population_of
 from perturbjax.studies.estimates import Estimate
-from perturbjax.studies.groups import check_group, noise_of
+from perturbjax.studies.groups import check_group
 from perturbjax.tasks import load_task
 from perturbjax.tasks.base import Objective
 from perturbjax.tasks.splits import make_splits
@@ -206,7 +207,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     from perturbjax.studies.contest import Contest
 
     model = load_base(config.base, config.machine, progress)
-    noise = noise_of(config.group, config.noise, config.rank, config.scale)
+    noise = decoder_noise(config.noise, config.rank, config.scale, GROUPS[config.group])
     # All of them first: what one cannot pay is refused before another has run.
     contests = [
         Contest.of(config, model, make_engine(model, task, noise, config.machine), task, splits, progress) for task, splits in parts

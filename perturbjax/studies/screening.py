@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from perturbjax.errors import InputError
+from perturbjax.models.noise_groups import GROUPS, decoder_noise
 from perturbjax.noise import Population, scales
 from perturbjax.noise.distributions import DistributionName
 from perturbjax.noise.spec import Scale
@@ -30,7 +31,7 @@ from perturbjax.runs.config import Base, Machine, check_choices, check_positive,
 from perturbjax.runs.console import SILENT, Progress
 from perturbjax.studies.asking import check_one_device, load_base, load_questions, make_engine, population_of
 from perturbjax.studies.estimates import Estimate
-from perturbjax.studies.groups import check_group, noise_of
+from perturbjax.studies.groups import check_group
 from perturbjax.studies.linearity import fisher
 from perturbjax.tasks.base import Objective
 from perturbjax.tree import derived_seed
@@ -193,7 +194,7 @@ def run(config: Config, progress: Progress = SILENT) -> Results:
     if task.kind != "choice":
         raise InputError(f"`task` {config.task}: a multiple-choice task is required; the log-odds of a generated reply are not known")
     model = load_base(config.base, config.machine, progress)
-    noise, population = noise_of(config.group, config.noise, config.rank, config.scale), config.drawn()
+    noise, population = decoder_noise(config.noise, config.rank, config.scale, GROUPS[config.group]), config.drawn()
     engine = make_engine(model, task, noise, config.machine)
     sets = {"gradient": examples[config.questions :], "other": examples[: config.questions]}
     _, gradient = objective_gradient(

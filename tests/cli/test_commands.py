@@ -134,6 +134,7 @@ def test_help_and_import_cost_little_more_than_importing_jax():
         (["evaluate", "RUN", "--base=a", "--base", "b"], ("base", ("a", "b"))),
         (["randopt", "--sigmas", "0.1", "--sigmas=0.2", "--resume"], ("sigmas", (0.1, 0.2))),
         (["randopt", "--rules", "a=exclude", "--rules", "b=rms"], ("rules", (Rule("a", None), Rule("b", "rms")))),
+        (["randopt", "--rules", "norm=rms,embedding"], ("rules", (Rule("norm", "rms"), Rule("^(?!(embed|head)/)", None)))),
         (["randopt", "--seed", "1", "--top-k=2", "--seed", "2", "--resume", "--resume"], ("seed", 2)),
         (["consolidate", "RUN", "--by", "merge", "--lengths=1", "--lengths", "2"], ("lengths", (1.0, 2.0))),
     ],

@@ -12,9 +12,9 @@ from support.cli_tiny import MODEL, write_questions
 from support.searched import searched_parts, searched_run
 from support.toy import one_batch_size
 
+from perturbjax.models.noise_groups import GROUPS, decoder_noise
 from perturbjax.noise.spec import moving
 from perturbjax.studies import density
-from perturbjax.studies.groups import GROUPS, noise_of
 from perturbjax.tree import derived_seed
 
 CONFIG = density.Config(margins=(0.0, 0.1))
@@ -107,7 +107,7 @@ def test_groups_share_out_the_parameters_of_a_decoder():
 
     for name in ("tiny_llama3", "tiny_qwen3"):
         params = load_model(str(MODEL.parent / name), "float32").params
-        moved = {group: set(moving(params, noise_of(group, "gaussian", None, "rms"))) for group in GROUPS}
+        moved = {group: set(moving(params, decoder_noise(scale="rms", rules=GROUPS[group]))) for group in GROUPS}
         parts = [moved[group] for group in GROUPS if group != "all"]
         assert set.union(*parts) == moved["all"] == set(leaf_paths(params)) and sum(map(len, parts)) == len(moved["all"]), name
 
