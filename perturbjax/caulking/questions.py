@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.errors import InputError
-from perturbjax.inference.engine import encode_prompts
 from perturbjax.inference.packing import PADDING, PROMPT, SHARED, ScoringExample, common_prefix
 from perturbjax.inference.programs import packed_mask
+from perturbjax.inference.prompts import encode_prompts
 from perturbjax.pretrained import Model
 from perturbjax.tasks.base import Example, Task, Template
 

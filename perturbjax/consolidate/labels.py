@@ -12,8 +12,8 @@ from perturbjax.consolidate.config import EXAMPLES, Config
 from perturbjax.consolidate.measuring import Asker
 from perturbjax.errors import InputError
 from perturbjax.inference.decode import NO_TOKEN
-from perturbjax.inference.engine import encode_prompts
 from perturbjax.inference.outputs import Outputs
+from perturbjax.inference.prompts import encode_prompts
 from perturbjax.randopt.flow import run_base
 from perturbjax.randopt.setup import Parts, unused_rows
 from perturbjax.report.words import percent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -16,16 +16,16 @@ from jax.sharding import Mesh
 
 from perturbjax import _compat, sharding
 from perturbjax.cluster import broadcast, on_main
-from perturbjax.errors import InputError
 from perturbjax.inference.decode import NO_TOKEN
-from perturbjax.inference.outputs import EncodedBatch, Outputs, ProgramName, Running, grade
+from perturbjax.inference.halving import HalvingPrograms
+from perturbjax.inference.outputs import EncodedBatch, Outputs, Running, grade
 from perturbjax.inference.packing import ScoringExample, common_prefix, pack, unpack
-from perturbjax.inference.programs import batch_prompts, choice_values, generate_replies
+from perturbjax.inference.programs import Kind, batch_prompts, candidate_function
+from perturbjax.inference.prompts import encode_prompts
 from perturbjax.noise import Candidate, Noise
 from perturbjax.noise.spec import moving
 from perturbjax.noise.values import fold_in, root_key_data
 from perturbjax.pretrained import Model
-from perturbjax.scoring import ChunkProgram
 from perturbjax.scoring.strategy import Work, cheapest, check_strategy, has_factors
 from perturbjax.tasks.base import Example, Task, Template
 from perturbjax.tree import leaf_paths
@@ -69,14 +69,14 @@ class Engine:
     ):
         self.model, self.task, self.noise = model, task, noise
         self.mesh = mesh or sharding.make_mesh()
-        self.in_flight, self.strategy = in_flight, strategy
+        self.strategy = strategy
         self.max_new_tokens = max_new_tokens or task.max_new_tokens
         self.parallel = model.config.partition(self.mesh.shape[sharding.MODEL])
         self.params = self._sharded(model.params)
         if strategy != "auto":
             check_strategy(strategy, self.params.whole(), noise)
-        self._max_candidates = chunk
-        self._programs: dict[tuple[ProgramName, str | None, bool], ChunkProgram] = {}
+        function = partial(candidate_function, model.config, self.max_new_tokens, model.tokenizer.stop_ids, self.parallel)
+        self._programs = HalvingPrograms(function, self.params, noise, self.mesh, chunk, in_flight)
         self.width = self.mesh.shape[sharding.DATA] * in_flight
         self.chunk = -(-chunk // self.width) * self.width
         self._graded_at = 0.0  # when candidates were graded last, on the clock of time.perf_counter
@@ -91,13 +91,17 @@ class Engine:
         which an engine may begin too, take no memory until there are arrays to run."""
         types = jax.tree.map(lambda leaf: leaf.dtype, self.model.params)
         self.params = self._sharded(jax.tree.map(lambda leaf, dtype: leaf if leaf.dtype == dtype else leaf.astype(dtype), params, types))
-        for program in self._programs.values():
-            program.rebase(self.params)
+        self._programs.rebase(self.params)
+
+    @property
+    def in_flight(self) -> int:
+        """Candidates evaluated together on each device; fewer than were asked for where memory was short."""
+        return self._programs.in_flight
 
     @property
     def traces(self) -> int:
         """How often a program was traced so far: once a kind of work and length bucket."""
-        return sum(program.traces for program in self._programs.values())
+        return self._programs.traces
 
     def prepare(self, examples: Sequence[Example], template: Template, slot_tokens: int = SLOT_TOKENS) -> EncodedBatch:
         """Renders and tokenizes; the longest common prefix of all prompts is split off, so that they can share it. ``slot_tokens`` bounds
@@ -189,13 +193,14 @@ class Engine:
 
     def compiled(self, batch: EncodedBatch, plain: bool = False) -> list[Any]:
         """The programs of ``run`` (or ``run_plain``) on ``batch``, compiled now if they have not been."""
-        program = self._program(batch.program, None if plain else batch.strategy, sample=False)
+        program = self._programs[Kind(batch.program, None if plain else batch.strategy)]
         return [program.lower(arrays).compile() for arrays in batch.arrays]
 
     def _start(self, candidates: Candidate, batch: EncodedBatch, strategy: str | None, sample: bool = False) -> Running:
         """``strategy`` None is the plain model, without noise. Of a batch of several calls the first is dispatched."""
         started, count = time.perf_counter(), candidates.index.shape[0]
-        calls = [partial(self._dispatch, batch.program, strategy, sample, candidates, arrays) for arrays in batch.arrays]
+        kind = Kind(batch.program, strategy, sample)
+        calls = [partial(self._programs.start, kind, candidates, arrays) for arrays in batch.arrays]
         first = calls[0]()
         results = cache(lambda: [first(), *(call()() for call in calls[1:])])
 
@@ -235,79 +240,6 @@ class Engine:
         strict, lenient = broadcast(scores)
         nonfinite = int((~finite).sum())
         return Outputs(tuple(map(tuple, answers)), tuple(map(tuple, keys)), strict, lenient, tokens, seconds, nonfinite)
-
-    def _dispatch(
-        self, name: ProgramName, strategy: str | None, sample: bool, candidates: Candidate, arrays: dict[str, np.ndarray]
-    ) -> Callable[[], Any]:
-        """Runs one program for all candidates, with half as many in flight where memory is short; what is returned waits for the results.
-
-        Raises:
-            MemoryError: it is short with one; from what is returned too.
-        """
-        candidates = jax.tree.map(np.asarray, candidates)
-
-        def start() -> Callable[[], Any]:
-            return self._program(name, strategy, sample).start(candidates, arrays)
-
-        running = self._or_halved(start)
-
-        def results() -> Any:
-            nonlocal running
-            while running is None or (found := self._or_halved(running)) is None:
-                running = self._or_halved(start)
-            return found
-
-        return results
-
-    def _or_halved(self, call: Callable[[], Any]) -> Any | None:
-        """What the call gives; where memory is short for it, None, and from then on half as many candidates are in flight."""
-        try:
-            return call()
-        except jax.errors.JaxRuntimeError as error:
-            # All devices hold the same, so all processes are short of memory alike and go on alike.
-            if not _compat.is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
-        if self.in_flight == 1:
-            raise MemoryError(f"one candidate at a time does not fit on a device ({reason}); shard the model over more of them: --mesh")
-        _log.warning("out of memory with %d candidates in flight, going on with %d (%s)", self.in_flight, self.in_flight // 2, reason)
-        self.in_flight //= 2
-        self._programs.clear()  # they were compiled for another number, and hold memory
-        return None
-
-    def _program(self, name: ProgramName, strategy: str | None, sample: bool) -> ChunkProgram:
-        """A compiled program; ``strategy`` None is the plain model without noise."""
-        if (name, strategy, sample) not in self._programs:
-            if name == "generate":
-                fn = generate_replies(self.model.config, self.max_new_tokens, self.model.tokenizer.stop_ids, sample, self.parallel)
-            else:
-                fn = choice_values(self.model.config, name == "single_token", self.parallel)
-            noise = None if strategy is None else self.noise
-            self._programs[name, strategy, sample] = ChunkProgram(
-                fn, self.params, noise, self.mesh, self._max_candidates, self.in_flight, strategy or "copy"
-            )
-        return self._programs[name, strategy, sample]
-
-
-def encode_prompts(
-    model: Model, task: Task, examples: Sequence[Example], template: Template, max_new_tokens: int
-) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Token ids of each example's prompt, and of each of its choices.
-
-    Raises:
-        InputError: a prompt, with its choice or its reply, is longer than the model's context.
-    """
-    prompts = [task.prompt(example, template) for example in examples]
-    ids = model.tokenizer.encode_prompts(prompts)
-    choices = [[model.tokenizer.encode(choice) for choice in prompt.choices] for prompt in prompts]
-    for example, prompt, branches in zip(examples, ids, choices, strict=True):
-        needed = len(prompt) + max([max_new_tokens, *map(len, branches)])
-        if needed > model.config.max_positions:
-            raise InputError(
-                f"example {example.id!r} needs {needed} tokens under template {template.name!r}; "
-                f"the model takes {model.config.max_positions}: a shorter example or template, or a model that takes more, is required"
-            )
-    return ids, choices
 
 
 def _chosen(batch: EncodedBatch, values: np.ndarray) -> list[list[str]]:

@@ -16,9 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from perturbjax import sharding
-from perturbjax.inference.engine import SLOT_TOKENS, encode_prompts
+from perturbjax.inference.engine import SLOT_TOKENS
 from perturbjax.inference.packing import Packing, ScoringExample, common_prefix, pack
 from perturbjax.inference.programs import packed_mask
+from perturbjax.inference.prompts import encode_prompts
 from perturbjax.models.language_model import LanguageModel, ModelConfig
 from perturbjax.noise import Candidate, Noise
 from perturbjax.pretrained import Model

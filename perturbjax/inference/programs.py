@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturbjax.inference.decode import ROW_SIZES, Replies, generate, no_replies
+from perturbjax.inference.outputs import ProgramName
 from perturbjax.inference.packing import PREFIX_BUCKETS, PROMPT, SHARED, bucket
 from perturbjax.models.language_model import ModelConfig, run_prefix
 
@@ -118,3 +119,18 @@ def generate_replies(config: ModelConfig, max_new_tokens: int, stop_ids: tuple[i
         return jax.lax.fori_loop(0, data["num_valid"], slot, no_replies(data["lengths"].shape, max_new_tokens))
 
     return fn
+
+
+class Kind(NamedTuple):
+    """What tells an engine's programs apart. ``strategy`` None is the plain model, without noise; with ``sample`` replies are drawn."""
+
+    name: ProgramName
+    strategy: str | None
+    sample: bool = False
+
+
+def candidate_function(config: ModelConfig, max_new_tokens: int, stop_ids: tuple[int, ...], parallel: Any, kind: Kind):
+    """The function of one candidate that a kind of program runs."""
+    if kind.name == "generate":
+        return generate_replies(config, max_new_tokens, stop_ids, kind.sample, parallel)
+    return choice_values(config, kind.name == "single_token", parallel)

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from perturbjax.cluster import on_main
 from perturbjax.errors import InputError
-from perturbjax.inference.engine import encode_prompts
 from perturbjax.inference.fingerprint import task_fingerprint
+from perturbjax.inference.prompts import encode_prompts
 from perturbjax.ivl.byte_head import token_classes
 from perturbjax.ivl.config import Config
 from perturbjax.ivl.logits_files import LogitsFiles

@@ -311,7 +311,7 @@ def test_what_halving_cannot_mend_is_raised(model, monkeypatch, caplog, reason, 
         tried.append(engine.in_flight)
         raise jax.errors.JaxRuntimeError(reason)
 
-    monkeypatch.setattr(engine, "_program", fail)
+    monkeypatch.setattr(engine._programs, "_function", fail)
     with pytest.raises(kind, match=message):
         engine.run(Candidate.base(4), batch)
     assert tried == ([4, 2, 1] if kind is MemoryError else [4])
