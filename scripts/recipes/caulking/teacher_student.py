@@ -24,6 +24,7 @@ from perturbjax.caulking.pretraining import pretrain
 from perturbjax.caulking.surface_table import required_lines, surface_lines
 from perturbjax.models.adapter_layers import bottleneck
 from perturbjax.models.adapters import Bottleneck, LoRA, Partial, head
+from perturbjax.report.accounting import student_half
 from perturbjax.runs.compile_cache import use_compile_cache
 from perturbjax.runs.console import SILENT, Console, Progress
 
@@ -215,10 +216,10 @@ def requirements(main: Outcome, control: Outcome, level: float) -> list[Requirem
         value, (low, high), used = source_slope(table[name], main.source, level)
         what = f"{value:.2f} [{low:.2f}, {high:.2f}], {used} of {len(main.source)} m"
         lines.append((f"{name}: slope of log n_req against log source error > 0.4, interval off 0", what, bool(value > 0.4 and low > 0)))
-    lines += _of_the_control(control) + _of_the_norm(found, main.source)
-    reached = {name: _reached_by_all(surface) for name, surface in surfaces(control.cells).items()}
-    control_found = {name: surface.required(reached[name]) for name, surface in surfaces(control.cells).items() if reached[name] < 1}
-    lines += [line for line in _of_the_norm(control_found, control.source, ", shuffled") if "flat" in line[0]]
+    lines += _of_the_control(control) + _of_the_norm(table, dict.fromkeys(table, level), main.source)
+    shuffled = surfaces(control.cells)
+    reached = {name: level for name, surface in shuffled.items() if (level := _reached_by_all(surface)) < 1}
+    lines += [line for line in _of_the_norm(shuffled, reached, control.source, ", shuffled") if "flat" in line[0]]
     return lines
 
 
@@ -243,13 +244,20 @@ def _of_the_control(control: Outcome) -> list[Requirement]:
     return lines
 
 
-def _of_the_norm(found: Mapping[str, Mapping[Any, Required]], source: Mapping[float, Sequence[float]], of: str = "") -> list[Requirement]:
+def _of_the_norm(
+    table: Mapping[str, Surface], levels: Mapping[str, float], source: Mapping[float, Sequence[float]], of: str = ""
+) -> list[Requirement]:
+    """The size of a caulk at each method's level of error; of one that grows, by how much, paired by seed with Student's interval."""
     lines = []
-    for name in (name for name in ("lora", "adapter", "partial") if name in found):
-        norms = {m: each.norm for m, each in found[name].items() if each.censored != "above"}
+    for name in (name for name in ("lora", "adapter", "partial") if name in levels):
+        found: dict[Any, Required] = {m: each for m, each in table[name].required(levels[name]).items() if each.censored != "above"}
+        norms = {m: each.norm for m, each in found.items()}
         shown = ", ".join(f"{m:.0f}: {norm:.2f}" for m, norm in norms.items())
-        falling = all(later <= earlier for earlier, later in zip(list(norms.values())[:-1], list(norms.values())[1:], strict=True))
-        lines.append((f"{name}{of}: norm at that error does not grow with m", shown, bool(falling and len(norms) > 1)))
+        growing = [(a, b) for a, b in zip(list(norms)[:-1], list(norms)[1:], strict=True) if norms[b] > norms[a]]
+        for a, b in growing:
+            by_seed = _norm_by_seed(table[name], b, found[b].samples) - _norm_by_seed(table[name], a, found[a].samples)
+            shown += f", by {by_seed.mean():.2f}" + (f" ± {student_half(by_seed):.2f}" if len(by_seed) > 1 else "")
+        lines.append((f"{name}{of}: norm at that error does not grow with m", shown, len(norms) > 1 and not growing))
         flat = [
             (a, b) for a, b in zip(list(norms)[:-1], list(norms)[1:], strict=True)
             if abs(np.log(np.mean(source[a]) / np.mean(source[b]))) < np.log(1.3)
@@ -260,6 +268,12 @@ def _of_the_norm(found: Mapping[str, Mapping[Any, Required]], source: Mapping[fl
         else:
             lines.append((f"{name}{of}: norm flat within 30 % where the source error is", "the source error is flat nowhere", None))
     return lines
+
+
+def _norm_by_seed(surface: Surface, m: Any, n: float) -> np.ndarray:
+    """(S,) linear in log n, as ``Required.norm``, which is their mean."""
+    norms = surface.norms[list(surface.qualities).index(m)]
+    return np.array([np.interp(np.log(n), np.log(surface.samples), of_seed) for of_seed in norms.T])
 
 
 def report(main: Outcome, control: Outcome, level: float) -> bool:
