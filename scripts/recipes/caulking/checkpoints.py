@@ -93,7 +93,7 @@ def report(cells: Sequence[Measured], source: Mapping[float, Sequence[float]]) -
     print(f"examples for {level:.3f} nats, 95 % intervals over seeds")
     for name, surface in table.items():
         print("\n".join(required_lines(name, surface.required(level))))
-        if None not in surface.qualities:
+        if None not in surface.qualities and sum(each.censored == "no" for each in surface.required(level).values()) > 1:
             value, (low, high), used = source_slope(surface, source, level)
             print(f"{name:8} slope of log n_req against log source error {value:.2f} [{low:.2f}, {high:.2f}], {used} of {len(source)} m")
     return level
