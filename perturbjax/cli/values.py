@@ -15,7 +15,8 @@ from perturbjax.noise.spec import SCALES, Rule
 _OPTIONAL: dict[type, str] = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 _SCALE = "|".join((*SCALES, "exclude"))
 _RULE = re.compile(rf"(?P<pattern>.+?)=(?P<scale>{_SCALE})(?:,|$)")
-_GROUP = re.compile(rf"(?P<name>{'|'.join(GROUPS)})(?:,|$)")
+_GROUPS = tuple(name for name, rules in GROUPS.items() if rules)
+_GROUP = re.compile(rf"(?P<name>{'|'.join(_GROUPS)})(?:,|$)")
 _LISTS: dict[Any, tuple[type, str]] = {tuple[float, ...]: (float, "FLOAT"), tuple[int, ...]: (int, "INT"), tuple[str, ...]: (str, "TEXT")}
 
 _COMMA = re.compile(r",(?![^()]*\)|[^{}]*\}|[^\[\]]*\])")
@@ -93,6 +94,6 @@ def parse_rules(text: str, bare: bool = False) -> tuple[Rule | str, ...]:
             pattern, scale = match["pattern"], match["scale"]
             found.append(pattern if scale is None else Rule(pattern, None if scale == "exclude" else cast(Any, scale)))
         else:
-            raise ValueError(f"{text[end:][:80]!r}: REGEX={_SCALE} or one of {', '.join(GROUPS)} is required, comma separated")
+            raise ValueError(f"{text[end:][:80]!r}: REGEX={_SCALE} or one of {', '.join(_GROUPS)} is required, comma separated")
         end = match.end()
     return tuple(found)

@@ -161,6 +161,11 @@ def test_a_list_may_be_given_piece_by_piece(words, read):
         (["randopt", "--population", "2.5"], "--population '2.5': an integer is required; see perturbjax randopt --help"),
         (["randopt", "--rank", "x"], "--rank 'x': an integer is required; see perturbjax randopt --help"),
         (["randopt", "--sigmas", "0.1,x"], "--sigmas 'x': a number is required; see perturbjax randopt --help"),
+        (
+            ["randopt", "--rules", "embeding"],
+            "Error parsing --rules: 'embeding': REGEX=absolute|rms|modular|exclude or one of embedding, attention, mlp, norms is required, "
+            "comma separated; see perturbjax randopt --help",
+        ),
         (["randopt", "--sigmas="], "--sigmas '': a number is required; see perturbjax randopt --help"),
         (
             ["randopt", "--noise", "white"],

@@ -4,8 +4,8 @@
 
 A decoder of 0.2 M parameters is pretrained on HellaSwag's stories for m steps of 4,096 tokens, m = 25, 100 and 400, from the same random
 start. The target is another kind of text: to ask a question about a passage (BoolQ). An example is a passage's beginning and one question;
-the error is the cross-entropy of the question's tokens, in nats, on passages of which no example is. The level that examples are counted
-for is what LoRA reaches from the longest pretraining with ``LEVEL_SAMPLES`` examples. Seeds draw the examples; the pretraining is one.
+the error is the cross-entropy of the question's tokens, in nats, on other passages. Examples are counted for the error that LoRA
+reaches from the longest pretraining with ``LEVEL_SAMPLES`` of them. Seeds draw the examples; the pretraining is one.
 """
 
 import argparse
