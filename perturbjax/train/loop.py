@@ -105,6 +105,7 @@ class _Training:
             specs = auxiliary.specs
             self.auxiliary = sharding.put_replicated(auxiliary.state, mesh) if specs is None else put_specs(auxiliary.state, mesh, specs)
             everywhere = jax.tree.map(lambda leaf: leaf.sharding, self.auxiliary)
+            self._prepare = jax.jit(auxiliary.prepare)
             self._update = jax.jit(auxiliary.update, donate_argnums=0, out_shardings=(everywhere, None))
             self._after = jax.jit(auxiliary.after) if auxiliary.after is not None else None
             follow = auxiliary.follow
@@ -157,6 +158,8 @@ class _Training:
         if new := (which, due) not in self._compiled:
             self._compiled.add((which, due))
         frozen = self._problem.losses[which][1]
+        if auxiliary is not None:
+            arrays = self._prepare(self.auxiliary, frozen, arrays)
         if auxiliary is not None and due:
             own = put_batch(auxiliary.batch(self.step), 1, self._mesh)
             self.auxiliary, figures = self._update(self.auxiliary, self._state, frozen, arrays, own, np.int32(self.step))

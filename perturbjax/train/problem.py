@@ -36,6 +36,8 @@ class Auxiliary:
         state: the pytree that it begins with.
         due: step, from 0 -> whether there is an update before it; never when left out.
         batch: step -> arrays with leading B that the update reads besides the batch of the step; the same for every call with one step.
+        prepare: (state, frozen, batch of the step (A, B, ...)) -> what update and loss read in its place, of leading (A, B): what both
+            of them would compute of it. The batch itself when left out. Traced.
         update: (state, training state, frozen, batch of the step (A, B, ...), own batch (1, B, ...), step) -> new state, figures. Traced.
         after: (training state after the step, frozen, own batch, figures of the update) -> more figures; None: nothing is measured. Traced.
         follow: (state, training state after the step, sums of the step) -> new state, sums that are reported: an average of the parameters,
@@ -46,6 +48,7 @@ class Auxiliary:
     state: Any
     due: Callable[[int], bool] = lambda step: False
     batch: Callable[[int], Any] = lambda step: {}
+    prepare: Callable[[Any, Any, Any], Any] = lambda state, frozen, batch: batch
     update: Callable[[Any, TrainState, Any, Any, Any, jax.Array], tuple[Any, Figures]] = lambda state, *_: (state, {})
     after: Callable[[TrainState, Any, Any, Figures], Figures] | None = None
     follow: Callable[[Any, TrainState, Sums], tuple[Any, Sums]] | None = None

@@ -37,7 +37,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation) -> Callable[.
             return jax.tree.map(jnp.add, carry, (gradients, sums)), None
 
         with jax.named_scope("gradients"):
-            parts = len(next(iter(batch.values())))
+            parts = len(jax.tree.leaves(batch)[0])
             if parts == 1:
                 first = jax.tree.map(lambda array: array[0], batch)
                 (_, sums), gradients = jax.value_and_grad(total, has_aux=True)(state.params, frozen, first)

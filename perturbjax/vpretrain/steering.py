@@ -137,7 +137,8 @@ def designer_auxiliary(
         return {"designer": new, "optimizer": moments, **_counted(state, good)}, figures
 
     start, specs = _designer_start(steering.optimizer, designer, dims)
-    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None, specs=specs)
+    after = _probe(task) if steering.probe else None
+    return Auxiliary(start, steering.due, batches, update=update, after=after, specs=specs)
 
 
 def _designer_start(optimizer: optax.GradientTransformation, designer: Any, dims: Mapping[str, ShardedDim]) -> tuple[Any, Any]:
@@ -188,7 +189,8 @@ def oracle_auxiliary(
     where = tuple(param_specs(part, dims) for part in zeros)
     start = {"direction": zeros if matched else zeros[0], **_counts()}
     specs = {"direction": where if matched else where[0], **dict.fromkeys(_counts(), REPLICATED)}
-    return Auxiliary(start, steering.due, batches, update, _probe(task) if steering.probe else None, specs=specs)
+    after = _probe(task) if steering.probe else None
+    return Auxiliary(start, steering.due, batches, update=update, after=after, specs=specs)
 
 
 def _predictions(rate: jax.Array, momentum: jax.Array, value: jax.Array, step: jax.Array) -> Figures:

@@ -20,6 +20,7 @@ from perturbjax.errors import InputError
 from perturbjax.train.problem import Auxiliary, Problem
 from perturbjax.train.step import Loss, Sums, TrainState
 from perturbjax.vpretrain.dino import Batch, Dino
+from perturbjax.vpretrain.directions import over_parts
 from perturbjax.vpretrain.images import Images, check_images
 from perturbjax.vpretrain.masks import MaskDesigner
 from perturbjax.vpretrain.probes import DENSE, FEEDBACK_HEAD, LinearHead, dense_losses
@@ -32,12 +33,12 @@ VisionMode = Literal["plain", "random_masks", "value", "random"]
 
 
 def learner_loss(learner: Dino, designer: MaskDesigner | None) -> Loss:
-    """What the student minimizes, under the state of ``with_teacher``: with the masks of the designer, which are constants to it, or with
-    masks without logits where the state has no designer; no masks for None. ``entropy``: of the teacher's distributions, in nats."""
+    """What the student minimizes, under the state of ``with_teacher`` and of what that prepares: with the masks of the designer, which are
+    constants to it, or with masks without logits where the state has no designer; no masks for None. ``entropy``: of the teacher's
+    distributions, in nats."""
 
-    def loss(trained: Any, frozen: Any, batch: Batch) -> Sums:
-        _, auxiliary = frozen
-        prepared, masks = learner.prepare(auxiliary["teacher"], batch), None
+    def loss(trained: Any, frozen: Any, prepared: Batch) -> Sums:
+        (_, auxiliary), masks = frozen, None
         if designer is not None:
             steered = auxiliary["steering"].get("designer")
             masks, _ = jax.lax.stop_gradient(_masks(designer, steered, prepared))
@@ -53,11 +54,14 @@ def learner_loss(learner: Dino, designer: MaskDesigner | None) -> Loss:
 
 
 def with_teacher(learner: Dino, steering: Auxiliary, student: Any) -> Auxiliary:
-    """``steering``, of a ``VisionTask`` whose ``frozen`` is the teacher, with the teacher beside it, which follows every step. Every device
-    holds all of both."""
+    """``steering``, of a ``VisionTask``, with the teacher beside it, which follows every step and looks at each batch once, for step and
+    update. Every device holds all of both."""
+
+    def prepare(state: Any, frozen: Any, batch: Any) -> Any:
+        return over_parts(lambda part: learner.prepare(state["teacher"], part), batch)
 
     def update(state: Any, training: TrainState, frozen: Any, batch: Any, own: Any, step: jax.Array) -> tuple[Any, Sums]:
-        new, figures = steering.update(state["steering"], training, state["teacher"], batch, own, step)
+        new, figures = steering.update(state["steering"], training, frozen, batch, own, step)
         return state | {"steering": new}, figures
 
     def follow(state: Any, training: TrainState, sums: Sums) -> tuple[Any, Sums]:
@@ -65,12 +69,12 @@ def with_teacher(learner: Dino, steering: Auxiliary, student: Any) -> Auxiliary:
         return state | {"teacher": teacher}, {name: total for name, total in sums.items() if name != "outputs"}
 
     state = {"steering": steering.state, "teacher": learner.start(student)}
-    return replace(steering, state=state, update=update, follow=follow, specs=None)
+    return replace(steering, state=state, prepare=prepare, update=update, follow=follow, specs=None)
 
 
 @dataclass(frozen=True)
 class VisionTask:
-    """Designed masks, as ``steering`` asks of a designed task. ``frozen`` is the teacher's state.
+    """Designed masks, as ``steering`` asks of a designed task. Its batches are those of ``Dino.prepare``; nothing is frozen.
 
     Attributes:
         learner: student and teacher.
@@ -127,8 +131,8 @@ class VisionTask:
         return losses | {"loss": weighted(losses)}
 
     def prepare(self, trained: Any, frozen: Any, direction: Part, batch: Batch) -> dict[str, Any]:
-        """Views, the teacher's targets, noise; and the direction."""
-        return self.learner.prepare(frozen, batch) | {"direction": direction}
+        """The batch with the direction."""
+        return {**batch, "direction": direction}
 
     def value(self, designer: Any, trained: Any, frozen: Any, prepared: Batch) -> Sums:
         """``value``: the derivative of the loss in the direction, forward; ``logit``, the mean size of the designer's."""
@@ -143,9 +147,8 @@ class VisionTask:
 
     def designed_loss(self, trained: Any, frozen: Any, designer: Any, batch: Batch) -> Sums:
         """The student's loss under the designer, for the gradient of a cosine."""
-        prepared = self.learner.prepare(frozen, batch)
-        masks, _ = _masks(self.designer, designer, prepared)
-        return {"loss": self.learner.loss(trained, prepared, masks, self.subset.layers), "weight": jnp.float32(len(masks))}
+        masks, _ = _masks(self.designer, designer, batch)
+        return {"loss": self.learner.loss(trained, batch, masks, self.subset.layers), "weight": jnp.float32(len(masks))}
 
 
 @dataclass(frozen=True)

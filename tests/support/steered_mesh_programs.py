@@ -20,11 +20,11 @@ from perturbjax.train import Training
 from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import learning_rates
 from perturbjax.train.placement import put_batch, put_params
-from perturbjax.train.problem import Fitted
+from perturbjax.train.problem import Auxiliary, Fitted
 from perturbjax.vpretrain.arms import Experiment
 from perturbjax.vpretrain.candidates import candidates, log_probs_of
 from perturbjax.vpretrain.steering import Steering
-from perturbjax.vpretrain.vision import learner_loss
+from perturbjax.vpretrain.vision import learner_loss, with_teacher
 from support import vision_cases
 from support import vpretrain_cases as cases
 
@@ -68,10 +68,14 @@ def on_images(devices: int) -> dict[str, np.ndarray]:
     """The sums of a step, with rows sharded over devices: they are of all views, masks and targets."""
     mesh, task = make_mesh(jax.devices()[:devices]), vision_cases.task(vision_cases.SMALL)
     student = vision_cases.student(vision_cases.SMALL)
-    state = {"teacher": task.learner.start(student), "steering": {"designer": vision_cases.designer_params()}}
+    auxiliary = with_teacher(task.learner, Auxiliary({"designer": vision_cases.designer_params()}), student)
     batch = put_batch(vision_cases.images(8).batch(np.arange(8)), 1, mesh)
-    loss = jax.jit(lambda batch: learner_loss(task.learner, task.designer)(student, (None, state), jax.tree.map(lambda a: a[0], batch)))
-    return jax.device_get(loss(batch))
+
+    def loss(batch: Any) -> Any:
+        prepared = auxiliary.prepare(auxiliary.state, None, batch)
+        return learner_loss(task.learner, task.designer)(student, (None, auxiliary.state), jax.tree.map(lambda a: a[0], prepared))
+
+    return jax.device_get(jax.jit(loss)(batch))
 
 
 def sharded_candidates(model: int) -> tuple[bool, int, int]:

@@ -46,17 +46,17 @@ def close(found, expected):
 def test_value_and_designer_gradient_are_those_of_double_backward():
     """Double backward goes through all layers."""
     rng = np.random.default_rng(3)
-    part, teacher = TASK.subset.take(STUDENT), TASK.learner.start(cases.student(seed=1))
+    part, prepared = TASK.subset.take(STUDENT), jax.jit(TASK.learner.prepare)(TASK.learner.start(cases.student(seed=1)), BATCH)
     direction = {path: jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32) for path, leaf in part.items()}
     every = dataclasses.replace(TASK, subset=dataclasses.replace(TASK.subset, layers=None))
 
     def by_jvp(phi):
-        sums = TASK.value(phi, STUDENT, teacher, TASK.prepare(STUDENT, teacher, direction, BATCH))
+        sums = TASK.value(phi, STUDENT, None, TASK.prepare(STUDENT, None, direction, prepared))
         return sums["value"] / sums["weight"]
 
     def double(phi):
         def loss(part):
-            sums = every.designed_loss(TASK.subset.put(STUDENT, part), teacher, phi, BATCH)
+            sums = every.designed_loss(TASK.subset.put(STUDENT, part), None, phi, prepared)
             return sums["loss"] / sums["weight"]
 
         return dot(direction, jax.grad(loss)(part))
@@ -116,10 +116,11 @@ SMALL, START = cases.task(cases.SMALL), cases.student(cases.SMALL)
 
 
 def steps(designer, steering):
-    """A learner's step with masks of a designer, its state, and the auxiliary."""
-    optimizer = make_optimizer(cases.TRAINING, 9)
+    """A learner's step with masks of a designer, its state, the auxiliary, and what it prepares of one batch."""
+    optimizer, auxiliary = make_optimizer(cases.TRAINING, 9), with_teacher(cases.SMALL, steering, START)
     state = TrainState(START, jax.jit(optimizer.init)(START))
-    return make_step(learner_loss(cases.SMALL, designer), optimizer), state, with_teacher(cases.SMALL, steering, START)
+    prepared = jax.jit(auxiliary.prepare)(auxiliary.state, None, ONE)
+    return make_step(learner_loss(cases.SMALL, designer), optimizer), state, auxiliary, prepared
 
 
 ONE = jax.tree.map(lambda array: array[None], BATCH)
@@ -150,13 +151,13 @@ def test_g_down_is_that_of_a_head_which_is_fitted_on_the_train_batch_alone():
 def test_feedback_reaches_the_learner_through_the_designer_alone(steered):
     """The derivative of a learner's step with respect to feedback, at fixed designer, is exactly 0; the designer itself does change."""
     settings = Steering(every=1, learning_rate=0.1, probe=False)
-    step, state, auxiliary = steps(SMALL.designer, designer_auxiliary(SMALL, settings, PHI, lambda step: {}, lambda step: 1e-3))
+    step, state, auxiliary, prepared = steps(SMALL.designer, designer_auxiliary(SMALL, settings, PHI, lambda step: {}, lambda step: 1e-3))
     feedback = jax.tree.map(lambda array: array[None], FEEDBACK)
 
     def size(depth):
         given = {name: rows | {"depth": depth} for name, rows in feedback.items()}
-        new, _ = auxiliary.update(auxiliary.state, state, None, ONE, given, jnp.int32(0))
-        return sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(step(state, (None, new), ONE)[0].params))
+        new, _ = auxiliary.update(auxiliary.state, state, None, prepared, given, jnp.int32(0))
+        return sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(step(state, (None, new), prepared)[0].params))
 
     assert not np.any(jax.jit(jax.grad(size))(feedback["meta"]["depth"]))  # masks are constants to the learner, whatever made them
     assert np.any(flat(steered.auxiliary["steering"]["designer"]) != flat(PHI))
@@ -165,8 +166,8 @@ def test_feedback_reaches_the_learner_through_the_designer_alone(steered):
 def test_masks_of_ratio_0_are_plain_self_distillation_bit_for_bit():
     found = []
     for designer in (None, dataclasses.replace(SMALL.designer, ratio=0.0)):
-        step, state, auxiliary = steps(designer, Auxiliary({}))
-        found.append(jax.jit(step)(state, (None, auxiliary.state), ONE))
+        step, state, auxiliary, prepared = steps(designer, Auxiliary({}))
+        found.append(jax.jit(step)(state, (None, auxiliary.state), prepared))
     plain, silent = (fingerprint((state.params, sums["outputs"])) for state, sums in found)
     assert plain == silent
 

@@ -136,26 +136,29 @@ def vision_programs(sizes: VisionSizes) -> Programs:
     batch, feedback = rows(sizes.rows), {name: rows(sizes.feedback_rows) for name in ("train", "meta")}
     phi, rates = jax.tree.map(jnp.asarray, designer.init(0)), learning_rates(Training(steps=100), 100)
     steering = designer_auxiliary(task, Steering(every=sizes.every, probe=False), phi, lambda step: {}, rates)
-    auxiliary, first = with_teacher(learner, steering, student), {name: array[0] for name, array in batch.items()}
+    auxiliary = with_teacher(learner, steering, student)
+    prepared = jax.jit(auxiliary.prepare)(auxiliary.state, None, batch)
+    first = jax.tree.map(lambda array: array[0], prepared)
     direction = {path: jnp.full(leaf.shape, 1e-3) for path, leaf in task.subset.take(student).items()}
 
-    def by_jvp(phi: Any, student: Any, teacher: Any) -> Any:
-        prepared = task.prepare(student, teacher, direction, first)
-        return jax.value_and_grad(lambda phi: task.value(phi, student, teacher, prepared)["value"])(phi)
+    def by_jvp(phi: Any, student: Any) -> Any:
+        given = task.prepare(student, None, direction, first)
+        return jax.value_and_grad(lambda phi: task.value(phi, student, None, given)["value"])(phi)
 
-    def double(phi: Any, student: Any, teacher: Any) -> Any:
+    def double(phi: Any, student: Any) -> Any:
         def loss(part: Any, phi: Any) -> jax.Array:
-            return task.designed_loss(task.subset.put(student, part), teacher, phi, first)["loss"]
+            return task.designed_loss(task.subset.put(student, part), None, phi, first)["loss"]
 
         return jax.value_and_grad(lambda phi: dot(direction, jax.grad(loss)(task.subset.take(student), phi)))(phi)
 
     given = (None, auxiliary.state)
     return compiled(
-        plain=(make_step(learner_loss(learner, None), optimizer), (state, given, batch)),
-        designed=(make_step(learner_loss(learner, designer), optimizer), (state, given, batch)),
-        update=(auxiliary.update, (auxiliary.state, state, None, batch, feedback, jnp.int32(1))),
-        jvp=(by_jvp, (phi, student, auxiliary.state["teacher"])),
-        double=(double, (phi, student, auxiliary.state["teacher"])),
+        prepare=(auxiliary.prepare, (auxiliary.state, None, batch)),
+        plain=(make_step(learner_loss(learner, None), optimizer), (state, given, prepared)),
+        designed=(make_step(learner_loss(learner, designer), optimizer), (state, given, prepared)),
+        update=(auxiliary.update, (auxiliary.state, state, None, prepared, feedback, jnp.int32(1))),
+        jvp=(by_jvp, (phi, student)),
+        double=(double, (phi, student)),
     )
 
 
@@ -199,12 +202,17 @@ def report(sizes: Sizes | VisionSizes, found: Programs, count: int) -> None:
         values = [of(seconds) for seconds in rounds]
         return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
+    def step(seconds: dict[str, float], name: str) -> float:
+        """With what is prepared for a step, and for the update before it, if anything is."""
+        return seconds.get("prepare", 0.0) + seconds[name]
+
     every = sizes.every
     a, b = learner_bytes(memory, "plain"), max(learner_bytes(memory, name) for name in ("designed", "update"))
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {sizes}; seconds of CPU, {count} rounds")
-    print(f"step, r = {every}: steered / plain            {ratio(lambda s: (s['designed'] + s['update'] / every) / s['plain'])}")
-    print(f"  designed step / plain step             {ratio(lambda s: s['designed'] / s['plain'])}")
-    print(f"  update / plain step                    {ratio(lambda s: s['update'] / s['plain'])}")
+    steered = ratio(lambda s: (step(s, "designed") + s["update"] / every) / step(s, "plain"))
+    print(f"step, r = {every}: steered / plain            {steered}")
+    print(f"  designed step / plain step             {ratio(lambda s: step(s, 'designed') / step(s, 'plain'))}")
+    print(f"  update / plain step                    {ratio(lambda s: s['update'] / step(s, 'plain'))}")
     print(f"memory: steered / plain                  {b / a:.3f} ({b / 2**20:.0f} and {a / 2**20:.0f} MiB)")
     print(f"value and designer gradient: jvp / double backward, time    {ratio(lambda s: s['jvp'] / s['double'])}")
     one, two = memory["jvp"].temp_size_in_bytes, memory["double"].temp_size_in_bytes
