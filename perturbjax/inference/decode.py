@@ -11,8 +11,9 @@ Axis letters as in ``decoder``; W is the longest reply, in tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -73,6 +74,8 @@ class State(NamedTuple):
 
     def take(self, size: int) -> State:
         """The batch of ``size`` rows that holds all rows that still write, with their caches; the replies stay those of all."""
+        if size == len(self.row):
+            return self
         kept = jnp.argsort(self.stopped, stable=True)[:size]
         cache = jax.tree.map(lambda c: jnp.take(c, kept, axis=1), self.cache)
         names = ("token", "stopped", "lengths", "row", "row_ids", "temperature", "limits")
@@ -185,27 +188,17 @@ def generate(
     """
     decoding = Decoding(model, tokens_BxT.shape[1], stop_ids, prefix, prefix_length, key_data)
     state = decoding.start(tokens_BxT, lengths_B, valid_B, max_new_tokens, row_ids_B, temperature_B, limits_B)
-    if max_new_tokens == 1:
-        return state.replies
     rows = len(tokens_BxT)
-    return _shrinking(state, decoding.step, max_new_tokens, [rows, *(size for size in ROW_SIZES if size < rows), 0])
+    sizes = [rows, *(size for size in ROW_SIZES if size < rows), 0] if max_new_tokens > 1 else []
+    # One after the other, not nested, so that the caches of a size are freed for those of the sizes after the next.
+    for size, smaller in itertools.pairwise(sizes):
+        state = jax.lax.while_loop(partial(_more, max_new_tokens, smaller), decoding.step, state.take(size))
+    return state.replies
 
 
-def _shrinking(state: State, step: Callable[[State], State], max_new_tokens: int, sizes: list[int]) -> Replies:
-    """Decodes in a batch of ``sizes[0]`` rows until those that still write fit into ``sizes[1]``, and so on."""
-
-    def more(state: State, rows: int) -> jax.Array:
-        return (state.step < max_new_tokens) & ((~state.stopped).sum() > rows)
-
-    _, smaller, *_ = sizes
-    state = jax.lax.while_loop(lambda state: more(state, smaller), step, state)
-    if smaller == 0:
-        return state.replies
-
-    def rest(state: State) -> Replies:
-        return _shrinking(state.take(smaller), step, max_new_tokens, sizes[1:])
-
-    return jax.lax.cond(more(state, 0), rest, lambda state: state.replies, state)
+def _more(max_new_tokens: int, rows: int, state: State) -> jax.Array:
+    """Whether more than ``rows`` rows still write."""
+    return (state.step < max_new_tokens) & ((~state.stopped).sum() > rows)
 
 
 def _prefill(
