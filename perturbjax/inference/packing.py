@@ -222,7 +222,8 @@ def unpack(packings: Sequence[Packing], values: Sequence[np.ndarray]) -> np.ndar
             if packing.single:
                 asked = packing.num_choices[example]
                 logits = outputs[:, slot, query, :asked].astype(np.float64)
-                result[:, number, :asked] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+                with np.errstate(invalid="ignore"):  # a broken candidate's logits are NaN or infinite, and so its log-probabilities
+                    result[:, number, :asked] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
             else:
                 result[:, number, choice] += outputs[:, slot, query, 0]
     return result

@@ -1,5 +1,6 @@
 """What an arm is measured by at its end beside its answers: the loss of each row, and what its designer does."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def row_losses(learner: Learner, params: Any, texts: Sequence[EncodedDemonstrati
     return tuple(losses[: len(rows)])
 
 
+@functools.cache  # arms and sets have one shape of a learner: a new function would be traced and compiled for each of them
 def _losses(learner: Learner) -> Callable[[Any, Any], jax.Array]:
     def losses(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         batch = {name: array[0] for name, array in batch.items()}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.cli_tiny import MODEL
+from support.toy import one_batch_size
 
 from perturbjax.bench import measure as measure_module
 from perturbjax.bench import scopes, workloads
@@ -91,6 +92,7 @@ def taken(request, tmp_path_factory):
         patch.setattr(workloads, "GENERATION_PROMPTS", 4)
         patch.setattr(measure_module, "SLOT_TOKENS", (512, 1024))
         patch.setattr(measure_module, "BATCH_ROWS", (4, 8))
+        one_batch_size(patch, (8, 4))
         patch.setattr(commands_bench, "workloads", lambda config, model: [MAKERS[request.param](model)])
         arguments = ["bench", "--model", str(MODEL), "--rounds", "2", "--population", "2", "--noise", "rademacher"]
         assert main([*arguments, "--out", str(folder / "out"), "--profile", str(folder / "traces")]) == 0

@@ -1,5 +1,6 @@
 """The caulks of heads: kept, answered with and exported; and tasks whose questions have choices of their own."""
 
+import functools
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from support.paths import FIXTURES
 
 from perturbjax.caulking.cells import read_cells
 from perturbjax.caulking.reopen import reopen
+from perturbjax.cli import main
 from perturbjax.inference import Engine
 from perturbjax.noise import Noise
 from perturbjax.pretrained import load_model
@@ -29,7 +31,7 @@ def write_questions(path):
     return write(path, [{"question": f"is {n} odd", "choices": ["a", "b"], "answer": "ab"[n % 2]} for n in range(24)])
 
 
-def train(questions, base, out, capsys, *more, samples="4,8"):
+def train(questions, base, out, *more, samples="4,8"):
     arguments = [
         "caulking",
         "--base",
@@ -45,15 +47,27 @@ def train(questions, base, out, capsys, *more, samples="4,8"):
         str(out),
         *more,
     ]
-    code, _, err = call(arguments, capsys)
-    assert code == 0, err
+    assert main(arguments) == 0
     return arguments
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """base -> the folder of questions and of a run on them, and the command of the run."""
+
+    @functools.cache
+    def of(base):
+        folder = tmp_path_factory.mktemp(base.name)
+        questions = write_questions(folder / "odd.jsonl")
+        return folder, train(questions, base, folder / "run", "--learning-rates", "0.5", "--sigmas", "0,0.1")
+
+    return of
+
+
 @pytest.mark.parametrize("base", [TIED, WITH_HEAD])
-def test_a_head_is_kept_and_answers_as_it_was_measured(base, tmp_path, capsys):
-    questions, run = write_questions(tmp_path / "odd.jsonl"), tmp_path / "run"
-    train(questions, base, run, capsys, "--learning-rates", "0.5", "--sigmas", "0,0.1")
+def test_a_head_is_kept_and_answers_as_it_was_measured(base, trained, tmp_path, capsys):
+    folder, _ = trained(base)
+    questions, run = folder / "odd.jsonl", folder / "run"
     cell = next(cell for cell in read_cells(run / "cells.parquet") if cell.name == "head-q0.1-n8-s1")
     assert cell.norm > 0 and len(list((run / "caulks").iterdir())) == 8
     code, out, _ = call(["export", str(run), "--cell", cell.name, "--out", str(tmp_path / "model")], capsys)
@@ -76,13 +90,13 @@ def test_a_head_is_kept_and_answers_as_it_was_measured(base, tmp_path, capsys):
     assert [answer == example.answer for answer, example in zip(answers, tested, strict=True)] == scores.astype(bool).tolist()
 
 
-def test_a_lost_head_comes_back(tmp_path, capsys):
-    run = tmp_path / "run"
-    arguments = train(write_questions(tmp_path / "odd.jsonl"), TIED, run, capsys)
-    shutil.copytree(run / "caulks", tmp_path / "before")
+def test_a_lost_head_comes_back(trained, tmp_path, capsys):
+    folder, arguments = trained(TIED)
+    run = shutil.copytree(folder / "run", tmp_path / "run")
     (run / "caulks" / "head-q0-n4-s0.safetensors").unlink()
+    arguments = [str(run) if word == str(folder / "run") else word for word in arguments]
     assert call([*arguments, "--resume"], capsys)[0] == 0
-    for path in (tmp_path / "before").iterdir():
+    for path in (folder / "run" / "caulks").iterdir():
         assert path.read_bytes() == (run / "caulks" / path.name).read_bytes()
 
 
@@ -110,11 +124,11 @@ class Pairs:
 """
 
 
-def test_choices_that_test_questions_alone_have_are_scored_as_themselves(tmp_path, capsys):
+def test_choices_that_test_questions_alone_have_are_scored_as_themselves(tmp_path):
     """With a rate of nothing a head is the base, whose answers the engine knows."""
     (tmp_path / "my_task.py").write_text(PAIRS)
     task, run = f"{tmp_path / 'my_task.py'}:Pairs", tmp_path / "run"
-    train(task, TIED, run, capsys, "--learning-rates", "1e-30", samples="2,3")
+    train(task, TIED, run, "--learning-rates", "1e-30", samples="2,3")
     cells, caulked = read_cells(run / "cells.parquet"), reopen(run, None, lambda _: None, [task])
     tested = caulked.known[-8:]
     assert {c for each in tested for c in each.choices} - {c for each in caulked.known[:-8] for c in each.choices}
@@ -126,7 +140,7 @@ def test_choices_that_test_questions_alone_have_are_scored_as_themselves(tmp_pat
 def test_a_head_of_the_whole_vocabulary_is_not_kept(tmp_path, capsys):
     run = tmp_path / "run"
     rows = [{"question": f"is {n} even", "choices": ["yes it is", "no it is not"], "answer": "yes it is"} for n in range(24)]
-    train(write(tmp_path / "long.jsonl", rows), TIED, run, capsys)
+    train(write(tmp_path / "long.jsonl", rows), TIED, run)
     assert not (run / "caulks").exists()
     code, _, err = call(["export", str(run), "--out", str(tmp_path / "out")], capsys)
     assert code == 2 and "caulks of head are not kept; train some of adapter, bitfit, lora" in err.splitlines()[-1]

@@ -17,6 +17,7 @@ from perturbjax.caulking.program import CellArrays, Fitting, GridProgram, Method
 from perturbjax.caulking.questions import Layout, Questions, encode_questions
 from perturbjax.caulking.setup import in_flight
 from perturbjax.inference import Engine
+from perturbjax.models.adapters import LoRA
 from perturbjax.models.attention import causal_mask
 from perturbjax.models.config import param_shapes, untied
 from perturbjax.noise import Noise
@@ -43,7 +44,7 @@ class Glued(Toy):
 def encoded(model, kind):
     task = Glued("choice", CHOICES[kind])
     questions = encode_questions(model, task, task.examples(), TEMPLATE)
-    return task, replace(questions, arrays=jax.tree.map(jnp.asarray, questions.arrays))
+    return task, questions
 
 
 def problem_of(model, questions, group=None, remat=False, config=None):
@@ -62,11 +63,14 @@ def test_the_error_is_that_of_the_engine(model, kind):
     engine = Engine(model, task, Noise(), chunk=1)
     outputs = engine.run_plain(engine.prepare(task.examples(), TEMPLATE))
     problem = problem_of(model, questions)
-    error = jax.jit(problem.error)(model.params, questions.arrays)
+
+    @jax.jit
+    def found_of(params, arrays):
+        scores = choice_scores(model.config.build(params), arrays, problem.layout, problem.layout.widths[-1])
+        return problem.error(params, arrays), scores
+
+    error, scores = found_of(model.params, questions.arrays)
     assert float(error) == pytest.approx(1 - outputs.scores.mean(), abs=1e-6)
-    scores = jax.jit(lambda params, arrays: choice_scores(model.config.build(params), arrays, problem.layout, problem.layout.widths[-1]))(
-        model.params, questions.arrays
-    )
     assert outputs.log_probs is not None
     found, want = (np.asarray(each) - np.asarray(each)[:, :1] for each in (scores, outputs.log_probs[0]))
     np.testing.assert_allclose(found, want, atol=2e-4)
@@ -111,7 +115,7 @@ def test_a_step_takes_the_width_that_its_longest_row_needs_and_the_cells_share_i
         losses = [float(jax.jit(loss)(model.params, batch)) for loss in sized.losses[taken[-1] :]]
         np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
     assert taken == [0, 1]
-    method = Method(make_methods(Grid(rank=2), model.config)["lora"].caulk, learning_rate=0.05, attach=True)
+    method = Method(LoRA(2, rules=("/(q|down)/kernel$",)), learning_rate=0.05, attach=True)
     order = np.array([np.argsort(lengths), np.argsort(-lengths)], np.int32)
     cells = CellArrays(np.array([0, 1], np.uint32), np.array([0, 1], np.int32), np.array([1, 1], np.int32))
     trained = [
@@ -130,16 +134,15 @@ def test_a_step_takes_the_width_that_its_longest_row_needs_and_the_cells_share_i
 def test_a_head_on_features_is_a_head_trained_with_its_decoder(model, kind):
     _, questions = encoded(model, kind)
     config, params = untied(model.config, model.params)
-    host = replace(questions, arrays=jax.tree.map(np.asarray, questions.arrays))
-    problem, fitting, mesh = problem_of(model, host, 2, config=config), Fitting(steps=4, batch=len(host)), sharding.make_mesh()
+    problem, fitting, mesh = problem_of(model, questions, 2, config=config), Fitting(steps=4, batch=len(questions)), sharding.make_mesh()
     method = Method(make_methods(Grid(methods=("head",)), model.config)["head"].caulk, learning_rate=0.05)
-    order = np.stack([np.random.default_rng(seed).permutation(len(host)).astype(np.int32) for seed in range(2)])
+    order = np.stack([np.random.default_rng(seed).permutation(len(questions)).astype(np.int32) for seed in range(2)])
     cells = CellArrays(np.arange(2, dtype=np.uint32), np.arange(2, dtype=np.int32), np.array([3, 5], np.int32))
     whole = GridProgram(problem.loss, problem.error, method, fitting, mesh, 2)
-    want = whole(sharding.put_replicated(Shared(params, host.arrays, host.arrays, order), mesh), cells)
-    features = HeadFeatures(model.config, Layout.of(host, TEST_ROWS), host.columns, 5, mesh)
+    want = whole(sharding.put_replicated(Shared(params, questions.arrays, questions.arrays, order), mesh), cells)
+    features = HeadFeatures(model.config, Layout.of(questions, TEST_ROWS), questions.columns, 5, mesh)
     alone = GridProgram(HeadProblem.loss, HeadProblem.error, method, fitting, mesh, 2, freeze=features)
-    shared = features(sharding.put_replicated(Shared(model.params, host.arrays, host.arrays, order), mesh))
+    shared = features(sharding.put_replicated(Shared(model.params, questions.arrays, questions.arrays, order), mesh))
     found = alone(shared, cells)
     assert len(shared.data["answer"]) == len(set(order[:, :5].ravel())) and found["norm"].min() > 0
     for name in ("loss", "error", "norm", "distance"):
@@ -175,13 +178,12 @@ def test_caulks_trained_together_share_the_products_of_the_base(model):
 def test_gradients_of_several_caulks_are_those_of_each(model):
     _, questions = encoded(model, "several")
     problem, lora = problem_of(model, questions), make_methods(Grid(rank=2), model.config)["lora"]
-    base = jax.tree.map(jnp.asarray, model.params)
-    starts = [jax.tree.map(lambda leaf: leaf + 0.02, lora.init(base, jax.random.key(seed))) for seed in range(3)]
+    base, keys = model.params, jax.random.split(jax.random.key(0), 3)
+    starts = jax.device_get(jax.jit(jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf + 0.02, lora.init(base, key))))(keys))
     gradient = jax.grad(lambda trained: problem.loss(lora.apply(base, trained), questions.arrays))
-    together = jax.jit(jax.vmap(gradient))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
-    one = jax.jit(gradient)
-    for number, start in enumerate(starts):
-        alone = leaf_paths(one(start))
+    together, one = jax.jit(jax.vmap(gradient))(starts), jax.jit(gradient)
+    for number in range(3):
+        alone = leaf_paths(one(jax.tree.map(lambda leaf, n=number: leaf[n], starts)))
         for path, leaf in leaf_paths(together).items():
             np.testing.assert_allclose(leaf[number], alone[path], atol=1e-5, rtol=1e-3)
 
@@ -189,14 +191,19 @@ def test_gradients_of_several_caulks_are_those_of_each(model):
 def test_every_method_begins_at_the_base_and_scratch_does_not(model):
     _, questions = encoded(model, "single")
     config, params = untied(model.config, model.params)
-    params = jax.tree.map(jnp.asarray, params)
     problem = problem_of(model, questions, config=config)
     loss = jax.jit(problem.loss)
     want = float(loss(params, questions.arrays))
-    for name, method in make_methods(Grid(methods=("lora", "adapter", "head", "bitfit", "full")), model.config).items():
-        start = method.init(params, jax.random.key(0))
-        assert float(loss(method.apply(params, start), questions.arrays)) == pytest.approx(want, rel=1e-6), name
-    random = random_params(config, jnp.float32)(jax.random.key(0))
+    methods = make_methods(Grid(methods=("lora", "adapter", "head", "bitfit", "full")), model.config)
+
+    @jax.jit
+    def starts(params, key):
+        begun = {name: method.apply(params, method.init(params, key)) for name, method in methods.items()}
+        return begun, random_params(config, jnp.float32)(key)
+
+    begun, random = starts(params, jax.random.key(0))
+    for name in methods:
+        assert float(loss(begun[name], questions.arrays)) == pytest.approx(want, rel=1e-6), name
     assert {path: leaf.shape for path, leaf in leaf_paths(random).items()} == param_shapes(config)
     assert abs(float(loss(random, questions.arrays)) - np.log(2)) < 0.5
 

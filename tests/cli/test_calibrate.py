@@ -61,7 +61,7 @@ def test_bad_input_is_one_line(arguments, message, questions, capsys):
 
 
 def test_a_search_calibrates_itself_stops_where_it_cannot_rank_and_goes_on(questions, tmp_path, capsys):
-    settings = search_arguments(questions, tmp_path / "run", sigmas="auto")
+    settings = search_arguments(questions, tmp_path / "run", sigmas="auto", rules=None)
     code, out, err = call([*settings, "--require-reliability"], capsys)
     assert (code, out) == (2, ""), err
     message = err.splitlines()[-1]
@@ -73,7 +73,7 @@ def test_a_search_calibrates_itself_stops_where_it_cannot_rank_and_goes_on(quest
     # A resume asks again whether it can rank, before anything else is scored.
     code, _, err = call([*settings, "--resume", "--require-reliability"], capsys)
     assert code == 2 and "calibrating" not in err and "cannot rank" in err
-    code, _, err = call([*search_arguments(questions, tmp_path / "run", sigmas="0.01"), "--resume"], capsys)
+    code, _, err = call([*search_arguments(questions, tmp_path / "run", sigmas="0.01", rules=None), "--resume"], capsys)
     assert code == 2 and "--sigmas 0.01, the run has 0.0005" in err
 
     code, out, err = call([*settings, "--resume"], capsys)

@@ -17,8 +17,10 @@ from support.paths import SCRIPTS
 from perturbjax.cluster.peers import PEER_LOST, PREEMPTED
 
 LAUNCH = SCRIPTS / "launch_local.py"
-SEARCH = {"population": 64, "search_examples": 32, "chunk": 2}
-"""Two rounds of a race, in more than 40 chunks."""
+LITTLE = {"noise": "rademacher", "rules": "^(?!embed|layers/attention/q)=exclude"}
+"""Noise of few leaves: every process traces it anew."""
+SEARCH = {"population": 64, "search_examples": 32, "chunk": 2, **LITTLE}
+"""Two rounds of a race, in 34 chunks."""
 DISTURBED = [
     (signal.SIGKILL, (0,), {"processes": 2}),
     (signal.SIGKILL, (1,), {"processes": 2, "model": 2}),

@@ -23,6 +23,8 @@ from perturbjax.runs import identity
 
 LAUNCH = SCRIPTS / "launch_local.py"
 SMALL = {"racing": "off", "chunk": 4, "population": 7, "searcher": "screen", "screened": 20}
+# Noise of few leaves, each sharded in another way; of all of them on meshes it is what ``test_mesh`` compares.
+SMALL |= {"noise": "rademacher", "rules": "^(?!embed|layers/attention/k|layers/mlp/down)=exclude"}
 
 
 def test_two_processes_on_a_mesh_give_the_files_of_one(tmp_path, capfd):

@@ -89,8 +89,7 @@ def entropies(model, prompts, replies):
         yield from (-(np.exp(log_p) * log_p).sum(axis=-1)).tolist()
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("small", [False, True], ids=["one pass", "a row a pass"])
+@pytest.mark.parametrize(("gated", "small"), [(False, False), (True, True)], ids=["one pass", "gated, a row a pass"])
 def test_packed_replies_are_judged_as_single_ones(model, value, mesh, gated, small, monkeypatch):
     if small:
         # Rows that hold two or three of the texts, several passes, few logits at a time.
@@ -145,9 +144,3 @@ def test_the_replies_measured_are_those_that_were_graded(model, value, mesh, mon
     assert entries.changes is not None and entries.changes.tokens == wanted.tokens == sum(map(len, replies))
     assert entries.changes.changed == pytest.approx(wanted.changed) and entries.changes.gated == 0
     assert entries.with_value.tokens > wanted.tokens
-
-
-def test_a_task_of_choices_has_no_replies(model, value, mesh):
-    task = Toy("choice")
-    entries = measure_base(model, combine(model, *value), model.tokenizer, task, TEMPLATE, task.examples()[:2], mesh, 0)
-    assert entries.changes is None

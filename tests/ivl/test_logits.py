@@ -1,5 +1,6 @@
 """A base's logits in files: what is stored against numpy, files against the base, trainings from them against live ones."""
 
+import functools
 import json
 import shutil
 import weakref
@@ -81,11 +82,15 @@ def live():
     return found
 
 
+@functools.cache
+def decoder_of(form):
+    return jax.jit(form.decode)
+
+
 def decoded(files, number):
     """log-probabilities that the files give for a row, float64 (learned positions, V)."""
-    arrays = files(np.asarray([number]), np.asarray([True]))
-    learned = {name: jnp.asarray(array[0][files.learned[number]]) for name, array in arrays.items()}
-    return log_softmax(np.asarray(files.form.decode(learned)))
+    (logits,) = np.asarray(decoder_of(files.form)(files(np.asarray([number]), np.asarray([True]))))
+    return log_softmax(logits[files.learned[number]])
 
 
 @pytest.mark.parametrize("k", [None, 5, 40])

@@ -235,7 +235,7 @@ def test_steps_leave_the_base_as_it_was_and_lower_the_loss():
     training = Training(steps=8, learning_rate=1e-2, warmup=0.0)
     optimizer = make_optimizer(training, training.total_steps(0))
     step = jax.jit(make_step(value_loss(value, model.config, jnp.float32, penalty=0.1), optimizer))
-    state = TrainState(params, optimizer.init(jax.tree.map(jnp.asarray, params)))
+    state = TrainState(params, jax.jit(optimizer.init)(params))
     looks = []
     for _ in range(8):
         state, sums = step(state, frozen, {name: array[None] for name, array in batch_of().items()})

@@ -4,6 +4,7 @@ A chapter's test module subclasses ``ChapterBattery`` and says how the chapter i
 """
 
 import contextlib
+import io
 import itertools
 import json
 import shutil
@@ -47,6 +48,8 @@ class ChapterBattery:
     """Files that are equal byte for byte, however the run came to its end."""
     commits: int
     """How often the run of ``arguments`` commits its state."""
+    stopped_with: tuple[str, ...] = ()
+    """Further words of the command of the run that is stopped, which change none of the files that are compared."""
 
     @classmethod
     def prepare(cls, folder: Path) -> None:
@@ -110,19 +113,26 @@ class ChapterBattery:
         again = f"perturbjax {self.arguments(finished, run)[0]} ... --out {run} --resume"
         assert (code, out) == (2, "") and err.endswith(f"no results.json, the run has not finished; continue it with: {again}\n")
 
-    def test_a_failure_says_that_the_run_is_intact_and_it_ends_the_same(self, finished, tmp_path, capsys):
-        run = tmp_path / "run"
-        arguments = self.arguments(finished, run)
-        with failing_commits(self.commits // 2, OSError(28, "No space left on device")):
-            code, _, err = call(arguments, capsys)
-        assert code == 1 and "Traceback" not in err
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stopped(cls, finished, tmp_path_factory) -> tuple[Path, list[tuple[int, str]]]:
+        """A run that failed, was interrupted and was continued to its end; exit code and stderr of each of the three commands."""
+        run, said = tmp_path_factory.mktemp("stopped") / "run", []
+        arguments = [*cls.arguments(finished, run), *cls.stopped_with]
+        failures = (failing_commits(cls.commits // 2, OSError(28, "No space left on device")), failing_commits(0), contextlib.nullcontext())
+        for failing, resume in zip(failures, ([], ["--resume"], ["--resume"]), strict=True):
+            err = io.StringIO()
+            with failing, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+                said.append((main([*arguments, *resume]), err.getvalue()))
+        return run, said
+
+    def test_a_failure_says_that_the_run_is_intact_and_it_ends_the_same(self, finished, stopped):
+        run, ((failed, err), (interrupted, later), (ended, last)) = stopped
+        assert failed == 1 and "Traceback" not in err
         assert err.splitlines()[-1] == (
             "perturbjax: failed: OSError: [Errno 28] No space left on device; "
-            f"what {run} had committed is intact; continue with: perturbjax {arguments[0]} ... --out {run} --resume"
+            f"what {run} had committed is intact; continue with: perturbjax {self.arguments(finished, run)[0]} ... --out {run} --resume"
         )
-        with failing_commits(0):
-            code, _, err = call([*arguments, "--resume"], capsys)
-        assert code == 130 and "interrupted; what" in err.splitlines()[-1]
-        code, _, err = call([*arguments, "--resume"], capsys)
-        assert code == 0 and "continuing the run" in err
+        assert interrupted == 130 and "interrupted; what" in later.splitlines()[-1]
+        assert ended == 0 and "continuing the run" in last
         assert self.content(run) == self.content(finished / "run")

@@ -8,6 +8,9 @@ from support.paths import FIXTURES
 
 MODEL = FIXTURES / "tiny_llama3"
 
+FEW = "^(?!embed|layers/attention/q/kernel)"
+"""Matches all leaves but two. Which leaves get noise is tested in ``interpret`` and ``models``; noise is most of a program."""
+
 SMALL = {
     "population": 6,
     "top-k": 2,
@@ -16,13 +19,16 @@ SMALL = {
     "test-examples": 5,
     "chunk": 2,
     "sigmas": "0.01,0.1",
+    "rules": f"{FEW}=exclude",
 }
 
 
 def search_arguments(questions: Path, out: Path, **changes: object) -> list[str]:
+    """True is a flag without a value; None leaves a setting of ``SMALL`` to its default."""
     changed = {name.replace("_", "-"): value for name, value in changes.items()}
     settings = {"model": MODEL, "task": questions, "out": out, **SMALL, **changed}
     arguments = ["randopt"]
     for name, value in settings.items():
-        arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        if value is not None:
+            arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return arguments

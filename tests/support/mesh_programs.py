@@ -14,23 +14,37 @@ from perturbjax.sharding import make_mesh
 from support.paths import FIXTURES
 from support.toy import POPULATION, TEMPLATE, Toy, one_batch_size
 
-MESHES = {"4x2": (8, 4, 2), "2x4": (8, 2, 4), "1x8": (8, 1, 8), "1x5": (5, 1, 5)}
+MESHES = {"8x1": (8, 8, 1), "4x2": (8, 4, 2), "2x4": (8, 2, 4), "1x8": (8, 1, 8), "1x5": (5, 1, 5)}
 """Devices, data, model. Of the fixtures' 4 heads, 2 key heads, 384 tokens and ffn of 64, axes of 2 shard everything, 4 share key
 heads, 8 leave attention whole, and 5 divide nothing: the vocabulary is padded and the ffn stays whole."""
 TOLERANCE = 2e-5
-UNEVEN = 7
-"""Candidates: a number that divides by no axis."""
+CHUNK, UNEVEN = 7, 9
+"""Candidates of a chunk and of all: numbers that divide by no axis. Of the second chunk, most devices of "data" have none."""
 
+
+def only(leaves: str) -> tuple[Rule, ...]:
+    """Leaves that move where another case moves all of them."""
+    return (Rule(f"^(?!{leaves})", None),)
+
+
+SHARED_HEADS = only("embed|layers/attention/k|layers/mlp/down|norm")
+"""By vocabulary, by key heads that devices share, by row, and on every device."""
 CHOICES = (
-    ("tiny_llama3", "4x2", ("x", "y"), Noise(), "lazy"),
-    ("tiny_llama3", "2x4", ("river of stone", "x"), Noise("rademacher", scale="rms"), "lazy"),
-    ("tiny_qwen2", "1x5", ("river of stone", "x"), Noise("gaussian", scale="modular"), "copy"),
-    ("tiny_qwen2", "2x4", ("x", "y"), Noise("rademacher", rank=2, rules=(Rule("norm", None),)), "low_rank"),
-    ("tiny_gemma3", "4x2", ("river of stone", "x"), Noise("rademacher"), "lazy"),
-    ("tiny_qwen3_moe", "2x4", ("river of stone", "x"), Noise("rademacher"), "lazy"),
-    ("tiny_olmo2", "2x4", ("river of stone", "x"), Noise("rademacher"), "lazy"),
+    ("tiny_llama3", ("4x2",), ("a", "the"), Noise(), "lazy"),
+    ("tiny_llama3", ("2x4",), ("river of stone", "x"), Noise("rademacher", scale="rms", rules=SHARED_HEADS), "lazy"),
+    ("tiny_qwen2", ("1x5",), ("river of stone", "x"), Noise(scale="modular", rules=only("embed|layers/.*/q|norm")), "copy"),
+    (
+        "tiny_qwen2",
+        ("2x4",),
+        ("x", "y"),
+        Noise("rademacher", rank=2, rules=only("embed|layers/attention/[ko]|layers/mlp/gate")),
+        "low_rank",
+    ),
+    ("tiny_gemma3", ("4x2",), ("river of stone", "x"), Noise("rademacher", rules=only("layers/attention/[kq]_norm|layers/mlp/up")), "lazy"),
+    ("tiny_qwen3_moe", ("2x4",), ("river of stone", "x"), Noise("rademacher", rules=only("layers/mlp/(router|up|down)")), "lazy"),
+    ("tiny_olmo2", ("2x4", "8x1"), ("river of stone", "x"), Noise("rademacher", rules=only("layers/attention/([kq]_norm|v)")), "lazy"),
 )
-GENERATED = (("tiny_llama3", "2x4", Noise("rademacher"), "copy"),)
+GENERATED = (("tiny_llama3", ("2x4", "8x1"), Noise("rademacher", rules=SHARED_HEADS), "copy"),)
 
 
 def mesh_of(name):
@@ -39,33 +53,34 @@ def mesh_of(name):
     return make_mesh(jax.devices()[:devices], model)
 
 
-def compare(name, task, mesh, noise, strategy):
-    """Whether a mesh, to which the weights come straight from their file, and one device agree, and how far log-probabilities are apart."""
+def compare(name, task, meshes, noise, strategy):
+    """Whether each mesh, to which the weights come straight from their file, and one device agree, and how far log-probabilities are
+    apart."""
     outputs = []
-    for where, stored in ((make_mesh(jax.devices()[:1]), False), (mesh, True)):
+    for where, stored in ((make_mesh(jax.devices()[:1]), False), *((mesh_of(mesh), True) for mesh in meshes)):
         model = load_model(str(FIXTURES / name), stored=stored)
-        engine = Engine(model, task, noise, where, chunk=UNEVEN, strategy=strategy)
+        engine = Engine(model, task, noise, where, chunk=CHUNK, strategy=strategy)
         outputs.append(engine.run(POPULATION[:UNEVEN], engine.prepare(task.examples(), TEMPLATE)))
-    one, other = outputs
-    same = one.answers == other.answers and np.array_equal(one.scores, other.scores) and np.array_equal(one.tokens, other.tokens)
-    if one.log_probs is None:
-        told_apart, apart = len(set(one.answers)) > 1, 0.0
-    else:
-        told_apart = float(np.ptp(one.log_probs, axis=0).max()) > 100 * TOLERANCE
-        apart = float(np.abs(one.log_probs - other.log_probs).max())
-    return same and told_apart and apart < TOLERANCE and not other.nonfinite, apart
+    one, *others = outputs
+    for mesh, other in zip(meshes, others, strict=True):
+        same = one.answers == other.answers and np.array_equal(one.scores, other.scores) and np.array_equal(one.tokens, other.tokens)
+        if one.log_probs is None:
+            told_apart, apart = len(set(one.answers)) > 1, 0.0
+        else:
+            told_apart = float(np.ptp(one.log_probs, axis=0).max()) > 100 * TOLERANCE
+            apart = float(np.abs(one.log_probs - other.log_probs).max())
+        what = f"{name} {mesh} {noise.distribution} {noise.rank} {noise.scale} {strategy}"
+        yield same and told_apart and apart < TOLERANCE and not other.nonfinite, what, apart
 
 
 def choices():
-    for name, mesh, choices, noise, strategy in CHOICES:
-        good, apart = compare(name, Toy("choice", choices), mesh_of(mesh), noise, strategy)
-        yield good, f"{name} {mesh} {noise.distribution} {noise.rank} {noise.scale} {strategy}", apart
+    for name, meshes, choices, noise, strategy in CHOICES:
+        yield from compare(name, Toy("choice", choices), meshes, noise, strategy)
 
 
 def generated():
-    for name, mesh, noise, strategy in GENERATED:
-        good, _ = compare(name, Toy("generation"), mesh_of(mesh), noise, strategy)
-        yield good, f"{name} {mesh} greedy {noise.distribution} {noise.rank} {strategy}", 0.0
+    for name, meshes, noise, strategy in GENERATED:
+        yield from compare(name, Toy("generation"), meshes, noise, strategy)
     model, task = load_model(str(FIXTURES / "tiny_qwen2")), Toy("generation")
     draws = [Engine(model, task, Noise(), where, chunk=2) for where in (make_mesh(jax.devices()[:1]), mesh_of("1x5"))]
     one, other = (engine.sample(engine.prepare(task.examples(), TEMPLATE), 2, 1.0, 3).answers for engine in draws)
@@ -74,11 +89,11 @@ def generated():
 
 def next_tokens():
     """What noise does to the next token, with a padded vocabulary whose logits lie on five devices."""
-    found = []
+    found, noise = [], Noise(scale="rms", rules=only("embed|layers/attention/q|norm"))
     for where, stored in ((make_mesh(jax.devices()[:1]), False), (mesh_of("1x5"), True)):
         model, task = load_model(str(FIXTURES / "tiny_qwen2"), "float32", stored=stored), Toy("choice")
         measured = NextToken(model, task, task.examples(), TEMPLATE, where, chunk=2)
-        found.append(measured.measure(POPULATION[:2], Noise(scale="rms")))
+        found.append(measured.measure(POPULATION[:2], noise))
     one, other = found
     apart = max(float(np.abs(one.kl / other.kl - 1).max()), float(np.abs(one.hidden / other.hidden - 1).max()))
     yield apart < 1e-3 and np.array_equal(one.argmax, other.argmax) and one.argmax.any(), "tiny_qwen2 1x5 next token", apart

@@ -57,6 +57,14 @@ def _forward(config, params, inputs_BxTxD):
     return decoder.logits(hidden)
 
 
+def _logits(config, params, inputs):
+    """All logits. Rows and positions are filled up, which causal models do not see: one program for most numbers of either."""
+    b, t, d = inputs.shape
+    filled = np.zeros((-(-b // 16) * 16, max(t, 40), d), np.float32)
+    filled[:b, :t] = inputs
+    return np.asarray(_forward(config, params, filled))[:b, :t]
+
+
 def softmax(z):
     e = np.exp(z - z.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
@@ -70,7 +78,7 @@ def log_softmax(z):
 
 def decoder_logits(config, params, tokens):
     """All logits (B, T, V) of rows of one length."""
-    return np.asarray(_forward(config, params, np.asarray(params["embed"]["embedding"])[tokens].astype(np.float32)))
+    return _logits(config, params, np.asarray(params["embed"]["embedding"])[tokens])
 
 
 def value_logits(value: ValueConfig, params: Any, tokens, z_base, vocabulary: VocabularyMap | None = None):
@@ -92,7 +100,7 @@ def value_logits(value: ValueConfig, params: Any, tokens, z_base, vocabulary: Vo
         inputs = np.pad(rows @ table[: vocabulary.value_size], ((0, missing), (0, 0)))[tokens]
     else:
         inputs = table[tokens]
-    return np.asarray(_forward(value.decoder, params, np.asarray(inputs, np.float32)))
+    return _logits(value.decoder, params, inputs)
 
 
 def mapped(vocabulary: VocabularyMap | None, z_value, size):

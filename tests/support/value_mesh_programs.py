@@ -56,9 +56,13 @@ def combined(name):
     return combine(model, value, params)
 
 
+NOISE = Noise(rules=(Rule("^(?!value/(embed|head|layers/attention/q)/)", None),))
+"""Of a leaf that is looked up and two that are multiplied: 301 rows, 301 columns, and columns that devices divide."""
+
+
 def outputs_on(mesh, name, task, candidates=0):
     model = combined(name)
-    engine = Engine(model, task, Noise(rules=(Rule("^base/", None),)), mesh, chunk=2, strategy="lazy")
+    engine = Engine(model, task, NOISE, mesh, chunk=2, strategy="lazy")
     prepared = engine.prepare(task.examples(), TEMPLATE)
     return engine.run(POPULATION[4 : 4 + candidates], prepared) if candidates else engine.run_plain(prepared)
 
