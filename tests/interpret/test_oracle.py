@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jax import lax
 from support.lazy_cases import CASES, NOISES
 from support.lazy_models import MODELS
-from support.oracle import POPULATION, cast, dense, relative_error
+from support.oracle import lazy_of, of_named, params_of, relative_error, together
 from support.paths import SUPPORT
 
 import perturbjax as pj
@@ -28,50 +28,44 @@ from perturbjax.noise import DISTRIBUTIONS
 from perturbjax.noise.spec import is_perturbable
 from perturbjax.tree import leaf_paths
 
+MANY = tuple(name for name, case in CASES.items() if case.every_noise)
+MOVING = tuple(name for name, case in CASES.items() if case.exact or case.every_noise)
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_gaussian_in_float32_under_vmap(name):
-    case, noise = CASES[name], pj.Noise()
-    params, args = cast((case.params, case.args), "float32")
-    several = POPULATION[[1, 4]]
-    found = jax.jit(jax.vmap(lambda candidate: pj.lazily(case.fn)(pj.lazy(params, candidate, noise), *args)))(several)
-    base = jax.jit(case.fn)(params, *args)
-    for i, index in enumerate((1, 4)):
-        expected = dense(case, params, POPULATION[index], noise, args)
-        assert relative_error(jax.tree.map(lambda leaf, i=i: leaf[i], found), expected) < 1e-5
-        moved = [np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(*map(jax.tree.leaves, (base, expected)), strict=True)]
-        assert any(moved) or not any(leaf.size for leaf in jax.tree.leaves(base)), "the case does not depend on the noise"
+    found, expected, base = together(tuple(CASES), pj.Noise(), "float32", (1, 4))
+    for i in range(2):
+        assert relative_error(jax.tree.map(lambda leaf, i=i: leaf[i], found[name]), expected[i][name]) < 1e-5
+        moved = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (base[name], expected[i][name])), strict=True)]
+        assert any(moved) or not any(leaf.size for leaf in jax.tree.leaves(base[name])), "the case does not depend on the noise"
 
 
 @pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name != "gaussian"])
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.exact or case.every_noise])
+@pytest.mark.parametrize("name", MOVING)
 def test_other_distributions_in_bfloat16(name, distribution):
-    case, noise = CASES[name], pj.Noise(distribution)
-    params, args = cast((case.params, case.args), "bfloat16")
-    found = jax.jit(pj.lazily(case.fn))(pj.lazy(params, POPULATION[3], noise), *args)
-    error = relative_error(found, dense(case, params, POPULATION[3], noise, args))
+    found, (expected,), _ = together(MOVING, pj.Noise(distribution), "bfloat16", (3,))
+    error = relative_error(found[name], expected[name])
     # Where values are only moved, the single rounding is all there is, and signs times a step are exact before it. Elsewhere sums and
     # products are rounded to 8 bits by both programs, not always at the same places.
-    assert error == 0 if case.exact and distribution == "rademacher" else error < 2**-6
+    assert error == 0 if CASES[name].exact and distribution == "rademacher" else error < 2**-6
 
 
 @pytest.mark.parametrize("noise", NOISES, ids=str)
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.every_noise])
+@pytest.mark.parametrize("name", MANY)
 def test_every_kind_of_noise(name, noise):
-    case = CASES[name]
-    params, args = cast((case.params, case.args), "float32")
-    found = jax.jit(pj.lazily(case.fn))(pj.lazy(params, POPULATION[2], noise), *args)
-    assert relative_error(found, dense(case, params, POPULATION[2], noise, args)) < 1e-5
+    found, (expected,), _ = together(MANY, noise, "float32", (2,))
+    assert relative_error(found[name], expected[name]) < 1e-5
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_materialized(name):
     case = CASES[name]
-    params, args = cast((case.params, case.args), "bfloat16")
-    theta = pj.lazy(params, POPULATION[3], pj.Noise("rademacher"))
-    usage = pj.lazily(case.fn).usage(theta, *args)
+    ours, theirs, args = params_of(tuple(CASES), "bfloat16")
+    theta = of_named(name, *lazy_of("bfloat16", 3))
+    usage = pj.lazily(case.fn).usage(theta, *args[name])
     assert tuple(use.primitive for use in usage.materialized) == case.whole
-    assert {use.path for use in usage.uses} <= set(leaf_paths(params))
+    assert {use.path for use in usage.uses} <= set(leaf_paths(of_named(name, ours, theirs)))
 
 
 SIGMA = 0.02
@@ -90,10 +84,11 @@ def test_models_of_other_libraries(name):
         candidate, noise = pj.Population(seed=5, size=3, sigmas=(SIGMA,))[2], pj.Noise()
         theta = pj.lazy(params, candidate, noise)
         found = jax.jit(pj.lazily(fn))(theta, x)
-        expected = jax.jit(fn)(pj.perturb(params, candidate, noise), x)
+        oracle = jax.jit(lambda params, candidate, x: (fn(pj.perturb(params, candidate, noise), x), fn(params, x)))
+        expected, base = oracle(params, candidate, x)
         usage = pj.lazily(fn, strict=True).usage(theta, x)
         assert relative_error(found, expected) < (1e-5 if found.dtype == np.float32 else 2**-6)
-        assert np.abs(expected - jax.jit(fn)(params, x)).max() > 1e-3
+        assert np.abs(expected - base).max() > 1e-3
         assert not usage.materialized
         lazy_leaves = [leaf for leaf in jax.tree.leaves(theta, is_leaf=is_lazy) if is_lazy(leaf)]
         assert {use.path for use in usage.uses} == {leaf.leaf.path for leaf in lazy_leaves}

@@ -3,6 +3,7 @@ metadata: indices, sigmas, signs and keys, the same however one gets at them."""
 
 import math
 import zlib
+from functools import cache
 from typing import Any, cast
 
 import jax
@@ -22,9 +23,12 @@ from perturbjax.tree import fingerprint, leaf_paths
 pytestmark = pytest.mark.usefixtures("optimized")
 
 POPULATION = Population(seed=3, size=12, sigmas=(0.01, 0.02, 0.05))
+DTYPES = ("float32", "bfloat16")
+VECTORS = ("layers/scale", "bias", "temperature")
 NOISES = [Noise(d, r, s) for d in DISTRIBUTIONS for r in (None, 2) for s in SCALES]
 
 
+@cache
 def base(dtype):
     keys = iter(jax.random.split(jax.random.key(1), 5))
     leaf = lambda *shape: jax.random.normal(next(keys), shape).astype(dtype)  # noqa: E731
@@ -38,14 +42,42 @@ def base(dtype):
     }
 
 
-def oracle_noise(key, shape, noise, vectors):
-    draw = DRAWS[noise.distribution]
-    if noise.rank is None or len(shape) < 2:
-        e = draw(key, shape)
-        return e / jnp.abs(jnp.atleast_1d(e)).max(axis=-1, keepdims=True).reshape(*shape[:-1], *[1] * bool(shape)) if vectors else e
-    a = draw(jax.random.fold_in(key, 1), (*shape[:-1], noise.rank))
-    b = draw(jax.random.fold_in(key, 2), (*shape[:-2], shape[-1], noise.rank))
-    return a @ jnp.swapaxes(b, -1, -2) / math.sqrt(noise.rank)
+@jax.jit
+def perturb_all(params, candidate):
+    """Parameters of every dtype, in every noise."""
+    return [[perturb(tree, candidate, noise) for tree in params] for noise in NOISES]
+
+
+@cache
+def perturbed_all(index):
+    """By noise and dtype; one program, as most of it is the same for all scales and dtypes."""
+    candidate = Candidate.base() if index is None else POPULATION[index]
+    found = jax.tree.map(np.asarray, perturb_all([base(dtype) for dtype in DTYPES], candidate))
+    return {(noise, dtype): tree for noise, row in zip(NOISES, found, strict=True) for dtype, tree in zip(DTYPES, row, strict=True)}
+
+
+@cache
+def oracle_noise(index):
+    """Of the leaves that move, by path, distribution, rank, and whether the largest element of each vector is 1."""
+    shapes = {path: leaf.shape for path, leaf in leaf_paths(base("float32")).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+    def of_leaf(key, shape, distribution, rank, unit):
+        draw = DRAWS[distribution]
+        if rank is None or len(shape) < 2:
+            e = draw(key, shape)
+            return e / jnp.abs(jnp.atleast_1d(e)).max(axis=-1, keepdims=True).reshape(*shape[:-1], *[1] * bool(shape)) if unit else e
+        a = draw(jax.random.fold_in(key, 1), (*shape[:-1], rank))
+        b = draw(jax.random.fold_in(key, 2), (*shape[:-2], shape[-1], rank))
+        return a @ jnp.swapaxes(b, -1, -2) / math.sqrt(rank)
+
+    kinds = [(path, d, r, unit) for path in shapes for d in DISTRIBUTIONS for r in (None, 2) for unit in {False, path in VECTORS}]
+
+    @jax.jit
+    def draws(root, index):
+        key = jax.random.fold_in(root, index)
+        return [of_leaf(jax.random.fold_in(key, zlib.crc32(path.encode())), shapes[path], *kind) for path, *kind in kinds]
+
+    return dict(zip(kinds, map(np.asarray, draws(jax.random.key(3, impl="threefry2x32"), index)), strict=True))
 
 
 def oracle_scale(path, leaf, noise):
@@ -56,28 +88,27 @@ def oracle_scale(path, leaf, noise):
     return 1.0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("noise", NOISES, ids=str)
 def test_perturb_equals_the_specification(noise, dtype):
     params, index = base(dtype), 7
-    candidate_key = jax.random.fold_in(jax.random.key(3, impl="threefry2x32"), index)
-    moved = leaf_paths(jax.jit(lambda p, c: perturb(p, c, noise))(params, POPULATION[index]))
+    moved = leaf_paths(perturbed_all(index)[noise, dtype])
     for path, leaf in leaf_paths(params).items():
+        leaf = np.asarray(leaf)
         assert moved[path].dtype == leaf.dtype and moved[path].shape == leaf.shape
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             np.testing.assert_array_equal(moved[path], leaf)
             continue
-        vectors = noise.scale == "modular" and path in ("layers/scale", "bias", "temperature")
-        e = oracle_noise(jax.random.fold_in(candidate_key, zlib.crc32(path.encode())), leaf.shape, noise, vectors)
+        e = oracle_noise(index)[path, noise.distribution, noise.rank, noise.scale == "modular" and path in VECTORS]
         step = np.float32(0.02) * np.float32(oracle_scale(path, leaf, noise))
-        expected = (leaf.astype(jnp.float32) + step * e).astype(dtype)
-        ulp = np.spacing(np.abs(np.asarray(leaf, np.float32)) + np.abs(np.asarray(step * e)))
+        expected = (leaf.astype(np.float32) + step * e).astype(leaf.dtype)
+        ulp = np.spacing(np.abs(leaf.astype(np.float32)) + np.abs(step * e))
         if dtype == "bfloat16":  # rounded once to 8 bits: a last-bit difference before that may cross a rounding boundary, rarely
-            assert np.mean(np.asarray(moved[path]) != np.asarray(expected)) < 0.01
+            assert np.mean(moved[path] != expected) < 0.01
             ulp = ulp * 2**16
         # The RMS is a float32 sum here and a float64 one in the oracle; a low-rank product is summed in another order.
-        slack = 1e-6 * np.abs(np.asarray(step * e)) if noise.scale == "rms" or noise.rank else 0
-        assert (np.abs(np.asarray(moved[path], np.float32) - np.asarray(expected, np.float32)) <= 2 * ulp + slack).all(), path
+        slack = 1e-6 * np.abs(step * e) if noise.scale == "rms" or noise.rank else 0
+        assert (np.abs(moved[path].astype(np.float32) - expected.astype(np.float32)) <= 2 * ulp + slack).all(), path
 
 
 @pytest.mark.parametrize("noise", [*map(Noise, DISTRIBUTIONS), Noise(rank=2)], ids=str)
@@ -96,11 +127,9 @@ def test_float64_leaves_are_not_rounded_to_float32(noise):
 
 
 def test_sigma_zero_is_the_base_bit_for_bit():
-    for dtype in ("float32", "bfloat16"):
-        params = base(dtype)
-        for noise in NOISES:
-            for got, leaf in zip(jax.tree.leaves(perturb(params, Candidate.base(), noise)), jax.tree.leaves(params), strict=True):
-                np.testing.assert_array_equal(np.asarray(got), np.asarray(leaf))
+    for (noise, dtype), moved in perturbed_all(None).items():
+        for got, leaf in zip(jax.tree.leaves(moved), jax.tree.leaves(base(dtype)), strict=True):
+            np.testing.assert_array_equal(got, np.asarray(leaf), err_msg=f"{noise} {dtype}")
 
 
 def test_antithetic_pair_is_symmetric_about_the_base():

@@ -3,7 +3,7 @@
 Under ``jit``: made operation by operation, each small program of each shape would be compiled by itself."""
 
 import math
-from functools import cache, partial
+from functools import cache
 
 import hypothesis.strategies as st
 import jax
@@ -29,22 +29,46 @@ def dense(key_data, block, distribution):
     return DISTRIBUTIONS[distribution].values(key_data, block)
 
 
+SHAPES = [(7,), (33,), (5, 3), (70, 6), (3, 40, 5), (2, 2, 65, 4)]
+KINDS = [*((name, None) for name in DISTRIBUTIONS), ("gaussian", 1), ("rademacher", 2)]
+PRODUCTS = [(shape, name, rank) for shape in ((6, 5), (3, 40, 17)) for name in DISTRIBUTIONS for rank in (1, 4)]
+MOMENTS = [((2000, 500), name, rank) for name in DISTRIBUTIONS for rank in (None, 3)]
+
+
+def made(key_data, block, distribution, rank):
+    if rank is None or len(block.global_shape) < 2:
+        return dense(key_data, block, distribution)
+    return low_rank(key_data, block, rank, distribution)
+
+
 @cache
-def values(shape, distribution, rank):
-    """Of a whole leaf."""
-    fn = partial(low_rank, rank=rank, distribution=distribution) if rank else partial(dense, distribution=distribution)
-    return np.asarray(jax.jit(lambda key: fn(key, Block(shape)))(KEY))
+def wholes():
+    """Whole leaves by shape, distribution and rank."""
+    kinds = {*PRODUCTS, *MOMENTS, *((shape, *kind) for shape in SHAPES for kind in KINDS)}
+    kinds = sorted(kinds, key=str)
+    found = jax.jit(lambda key: [made(key, Block(shape), name, rank) for shape, name, rank in kinds])(KEY)
+    return dict(zip(kinds, map(np.asarray, found), strict=True))
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("shape", [(6, 5), (3, 40, 17)])
-@pytest.mark.parametrize("rank", [1, 4])
-def test_low_rank_is_the_product_of_its_factors(distribution, shape, rank):
-    *leading, rows, columns = shape
-    draws = ((1, (*leading, rows, rank)), (2, (*leading, columns, rank)))
-    a, b = jax.jit(lambda key: [DRAWS[distribution](jax_key(noise.fold_in(key, n)), size) for n, size in draws])(KEY)
+@cache
+def factors():
+    """Of the leaves of ``PRODUCTS``, drawn by jax.random."""
+
+    def pair(key, shape, name, rank):
+        *leading, rows, columns = shape
+        draws = ((1, (*leading, rows, rank)), (2, (*leading, columns, rank)))
+        return [DRAWS[name](jax_key(noise.fold_in(key, n)), size) for n, size in draws]
+
+    found = jax.jit(lambda key: [pair(key, *product) for product in PRODUCTS])(KEY)
+    return dict(zip(PRODUCTS, found, strict=True))
+
+
+@pytest.mark.parametrize(("shape", "distribution", "rank"), PRODUCTS)
+def test_low_rank_is_the_product_of_its_factors(shape, distribution, rank):
+    *_, rows, columns = shape
+    a, b = factors()[shape, distribution, rank]
     expected = np.asarray(a, np.float64) @ np.swapaxes(np.asarray(b, np.float64), -1, -2) / math.sqrt(rank)
-    got = values(shape, distribution, rank)
+    got = wholes()[shape, distribution, rank]
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     assert np.linalg.matrix_rank(got.reshape(-1, rows, columns)[0]) == min(rank, rows, columns)
 
@@ -69,36 +93,36 @@ def block_and_index(draw, shape, leaf=None):
     return Block(tuple(leaf or shape), tuple(chosen)), index
 
 
-@given(
-    data=st.data(),
-    shape=st.sampled_from([(7,), (33,), (5, 3), (70, 6), (3, 40, 5), (2, 2, 65, 4)]),
-    kind=st.sampled_from([*((name, None) for name in DISTRIBUTIONS), ("gaussian", 1), ("rademacher", 2)]),
-)
-@settings(max_examples=60)
-def test_any_block_equals_that_block_of_the_whole(data, shape, kind):
-    distribution, rank = kind
-    block, index = block_and_index(data.draw, shape)
-    assert block.shape == tuple(map(len, index))
-    if rank is None or len(shape) < 2:
-        part = jax.jit(lambda key: dense(key, block, distribution))(KEY)
-        np.testing.assert_array_equal(part, values(shape, distribution, None)[np.ix_(*index)])
-    else:
-        part = jax.jit(lambda key: low_rank(key, block, rank, distribution))(KEY)
-        np.testing.assert_allclose(part, values(shape, distribution, rank)[np.ix_(*index)], rtol=1e-6, atol=1e-6)
+@given(data=st.data(), leaves=st.lists(st.tuples(st.sampled_from(SHAPES), st.sampled_from(KINDS)), min_size=6, max_size=8))
+@settings(max_examples=10)
+def test_any_block_equals_that_block_of_the_whole(data, leaves):
+    blocks, indices = zip(*(block_and_index(data.draw, shape) for shape, _ in leaves), strict=True)
+    parts = jax.jit(lambda key: [made(key, block, *kind) for block, (_, kind) in zip(blocks, leaves, strict=True)])(KEY)
+    for part, block, index, (shape, (name, rank)) in zip(parts, blocks, indices, leaves, strict=True):
+        assert block.shape == tuple(map(len, index))
+        whole = wholes()[shape, name, rank][np.ix_(*index)]
+        if rank is None or len(shape) < 2:
+            np.testing.assert_array_equal(part, whole)
+        else:
+            np.testing.assert_allclose(part, whole, rtol=1e-6, atol=1e-6)
 
 
-@given(data=st.data(), shape=st.sampled_from([(80, 8192, 28672), (2**20, 2**13), (2**33,), (3, 5)]))
-@settings(max_examples=60)
-def test_counters_are_the_flat_index_beyond_32_bits(data, shape):
-    within = [min(n, 2**31 - 1) for n in shape]
-    block, index = block_and_index(data.draw, within, shape)
+@given(data=st.data(), shapes=st.lists(st.sampled_from([(80, 8192, 28672), (2**20, 2**13), (2**33,), (3, 5)]), min_size=6, max_size=8))
+@settings(max_examples=10)
+def test_counters_are_the_flat_index_beyond_32_bits(data, shapes):
+    within = [[min(n, 2**31 - 1) for n in shape] for shape in shapes]
+    blocks, indices = zip(*(block_and_index(data.draw, *pair) for pair in zip(within, shapes, strict=True)), strict=True)
     # "All of it" is all of what a test can hold.
-    block = Block(shape, tuple(Slice(0, n) if part is None else part for part, n in zip(block.dims, within, strict=True)))
-    hi, lo = jax.jit(lambda: noise.counters(block))()
-    flat = sum(part.astype(np.uint64) * np.uint64(math.prod(shape[d + 1 :])) for d, part in enumerate(np.ix_(*map(np.array, index))))
-    np.testing.assert_array_equal(
-        np.broadcast_to(np.asarray(hi, np.uint64), block.shape) << np.uint64(32) | np.asarray(lo, np.uint64), flat
-    )
+    blocks = [
+        Block(block.global_shape, tuple(Slice(0, n) if part is None else part for part, n in zip(block.dims, sizes, strict=True)))
+        for block, sizes in zip(blocks, within, strict=True)
+    ]
+    found = jax.jit(lambda: [noise.counters(block) for block in blocks])()
+    for (hi, lo), block, index in zip(found, blocks, indices, strict=True):
+        strides = [math.prod(block.global_shape[d + 1 :]) for d in range(len(index))]
+        flat = sum(part.astype(np.uint64) * np.uint64(stride) for part, stride in zip(np.ix_(*map(np.array, index)), strides, strict=True))
+        counted = np.broadcast_to(np.asarray(hi, np.uint64), block.shape) << np.uint64(32) | np.asarray(lo, np.uint64)
+        np.testing.assert_array_equal(counted, flat)
 
 
 def test_leaves_beyond_2_to_the_32_use_the_high_counter_word():
@@ -117,19 +141,17 @@ def test_leaves_beyond_2_to_the_32_use_the_high_counter_word():
 
 
 def test_vmapped_equals_looped():
-    keys = jax.vmap(noise.fold_in, (None, 0))(KEY, jnp.arange(3, dtype=jnp.uint32))
-    for distribution in DISTRIBUTIONS:
-        one = partial(dense, block=Block((40, 9)), distribution=distribution)
-        batched = jax.jit(jax.vmap(one))(keys)
-        for i in range(3):
-            np.testing.assert_array_equal(batched[i], jax.jit(one)(noise.fold_in(KEY, i)))
+    each = lambda key: [dense(key, Block((40, 9)), name) for name in DISTRIBUTIONS]  # noqa: E731
+    one, keys = jax.jit(each), np.stack([noise.fold_in(KEY, i) for i in range(3)])
+    batched = jax.jit(jax.vmap(each))(jax.vmap(noise.fold_in, (None, 0))(KEY, jnp.arange(3, dtype=jnp.uint32)))
+    for i, key in enumerate(keys):
+        for together, alone in zip(batched, one(key), strict=True):
+            np.testing.assert_array_equal(together[i], alone)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("rank", [None, 3])
-def test_moments(distribution, rank):
-    shape = (2000, 500)
-    found = values(shape, distribution, rank)
+@pytest.mark.parametrize(("shape", "distribution", "rank"), MOMENTS)
+def test_moments(shape, distribution, rank):
+    found = wholes()[shape, distribution, rank]
     n = found.size if rank is None else rank * sum(shape)  # low-rank elements are not independent: count the factors' draws
     assert abs(float(found.mean())) < 4 / math.sqrt(n if rank is None else min(shape))
     assert abs(float(found.var()) - 1) < 8 / math.sqrt(n)
