@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.chapter import ChapterBattery
-from support.cli_tiny import MODEL, SMALL, search_arguments, write_questions
+from support.cli_tiny import MODEL, search_arguments, search_settings, write_questions
 from support.configs import config_of
 from support.paths import SCRIPTS
 
@@ -40,8 +40,7 @@ class TestRandOpt(ChapterBattery):
 
     @classmethod
     def run(cls, folder: Path, out: Path, resume: bool = False) -> Any:
-        settings = {name.replace("-", "_"): value for name, value in SMALL.items()} | {"sigmas": (0.01, 0.1)}
-        config = config_of(model=str(MODEL), task=str(folder / "even.jsonl"), out=out, resume=resume, **settings)
+        config = config_of(model=str(MODEL), task=str(folder / "even.jsonl"), out=out, resume=resume, **search_settings())
         return randopt.run(config)
 
     def test_members_rebuilt_from_ensemble_json_in_fresh_processes_score_the_same(self, finished):

@@ -3,14 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.chapter import call
-from support.cli_tiny import MODEL, SMALL, search_arguments, write_questions
+from support.cli_tiny import MODEL, search_arguments, search_settings, write_questions
 from support.configs import config_of
 
 from perturbjax import randopt
@@ -223,16 +222,12 @@ def test_a_resume_with_other_settings_is_refused(folder, changes, phrase, capsys
 
 
 def test_a_search_without_screening_is_not_continued_with_it(folder, tmp_path, capsys):
-    settings = config_of(model=str(MODEL), task=str(folder / "even.jsonl"), out=tmp_path, **plain())
+    settings = config_of(model=str(MODEL), task=str(folder / "even.jsonl"), out=tmp_path, **search_settings())
     parts = load_parts(settings, lambda _: None)
     assert not {"searcher", "screened"} & parts.identity.keys()
     RunDirectory(tmp_path / "run").create(parts.identity, {})
     code, _, err = call([*search_arguments(folder / "even.jsonl", tmp_path / "run", searcher="screen", screened=40), "--resume"], capsys)
     assert code == 2 and "--searcher screen, the run has random; --screened 40, the run has None" in err
-
-
-def plain() -> dict[str, Any]:
-    return {name.replace("-", "_"): value for name, value in SMALL.items()} | {"sigmas": (0.01, 0.1)}
 
 
 def test_a_generation_task_is_refused_before_a_model_is_loaded(tmp_path, capsys):

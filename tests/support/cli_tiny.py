@@ -1,9 +1,11 @@
 """A whole search in seconds: a random-weight model of the fixtures on questions made here."""
 
 from pathlib import Path
+from typing import Any
 
 from fault_runs import write_questions as write_questions
 
+from perturbjax.noise import Rule
 from support.paths import FIXTURES
 
 MODEL = FIXTURES / "tiny_llama3"
@@ -21,6 +23,12 @@ SMALL = {
     "sigmas": "0.01,0.1",
     "rules": f"{FEW}=exclude",
 }
+
+
+def search_settings() -> dict[str, Any]:
+    """The same for a search from Python, as ``config_of`` takes it."""
+    settings: dict[str, Any] = {name.replace("-", "_"): value for name, value in SMALL.items()}
+    return settings | {"sigmas": (0.01, 0.1), "rules": (Rule(FEW, None),)}
 
 
 def search_arguments(questions: Path, out: Path, **changes: object) -> list[str]:
