@@ -45,7 +45,7 @@ def row_losses(learner: Learner, params: Any, texts: Sequence[EncodedDemonstrati
     return tuple(losses[: len(rows)])
 
 
-@functools.cache  # arms and sets have one shape of a learner: a new function would be traced and compiled for each of them
+@functools.cache  # a new function would be traced and compiled for each arm and each set
 def _losses(learner: Learner) -> Callable[[Any, Any], jax.Array]:
     def losses(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         batch = {name: array[0] for name, array in batch.items()}

@@ -156,7 +156,7 @@ def test_targets_of_each_seed(toy, cells):
     # Three copies of one target: per_seed gives what the shared target gives.
     bases, data, test = jax.tree.map(lambda leaf: np.stack([leaf] * 3), toy)
     many = grid((bases, data, test), {"lora": METHODS["lora"]}, per_seed=True)
-    np.testing.assert_allclose([cell.error for cell in many], [cell.error for cell in cells[:18]], rtol=1e-5)
+    np.testing.assert_allclose([cell.error for cell in many], [cell.error for cell in cells if cell.method == "lora"], rtol=1e-5)
 
 
 def test_rows_of_all_classes_take_turns_and_are_nested():

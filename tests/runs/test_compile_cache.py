@@ -101,8 +101,7 @@ def test_a_profile_that_cannot_be_written_is_refused_before_the_run_is_made(tmp_
 
 def test_a_profiled_search_is_the_same_run_and_leaves_a_trace_with_named_scopes(tmp_path, capsys):
     questions = write_questions(tmp_path / "even.jsonl")
-    little = {"noise": "rademacher", "rules": "^(?!layers/attention/q)=exclude"}
-    arguments = search_arguments(questions, tmp_path / "run", profile=tmp_path / "trace", **little)
+    arguments = search_arguments(questions, tmp_path / "run", profile=tmp_path / "trace")
     assert main(arguments) == 0
     assert f"xprof --logdir {tmp_path / 'trace'}" in capsys.readouterr().err
     [trace] = (tmp_path / "trace").rglob("*.xplane.pb")
