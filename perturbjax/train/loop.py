@@ -102,8 +102,9 @@ class _Training:
         self._validate = jax.jit(lambda params, frozen, batch: validate(params, frozen, jax.tree.map(lambda array: array[0], batch)))
         self.auxiliary: Any = None
         if (auxiliary := problem.auxiliary) is not None:
-            specs = auxiliary.specs
-            self.auxiliary = sharding.put_replicated(auxiliary.state, mesh) if specs is None else put_specs(auxiliary.state, mesh, specs)
+            specs = jax.tree.map(lambda _: sharding.REPLICATED, auxiliary.state) if auxiliary.specs is None else auxiliary.specs
+            # New arrays: they are donated, and the problem's own are not to be lost.
+            self.auxiliary = put_specs(auxiliary.state, mesh, specs)
             everywhere = jax.tree.map(lambda leaf: leaf.sharding, self.auxiliary)
             self._prepare = jax.jit(auxiliary.prepare)
             self._update = jax.jit(auxiliary.update, donate_argnums=0, out_shardings=(everywhere, None))

@@ -22,8 +22,8 @@ from perturbjax.train.demonstrations import EncodedDemonstration
 from perturbjax.train.language import fine_tuning_loss
 from perturbjax.train.loop import fit
 from perturbjax.train.optimizer import make_optimizer
-from perturbjax.train.problem import Problem
-from perturbjax.train.rows import pack_rows
+from perturbjax.train.problem import Auxiliary, Problem
+from perturbjax.train.rows import Rows, pack_rows
 from perturbjax.tree import fingerprint, leaf_paths
 
 TRAINING = Training(steps=6, batch_rows=4, row_tokens=24, every=2, learning_rate=3e-3, warmup=0.2)
@@ -220,6 +220,26 @@ def test_frozen_leaves_have_no_optimizer_state(model, rows, tmp_path):
     assert fingerprint(frozen) == before
     assert set(leaf_paths(fitted.params)) == {"norm/scale"}
     assert sum(leaf.size for leaf in jax.tree.leaves(states[0].tree["state"])) == 3 * model.params["norm"]["scale"].size + 2
+
+
+def test_a_problem_whose_arrays_lie_on_the_device_can_be_trained_twice(tmp_path):
+    one = np.zeros((8, 1), np.int32)
+    rows = Rows({"tokens": one, "segments": one, "weights": np.ones((8, 1), np.float32)}, 8, ())
+
+    def loss(params, given, batch):
+        return {"loss": jnp.sum(batch["weights"] * (params["w"] - 1) ** 2), "weight": jnp.sum(batch["weights"])}
+
+    auxiliary = Auxiliary(
+        {"updates": jnp.int32(0)}, due=lambda step: True, update=lambda state, *_: ({"updates": state["updates"] + 1}, {})
+    )
+    problem = Problem({"w": jnp.float32(0)}, [(loss, None)], rows, auxiliary=auxiliary)
+    found = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        metrics = MetricsLog(tmp_path / name / "metrics.jsonl")
+        fitted = fit(problem, TRAINING, 0, tmp_path / name / "state", {}, sharding.make_mesh(), metrics)
+        found.append((int(fitted.auxiliary["updates"]), float(fitted.params["w"])))
+    assert found[0] == found[1] and found[0][0] == 6 and int(auxiliary.state["updates"]) == 0
 
 
 @pytest.mark.parametrize(
