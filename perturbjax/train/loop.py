@@ -103,7 +103,7 @@ class _Training:
         self.auxiliary: Any = None
         if (auxiliary := problem.auxiliary) is not None:
             specs = jax.tree.map(lambda _: sharding.REPLICATED, auxiliary.state) if auxiliary.specs is None else auxiliary.specs
-            # New arrays: they are donated, and the problem's own are not to be lost.
+            # Not the problem's own arrays: these are donated.
             self.auxiliary = put_specs(auxiliary.state, mesh, specs)
             everywhere = jax.tree.map(lambda leaf: leaf.sharding, self.auxiliary)
             self._prepare = jax.jit(auxiliary.prepare)

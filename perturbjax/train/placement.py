@@ -35,7 +35,7 @@ def put_params(params: Any, mesh: Mesh, dims: Mapping[str, ShardedDim], dtype: A
 
 
 def put_specs(tree: Any, mesh: Mesh, specs: Any, dtype: Any = None) -> Any:
-    """As ``put_params``, along the partition specs of a tree of them."""
+    """As ``put_params``, along the partition specs of a tree of them. The arrays are new ones, which may be donated."""
 
     def one(leaf: Any, spec: PartitionSpec) -> Any:
         return sharding.put(np.asarray(leaf) if dtype is None else np.asarray(leaf, dtype), mesh, spec)
