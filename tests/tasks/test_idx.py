@@ -22,7 +22,7 @@ def test_what_was_written_is_read(tmp_path, array):
     np.testing.assert_array_equal(read_idx(tmp_path / "a.gz"), array)
 
 
-# The content of a file, and what is said of it. By name: a gzip file holds its time, and what a test is called is the same in every process.
+# The content of a file, and what is said of it. Named: a gzip file holds its time, and all processes call tests the same.
 REFUSED = {
     "not zipped": (idx(IMAGES), "a gzip file"),
     "zip cut short": (gzip.compress(idx(IMAGES))[:-20], "a gzip file"),
