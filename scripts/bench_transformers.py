@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Our forward pass, whole candidates and training beside PyTorch + transformers, on this machine's CPU.
 
-    python scripts/bench_transformers.py [--model smollm2-135m] [--rounds 5] [--threads 2] [--only training]
+    python scripts/bench_transformers.py [--model smollm2-135m] [--rounds 5] [--threads 2] [--only demonstrations]
 
 Needs torch and transformers, which perturbjax itself never does; says so and exits with 2 where they are missing. What is measured:
 
@@ -11,18 +11,23 @@ candidate: 32 prompts of 64 tokens and 32 greedy tokens each, from a perturbed c
     the copy inside the compiled program, for each kind of noise.
 training: a step of AdamW on all weights with 4 rows of 256 tokens, every next token learned, gradients clipped to norm 1. PyTorch's AdamW
     is its fused one.
+demonstrations: three such steps on questions and answers of GSM8K, of which the answers are learned. Both see the same demonstrations in
+    a step. Ours are packed into rows, and get logits where a token is learned, as ``perturbjax ivl`` and all fine-tuning here do it; theirs
+    are padded to the longest of the step, with labels of -100 elsewhere, as transformers' collators do it.
 
 Both run float32; PyTorch with sdpa attention, a KV cache and, but for training, in inference mode. Neither stops early. They take turns,
 round by round, in one process; printed are medians. Give --threads as many as there are cores; XLA takes all of them.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +47,16 @@ from perturbjax.pretrained import Model, load_model
 from perturbjax.pretrained.export import export_safetensors
 from perturbjax.scoring import ChunkProgram
 from perturbjax.train import Training
+from perturbjax.train.demonstrations import encode_demonstrations, load_demonstrations
 from perturbjax.train.language import fine_tuning_loss
 from perturbjax.train.optimizer import make_optimizer
+from perturbjax.train.rows import pack_rows
 from perturbjax.train.step import TrainState, make_step
 
 ROWS, PREFILL, PROMPT, REPLY = 32, 96, 64, 32
 TRAINED = 4, 256
 """Rows and tokens of a training step."""
+DEMONSTRATIONS, STEPS = "gsm8k", 3
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 SIGMA = 1e-3
 CANDIDATES = 2
@@ -78,8 +86,51 @@ def ours(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
     return runs
 
 
-def our_training(model: Model, tokens: np.ndarray) -> Callable[[], float]:
-    """A step on the same rows at every call; the loss before it."""
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns: packed rows for ours, padded demonstrations for PyTorch."""
+
+    rows: dict[str, np.ndarray]
+    inputs: np.ndarray
+    attended: np.ndarray
+    labels: np.ndarray
+
+
+def every_token(tokens: np.ndarray) -> Batch:
+    """Rows of whose tokens each next one is learned."""
+    inputs, labels = (part.astype(np.int32) for part in (tokens[:, :-1], tokens[:, 1:]))
+    columns = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
+    rows = {"tokens": inputs, "labels": labels, "positions": columns, "query": columns}
+    rows |= {"segments": np.zeros_like(inputs), "weights": np.ones(inputs.shape, np.float32)}
+    return Batch(rows, inputs, np.ones_like(inputs), labels)
+
+
+def demonstrations(model: Model) -> list[Batch]:
+    """``STEPS`` batches of packed rows, drawn at random, and the demonstrations that lie in them."""
+    packed = pack_rows(encode_demonstrations(load_demonstrations(DEMONSTRATIONS), model.tokenizer), TRAINED[1])
+    drawn = np.random.default_rng(0).permutation(len(packed))[: STEPS * TRAINED[0]].reshape(STEPS, TRAINED[0])
+    return [_padded(packed.batch(numbers)) for numbers in drawn]
+
+
+def _padded(rows: dict[str, np.ndarray]) -> Batch:
+    found = []
+    for row in range(len(rows["tokens"])):
+        next_token = np.full(TRAINED[1], -100)
+        learned = rows["weights"][row] > 0
+        next_token[rows["query"][row][learned]] = rows["labels"][row][learned]
+        for segment in range(rows["segments"][row].max() + 1):
+            there = rows["segments"][row] == segment
+            found.append((rows["tokens"][row][there], next_token[there]))
+    inputs, attended = (np.zeros((len(found), max(len(tokens) for tokens, _ in found)), int) for _ in range(2))
+    labels = np.full_like(inputs, -100)
+    for number, (tokens, next_token) in enumerate(found):
+        here = number, slice(len(tokens))
+        inputs[here], attended[here], labels[here] = tokens, 1, next_token
+    return Batch(rows, inputs, attended, labels)
+
+
+def our_training(model: Model, batches: Sequence[Batch]) -> Callable[[], float]:
+    """A step on each batch; the loss of the first, before its step."""
     training = Training(
         batch_rows=TRAINED[0], row_tokens=TRAINED[1], learning_rate=RATE, weight_decay=DECAY, clip=CLIP, schedule="constant"
     )
@@ -87,24 +138,24 @@ def our_training(model: Model, tokens: np.ndarray) -> Callable[[], float]:
     step = jax.jit(make_step(fine_tuning_loss(model.config, jnp.float32), optimizer), donate_argnums=0)
     params = jax.tree.map(jnp.array, model.params)
     state = TrainState(params, optimizer.init(params))
-    columns = np.broadcast_to(np.arange(TRAINED[1], dtype=np.int32), TRAINED)
-    batch = {"tokens": tokens[:, :-1].astype(np.int32), "labels": tokens[:, 1:].astype(np.int32), "positions": columns, "query": columns}
-    batch |= {"segments": np.zeros(TRAINED, np.int32), "weights": np.ones(TRAINED, np.float32)}
-    batch = jax.device_put({name: array[None] for name, array in batch.items()})
-    compiled = step.lower(state, None, batch).compile()
+    arrays = [jax.device_put({name: array[None] for name, array in batch.rows.items()}) for batch in batches]
+    compiled = step.lower(state, None, arrays[0]).compile()
     memory: Any = compiled.memory_analysis()
     print(f"temporaries of our training step: {memory.temp_size_in_bytes / 2**20:,.0f} MiB")
 
     def run() -> float:
         nonlocal state
-        state, sums = compiled(state, None, batch)
-        return float(sums["loss"] / sums["weight"])
+        losses = []
+        for batch in arrays:
+            state, sums = compiled(state, None, batch)
+            losses.append(float(sums["loss"] / sums["weight"]))
+        return losses[0]
 
     return run
 
 
-def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, tokens: np.ndarray) -> Runs:
-    """The same in PyTorch: one candidate."""
+def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict[str, Sequence[Batch]]) -> Runs:
+    """The same in PyTorch: one candidate, and a training for each list of batches."""
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, GenerationConfig  # pyright: ignore[reportMissingImports]
 
@@ -130,19 +181,24 @@ def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, tokens: np.nd
             weight.copy_(original)
         return replies[:, PROMPT:].numpy()
 
-    inputs, labels = torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:])
-    optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=DECAY, fused=True)
+    def training(batches: Sequence[Batch]) -> Callable[[], float]:
+        model = copy.deepcopy(net)
+        optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
 
-    def step() -> float:
-        logits = net(inputs, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        def step(batch: Batch) -> float:
+            inputs, attended, labels = (torch.tensor(array, dtype=torch.int64) for array in (batch.inputs, batch.attended, batch.labels))
+            # Without a mask where there is no padding: attention is faster so.
+            logits = model(inputs, attention_mask=None if attended.all() else attended, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.item()
 
-    return {"prefill": forward, "candidate": candidate, "training": step}
+        return lambda: next(iter([step(batch) for batch in batches]))
+
+    return {"prefill": forward, "candidate": candidate} | {name: training(batches) for name, batches in trained.items()}
 
 
 def measure(runs: Runs, rounds: int) -> dict[str, float]:
@@ -166,7 +222,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--threads", type=at_least(1), default=os.cpu_count())
-    parser.add_argument("--only", choices=("prefill", "candidate", "training"), help="measure this alone")
+    parser.add_argument("--only", choices=("prefill", "candidate", "training", "demonstrations"), help="measure this alone")
     options = parser.parse_args()
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -178,10 +234,13 @@ def main() -> int:
     model = load_model(options.model)
     rng = np.random.default_rng(0)
     prefill, prompts = (rng.integers(100, model.config.vocab_size, (ROWS, width)) for width in (PREFILL, PROMPT))
-    tokens = rng.integers(100, model.config.vocab_size, (TRAINED[0], TRAINED[1] + 1))
-    mine, other = ours(model, prefill, prompts) | {"training": our_training(model, tokens)}, theirs(model, prefill, prompts, tokens)
+    trained = {"training": [every_token(rng.integers(100, model.config.vocab_size, (TRAINED[0], TRAINED[1] + 1)))]}
+    trained["demonstrations"] = demonstrations(model)
+    trained = {name: batches for name, batches in trained.items() if options.only in (None, name)}
+    mine = ours(model, prefill, prompts) | {name: our_training(model, batches) for name, batches in trained.items()}
+    other = theirs(model, prefill, prompts, trained)
     apart = np.abs(mine["prefill"]() - other["prefill"]()).max() / np.abs(other["prefill"]()).max()
-    losses = mine["training"](), other["training"]()
+    losses = {name: (mine[name](), other[name]()) for name in trained}
     if options.only is not None:
         names = (*NOISES, "candidate") if options.only == "candidate" else (options.only,)
         mine, other = ({name: run for name, run in runs.items() if name in names} for runs in (mine, other))
@@ -189,11 +248,19 @@ def main() -> int:
     seconds = measure(runs, options.rounds)
     print(f"{model.name}, float32, {jax.devices()[0].device_kind}, {options.threads} threads, medians of {options.rounds} rounds")
     print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
-    print(f"largest difference of the logits: {apart:.1e} of the largest logit; training losses {losses[0]:.5f} and {losses[1]:.5f}")
+    print(f"largest difference of the logits: {apart:.1e} of the largest logit")
+    for name, (loss, reference) in losses.items():
+        print(f"{name}: losses of the first step {loss:.5f} and {reference:.5f}")
     print(f"{'':<24} {'ours':>12} {'transformers':>14} {'ratio':>7}")
-    for name, count in (("prefill", ROWS * PREFILL), ("training", TRAINED[0] * TRAINED[1])):
+    examples = sum(len(batch.inputs) for batch in trained.get("demonstrations", ()))
+    rows = {
+        "prefill": (ROWS * PREFILL, "tokens"),
+        "training": (TRAINED[0] * TRAINED[1], "tokens"),
+        "demonstrations": (examples, "examples"),
+    }
+    for name, (count, unit) in rows.items():
         if name in mine:
-            show(f"{name}, tokens/s", count / seconds[f"ours, {name}"], count / seconds[f"torch, {name}"])
+            show(f"{name}, {unit}/s", count / seconds[f"ours, {name}"], count / seconds[f"torch, {name}"])
     for name in NOISES:
         if name in mine:
             show(f"{name}, cand./s", CANDIDATES / seconds[f"ours, {name}"], 1 / seconds["torch, candidate"])

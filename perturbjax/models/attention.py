@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.linear import Linear, apply_all, rms_norm
+from perturbjax.models.linear import KEPT, Linear, apply_all, rms_norm
 
 MASKED = -1e30
 """Score of a key that may not be attended to; finite, so that a row with no key at all stays finite too."""
@@ -140,13 +141,12 @@ def cache_block(columns: int) -> int:
     return min(columns, CACHE_BLOCK)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
 def _attend(q_BxKxQxE: jax.Array, part: KVCache, mask: jax.Array) -> _Attended:
     """Attention over one part; see ``Attention.attend``.
 
     All query heads of a key head are rows of one matmul. Division is left for the end, where rows are shorter. In this form XLA:CPU makes
-    one kernel of it where nothing is merged. A backward pass makes scores and weights, (B, K, Q, S), again: kept for every layer, they are
-    most of what a training step has in memory.
+    one kernel of it where nothing is merged. Scores and weights, (B, K, Q, S), are not kept for a backward pass: of every layer, they would
+    be most of what a training step has in memory.
     """
     b, _, rows, _ = q_BxKxQxE.shape
     # Keys that all rows share have no batch axis for the matmul.
@@ -158,7 +158,7 @@ def _attend(q_BxKxQxE: jax.Array, part: KVCache, mask: jax.Array) -> _Attended:
     top = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     mixed = jnp.einsum(f"bkqs,{axes}se->bkqe", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return _Attended(top, weights.sum(axis=-1, keepdims=True), mixed)
+    return checkpoint_name(_Attended(top, weights.sum(axis=-1, keepdims=True), mixed), KEPT)
 
 
 def _merge(one: _Attended, other: _Attended) -> _Attended:

@@ -21,7 +21,7 @@ from perturbjax.models.attention import Attention, KVCache, Past, Prefix
 from perturbjax.models.config import DecoderConfig, param_shapes
 from perturbjax.models.context import Context, Layer
 from perturbjax.models.experts import Experts
-from perturbjax.models.linear import Linear, apply_all, bottleneck_after, gated, rms_norm, set_adapters
+from perturbjax.models.linear import ACTIVATIONS, KEPT, Linear, apply_all, bottleneck_after, rms_norm, set_adapters
 from perturbjax.models.partition import TensorParallel
 from perturbjax.models.vocabulary import Vocabulary
 from perturbjax.sharding import MODEL
@@ -37,7 +37,8 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return gated(self.activation, self.down, *apply_all((self.gate, self.up), x))
+        gate, up = apply_all((self.gate, self.up), x)
+        return self.down(ACTIVATIONS[self.activation](gate) * up)
 
 
 class Block(nnx.Module):
@@ -132,7 +133,9 @@ class Decoder(nnx.Module):
             return nnx.merge(graphdef, state)(x, context, its, self.parallel)
 
         scanned, constant = (stacked, context.layers), self.config.num_layers - (differentiated or 0)
-        again = jax.checkpoint(layer) if remat else layer
+        # Within a scan the forward and the backward pass are two loops, whose common subexpressions XLA does not see.
+        kept = None if remat else jax.checkpoint_policies.save_only_these_names(KEPT)
+        again = jax.checkpoint(layer, prevent_cse=False, policy=kept)
         if differentiated is None or constant <= 0:
             x, new = jax.lax.scan(again, x, scanned)
             return self.norm(x), new

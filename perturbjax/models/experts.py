@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from perturbjax.models.config import DecoderConfig
-from perturbjax.models.linear import Linear, gated
+from perturbjax.models.linear import ACTIVATIONS, KEPT, Linear
 
 
 class ExpertLinear(nnx.Module):
@@ -24,7 +25,7 @@ class ExpertLinear(nnx.Module):
 
     def __call__(self, x_RxD: jax.Array, sizes_X: jax.Array) -> jax.Array:
         """The first ``sizes[0]`` rows times the first matrix, the next ``sizes[1]`` times the second, and so on."""
-        return jax.lax.ragged_dot(x_RxD, self.kernel[...], sizes_X)
+        return checkpoint_name(jax.lax.ragged_dot(x_RxD, self.kernel[...], sizes_X), KEPT)
 
 
 class Experts(nnx.Module):
@@ -50,6 +51,6 @@ class Experts(nnx.Module):
             order_R = jnp.argsort(chosen_NxC.reshape(-1))  # by expert
             sizes_X = jnp.bincount(chosen_NxC.reshape(-1), length=self.experts)
         rows = x[order_R // self.chosen]
-        rows = gated(self.activation, lambda inner: self.down(inner, sizes_X), self.gate(rows, sizes_X), self.up(rows, sizes_X))
+        rows = self.down(ACTIVATIONS[self.activation](self.gate(rows, sizes_X)) * self.up(rows, sizes_X), sizes_X)
         by_token = rows[jnp.argsort(order_R)].reshape(*chosen_NxC.shape, -1)
         return jnp.einsum("ncd,nc->nd", by_token, weights_NxC).reshape(x_BxTxD.shape)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from perturbjax.models import adapter_layers
 from perturbjax.models.adapter_layers import BOTTLENECK
@@ -19,10 +20,8 @@ from perturbjax.models.config import DecoderConfig
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType({"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu})
 
 
-def gated(activation: str, down: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array) -> jax.Array:
-    """The end of a gated MLP (GLU, arXiv 2002.05202). A backward pass keeps ``gate`` and ``up``, and makes again what lies between them and
-    ``down``."""
-    return jax.checkpoint(lambda gate, up: down(ACTIVATIONS[activation](gate) * up), prevent_cse=False)(gate, up)
+KEPT = "kept"
+"""``checkpoint_name`` of what a backward pass keeps of a layer: what linear layers give, and attention. It makes the rest again."""
 
 
 class Linear(nnx.Linear):
@@ -45,7 +44,7 @@ class Linear(nnx.Linear):
             with jax.named_scope("lora"):
                 low = rows @ self.lora_a[...].astype(rows.dtype) if low is None else low
                 outputs = outputs + low @ self.lora_b[...].astype(rows.dtype)
-        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+        return checkpoint_name(outputs.reshape(*inputs.shape[:-1], outputs.shape[-1]), KEPT)
 
 
 def apply_all(layers: Sequence[Linear], inputs: jax.Array) -> tuple[jax.Array, ...]:

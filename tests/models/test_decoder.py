@@ -191,8 +191,8 @@ def test_smollm2_logits_equal_transformers():
         np.testing.assert_allclose(np.logaddexp.reduce(last), row["log_normaliser"], rtol=0, atol=1e-4 * scale)
 
 
-def test_a_backward_pass_keeps_no_attention_weights_and_of_an_mlp_its_two_products(decoder):
-    """What a scan over layers hands on to its backward pass, by shape: (L, B, K, Q, S) would be weights of attention."""
+def test_a_backward_pass_keeps_what_linear_layers_and_attention_give_and_makes_the_rest_again(decoder):
+    """What a scan over layers hands on to its backward pass, by shape: no weights of attention (L, B, K, Q, S), nothing of norms."""
     config, tokens = decoder.config, jnp.asarray(RNG.integers(5, 120, (2, 24)))
     graphdef, params = nnx.split(decoder)
 
@@ -203,5 +203,8 @@ def test_a_backward_pass_keeps_no_attention_weights_and_of_an_mlp_its_two_produc
     scans: list[Any] = [equation for equation in jax.make_jaxpr(jax.grad(loss))(params).eqns if equation.primitive.name == "scan"]
     forward, backward = scans
     handed = [variable.aval.shape for variable in forward.outvars if variable in backward.invars]
-    rows = [shape for shape in handed if shape[0] == config.num_layers and shape[-1] == 24]
-    assert rows == [] and handed.count((config.num_layers, 2, 24, config.intermediate_size)) == 2, handed
+    heads, kv, size = config.num_heads, config.num_kv_heads, config.head_dim
+    products = (heads * size, kv * size, kv * size, config.hidden_size, config.intermediate_size, config.intermediate_size)
+    attended = [(kv, heads // kv * 24, size), (kv, heads // kv * 24, 1)]
+    kept = [(24, config.hidden_size), *((24, width) for width in products), *attended]
+    assert sorted(handed) == sorted((config.num_layers, 2, *shape) for shape in kept)
