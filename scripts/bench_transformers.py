@@ -15,206 +15,123 @@ demonstrations: three such steps on questions and answers of GSM8K, of which the
     a step. Ours are packed into rows, and get logits where a token is learned, as ``perturbjax ivl`` and all fine-tuning here do it; theirs
     are padded to the longest of the step, with labels of -100 elsewhere, as transformers' collators do it.
 
-Both run float32; PyTorch with sdpa attention, a KV cache and, but for training, in inference mode. Neither stops early. They take turns,
-round by round, in one process; printed are medians. Give --threads as many as there are cores; XLA takes all of them.
+Both run float32; PyTorch with sdpa attention, a KV cache and, but for training, in inference mode. Neither stops early. Each has a process
+of its own, because what one leaves in memory and in threads slows the other; they take turns, round by round, and printed are medians. Give
+--threads as many as there are cores; XLA takes all of them.
 """
 
 import argparse
-import copy
+import contextlib
+import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from inputs import at_least, exit_code
+from transformers_runs import (
+    CANDIDATES,
+    NOISES,
+    PREFILL,
+    PROMPT,
+    ROWS,
+    TRAINED,
+    Batch,
+    Runs,
+    demonstrations,
+    every_token,
+    our_training,
+    ours,
+    theirs,
+)
 
-from perturbjax import sharding
-from perturbjax._compat import compiler_options
-from perturbjax.inference.programs import batch_prompts, generate_replies
-from perturbjax.models.attention import causal_mask
-from perturbjax.models.decoder import decoder_from_params
-from perturbjax.models.noise_groups import decoder_noise
-from perturbjax.noise import Noise, Population
 from perturbjax.pretrained import Model, load_model
-from perturbjax.pretrained.export import export_safetensors
-from perturbjax.scoring import ChunkProgram
-from perturbjax.train import Training
-from perturbjax.train.demonstrations import encode_demonstrations, load_demonstrations
-from perturbjax.train.language import fine_tuning_loss
-from perturbjax.train.optimizer import make_optimizer
-from perturbjax.train.rows import pack_rows
-from perturbjax.train.step import TrainState, make_step
-
-ROWS, PREFILL, PROMPT, REPLY = 32, 96, 64, 32
-TRAINED = 4, 256
-"""Rows and tokens of a training step."""
-DEMONSTRATIONS, STEPS = "gsm8k", 3
-RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
-SIGMA = 1e-3
-CANDIDATES = 2
-"""Scored in one call of ours, as a chunk."""
-NOISES = {"gaussian": Noise("gaussian"), "rademacher": Noise("rademacher"), "gaussian rank 1": decoder_noise(rank=1)}
-Runs = dict[str, Callable[[], Any]]
 
 
-def ours(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
-    """What we time, by name; each does the work once, a candidate row for ``CANDIDATES`` of them."""
-
-    def forward(params, tokens):
-        decoder = decoder_from_params(model.config, params)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        hidden, _ = decoder(tokens, positions, causal_mask(jnp.ones(tokens.shape, bool)))
-        return decoder.logits(hidden[:, -1])
-
-    params = jax.device_put(model.params)
-    first = jax.jit(forward, compiler_options=compiler_options(jax.default_backend()))
-    runs: Runs = {"prefill": lambda: np.asarray(first(params, jnp.asarray(prefill)))}
-    data = batch_prompts([], prompts.tolist())
-    fn = generate_replies(model.config, REPLY, (), sample=False)
-    candidates = Population(seed=0, size=CANDIDATES, sigmas=(SIGMA,))[:]
-    for name, noise in NOISES.items():
-        program = ChunkProgram(fn, params, noise, sharding.make_mesh(), CANDIDATES)
-        runs[name] = lambda program=program: program(candidates, data)
-    return runs
+def inputs(options: argparse.Namespace) -> tuple[Model, np.ndarray, np.ndarray, dict[str, Sequence[Batch]]]:
+    """The model, tokens of prefill and of prompts, and the batches of each training that is asked for: the same in both processes."""
+    model = load_model(options.model)
+    rng = np.random.default_rng(0)
+    prefill, prompts = (rng.integers(100, model.config.vocab_size, (ROWS, width)) for width in (PREFILL, PROMPT))
+    tokens = rng.integers(100, model.config.vocab_size, (TRAINED[0], TRAINED[1] + 1))
+    trained: dict[str, Sequence[Batch]] = {"training": [every_token(tokens)], "demonstrations": demonstrations(model)}
+    return model, prefill, prompts, {name: batches for name, batches in trained.items() if options.only in (None, name)}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one step learns: packed rows for ours, padded demonstrations for PyTorch."""
-
-    rows: dict[str, np.ndarray]
-    inputs: np.ndarray
-    attended: np.ndarray
-    labels: np.ndarray
-
-
-def every_token(tokens: np.ndarray) -> Batch:
-    """Rows of whose tokens each next one is learned."""
-    inputs, labels = (part.astype(np.int32) for part in (tokens[:, :-1], tokens[:, 1:]))
-    columns = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
-    rows = {"tokens": inputs, "labels": labels, "positions": columns, "query": columns}
-    rows |= {"segments": np.zeros_like(inputs), "weights": np.ones(inputs.shape, np.float32)}
-    return Batch(rows, inputs, np.ones_like(inputs), labels)
+def serve(connection: Connection, build: Callable[[argparse.Namespace], Runs], options: argparse.Namespace) -> None:
+    """Runs by name, until None comes; sends what each gives and the seconds it took."""
+    runs = build(options)
+    while (name := connection.recv()) is not None:
+        started = time.perf_counter()
+        value = runs[name]()
+        connection.send((value, time.perf_counter() - started))
 
 
-def demonstrations(model: Model) -> list[Batch]:
-    """``STEPS`` batches of packed rows, drawn at random, and the demonstrations that lie in them."""
-    packed = pack_rows(encode_demonstrations(load_demonstrations(DEMONSTRATIONS), model.tokenizer), TRAINED[1])
-    drawn = np.random.default_rng(0).permutation(len(packed))[: STEPS * TRAINED[0]].reshape(STEPS, TRAINED[0])
-    return [_padded(packed.batch(numbers)) for numbers in drawn]
+def ours_alone(options: argparse.Namespace) -> Runs:
+    model, prefill, prompts, trained = inputs(options)
+    return ours(model, prefill, prompts) | {name: our_training(model, batches) for name, batches in trained.items()}
 
 
-def _padded(rows: dict[str, np.ndarray]) -> Batch:
-    found = []
-    for row in range(len(rows["tokens"])):
-        next_token = np.full(TRAINED[1], -100)
-        learned = rows["weights"][row] > 0
-        next_token[rows["query"][row][learned]] = rows["labels"][row][learned]
-        for segment in range(rows["segments"][row].max() + 1):
-            there = rows["segments"][row] == segment
-            found.append((rows["tokens"][row][there], next_token[there]))
-    inputs, attended = (np.zeros((len(found), max(len(tokens) for tokens, _ in found)), int) for _ in range(2))
-    labels = np.full_like(inputs, -100)
-    for number, (tokens, next_token) in enumerate(found):
-        here = number, slice(len(tokens))
-        inputs[here], attended[here], labels[here] = tokens, 1, next_token
-    return Batch(rows, inputs, attended, labels)
-
-
-def our_training(model: Model, batches: Sequence[Batch]) -> Callable[[], float]:
-    """A step on each batch; the loss of the first, before its step."""
-    training = Training(
-        batch_rows=TRAINED[0], row_tokens=TRAINED[1], learning_rate=RATE, weight_decay=DECAY, clip=CLIP, schedule="constant"
-    )
-    optimizer = make_optimizer(training, steps=1000)
-    step = jax.jit(make_step(fine_tuning_loss(model.config, jnp.float32), optimizer), donate_argnums=0)
-    params = jax.tree.map(jnp.array, model.params)
-    state = TrainState(params, optimizer.init(params))
-    arrays = [jax.device_put({name: array[None] for name, array in batch.rows.items()}) for batch in batches]
-    compiled = step.lower(state, None, arrays[0]).compile()
-    memory: Any = compiled.memory_analysis()
-    print(f"temporaries of our training step: {memory.temp_size_in_bytes / 2**20:,.0f} MiB")
-
-    def run() -> float:
-        nonlocal state
-        losses = []
-        for batch in arrays:
-            state, sums = compiled(state, None, batch)
-            losses.append(float(sums["loss"] / sums["weight"]))
-        return losses[0]
-
-    return run
-
-
-def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict[str, Sequence[Batch]]) -> Runs:
-    """The same in PyTorch: one candidate, and a training for each list of batches."""
+def theirs_alone(options: argparse.Namespace) -> Runs:
     import torch  # pyright: ignore[reportMissingImports]
-    from transformers import AutoModelForCausalLM, GenerationConfig  # pyright: ignore[reportMissingImports]
 
-    with tempfile.TemporaryDirectory() as folder:
-        saved = export_safetensors(model, model.params, Path(folder) / "base")
-        net = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation="sdpa").eval()
-    base = [weight.detach().clone() for weight in net.parameters()]
-    settings = GenerationConfig(max_new_tokens=REPLY, do_sample=False, use_cache=True, pad_token_id=0)
-    first, ids = torch.tensor(prefill), torch.tensor(prompts)
-    seeds = iter(range(1_000_000))
-
-    @torch.inference_mode()
-    def forward() -> Any:
-        return net(first, logits_to_keep=1, use_cache=True).logits[:, -1].numpy()
-
-    @torch.inference_mode()
-    def candidate() -> Any:
-        generator = torch.Generator().manual_seed(next(seeds))
-        for weight in net.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator), alpha=SIGMA)
-        replies = net.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        for weight, original in zip(net.parameters(), base, strict=True):
-            weight.copy_(original)
-        return replies[:, PROMPT:].numpy()
-
-    def training(batches: Sequence[Batch]) -> Callable[[], float]:
-        model = copy.deepcopy(net)
-        optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
-
-        def step(batch: Batch) -> float:
-            inputs, attended, labels = (torch.tensor(array, dtype=torch.int64) for array in (batch.inputs, batch.attended, batch.labels))
-            # Without a mask where there is no padding: attention is faster so.
-            logits = model(inputs, attention_mask=None if attended.all() else attended, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return loss.item()
-
-        return lambda: next(iter([step(batch) for batch in batches]))
-
-    return {"prefill": forward, "candidate": candidate} | {name: training(batches) for name, batches in trained.items()}
+    torch.set_num_threads(options.threads)
+    return theirs(*inputs(options))
 
 
-def measure(runs: Runs, rounds: int) -> dict[str, float]:
-    """Median seconds of each run; they take turns, after a first round that compiles."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+@contextlib.contextmanager
+def process(build: Callable[[argparse.Namespace], Runs], options: argparse.Namespace) -> Iterator[Callable[[str], tuple[Any, float]]]:
+    """A run by its name in a process of its own: what it gives, and its seconds."""
+    mine, other = multiprocessing.get_context("spawn").Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=serve, args=(other, build, options), daemon=True)
+    child.start()
+    other.close()
+
+    def run(name: str) -> tuple[Any, float]:
+        mine.send(name)
+        return mine.recv()
+
+    yield run
+    mine.send(None)
+    child.join()
 
 
 def show(what: str, rate: float, reference: float) -> None:
     print(f"{what:<24} {rate:>12.3f} {reference:>14.3f} {rate / reference:>7.2f}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    asked = ("prefill", "candidate", "training", "demonstrations") if options.only is None else (options.only,)
+    pairs = [(name, name) for name in asked if name != "candidate"] + [(name, "candidate") for name in NOISES if "candidate" in asked]
+    with process(ours_alone, options) as mine, process(theirs_alone, options) as other:
+        logits, reference = mine("prefill")[0], other("prefill")[0]
+        print(f"largest difference of the logits: {np.abs(logits - reference).max() / np.abs(reference).max():.1e} of the largest logit")
+        for name in asked:
+            if name in ("training", "demonstrations"):
+                print(f"{name}: losses of the first step {mine(name)[0]:.5f} and {other(name)[0]:.5f}")
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for number in range(options.rounds + 1):
+            for side, run, names in (("ours", mine, [n for n, _ in pairs]), ("torch", other, sorted({n for _, n in pairs}))):
+                for name in names:
+                    took = run(name)[1]
+                    if number:  # the first round compiles
+                        seconds.setdefault((side, name), []).append(took)
+    examples = sum(len(batch.inputs) for batch in demonstrations(load_model(options.model)))
+    rows = {
+        "prefill": (ROWS * PREFILL, "tokens"),
+        "training": (TRAINED[0] * TRAINED[1], "tokens"),
+        "demonstrations": (examples, "examples"),
+    }
+    print(f"{'':<24} {'ours':>12} {'transformers':>14} {'ratio':>7}")
+    for name, reference in pairs:
+        count, unit = rows.get(name, (1, "cand."))
+        ours, theirs = (statistics.median(seconds[side]) for side in (("ours", name), ("torch", reference)))
+        show(f"{name}, {unit}/s", (CANDIDATES if name in NOISES else count) / ours, count / theirs)
 
 
 def main() -> int:
@@ -230,40 +147,9 @@ def main() -> int:
     except ImportError as error:
         print(f"{error.name} is not installed: this comparison needs torch and transformers", file=sys.stderr)
         return 2
-    torch.set_num_threads(options.threads)
-    model = load_model(options.model)
-    rng = np.random.default_rng(0)
-    prefill, prompts = (rng.integers(100, model.config.vocab_size, (ROWS, width)) for width in (PREFILL, PROMPT))
-    trained = {"training": [every_token(rng.integers(100, model.config.vocab_size, (TRAINED[0], TRAINED[1] + 1)))]}
-    trained["demonstrations"] = demonstrations(model)
-    trained = {name: batches for name, batches in trained.items() if options.only in (None, name)}
-    mine = ours(model, prefill, prompts) | {name: our_training(model, batches) for name, batches in trained.items()}
-    other = theirs(model, prefill, prompts, trained)
-    apart = np.abs(mine["prefill"]() - other["prefill"]()).max() / np.abs(other["prefill"]()).max()
-    losses = {name: (mine[name](), other[name]()) for name in trained}
-    if options.only is not None:
-        names = (*NOISES, "candidate") if options.only == "candidate" else (options.only,)
-        mine, other = ({name: run for name, run in runs.items() if name in names} for runs in (mine, other))
-    runs = {f"ours, {name}": run for name, run in mine.items()} | {f"torch, {name}": run for name, run in other.items()}
-    seconds = measure(runs, options.rounds)
-    print(f"{model.name}, float32, {jax.devices()[0].device_kind}, {options.threads} threads, medians of {options.rounds} rounds")
-    print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
-    print(f"largest difference of the logits: {apart:.1e} of the largest logit")
-    for name, (loss, reference) in losses.items():
-        print(f"{name}: losses of the first step {loss:.5f} and {reference:.5f}")
-    print(f"{'':<24} {'ours':>12} {'transformers':>14} {'ratio':>7}")
-    examples = sum(len(batch.inputs) for batch in trained.get("demonstrations", ()))
-    rows = {
-        "prefill": (ROWS * PREFILL, "tokens"),
-        "training": (TRAINED[0] * TRAINED[1], "tokens"),
-        "demonstrations": (examples, "examples"),
-    }
-    for name, (count, unit) in rows.items():
-        if name in mine:
-            show(f"{name}, {unit}/s", count / seconds[f"ours, {name}"], count / seconds[f"torch, {name}"])
-    for name in NOISES:
-        if name in mine:
-            show(f"{name}, cand./s", CANDIDATES / seconds[f"ours, {name}"], 1 / seconds["torch, candidate"])
+    print(f"{options.model}, float32, {jax.default_backend()}, {options.threads} threads, medians of {options.rounds} rounds")
+    print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
+    compare(options)
     return 0
 
 
