@@ -59,8 +59,11 @@ def inputs(options: argparse.Namespace) -> tuple[Model, np.ndarray, np.ndarray, 
     rng = np.random.default_rng(0)
     prefill, prompts = (rng.integers(100, model.config.vocab_size, (ROWS, width)) for width in (PREFILL, PROMPT))
     tokens = rng.integers(100, model.config.vocab_size, (TRAINED[0], TRAINED[1] + 1))
-    trained: dict[str, Sequence[Batch]] = {"training": [every_token(tokens)], "demonstrations": demonstrations(model)}
-    return model, prefill, prompts, {name: batches for name, batches in trained.items() if options.only in (None, name)}
+    make: dict[str, Callable[[], Sequence[Batch]]] = {
+        "training": lambda: [every_token(tokens)],
+        "demonstrations": lambda: demonstrations(model),
+    }
+    return model, prefill, prompts, {name: batches() for name, batches in make.items() if options.only in (None, name)}
 
 
 def serve(connection: Connection, build: Callable[[argparse.Namespace], Runs], options: argparse.Namespace) -> None:
@@ -108,12 +111,14 @@ def show(what: str, rate: float, reference: float) -> None:
 def compare(options: argparse.Namespace) -> None:
     asked = ("prefill", "candidate", "training", "demonstrations") if options.only is None else (options.only,)
     pairs = [(name, name) for name in asked if name != "candidate"] + [(name, "candidate") for name in NOISES if "candidate" in asked]
+    # Before the processes start: a model that is not there is refused here.
+    trained = inputs(options)[-1]
+    examples = sum(len(batch.inputs) for batch in trained.get("demonstrations", ()))
     with process(ours_alone, options) as mine, process(theirs_alone, options) as other:
-        logits, reference = mine("prefill")[0], other("prefill")[0]
-        print(f"largest difference of the logits: {np.abs(logits - reference).max() / np.abs(reference).max():.1e} of the largest logit")
-        for name in asked:
-            if name in ("training", "demonstrations"):
-                print(f"{name}: losses of the first step {mine(name)[0]:.5f} and {other(name)[0]:.5f}")
+        logits, expected = mine("prefill")[0], other("prefill")[0]
+        print(f"largest difference of the logits: {np.abs(logits - expected).max() / np.abs(expected).max():.1e} of the largest logit")
+        for name in trained:
+            print(f"{name}: losses of the first step {mine(name)[0][0]:.5f} and {other(name)[0][0]:.5f}")
         seconds: dict[tuple[str, str], list[float]] = {}
         for number in range(options.rounds + 1):
             for side, run, names in (("ours", mine, [n for n, _ in pairs]), ("torch", other, sorted({n for _, n in pairs}))):
@@ -121,7 +126,6 @@ def compare(options: argparse.Namespace) -> None:
                     took = run(name)[1]
                     if number:  # the first round compiles
                         seconds.setdefault((side, name), []).append(took)
-    examples = sum(len(batch.inputs) for batch in demonstrations(load_model(options.model)))
     rows = {
         "prefill": (ROWS * PREFILL, "tokens"),
         "training": (TRAINED[0] * TRAINED[1], "tokens"),

@@ -104,8 +104,8 @@ def _padded(rows: dict[str, np.ndarray]) -> Batch:
     return Batch(rows, inputs, attended, labels)
 
 
-def our_training(model: Model, batches: Sequence[Batch]) -> Callable[[], float]:
-    """A step on each batch; the loss of the first, before its step."""
+def our_training(model: Model, batches: Sequence[Batch]) -> Callable[[], list[float]]:
+    """A step on each batch; the loss of each, before its step."""
     training = Training(
         batch_rows=TRAINED[0], row_tokens=TRAINED[1], learning_rate=RATE, weight_decay=DECAY, clip=CLIP, schedule="constant"
     )
@@ -118,13 +118,13 @@ def our_training(model: Model, batches: Sequence[Batch]) -> Callable[[], float]:
     memory: Any = compiled.memory_analysis()
     print(f"temporaries of our training step: {memory.temp_size_in_bytes / 2**20:,.0f} MiB")
 
-    def run() -> float:
+    def run() -> list[float]:
         nonlocal state
         losses = []
         for batch in arrays:
             state, sums = compiled(state, None, batch)
             losses.append(float(sums["loss"] / sums["weight"]))
-        return losses[0]
+        return losses
 
     return run
 
@@ -156,7 +156,7 @@ def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict
             weight.copy_(original)
         return replies[:, PROMPT:].numpy()
 
-    def training(batches: Sequence[Batch]) -> Callable[[], float]:
+    def training(batches: Sequence[Batch]) -> Callable[[], list[float]]:
         model = copy.deepcopy(net)
         optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
 
@@ -171,6 +171,6 @@ def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict
             optimizer.zero_grad(set_to_none=True)
             return loss.item()
 
-        return lambda: next(iter([step(batch) for batch in batches]))
+        return lambda: [step(batch) for batch in batches]
 
     return {"prefill": forward, "candidate": candidate} | {name: training(batches) for name, batches in trained.items()}

@@ -133,7 +133,7 @@ class Decoder(nnx.Module):
             return nnx.merge(graphdef, state)(x, context, its, self.parallel)
 
         scanned, constant = (stacked, context.layers), self.config.num_layers - (differentiated or 0)
-        # Within a scan the forward and the backward pass are two loops, whose common subexpressions XLA does not see.
+        # XLA cannot merge what is computed again with the first time: within a scan the two passes are loops of their own.
         kept = None if remat else jax.checkpoint_policies.save_only_these_names(KEPT)
         again = jax.checkpoint(layer, prevent_cse=False, policy=kept)
         if differentiated is None or constant <= 0:
