@@ -11,9 +11,11 @@ candidate: 32 prompts of 64 tokens and 32 greedy tokens each, from a perturbed c
     the copy inside the compiled program, for each kind of noise.
 training: a step of AdamW on all weights with 4 rows of 256 tokens, every next token learned, gradients clipped to norm 1. PyTorch's AdamW
     is its fused one.
-demonstrations: three such steps on questions and answers of GSM8K, of which the answers are learned. Both see the same demonstrations in
-    a step. Ours are packed into rows, and get logits where a token is learned, as ``perturbjax ivl`` and all fine-tuning here do it; theirs
-    are padded to the longest of the step, with labels of -100 elsewhere, as transformers' collators do it.
+demonstrations: such a step on questions and answers of GSM8K, of which the answers are learned, with as many rows and tokens as a training
+    has by default (8 x 512). Both see the same demonstrations. Ours are packed into rows, and get logits where a token is learned, as
+    ``perturbjax ivl`` and all fine-tuning here do it; theirs are padded to the longest, with labels of -100 elsewhere, as transformers'
+    collators do it.
+in parts: the same, where PyTorch takes 8 demonstrations at a time, transformers' default, and adds up their gradients.
 
 Both run float32; PyTorch with sdpa attention, a KV cache and, but for training, in inference mode. Neither stops early. Each has a process
 of its own, because what one leaves in memory and in threads slows the other; they take turns, round by round, and printed are medians. Give
@@ -53,17 +55,14 @@ from transformers_runs import (
 from perturbjax.pretrained import Model, load_model
 
 
-def inputs(options: argparse.Namespace) -> tuple[Model, np.ndarray, np.ndarray, dict[str, Sequence[Batch]]]:
-    """The model, tokens of prefill and of prompts, and the batches of each training that is asked for: the same in both processes."""
+def inputs(options: argparse.Namespace) -> tuple[Model, np.ndarray, np.ndarray, dict[str, Batch]]:
+    """The model, tokens of prefill and of prompts, and the batch of each training that is asked for: the same in both processes."""
     model = load_model(options.model)
     rng = np.random.default_rng(0)
     prefill, prompts = (rng.integers(100, model.config.vocab_size, (ROWS, width)) for width in (PREFILL, PROMPT))
     tokens = rng.integers(100, model.config.vocab_size, (TRAINED[0], TRAINED[1] + 1))
-    make: dict[str, Callable[[], Sequence[Batch]]] = {
-        "training": lambda: [every_token(tokens)],
-        "demonstrations": lambda: demonstrations(model),
-    }
-    return model, prefill, prompts, {name: batches() for name, batches in make.items() if options.only in (None, name)}
+    make: dict[str, Callable[[], Batch]] = {"training": lambda: every_token(tokens), "demonstrations": lambda: demonstrations(model)}
+    return model, prefill, prompts, {name: batch() for name, batch in make.items() if options.only in (None, name)}
 
 
 def serve(connection: Connection, build: Callable[[argparse.Namespace], Runs], options: argparse.Namespace) -> None:
@@ -77,7 +76,7 @@ def serve(connection: Connection, build: Callable[[argparse.Namespace], Runs], o
 
 def ours_alone(options: argparse.Namespace) -> Runs:
     model, prefill, prompts, trained = inputs(options)
-    return ours(model, prefill, prompts) | {name: our_training(model, batches) for name, batches in trained.items()}
+    return ours(model, prefill, prompts) | {name: our_training(model, batch) for name, batch in trained.items()}
 
 
 def theirs_alone(options: argparse.Namespace) -> Runs:
@@ -111,31 +110,29 @@ def show(what: str, rate: float, reference: float) -> None:
 def compare(options: argparse.Namespace) -> None:
     asked = ("prefill", "candidate", "training", "demonstrations") if options.only is None else (options.only,)
     pairs = [(name, name) for name in asked if name != "candidate"] + [(name, "candidate") for name in NOISES if "candidate" in asked]
+    pairs += [("demonstrations", "in parts")] if "demonstrations" in asked else []
     # Before the processes start: a model that is not there is refused here.
     trained = inputs(options)[-1]
-    examples = sum(len(batch.inputs) for batch in trained.get("demonstrations", ()))
     with process(ours_alone, options) as mine, process(theirs_alone, options) as other:
         logits, expected = mine("prefill")[0], other("prefill")[0]
         print(f"largest difference of the logits: {np.abs(logits - expected).max() / np.abs(expected).max():.1e} of the largest logit")
         for name in trained:
-            print(f"{name}: losses of the first step {mine(name)[0][0]:.5f} and {other(name)[0][0]:.5f}")
+            print(f"{name}: losses of the first step {mine(name)[0]:.5f} and {other(name)[0]:.5f}", flush=True)
         seconds: dict[tuple[str, str], list[float]] = {}
         for number in range(options.rounds + 1):
-            for side, run, names in (("ours", mine, [n for n, _ in pairs]), ("torch", other, sorted({n for _, n in pairs}))):
+            for side, run, names in (("ours", mine, sorted({n for n, _ in pairs})), ("torch", other, sorted({n for _, n in pairs}))):
                 for name in names:
                     took = run(name)[1]
                     if number:  # the first round compiles
                         seconds.setdefault((side, name), []).append(took)
-    rows = {
-        "prefill": (ROWS * PREFILL, "tokens"),
-        "training": (TRAINED[0] * TRAINED[1], "tokens"),
-        "demonstrations": (examples, "examples"),
-    }
+    counts = {"prefill": (ROWS * PREFILL, "tokens"), "training": (TRAINED[0] * TRAINED[1], "tokens")}
+    if "demonstrations" in trained:
+        counts["demonstrations"] = len(trained["demonstrations"].examples), "examples"
     print(f"{'':<24} {'ours':>12} {'transformers':>14} {'ratio':>7}")
     for name, reference in pairs:
-        count, unit = rows.get(name, (1, "cand."))
+        count, unit = counts.get(name, (1, "cand."))
         ours, theirs = (statistics.median(seconds[side]) for side in (("ours", name), ("torch", reference)))
-        show(f"{name}, {unit}/s", (CANDIDATES if name in NOISES else count) / ours, count / theirs)
+        show(f"{reference if reference == 'in parts' else name}, {unit}/s", (CANDIDATES if name in NOISES else count) / ours, count / theirs)
 
 
 def main() -> int:

@@ -30,8 +30,10 @@ from perturbjax.train.step import TrainState, make_step
 
 ROWS, PREFILL, PROMPT, REPLY = 32, 96, 64, 32
 TRAINED = 4, 256
-"""Rows and tokens of a training step."""
-DEMONSTRATIONS, STEPS = "gsm8k", 3
+"""Rows and tokens of a training step where every token is learned."""
+DEMONSTRATIONS = "gsm8k"
+PER_PASS = 8
+"""Demonstrations that transformers' ``Trainer`` sends through a model at a time unless told otherwise."""
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 SIGMA = 1e-3
 CANDIDATES = 2
@@ -63,12 +65,10 @@ def ours(model: Model, prefill: np.ndarray, prompts: np.ndarray) -> Runs:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns: packed rows for ours, padded demonstrations for PyTorch."""
+    """What one step learns: packed rows for ours; for PyTorch the tokens of each example, and the next ones, -100 where not learned."""
 
     rows: dict[str, np.ndarray]
-    inputs: np.ndarray
-    attended: np.ndarray
-    labels: np.ndarray
+    examples: list[tuple[np.ndarray, np.ndarray]]
 
 
 def every_token(tokens: np.ndarray) -> Batch:
@@ -77,60 +77,56 @@ def every_token(tokens: np.ndarray) -> Batch:
     columns = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
     rows = {"tokens": inputs, "labels": labels, "positions": columns, "query": columns}
     rows |= {"segments": np.zeros_like(inputs), "weights": np.ones(inputs.shape, np.float32)}
-    return Batch(rows, inputs, np.ones_like(inputs), labels)
+    return Batch(rows, list(zip(inputs, labels, strict=True)))
 
 
-def demonstrations(model: Model) -> list[Batch]:
-    """``STEPS`` batches of packed rows, drawn at random, and the demonstrations that lie in them."""
-    packed = pack_rows(encode_demonstrations(load_demonstrations(DEMONSTRATIONS), model.tokenizer), TRAINED[1])
-    drawn = np.random.default_rng(0).permutation(len(packed))[: STEPS * TRAINED[0]].reshape(STEPS, TRAINED[0])
-    return [_padded(packed.batch(numbers)) for numbers in drawn]
-
-
-def _padded(rows: dict[str, np.ndarray]) -> Batch:
-    found = []
+def demonstrations(model: Model) -> Batch:
+    """Packed rows of the default size of a training, drawn at random, and the demonstrations that lie in them."""
+    packed = pack_rows(encode_demonstrations(load_demonstrations(DEMONSTRATIONS), model.tokenizer), Training().row_tokens)
+    rows = packed.batch(np.random.default_rng(0).permutation(len(packed))[: Training().batch_rows])
+    examples = []
     for row in range(len(rows["tokens"])):
-        next_token = np.full(TRAINED[1], -100)
+        next_token = np.full(Training().row_tokens, -100)
         learned = rows["weights"][row] > 0
         next_token[rows["query"][row][learned]] = rows["labels"][row][learned]
         for segment in range(rows["segments"][row].max() + 1):
             there = rows["segments"][row] == segment
-            found.append((rows["tokens"][row][there], next_token[there]))
-    inputs, attended = (np.zeros((len(found), max(len(tokens) for tokens, _ in found)), int) for _ in range(2))
-    labels = np.full_like(inputs, -100)
-    for number, (tokens, next_token) in enumerate(found):
+            examples.append((rows["tokens"][row][there], next_token[there]))
+    return Batch(rows, examples)
+
+
+def padded(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, what of them is no padding, and labels: (B, longest) int64 each."""
+    shape = len(examples), max(len(tokens) for tokens, _ in examples)
+    inputs, attended, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -100)
+    for number, (tokens, next_token) in enumerate(examples):
         here = number, slice(len(tokens))
         inputs[here], attended[here], labels[here] = tokens, 1, next_token
-    return Batch(rows, inputs, attended, labels)
+    return inputs, attended, labels
 
 
-def our_training(model: Model, batches: Sequence[Batch]) -> Callable[[], list[float]]:
-    """A step on each batch; the loss of each, before its step."""
-    training = Training(
-        batch_rows=TRAINED[0], row_tokens=TRAINED[1], learning_rate=RATE, weight_decay=DECAY, clip=CLIP, schedule="constant"
-    )
+def our_training(model: Model, batch: Batch) -> Callable[[], float]:
+    """A step; its loss, before it."""
+    training = Training(learning_rate=RATE, weight_decay=DECAY, clip=CLIP, schedule="constant")
     optimizer = make_optimizer(training, steps=1000)
     step = jax.jit(make_step(fine_tuning_loss(model.config, jnp.float32), optimizer), donate_argnums=0)
     params = jax.tree.map(jnp.array, model.params)
     state = TrainState(params, optimizer.init(params))
-    arrays = [jax.device_put({name: array[None] for name, array in batch.rows.items()}) for batch in batches]
-    compiled = step.lower(state, None, arrays[0]).compile()
+    arrays = jax.device_put({name: array[None] for name, array in batch.rows.items()})
+    compiled = step.lower(state, None, arrays).compile()
     memory: Any = compiled.memory_analysis()
     print(f"temporaries of our training step: {memory.temp_size_in_bytes / 2**20:,.0f} MiB")
 
-    def run() -> list[float]:
+    def run() -> float:
         nonlocal state
-        losses = []
-        for batch in arrays:
-            state, sums = compiled(state, None, batch)
-            losses.append(float(sums["loss"] / sums["weight"]))
-        return losses
+        state, sums = compiled(state, None, arrays)
+        return float(sums["loss"] / sums["weight"])
 
     return run
 
 
-def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict[str, Sequence[Batch]]) -> Runs:
-    """The same in PyTorch: one candidate, and a training for each list of batches."""
+def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict[str, Batch]) -> Runs:
+    """The same in PyTorch: one candidate, a step of training on each batch, and one in parts for demonstrations."""
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, GenerationConfig  # pyright: ignore[reportMissingImports]
 
@@ -156,21 +152,29 @@ def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict
             weight.copy_(original)
         return replies[:, PROMPT:].numpy()
 
-    def training(batches: Sequence[Batch]) -> Callable[[], list[float]]:
+    def training(batch: Batch, per_pass: int) -> Callable[[], float]:
         model = copy.deepcopy(net)
         optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
+        learned = sum(int((labels != -100).sum()) for _, labels in batch.examples)
 
-        def step(batch: Batch) -> float:
-            inputs, attended, labels = (torch.tensor(array, dtype=torch.int64) for array in (batch.inputs, batch.attended, batch.labels))
+        def gradient(part: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+            inputs, attended, labels = map(torch.tensor, padded(part))
             # Without a mask where there is no padding: attention is faster so.
             logits = model(inputs, attention_mask=None if attended.all() else attended, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / learned
             loss.backward()
+            return loss.item()
+
+        def step() -> float:
+            loss = sum(gradient(batch.examples[start : start + per_pass]) for start in range(0, len(batch.examples), per_pass))
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            return loss.item()
+            return loss
 
-        return lambda: [step(batch) for batch in batches]
+        return step
 
-    return {"prefill": forward, "candidate": candidate} | {name: training(batches) for name, batches in trained.items()}
+    runs = {name: training(batch, len(batch.examples)) for name, batch in trained.items()}
+    if "demonstrations" in trained:
+        runs["in parts"] = training(trained["demonstrations"], PER_PASS)
+    return {"prefill": forward, "candidate": candidate, **runs}

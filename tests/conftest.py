@@ -2,17 +2,17 @@
 
 import gc
 import os
-import shutil
-import tempfile
+import time
 from pathlib import Path
 
 # Programs that a test starts find ``support`` too.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 # Before jax is imported: the suite is about values, and they are the same everywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Many tests compile the same programs of a tiny model: one cache for all processes of the suite, which leaves nothing in the user's home.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="perturbjax-tests-")
+# Many tests compile the same programs of a tiny model, and the next run of the suite compiles most of them again: one cache for all of its
+# processes, with what pytest itself keeps in the tree (``--cache-clear`` empties it). The compiler and the processor are in its keys.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "d" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 # Operations that are not under ``jit`` are small programs by the hundred, and the same ones in most files: they are kept too.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -138,6 +138,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: object) -> None:
-    cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    if "PYTEST_XDIST_WORKER" not in os.environ and cache.name.startswith("perturbjax-tests-"):
-        shutil.rmtree(cache, ignore_errors=True)
+    """Programs that no run has read for two weeks are dropped."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    for program in COMPILED.glob("*"):
+        if time.time() - program.stat().st_atime > 14 * 86400:
+            program.unlink(missing_ok=True)

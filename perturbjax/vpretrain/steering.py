@@ -137,8 +137,7 @@ def designer_auxiliary(
         return {"designer": new, "optimizer": moments, **_counted(state, good)}, figures
 
     start, specs = _designer_start(steering.optimizer, designer, dims)
-    after = _probe(task) if steering.probe else None
-    return Auxiliary(start, steering.due, batches, update=update, after=after, specs=specs)
+    return Auxiliary(start, steering.due, batches, update=update, after=_probe(task, steering), specs=specs)
 
 
 def _designer_start(optimizer: optax.GradientTransformation, designer: Any, dims: Mapping[str, ShardedDim]) -> tuple[Any, Any]:
@@ -189,8 +188,7 @@ def oracle_auxiliary(
     where = tuple(param_specs(part, dims) for part in zeros)
     start = {"direction": zeros if matched else zeros[0], **_counts()}
     specs = {"direction": where if matched else where[0], **dict.fromkeys(_counts(), REPLICATED)}
-    after = _probe(task) if steering.probe else None
-    return Auxiliary(start, steering.due, batches, update=update, after=after, specs=specs)
+    return Auxiliary(start, steering.due, batches, update=update, after=_probe(task, steering), specs=specs)
 
 
 def _predictions(rate: jax.Array, momentum: jax.Array, value: jax.Array, step: jax.Array) -> Figures:
@@ -207,9 +205,11 @@ def _counted(state: Any, good: jax.Array) -> dict[str, jax.Array]:
     return {"updates": state["updates"] + good.astype(jnp.int32), "skipped": state["skipped"] + (~good).astype(jnp.int32)}
 
 
-def _probe(task: DesignedTask) -> Callable[[TrainState, Any, Any, Figures], Figures]:
+def _probe(task: DesignedTask, steering: Steering) -> Callable[[TrainState, Any, Any, Figures], Figures] | None:
+    """Measures the fall of the feedback loss by the learner's step, where that is asked for."""
+
     def after(training: TrainState, frozen: Any, own: Any, figures: Figures) -> Figures:
         feedback = jax.tree.map(lambda array: array[0], own)
         return {"realized": figures["feedback_loss"] - task.feedback_loss(training.params, frozen, feedback)}
 
-    return after
+    return after if steering.probe else None

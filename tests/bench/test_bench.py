@@ -32,6 +32,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module_
 KEYS = {"kind", "strategy", "noise", "tokens_per_candidate", "candidates_per_s", "tokens_per_s", "reference_tokens_per_s", "efficiency"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def names_as_they_are():
+    """The cache of the suite tells no programs apart that differ in names alone, which are read here."""
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    yield
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
+
+
 @pytest.fixture(scope="module")
 def model():
     return load_model(str(MODEL))
