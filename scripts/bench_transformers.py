@@ -29,7 +29,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -132,7 +132,8 @@ def compare(options: argparse.Namespace) -> None:
     for name, reference in pairs:
         count, unit = counts.get(name, (1, "cand."))
         ours, theirs = (statistics.median(seconds[side]) for side in (("ours", name), ("torch", reference)))
-        show(f"{reference if reference == 'in parts' else name}, {unit}/s", (CANDIDATES if name in NOISES else count) / ours, count / theirs)
+        what = reference if reference == "in parts" else name
+        show(f"{what}, {unit}/s", (CANDIDATES if name in NOISES else count) / ours, count / theirs)
 
 
 def main() -> int:

@@ -83,7 +83,8 @@ def row(options: argparse.Namespace, mesh: str, processes: int, devices: int, fi
         launch = Path(__file__).with_name("launch_local.py")
         command = [sys.executable, str(launch), "--processes", str(processes), "--devices", str(devices), "--", *command]
     flags = f"--xla_force_host_platform_device_count={devices}" if processes == 1 else ""
-    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags})
+    # gloo says on stdout who is connected to whom; errors go to stderr.
+    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise SystemExit(done.returncode)
     return dict(np.load(file))

@@ -5,14 +5,16 @@ import os
 import time
 from pathlib import Path
 
+from support.paths import COMPILED
+
 # Programs that a test starts find ``support`` too.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 # Before jax is imported: the suite is about values, and they are the same everywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same programs of a tiny model, and the next run of the suite compiles most of them again: one cache for all of its
 # processes, with what pytest itself keeps in the tree (``--cache-clear`` empties it). The compiler and the processor are in its keys.
-COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "d" / "compiled"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 # Operations that are not under ``jit`` are small programs by the hundred, and the same ones in most files: they are kept too.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 

@@ -34,7 +34,7 @@ KEYS = {"kind", "strategy", "noise", "tokens_per_candidate", "candidates_per_s",
 
 @pytest.fixture(scope="module", autouse=True)
 def names_as_they_are():
-    """The cache of the suite tells no programs apart that differ in names alone, which are read here."""
+    """Names in compiled programs are read here. By default the cache of the suite tells no programs apart that differ in names alone."""
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     yield
     jax.config.update("jax_compilation_cache_include_metadata_in_key", False)

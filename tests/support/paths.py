@@ -10,3 +10,5 @@ DATA = TESTS / "data"
 TINY_MODELS = sorted(folder.name for folder in FIXTURES.glob("tiny_*"))
 """A tiny model of every family: directories of scripts/make_fixtures.py."""
 SCRIPTS = ROOT / "scripts"
+COMPILED = ROOT / ".pytest_cache" / "d" / "compiled"
+"""Programs that the tests have compiled."""
