@@ -11,6 +11,8 @@ candidate: 32 prompts of 64 tokens and 32 greedy tokens each, from a perturbed c
     the copy inside the compiled program, for each kind of noise.
 training: a step of AdamW on all weights with 4 rows of 256 tokens, every next token learned, gradients clipped to norm 1. PyTorch's AdamW
     is its fused one.
+product: the largest matrix product of that step's forward pass alone, in GFLOP/s: what a step could reach if it were nothing else. What the
+    step has of them in products with weights is printed above the table.
 demonstrations: such a step on questions and answers of GSM8K, of which the answers are learned, with as many rows and tokens as a training
     has by default (8 x 512). Both see the same demonstrations. Ours are packed into rows, and get logits where a token is learned, as
     ``perturbjax ivl`` and all fine-tuning here do it; theirs are padded to the longest, with labels of -100 elsewhere, as transformers'
@@ -47,12 +49,15 @@ from transformers_runs import (
     Runs,
     demonstrations,
     every_token,
+    head_product,
+    our_product,
     our_training,
     ours,
     theirs,
 )
 
 from perturbjax.pretrained import Model, load_model
+from perturbjax.tree import leaf_paths
 
 
 def inputs(options: argparse.Namespace) -> tuple[Model, np.ndarray, np.ndarray, dict[str, Batch]]:
@@ -76,7 +81,8 @@ def serve(connection: Connection, build: Callable[[argparse.Namespace], Runs], o
 
 def ours_alone(options: argparse.Namespace) -> Runs:
     model, prefill, prompts, trained = inputs(options)
-    return ours(model, prefill, prompts) | {name: our_training(model, batch) for name, batch in trained.items()}
+    trainings = {name: our_training(model, batch) for name, batch in trained.items()}
+    return ours(model, prefill, prompts) | {"product": our_product(model)} | trainings
 
 
 def theirs_alone(options: argparse.Namespace) -> Runs:
@@ -111,8 +117,9 @@ def compare(options: argparse.Namespace) -> None:
     asked = ("prefill", "candidate", "training", "demonstrations") if options.only is None else (options.only,)
     pairs = [(name, name) for name in asked if name != "candidate"] + [(name, "candidate") for name in NOISES if "candidate" in asked]
     pairs += [("demonstrations", "in parts")] if "demonstrations" in asked else []
+    pairs += [("product", "product")] if "training" in asked else []
     # Before the processes start: a model that is not there is refused here.
-    trained = inputs(options)[-1]
+    model, _, _, trained = inputs(options)
     with process(ours_alone, options) as mine, process(theirs_alone, options) as other:
         logits, expected = mine("prefill")[0], other("prefill")[0]
         print(f"largest difference of the logits: {np.abs(logits - expected).max() / np.abs(expected).max():.1e} of the largest logit")
@@ -128,6 +135,12 @@ def compare(options: argparse.Namespace) -> None:
     counts = {"prefill": (ROWS * PREFILL, "tokens"), "training": (TRAINED[0] * TRAINED[1], "tokens")}
     if "demonstrations" in trained:
         counts["demonstrations"] = len(trained["demonstrations"].examples), "examples"
+    hidden, head = head_product(model)
+    counts["product"] = round(2e-9 * len(hidden) * head.size), "GFLOP"
+    if "training" in trained:
+        matrices = sum(leaf.size for path, leaf in leaf_paths(model.params).items() if path.endswith("kernel"))
+        matrices += head.size * model.config.tied_head
+        print(f"a step of training has {6e-9 * matrices * len(hidden):,.0f} GFLOP in products with weights")
     print(f"{'':<24} {'ours':>12} {'transformers':>14} {'ratio':>7}")
     for name, reference in pairs:
         count, unit = counts.get(name, (1, "cand."))

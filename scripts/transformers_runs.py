@@ -125,6 +125,23 @@ def our_training(model: Model, batch: Batch) -> Callable[[], float]:
     return run
 
 
+def head_product(model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """The largest matrix product of a forward pass: hidden states of a step where every token is learned, and the head (V, D)."""
+    rng, width = np.random.default_rng(0), model.config.hidden_size
+    hidden = rng.standard_normal((TRAINED[0] * TRAINED[1], width), np.float32)
+    return hidden, rng.standard_normal((model.config.vocab_size, width), np.float32)
+
+
+def our_product(model: Model) -> Callable[[], None]:
+    hidden, head = jax.device_put(head_product(model))
+    compiled = jax.jit(lambda hidden, head: hidden @ head.T)
+
+    def product() -> None:
+        compiled(hidden, head).block_until_ready()
+
+    return product
+
+
 def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict[str, Batch]) -> Runs:
     """The same in PyTorch: one candidate, a step of training on each batch, and one in parts for demonstrations."""
     import torch  # pyright: ignore[reportMissingImports]
@@ -174,7 +191,13 @@ def theirs(model: Model, prefill: np.ndarray, prompts: np.ndarray, trained: dict
 
         return step
 
+    hidden, head = map(torch.tensor, head_product(model))
+
+    @torch.inference_mode()
+    def product() -> None:
+        torch.matmul(hidden, head.T)
+
     runs = {name: training(batch, len(batch.examples)) for name, batch in trained.items()}
     if "demonstrations" in trained:
         runs["in parts"] = training(trained["demonstrations"], PER_PASS)
-    return {"prefill": forward, "candidate": candidate, **runs}
+    return {"prefill": forward, "candidate": candidate, "product": product, **runs}
