@@ -36,7 +36,8 @@ def candidates(logits: jax.Array, labels: jax.Array, k: int, mesh: Mesh | None =
             if blocks == 1:
                 return ids
             # Without a barrier a TPU copies the sorted block, which is as large as the logits, into the layout that the gather likes.
-            values, ids = jax.lax.optimization_barrier((values, ids))
+            # There is one for each: XLA of JAX 0.10.2 ends the process where one barrier takes both results of top_k.
+            values, ids = map(jax.lax.optimization_barrier, (values, ids))
             ids = ids + jax.lax.axis_index(MODEL) * block.shape[-1]
             # Devices are in the order of their tokens, so of equal logits the first belongs to the lowest token.
             values, ids = (jax.lax.all_gather(array, MODEL, axis=array.ndim - 1, tiled=True) for array in (values, ids))
