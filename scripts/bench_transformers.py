@@ -11,8 +11,8 @@ candidate: 32 prompts of 64 tokens and 32 greedy tokens each, from a perturbed c
     the copy inside the compiled program, for each kind of noise.
 training: a step of AdamW on all weights with 4 rows of 256 tokens, every next token learned, gradients clipped to norm 1. PyTorch's AdamW
     is its fused one.
-product: the largest matrix product of that step's forward pass alone, in GFLOP/s: what a step could reach if it were nothing else. What the
-    step has of them in products with weights is printed above the table.
+product: the largest matrix product of that step's forward pass alone, in GFLOP/s, beside which the step's own rate can be judged: how many
+    GFLOP it has in products with weights is printed above the table.
 demonstrations: such a step on questions and answers of GSM8K, of which the answers are learned, with as many rows and tokens as a training
     has by default (8 x 512). Both see the same demonstrations. Ours are packed into rows, and get logits where a token is learned, as
     ``perturbjax ivl`` and all fine-tuning here do it; theirs are padded to the longest, with labels of -100 elsewhere, as transformers'

@@ -5,16 +5,10 @@ import os
 import time
 from pathlib import Path
 
-from support.paths import COMPILED
-
 # Programs that a test starts find ``support`` too.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 # Before jax is imported: the suite is about values, and they are the same everywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Many tests compile the same programs of a tiny model, and the next run of the suite compiles most of them again: one cache for all of its
-# processes, with what pytest itself keeps in the tree (``--cache-clear`` empties it). The compiler and the processor are in its keys.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 # Operations that are not under ``jit`` are small programs by the hundred, and the same ones in most files: they are kept too.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -27,6 +21,7 @@ import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
+from support.paths import COMPILED
 
 # Shapes and types of the public functions of these modules are checked at every call.
 CHECKED = ["noise.values", "noise.low_rank", "noise.dense", "randopt.voting"]
@@ -130,6 +125,13 @@ def optimized():
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from perturbjax.runs.compile_cache import machine_key  # after the hook above, which checks what is imported from then on
+
+    # Many tests compile the same programs of a tiny model, and the next run of the suite compiles most of them again: one cache for all of
+    # its processes, with what pytest itself keeps in the tree (``--cache-clear`` empties it).
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED / machine_key())
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     # jax writes an entry in place: one that another worker is still writing is read as damaged, and its program compiled anew.
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry")
 
@@ -143,6 +145,6 @@ def pytest_sessionfinish(session: object) -> None:
     """Programs that no run has read for two weeks are dropped."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
-    for program in COMPILED.glob("*"):
+    for program in COMPILED.glob("*/*"):
         if time.time() - program.stat().st_atime > 14 * 86400:
             program.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ def use_compile_cache(choice: str, console: Console) -> None:
     if choice == "auto" and (jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache):  # type: ignore[attr-defined]
         return
     base = str(default_directory()) if choice == "auto" else choice
-    directory = f"{base.rstrip('/')}/{_key()}"
+    directory = f"{base.rstrip('/')}/{machine_key()}"
     if "://" not in directory and (fault := write_fault(Path(os.path.expanduser(directory)))):
         console.note(f"compile cache {base}: {fault}; going on without it")
         jax.config.update("jax_enable_compilation_cache", False)
@@ -47,7 +47,7 @@ def default_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perturbjax"
 
 
-def _key() -> str:
+def machine_key() -> str:
     """A name for what compiled programs may not be shared across.
 
     XLA:CPU compiles for the features of the processor at hand, and jax's own key does not hold them: in a home directory on a network, one

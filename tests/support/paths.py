@@ -11,4 +11,4 @@ TINY_MODELS = sorted(folder.name for folder in FIXTURES.glob("tiny_*"))
 """A tiny model of every family: directories of scripts/make_fixtures.py."""
 SCRIPTS = ROOT / "scripts"
 COMPILED = ROOT / ".pytest_cache" / "d" / "compiled"
-"""Programs that the tests have compiled."""
+"""Programs that the tests have compiled, by machine."""
